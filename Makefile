@@ -1,0 +1,51 @@
+# make demo | test | lint | clean. Each target that needs Python sets up .venv by itself.
+#
+# PYTHON=... picks the interpreter; otherwise the first of the usual names that really runs, is
+# new enough and can make a virtual environment (a version manager's stub may exist and not run).
+
+CANDIDATES := $(PYTHON) python3 python3.13 python3.12 python3.11
+STAMP := .venv/installed
+RUN := .venv/bin/python
+
+.PHONY: demo test lint clean
+
+demo: $(STAMP)
+	@$(RUN) -m experiments.demo
+
+test: $(STAMP)
+	@echo "Running the tests under tests/ on the CPU, in two processes."
+	@JAX_PLATFORMS=cpu $(RUN) -m pytest -q -n 2
+	@echo "All of tests/ ran. Options go to pytest directly: $(RUN) -m pytest tests/core -x"
+
+lint: $(STAMP)
+	@echo "Checking lint and format with ruff."
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+
+clean:
+	@echo "Removing .venv and caches; runs/ stays."
+	@rm -rf .venv .pytest_cache .ruff_cache *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# pip is silent with -q and prints hundreds of lines without, so awk turns its lines into a count.
+$(STAMP): requirements.txt pyproject.toml
+	@found=; for python in $(CANDIDATES); do \
+	  if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
+	    >/dev/null 2>&1; then found=$$python; break; fi; done; \
+	if [ -z "$$found" ]; then \
+	  echo "No Python >= 3.11 that can make a virtual environment among: $(strip $(CANDIDATES))." \
+	    "Install one (with its venv module), or name it: make PYTHON=/path/to/python3.12" >&2; \
+	  exit 1; fi; \
+	echo "Setting up .venv with $$("$$found" --version) (once, a minute or two)."; \
+	"$$found" -m venv --clear .venv
+	@total=$$(grep -c '^[a-z]' requirements.txt); \
+	{ $(RUN) -m pip install --disable-pip-version-check --no-input -r requirements.txt 2>&1 \
+	  || echo "pip failed"; } | awk -v total="$$total" \
+	  '{ log_text = log_text $$0 "\n" } \
+	   /^Collecting/ { printf "\r  packages fetched: %d of %d", ++n, total; fflush() } \
+	   /^Installing collected/ { printf "\n  unpacking them\n"; fflush() } \
+	   /^pip failed/ { failed = 1 } \
+	   END { if (failed) { printf "\n%s", log_text; exit 1 } }'
+	@$(RUN) -m pip install --disable-pip-version-check -q --no-deps -e .
+	@touch $@
+	@echo "The environment is ready in .venv."

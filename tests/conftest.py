@@ -1,0 +1,34 @@
+"""What every test shares: JAX on the CPU with strict shapes, and the folders outside the repository."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported, for child processes too
+
+import jax
+import pytest
+
+# An accidental [D] + [B, D] broadcast is an error here; code that means it writes [None].
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def outside_folder(variable: str, default: Path) -> Path:
+    """The folder that `variable` names, else `default`; skips the test where it does not exist."""
+    folder = Path(os.environ.get(variable) or default)
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent; set {variable} to a folder that holds it")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """Recorded weights and outputs of the reference implementation."""
+    return outside_folder("LAYERDROP_GOLDEN", SHARED / "golden")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Small public data sets, prepared by hand."""
+    return outside_folder("LAYERDROP_DATA", SHARED / "data")
