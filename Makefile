@@ -38,7 +38,7 @@ $(STAMP): requirements.txt pyproject.toml
 	  exit 1; fi; \
 	echo "Setting up .venv with $$("$$found" --version) (once, a minute or two)."; \
 	"$$found" -m venv --clear .venv
-	@total=$$(grep -c '^[a-z]' requirements.txt); \
+	@total=$$(grep '^[a-z]' requirements.txt | grep -vc 'sys_platform =='); \
 	{ $(RUN) -m pip install --disable-pip-version-check --no-input -r requirements.txt 2>&1 \
 	  || echo "pip failed"; } | awk -v total="$$total" \
 	  '{ log_text = log_text $$0 "\n" } \
