@@ -1,0 +1,133 @@
+"""From sentences of any length to batches of few shapes, through a decoder, and back in order.
+
+Sentences are sorted by length, longest first, and cut into batches whose width is a power of two
+(or the limit), so that a compiled decoder is compiled once per width. A batch may reach down into
+the next width to fill its rows; only the last one can be partly empty, and then it has fewer rows.
+"""
+
+import contextlib
+from typing import NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from layerdrop_jax.decoding.constraints import EOS, PAD
+
+SHORTEST_WIDTH = 16
+
+
+class Hypothesis(NamedTuple):
+    """One translation. tokens: ids without `</s>`; token_scores: one more than tokens, for `</s>`.
+
+    score: natural log, divided by the length as the search was told; a sum of token_scores if not.
+    """
+
+    tokens: list[int]
+    score: float
+    token_scores: list[float]
+
+
+class Decoded(NamedTuple):
+    """hypotheses: for each sentence, in the order given, its list of `Hypothesis`, best first.
+
+    cut: indices of the sentences that were longer than the model takes and lost their end.
+    """
+
+    hypotheses: list[list[Hypothesis]]
+    cut: list[int]
+
+
+def length_limit(source_length, *, config, max_positions):
+    """Most tokens before `</s>` for a source of `source_length` tokens (`</s>` included).
+
+    `max_positions` is the number of positions the decoder has; one of them is for `</s>`.
+    """
+    wanted = int(config.max_length_a * source_length + config.max_length_b)
+    return max(1, min(wanted, max_positions - 1))
+
+
+def decode_sentences(
+    sentences, decode_batch, *, config, max_source, max_positions, description=None
+):
+    """Decodes `sentences` (lists of token ids, without `</s>`); returns `Decoded`.
+
+    decode_batch(source_BxS, max_length_B, buffer_length) -> Hypotheses: jitted, `buffer_length` a
+        static argument. source: int32, each row tokens, `</s>`, then `<pad>`; rows that only fill
+        the batch hold a single `</s>` and have max_length 0. Shapes and buffer_length depend on the
+        width alone, but for the number of rows of the last batch.
+    config: the `BeamConfig` of the search.
+    max_source: most source tokens the model takes, `</s>` included; longer sentences are cut to it.
+    max_positions: positions the decoder has.
+    description: shows a progress bar with this text.
+
+    The result for a sentence does not depend on the others. Raises ValueError where max_source or
+    max_positions is below 2.
+    """
+    for name, value in (("max_source", max_source), ("max_positions", max_positions)):
+        if value < 2:
+            raise ValueError(f"{name} is {value}; it must be at least 2, a token and </s>")
+    sources = [
+        np.append(np.asarray(s, np.int32)[: max_source - 1], np.int32(EOS)) for s in sentences
+    ]
+    cut = [i for i, sentence in enumerate(sentences) if len(sentence) > max_source - 1]
+    hypotheses = [[] for _ in sources]
+    with _progress(description, len(sources)) as advance:
+        for rows, width, buffer_length, indices in _batches(
+            sources, config=config, max_source=max_source, max_positions=max_positions
+        ):
+            source_BxS = np.full((rows, width), PAD, np.int32)
+            source_BxS[:, 0] = EOS
+            max_length_B = np.zeros(rows, np.int32)
+            for row, index in enumerate(indices):
+                source = sources[index]
+                source_BxS[row, : len(source)] = source
+                max_length_B[row] = length_limit(
+                    len(source), config=config, max_positions=max_positions
+                )
+            found = decode_batch(source_BxS, max_length_B, buffer_length)
+            for index, *lists in zip(indices, *map(np.asarray, found), strict=False):
+                hypotheses[index] = _unpadded(*lists)
+            advance(len(indices))
+    return Decoded(hypotheses, cut)
+
+
+def _batches(sources, *, config, max_source, max_positions):
+    """Yields (rows, width, buffer length, indices), longest sentences first."""
+    order = sorted(range(len(sources)), key=lambda i: -len(sources[i]))
+    while order:
+        width = SHORTEST_WIDTH
+        while width < len(sources[order[0]]):
+            width *= 2
+        width = min(width, max_source)
+        buffer_length = length_limit(width, config=config, max_positions=max_positions) + 1
+        rows = max(1, config.batch_tokens // (config.beam * max(width, buffer_length)))
+        indices, order = order[:rows], order[rows:]
+        if len(indices) < rows:
+            # Few sentences should not pay for a full batch; powers of two keep the shapes few.
+            rows = min(rows, 1 << (len(indices) - 1).bit_length())
+        yield rows, width, buffer_length, indices
+
+
+def _unpadded(tokens_MxT, scores_M, token_scores_MxT, lengths_M):
+    return [
+        Hypothesis(tokens[: n - 1].tolist(), float(score), token_scores[:n].tolist())
+        for tokens, score, token_scores, n in zip(
+            tokens_MxT, scores_M, token_scores_MxT, lengths_M, strict=True
+        )
+        if n > 0
+    ]
+
+
+@contextlib.contextmanager
+def _progress(description, total):
+    """Yields a function to call with the number of sentences that are done."""
+    if description is None:
+        yield lambda count: None
+        return
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    columns += TextColumn("sentences"), TimeRemainingColumn()
+    # On standard error: standard output may be where the translations go.
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda count: bar.advance(task, count)

@@ -1,0 +1,300 @@
+"""Beam search as one compiled loop over a step function.
+
+The search knows nothing of the model. It hands `step_fn` the tokens chosen last and the beams they
+continue, and gets the logits of the next token; the cache belongs to the model and passes through
+untouched.
+
+The rules are those of fairseq v0.9.0 (`sequence_generator.py`, `search.py`):
+
+- The history starts with `</s>`, and the first step expands a single beam.
+- Each step ranks the 2M best continuations of the M beams by cumulative log-probability. A
+  continuation that ends in `</s>` becomes a hypothesis only where it ranks among the first M; the M
+  best of the others live on.
+- A sentence is done with M hypotheses or at its length limit, where only `</s>` is allowed. Nothing
+  stops it earlier.
+- The score of a hypothesis is the sum of its log-probabilities over `length ** length_penalty`,
+  `</s>` counted.
+
+One thing differs: the limit is each sentence's own (`batching.length_limit` of its own source
+length). The reference computes it from the width of the padded batch, so that there the same
+sentence can come out differently in another batch.
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from layerdrop_jax.decoding.constraints import EOS, PAD, allowed_log_probs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BeamConfig:
+    """How to decode; the names in brackets are the reference's.
+
+    beam: hypotheses kept and returned per sentence, 1 is greedy search (beam).
+    length_penalty: exponent of the length that divides a score (lenpen); above 1 favours long,
+        below 1 short output.
+    max_length_a, max_length_b: limit on the output, `int(a * source length + b)` tokens before
+        `</s>` (max_len_a, max_len_b).
+    min_length: tokens before `</s>` may come (min_len). The limit wins where the two contradict
+        each other.
+    no_repeat_ngram: length of the n-grams that may not occur twice, 0 allows all
+        (no_repeat_ngram_size).
+    unknown_penalty: taken off the log-probability of `<unk>` (unkpen).
+    normalize: divide by the length at all (not unnormalized).
+    batch_tokens: rows x beam x positions of a batch stay at or below this, positions being the
+        longer of source and output buffer. It bounds memory and changes no result.
+
+    Raises ValueError for values no search can run with.
+    """
+
+    beam: int = 5
+    length_penalty: float = 1.0
+    max_length_a: float = 0.0
+    max_length_b: int = 200
+    min_length: int = 1
+    no_repeat_ngram: int = 0
+    unknown_penalty: float = 0.0
+    normalize: bool = True
+    batch_tokens: int = 65536
+
+    def __post_init__(self):
+        if self.beam < 1:
+            raise ValueError(f"decode.beam is {self.beam}; it must be at least 1 (1 = greedy)")
+        for name in ("length_penalty", "max_length_a", "max_length_b", "unknown_penalty"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"decode.{name} is {getattr(self, name)}; it must be finite")
+        if (
+            min(self.max_length_a, self.max_length_b) < 0
+            or self.max_length_a + self.max_length_b == 0
+        ):
+            raise ValueError(
+                f"decode.max_length_a is {self.max_length_a} and max_length_b {self.max_length_b}; "
+                "neither may be negative and one must be above 0"
+            )
+        if self.min_length < 0:
+            raise ValueError(f"decode.min_length is {self.min_length}; it must be at least 0")
+        if self.no_repeat_ngram < 0 or self.no_repeat_ngram == 1:
+            # 1 would ban every token of the history, which starts with </s>: nothing could end.
+            raise ValueError(
+                f"decode.no_repeat_ngram is {self.no_repeat_ngram}; use 0 (off), 2 or more"
+            )
+        if self.batch_tokens < 1:
+            raise ValueError(f"decode.batch_tokens is {self.batch_tokens}; it must be at least 1")
+
+
+class Hypotheses(NamedTuple):
+    """The n-best lists of a batch, best first. M is the beam, T the buffer length.
+
+    tokens_BxMxT: int32, `</s>` included, `<pad>` beyond the end.
+    scores_BxM: float32, natural log; -inf where a sentence has fewer than M hypotheses.
+    token_scores_BxMxT: float32, log-probability of each token (penalty for `<unk>` included), 0
+        beyond the end.
+    lengths_BxM: int32, tokens including `</s>`; 0 where there is no such hypothesis.
+    """
+
+    tokens_BxMxT: jax.Array
+    scores_BxM: jax.Array
+    token_scores_BxMxT: jax.Array
+    lengths_BxM: jax.Array
+
+
+class _State(NamedTuple):
+    step: jax.Array
+    cache: object
+    parents_BxM: jax.Array
+    # The history of each live beam; position 0 holds the </s> it starts from and the score 0.
+    tokens_BxMxT: jax.Array
+    sums_BxMxT: jax.Array
+    # What is finished, in the order it was finished; the same layout.
+    done_B: jax.Array
+    count_B: jax.Array
+    ended_tokens_BxMxT: jax.Array
+    ended_sums_BxMxT: jax.Array
+    ended_scores_BxM: jax.Array
+    ended_lengths_BxM: jax.Array
+
+
+def search_options(config):
+    """The keyword arguments of `beam_search` that a `BeamConfig` holds."""
+    options = dataclasses.asdict(config)
+    for name in ("max_length_a", "max_length_b", "batch_tokens"):
+        del options[name]
+    return options
+
+
+def beam_search(
+    step_fn,
+    cache,
+    max_length_B,
+    *,
+    buffer_length,
+    beam,
+    length_penalty=1.0,
+    min_length=1,
+    no_repeat_ngram=0,
+    unknown_penalty=0.0,
+    normalize=True,
+):
+    """Runs the search to its end and returns `Hypotheses`, each sentence's sorted by score.
+
+    step_fn(cache, parents_BxM, tokens_BxM, step) -> (logits_BxMxV, cache): row (b, m) continues
+        what was row (b, parents[b, m]) the step before, with tokens[b, m] as its newest token;
+        `step` is a traced int32, 0 at the first call, when every token is `</s>` and every parent
+        its own index. Structure, shapes and types of the cache stay as they are.
+    max_length_B: int32, each sentence's `length_limit`; may be traced. 0 ends a sentence at once
+        (for rows that only fill a batch). Limits above `buffer_length - 1` are cut to it.
+    buffer_length: static, positions of the result: the largest limit + 1.
+    beam, no_repeat_ngram, normalize: static. The other options may be traced, so that a sweep over
+        them compiles once.
+
+    NaN logits count as impossible; a sentence with nothing possible left comes back without
+    hypotheses (length 0). Deterministic: of equal scores the lower beam, then the lower token wins.
+
+    Raises ValueError at trace time where the vocabulary has too few tokens for the beam, or the
+    buffer no room.
+    """
+    if beam < 1 or no_repeat_ngram < 0 or no_repeat_ngram == 1:
+        BeamConfig(beam=beam, no_repeat_ngram=no_repeat_ngram)  # says what is wrong
+    if buffer_length < 2:
+        raise ValueError(f"buffer_length is {buffer_length}; it must be at least 2, token and </s>")
+    limit_B = jnp.clip(jnp.asarray(max_length_B, jnp.int32), 0, buffer_length - 1)
+
+    def advance(state):
+        logits_BxMxV, cache = step_fn(
+            state.cache, state.parents_BxM, _column(state.tokens_BxMxT, state.step), state.step
+        )
+        vocabulary = logits_BxMxV.shape[-1]
+        if 2 * beam >= vocabulary:
+            raise ValueError(
+                f"beam {beam} needs a vocabulary of at least {2 * beam + 1} tokens, this one has "
+                f"{vocabulary}; use a smaller decode.beam"
+            )
+        log_probs_BxMxV = allowed_log_probs(
+            logits_BxMxV,
+            state.tokens_BxMxT,
+            state.step,
+            limit_B,
+            min_length=min_length,
+            no_repeat_ngram=no_repeat_ngram,
+            unknown_penalty=unknown_penalty,
+        )
+        sums_BxMxV = _column(state.sums_BxMxT, state.step)[:, :, None] + log_probs_BxMxV
+        ranked = _best(sums_BxMxV, 2 * beam)
+        state = _finish(
+            state, *ranked, limit_B=limit_B, length_penalty=length_penalty, normalize=normalize
+        )
+        return _continue(state, *ranked)._replace(cache=cache, step=state.step + 1)
+
+    final = jax.lax.while_loop(
+        lambda state: ~jnp.all(state.done_B),
+        advance,
+        _start(cache, limit_B.shape[0], beam, buffer_length + 1),
+    )
+    return _sorted_hypotheses(final)
+
+
+def _start(cache, batch, beam, width):
+    tokens_BxMxT = jnp.full((batch, beam, width), PAD, jnp.int32)
+    sums_BxMxT = jnp.zeros((batch, beam, width), jnp.float32)
+    return _State(
+        step=jnp.int32(0),
+        cache=cache,
+        parents_BxM=jnp.tile(jnp.arange(beam, dtype=jnp.int32), (batch, 1)),
+        tokens_BxMxT=tokens_BxMxT.at[:, :, 0].set(EOS),
+        # Only one beam may be expanded at first, or each continuation would come M times.
+        sums_BxMxT=sums_BxMxT.at[:, 1:, 0].set(-jnp.inf),
+        done_B=jnp.zeros(batch, bool),
+        count_B=jnp.zeros(batch, jnp.int32),
+        ended_tokens_BxMxT=tokens_BxMxT,
+        ended_sums_BxMxT=sums_BxMxT,
+        ended_scores_BxM=jnp.full((batch, beam), -jnp.inf, jnp.float32),
+        ended_lengths_BxM=jnp.zeros((batch, beam), jnp.int32),
+    )
+
+
+def _best(sums_BxMxV, count):
+    """The `count` best continuations of each sentence: sums, beams and tokens, each [B, count]."""
+    batch = len(sums_BxMxV)
+    # Best of each beam, then best of those: the same as ranking all M x V, without the long rows.
+    sums_BxMxC, tokens_BxMxC = jax.lax.top_k(sums_BxMxV, count)
+    sums_BxC, index_BxC = jax.lax.top_k(sums_BxMxC.reshape(batch, -1), count)
+    tokens_BxC = jnp.take_along_axis(tokens_BxMxC.reshape(batch, -1), index_BxC, axis=1)
+    return sums_BxC, index_BxC // count, tokens_BxC
+
+
+def _finish(state, sums_BxC, beams_BxC, tokens_BxC, *, limit_B, length_penalty, normalize):
+    """Moves the continuations that end, and may, to the finished ones."""
+    beam = state.parents_BxM.shape[1]
+    sums_BxM, beams_BxM = sums_BxC[:, :beam], beams_BxC[:, :beam]
+    ends_BxM = (tokens_BxC[:, :beam] == EOS) & (sums_BxM > -jnp.inf) & ~state.done_B[:, None]
+    place_BxM = state.count_B[:, None] + jnp.cumsum(ends_BxM, axis=1) - 1
+    # taken[b, p, m]: place p takes continuation m. What comes after M hypotheses finds no place.
+    taken_BxMxM = ends_BxM[:, None, :] & (place_BxM[:, None, :] == jnp.arange(beam)[None, :, None])
+    new_BxM = jnp.any(taken_BxMxM, axis=2)
+    from_BxM = jnp.argmax(taken_BxMxM, axis=2)
+
+    def put(old, candidates):
+        index = from_BxM.reshape(from_BxM.shape + (1,) * (old.ndim - 2))
+        new = new_BxM.reshape(index.shape)
+        return jnp.where(new, jnp.take_along_axis(candidates, index, axis=1), old)
+
+    length = state.step + 1
+    scores_BxM = sums_BxM / length.astype(jnp.float32) ** length_penalty if normalize else sums_BxM
+    tokens_BxMxT, sums_BxMxT = _extended(state, sums_BxM, beams_BxM, jnp.full_like(beams_BxM, EOS))
+    count_B = jnp.minimum(state.count_B + jnp.sum(ends_BxM, axis=1), beam)
+    return state._replace(
+        done_B=state.done_B | (count_B == beam) | (state.step >= limit_B),
+        count_B=count_B,
+        ended_tokens_BxMxT=put(state.ended_tokens_BxMxT, tokens_BxMxT),
+        ended_sums_BxMxT=put(state.ended_sums_BxMxT, sums_BxMxT),
+        ended_scores_BxM=put(state.ended_scores_BxM, scores_BxM),
+        ended_lengths_BxM=jnp.where(new_BxM, length, state.ended_lengths_BxM),
+    )
+
+
+def _continue(state, sums_BxC, beams_BxC, tokens_BxC):
+    """The M best continuations that do not end become the live beams."""
+    beam = state.parents_BxM.shape[1]
+    ends_BxC = (tokens_BxC == EOS) & (sums_BxC > -jnp.inf)
+    # A stable sort on one bit: first those that go on, best first. At most one per beam ends, so
+    # there are always M of them.
+    order_BxM = jnp.argsort(ends_BxC, axis=1, stable=True)[:, :beam]
+    sums_BxM, beams_BxM, tokens_BxM = (
+        jnp.take_along_axis(x, order_BxM, axis=1) for x in (sums_BxC, beams_BxC, tokens_BxC)
+    )
+    tokens_BxMxT, sums_BxMxT = _extended(state, sums_BxM, beams_BxM, tokens_BxM)
+    return state._replace(parents_BxM=beams_BxM, tokens_BxMxT=tokens_BxMxT, sums_BxMxT=sums_BxMxT)
+
+
+def _extended(state, sums_BxM, beams_BxM, tokens_BxM):
+    """Histories of the given beams with one more token each."""
+    position = state.step + 1
+    index = beams_BxM[:, :, None]
+    tokens_BxMxT = jnp.take_along_axis(state.tokens_BxMxT, index, axis=1)
+    sums_BxMxT = jnp.take_along_axis(state.sums_BxMxT, index, axis=1)
+    tokens_BxMxT = tokens_BxMxT.at[:, :, position].set(tokens_BxM)
+    return tokens_BxMxT, sums_BxMxT.at[:, :, position].set(sums_BxM)
+
+
+def _column(x_BxMxT, position):
+    return jax.lax.dynamic_index_in_dim(x_BxMxT, position, axis=2, keepdims=False)
+
+
+def _sorted_hypotheses(state):
+    order_BxM = jnp.argsort(-state.ended_scores_BxM, axis=1, stable=True)
+    tokens_BxMxT = jnp.take_along_axis(state.ended_tokens_BxMxT, order_BxM[:, :, None], axis=1)
+    sums_BxMxT = jnp.take_along_axis(state.ended_sums_BxMxT, order_BxM[:, :, None], axis=1)
+    lengths_BxM = jnp.take_along_axis(state.ended_lengths_BxM, order_BxM, axis=1)
+    position_1x1xT = jnp.arange(tokens_BxMxT.shape[-1] - 1)[None, None]
+    inside_BxMxT = position_1x1xT < lengths_BxM[:, :, None]
+    # Only finished rows are looked at, whose sums are finite: no -inf minus -inf.
+    return Hypotheses(
+        tokens_BxMxT=jnp.where(inside_BxMxT, tokens_BxMxT[:, :, 1:], PAD),
+        scores_BxM=jnp.take_along_axis(state.ended_scores_BxM, order_BxM, axis=1),
+        token_scores_BxMxT=jnp.where(inside_BxMxT, jnp.diff(sums_BxMxT, axis=2), 0.0),
+        lengths_BxM=lengths_BxM,
+    )
