@@ -1,4 +1,4 @@
-"""What every test shares: JAX on the CPU with strict shapes, and the folders outside the repository."""
+"""What every test shares: JAX on the CPU with strict shapes, and folders outside the repository."""
 
 import os
 from pathlib import Path
