@@ -1,0 +1,76 @@
+"""Weights of the reference implementation (fairseq) in our layout."""
+
+import numpy as np
+
+# Our names within a layer, and the reference's.
+_ATTENTIONS = {"self_attn": "self_attn", "cross_attn": "encoder_attn"}
+_NORMS = {
+    "self_attn_norm": "self_attn_layer_norm",
+    "cross_attn_norm": "encoder_attn_layer_norm",
+    "ffn_norm": "final_layer_norm",
+}
+
+
+def seq2seq_params(state: dict, config) -> dict:
+    """Maps a reference state dict of an encoder-decoder onto the parameters of `Seq2Seq`.
+
+    Args:
+      state: arrays by the reference's key, linear weights [out, in]; keys without meaning for us
+        (versions, buffers, the aliases of tied tensors) are left aside.
+      config: the `Seq2SeqConfig` of the network.
+
+    Returns:
+      Nested dict as `nnx.to_pure_dict` gives, float32, the layers on axis 0.
+
+    Raises:
+      KeyError: a weight that the config calls for is missing.
+    """
+    params = {
+        "source_embedding": {"table": state["encoder.embed_tokens.weight"]},
+        "encoder": _stack(state, "encoder", config.encoder_layers, ("self_attn",)),
+        "decoder": _stack(state, "decoder", config.decoder_layers, ("self_attn", "cross_attn")),
+    }
+    if config.share_embeddings != "all":
+        params["target_embedding"] = {"table": state["decoder.embed_tokens.weight"]}
+    if config.share_embeddings == "none":
+        # v0.9.0 calls the untied output matrix embed_out.
+        key = "decoder.output_projection.weight"
+        output = state[key] if key in state else state["decoder.embed_out"]
+        params["output"] = {"table": output}
+    if config.positions == "learned":
+        params["source_positions"] = {"table": state["encoder.embed_positions.weight"]}
+        params["target_positions"] = {"table": state["decoder.embed_positions.weight"]}
+    if config.norm == "pre":
+        params["encoder_norm"] = _norm(state, "encoder.layer_norm")
+        params["decoder_norm"] = _norm(state, "decoder.layer_norm")
+    return params
+
+
+def _stack(state, side, num_layers, attentions):
+    layers = []
+    for n in range(num_layers):
+        at = f"{side}.layers.{n}"
+        layer = {"ffn": {"fc1": _linear(state, f"{at}.fc1"), "fc2": _linear(state, f"{at}.fc2")}}
+        for ours in attentions:
+            layer[ours] = {
+                proj: _linear(state, f"{at}.{_ATTENTIONS[ours]}.{proj}")
+                for proj in ("q_proj", "k_proj", "v_proj", "out_proj")
+            }
+            layer[f"{ours}_norm"] = _norm(state, f"{at}.{_NORMS[f'{ours}_norm']}")
+        layer["ffn_norm"] = _norm(state, f"{at}.{_NORMS['ffn_norm']}")
+        layers.append(layer)
+    return _stack_trees(layers)
+
+
+def _stack_trees(trees):
+    if isinstance(trees[0], dict):
+        return {key: _stack_trees([tree[key] for tree in trees]) for key in trees[0]}
+    return np.stack(trees)
+
+
+def _linear(state, at):
+    return {"kernel": np.asarray(state[f"{at}.weight"]).T, "bias": state[f"{at}.bias"]}
+
+
+def _norm(state, at):
+    return {"scale": state[f"{at}.weight"], "bias": state[f"{at}.bias"]}

@@ -1,0 +1,65 @@
+"""Multi-head attention as the reference computes it, and the masks for packed rows."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from layerdrop_jax.models.layers import dropout, linear, xavier_uniform
+
+# Xavier uniform with gain 1/sqrt(2): the bound of one joint [3D, D] projection.
+_qkv_kernel = nnx.initializers.variance_scaling(0.5, "fan_avg", "uniform")
+
+
+def _qkv_bias(key, shape, dtype=jnp.float32):
+    # q, k and v keep the bias of a PyTorch Linear, U(+-1/sqrt(fan_in)); fan_in is the width too.
+    bound = shape[0] ** -0.5
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class Attention(nnx.Module):
+    """Projections q, k, v and out, all with bias; q is scaled by K^-0.5 after its bias."""
+
+    def __init__(self, config, *, rngs):
+        self.config = config
+        dim = config.embed_dim
+        qkv = {"kernel_init": _qkv_kernel, "bias_init": _qkv_bias}
+        self.q_proj = linear(config, dim, dim, rngs, **qkv)
+        self.k_proj = linear(config, dim, dim, rngs, **qkv)
+        self.v_proj = linear(config, dim, dim, rngs, **qkv)
+        self.out_proj = linear(config, dim, dim, rngs, kernel_init=xavier_uniform)
+
+    def keys_values(self, memory_BxSxD):
+        """The keys and values of a memory, each [B, S, H, K]."""
+        return self._heads(self.k_proj(memory_BxSxD)), self._heads(self.v_proj(memory_BxSxD))
+
+    def attend(self, x_BxTxD, k_BxSxHxK, v_BxSxHxK, mask_BxTxS, key=None):
+        """Attends from x to keys and values, where ``mask`` is True; returns [B, T, D]."""
+        q_BxTxHxK = self._heads(self.q_proj(x_BxTxD)) * self._head_size**-0.5
+        scores_BxHxTxS = jnp.einsum("bthk,bshk->bhts", q_BxTxHxK, k_BxSxHxK)
+        # Softmax in float32. The mask's value is finite: a padding query sees nothing at all, and
+        # must come out as a number that nobody reads rather than as NaN.
+        scores_BxHxTxS = jnp.where(mask_BxTxS[:, None], scores_BxHxTxS.astype(jnp.float32), -1e30)
+        weights_BxHxTxS = jax.nn.softmax(scores_BxHxTxS).astype(v_BxSxHxK.dtype)
+        weights_BxHxTxS = dropout(weights_BxHxTxS, self.config.attention_dropout, key)
+        out_BxTxHxK = jnp.einsum("bhts,bshk->bthk", weights_BxHxTxS, v_BxSxHxK)
+        return self.out_proj(out_BxTxHxK.reshape(x_BxTxD.shape))
+
+    def __call__(self, x_BxTxD, memory_BxSxD, mask_BxTxS, key=None):
+        return self.attend(x_BxTxD, *self.keys_values(memory_BxSxD), mask_BxTxS, key)
+
+    @property
+    def _head_size(self):
+        return self.config.embed_dim // self.config.attention_heads
+
+    def _heads(self, x_BxTxD):
+        return x_BxTxD.reshape(*x_BxTxD.shape[:-1], self.config.attention_heads, self._head_size)
+
+
+def segment_mask(query_BxT, key_BxS):
+    """True where query and key belong to the same segment of a packed row; 0 is padding."""
+    return (query_BxT[:, :, None] == key_BxS[:, None, :]) & (key_BxS[:, None, :] > 0)
+
+
+def causal_mask(length: int):
+    """bool[1, T, T], True where the key is not after the query."""
+    return jnp.tril(jnp.ones((1, length, length), bool))

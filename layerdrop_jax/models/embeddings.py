@@ -1,0 +1,62 @@
+"""Token and position embeddings."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+PADDING_ID = 1
+
+# The reference counts positions from padding_id + 1; batches count them from 0.
+POSITION_OFFSET = PADDING_ID + 1
+
+
+def _normal_with_zero_padding(key, shape, dtype=jnp.float32):
+    table = jax.random.normal(key, shape, dtype) * shape[1] ** -0.5
+    return table.at[PADDING_ID].set(0)
+
+
+class Embedding(nnx.Module):
+    """A table float32 [V, D], N(0, D^-0.5) with a zero row for padding; also an output layer."""
+
+    def __init__(self, size: int, dim: int, *, rngs):
+        self.table = nnx.Param(_normal_with_zero_padding(rngs.params(), (size, dim)))
+
+    def __call__(self, ids):
+        return self.table[...][ids]
+
+    def logits(self, x_BxTxD):
+        """``x`` times the transposed table, float32 [B, T, V]; not rescaled, no bias."""
+        table_VxD = self.table[...].astype(x_BxTxD.dtype)
+        return jnp.einsum("btd,vd->btv", x_BxTxD, table_VxD).astype(jnp.float32)
+
+
+def sinusoids(num_rows: int, dim: int, padding_id: int | None = PADDING_ID) -> np.ndarray:
+    """The reference's table float32 [num_rows, dim]: all sines, then all cosines.
+
+    Its frequencies are exp(-j ln(10000) / (dim/2 - 1)): the divisor is dim/2 - 1, where Vaswani et
+    al. (2017) have dim/2. The padding row is zero, and so is the last column of an odd dim.
+    """
+    half = dim // 2
+    frequencies = np.exp(np.arange(half) * -(np.log(10000.0) / (half - 1)))
+    angles = np.arange(num_rows)[:, None] * frequencies[None, :]
+    table = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    table = np.pad(table, ((0, 0), (0, dim - 2 * half))).astype(np.float32)
+    if padding_id is not None:
+        table[padding_id] = 0
+    return table
+
+
+class Positions(nnx.Module):
+    """Adds positions, ``sinusoidal`` (no parameters) or ``learned``."""
+
+    def __init__(self, kind: str, max_length: int, dim: int, *, rngs):
+        self.kind = kind
+        self.shape = (max_length + POSITION_OFFSET, dim)
+        if kind == "learned":
+            self.table = nnx.Param(_normal_with_zero_padding(rngs.params(), self.shape))
+
+    def __call__(self, position):
+        """The embeddings of positions counted from 0; ids past the table are the caller's fault."""
+        table = self.table[...] if self.kind == "learned" else jnp.asarray(sinusoids(*self.shape))
+        return table[position + POSITION_OFFSET]

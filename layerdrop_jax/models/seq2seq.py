@@ -1,0 +1,280 @@
+"""The encoder-decoder Transformer, with the reference's semantics (fairseq v0.9.0 and v0.10.0)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from layerdrop_jax.core.randomness import named_key
+from layerdrop_jax.models.attention import causal_mask, segment_mask
+from layerdrop_jax.models.blocks import (
+    BlockConfig,
+    DecoderLayer,
+    EncoderLayer,
+    check_choice,
+    make_stack,
+    run_stack,
+)
+from layerdrop_jax.models.embeddings import Embedding, Positions
+from layerdrop_jax.models.layers import dropout, layer_norm
+
+SHARING = ("all", "decoder", "none")
+POSITIONS = ("sinusoidal", "learned")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Seq2SeqConfig(BlockConfig):
+    """An encoder-decoder.
+
+    Attributes:
+      source_vocab_size, target_vocab_size: V of each side.
+      encoder_layers, decoder_layers: depth of each stack.
+      share_embeddings: ``all`` (encoder input, decoder input and output are one table),
+        ``decoder`` (decoder input and output) or ``none``.
+      positions: ``sinusoidal`` or ``learned``.
+      max_source_length, max_target_length: longest sequence, end symbol included, in tokens.
+    """
+
+    source_vocab_size: int
+    target_vocab_size: int
+    encoder_layers: int
+    decoder_layers: int
+    share_embeddings: str
+    positions: str
+    max_source_length: int
+    max_target_length: int
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choice("model", "share_embeddings", self.share_embeddings, SHARING)
+        check_choice("model", "positions", self.positions, POSITIONS)
+        if self.share_embeddings == "all" and self.source_vocab_size != self.target_vocab_size:
+            raise ValueError(
+                "model.share_embeddings='all' needs one vocabulary, not "
+                f"{self.source_vocab_size} and {self.target_vocab_size} symbols"
+            )
+        for name in ("encoder_layers", "decoder_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name}={getattr(self, name)} is not a depth of 1 or more")
+
+
+class Seq2Seq(nnx.Module):
+    """Encoder and decoder over packed rows; also the steps of a decoder with a cache."""
+
+    def __init__(self, config: Seq2SeqConfig, *, rngs):
+        self.config = config
+        dim = config.embed_dim
+        self.source_embedding = Embedding(config.source_vocab_size, dim, rngs=rngs)
+        if config.share_embeddings != "all":
+            self.target_embedding = Embedding(config.target_vocab_size, dim, rngs=rngs)
+        if config.share_embeddings == "none":
+            self.output = Embedding(config.target_vocab_size, dim, rngs=rngs)
+        self.source_positions = Positions(
+            config.positions, config.max_source_length, dim, rngs=rngs
+        )
+        self.target_positions = Positions(
+            config.positions, config.max_target_length, dim, rngs=rngs
+        )
+        self.encoder = make_stack(
+            lambda rngs: EncoderLayer(config, rngs=rngs), config.encoder_layers, rngs
+        )
+        self.decoder = make_stack(
+            lambda rngs: DecoderLayer(config, rngs=rngs), config.decoder_layers, rngs
+        )
+        if config.norm == "pre":
+            self.encoder_norm = layer_norm(config, rngs)
+            self.decoder_norm = layer_norm(config, rngs)
+
+    def __call__(self, batch, *, keep=None, key=None, mode="skip"):
+        """Logits float32 [B, T, V] for a batch of packed rows.
+
+        Args:
+          batch: the arrays of a batch, see `layerdrop_jax.data.pipeline`.
+          keep: ``{"encoder": bool[N], "decoder": bool[N]}``; a stack that is absent runs whole.
+          key: PRNG key of the dropouts; None, as in evaluation, drops nothing.
+          mode: how `skip_scan` runs the stacks.
+        """
+        keep = keep or {}
+        encoder_key = None if key is None else named_key(key, "encoder")
+        decoder_key = None if key is None else named_key(key, "decoder")
+        memory_BxSxD = self.encode(
+            batch["source"],
+            batch["source_segment"],
+            batch["source_position"],
+            keep=keep.get("encoder"),
+            key=encoder_key,
+            mode=mode,
+        )
+        x_BxTxD = self.decode(
+            batch["target_input"],
+            batch["target_segment"],
+            batch["target_position"],
+            memory_BxSxD,
+            batch["source_segment"],
+            keep=keep.get("decoder"),
+            key=decoder_key,
+            mode=mode,
+        )
+        return self.logits(x_BxTxD)
+
+    def encode(self, ids_BxS, segment_BxS, position_BxS, *, keep=None, key=None, mode="skip"):
+        """The encoder's output [B, S, D]; values at padding are without meaning."""
+        mask_BxSxS = segment_mask(segment_BxS, segment_BxS)
+        x_BxSxD = self._embed(
+            self.source_embedding(ids_BxS), self.source_positions(position_BxS), key
+        )
+
+        def step(layer, x_BxSxD, key, _):
+            return layer(x_BxSxD, mask_BxSxS, key), None
+
+        x_BxSxD, _ = run_stack(
+            self.encoder,
+            x_BxSxD,
+            _all_layers(self.config.encoder_layers) if keep is None else keep,
+            step,
+            key=key,
+            mode=mode,
+        )
+        return self.encoder_norm(x_BxSxD) if self.config.norm == "pre" else x_BxSxD
+
+    def decode(
+        self,
+        ids_BxT,
+        segment_BxT,
+        position_BxT,
+        memory_BxSxD,
+        memory_segment_BxS,
+        *,
+        keep=None,
+        key=None,
+        mode="skip",
+    ):
+        """The decoder's output [B, T, D] under teacher forcing."""
+        mask_BxTxT = segment_mask(segment_BxT, segment_BxT) & causal_mask(ids_BxT.shape[1])
+        memory_mask_BxTxS = segment_mask(segment_BxT, memory_segment_BxS)
+        x_BxTxD = self._embed(
+            self._target_embedding(ids_BxT), self.target_positions(position_BxT), key
+        )
+
+        def step(layer, x_BxTxD, key, _):
+            return layer(x_BxTxD, memory_BxSxD, mask_BxTxT, memory_mask_BxTxS, key), None
+
+        x_BxTxD, _ = run_stack(
+            self.decoder,
+            x_BxTxD,
+            _all_layers(self.config.decoder_layers) if keep is None else keep,
+            step,
+            key=key,
+            mode=mode,
+        )
+        return self.decoder_norm(x_BxTxD) if self.config.norm == "pre" else x_BxTxD
+
+    def logits(self, x_BxTxD):
+        """Logits float32 [B, T, V] of decoder outputs."""
+        own = self.config.share_embeddings == "none"
+        return (self.output if own else self._target_embedding).logits(x_BxTxD)
+
+    # -- decoding step by step ------------------------------------------------------------------
+
+    def start_cache(self, ids_BxS, segment_BxS, position_BxS, *, beam, max_length, keep=None):
+        """Runs the encoder and makes the decoder's cache, for ``beam`` hypotheses a sentence.
+
+        Args:
+          ids_BxS, segment_BxS, position_BxS: one sentence a row, padded.
+          beam: hypotheses for each sentence, M.
+          max_length: the most tokens that will be decoded.
+          keep: as in `__call__`; kept with the cache for the steps to come.
+        """
+        keep = keep or {}
+        config = self.config
+        memory_BxSxD = self.encode(ids_BxS, segment_BxS, position_BxS, keep=keep.get("encoder"))
+        keep_N = keep.get("decoder")
+        keep_N = _all_layers(config.decoder_layers) if keep_N is None else keep_N
+
+        def project(layer, carry, _, __):
+            return carry, layer.cross_attn.keys_values(memory_BxSxD)
+
+        _, cross = run_stack(self.decoder, jnp.zeros(()), keep_N, project)
+        head_size = config.embed_dim // config.attention_heads
+        rows = ids_BxS.shape[0] * beam
+        shape = (config.decoder_layers, rows, max_length, config.attention_heads, head_size)
+        empty = jnp.zeros(shape, memory_BxSxD.dtype)
+        return {
+            "keep": keep_N,
+            "self": (empty, empty),
+            "cross": cross,
+            "memory_segment": segment_BxS,
+        }
+
+    def step(self, cache, parents_BxM, tokens_BxM, step):
+        """One decoding step for beams of hypotheses.
+
+        Args:
+          cache: from `start_cache` or the step before.
+          parents_BxM: for each hypothesis, the one of the step before that it continues.
+          tokens_BxM: the token each hypothesis ends with.
+          step: int32 scalar, 0 at the first token.
+
+        Returns:
+          (logits float32 [B, M, V], cache).
+        """
+        batch, beam = tokens_BxM.shape
+        rows = (parents_BxM + beam * jnp.arange(batch)[:, None]).reshape(-1)
+        past = jax.tree.map(lambda a: a[:, rows], cache["self"])
+        position = jnp.full((1, 1), step)
+        x_BxMxD = self._embed(
+            self._target_embedding(tokens_BxM), self.target_positions(position), None
+        )
+        length = past[0].shape[2]
+        seen = jnp.broadcast_to(jnp.arange(length) <= step, (batch * beam, 1, length))
+        memory_mask = jnp.broadcast_to(
+            (cache["memory_segment"] > 0)[:, None], (batch, beam, cache["memory_segment"].shape[1])
+        )
+
+        def run_layer(layer, x_BxMxD, _, extra):
+            past, cross = extra
+            new = ()
+
+            def self_attention(x_BxMxD):
+                nonlocal new
+                x_Rx1xD = x_BxMxD.reshape(batch * beam, 1, -1)
+                new = layer.self_attn.keys_values(x_Rx1xD)
+                keys, values = (
+                    jax.lax.dynamic_update_slice_in_dim(old, now, step, 1)
+                    for old, now in zip(past, new, strict=True)
+                )
+                return layer.self_attn.attend(x_Rx1xD, keys, values, seen).reshape(x_BxMxD.shape)
+
+            def cross_attention(x_BxMxD):
+                return layer.cross_attn.attend(x_BxMxD, *cross, memory_mask)
+
+            x_BxMxD = layer.step(x_BxMxD, self_attention, cross_attention)
+            return x_BxMxD, new
+
+        x_BxMxD, new = run_stack(
+            self.decoder, x_BxMxD, cache["keep"], run_layer, extra=(past, cache["cross"])
+        )
+        if self.config.norm == "pre":
+            x_BxMxD = self.decoder_norm(x_BxMxD)
+        # The layers hand out their new rows alone, and the stacked cache is written once, in place.
+        past = jax.tree.map(
+            lambda old, now: jax.lax.dynamic_update_slice_in_dim(old, now, step, 2), past, new
+        )
+        return self.logits(x_BxMxD), cache | {"self": past}
+
+    # -- parts ----------------------------------------------------------------------------------
+
+    @property
+    def _target_embedding(self):
+        shared = self.config.share_embeddings == "all"
+        return self.source_embedding if shared else self.target_embedding
+
+    def _embed(self, tokens, positions, key):
+        x = self.config.embed_dim**0.5 * tokens + positions
+        x = x.astype(self.config.dtype)
+        return dropout(x, self.config.dropout, None if key is None else named_key(key, "embedding"))
+
+
+def _all_layers(num_layers: int):
+    return jnp.ones(num_layers, bool)
