@@ -1,0 +1,491 @@
+"""Saving and restoring a run: parameters, optimizer, step and the data iterator, together.
+
+The only file that imports Orbax. It uses the V1 interface: V0 is declared legacy, V1 becomes Orbax's
+top level at 1.0, and it saves named parts side by side. The parameters are a part of their own, so
+that evaluation, averaging and pruning read them without touching the optimizer's moments. Until 1.0
+V1 may change between releases: the version is pinned and the tests of this file are the tripwire.
+
+Layout of `RUN/checkpoints`:
+
+    1200/                   one checkpoint, named by its step; Orbax renames it into place when complete
+      params/  state/       arrays: the parameters, and everything else
+      _CHECKPOINT_METADATA  JSON, with the iterator's state and the caller's metadata
+      files.json            sizes of the files above: how a later reader knows that none is cut short
+    damaged-1100/           a checkpoint found incomplete, moved out of the way
+
+A tree here is a nested dict of arrays. Arrays may be sharded over the devices of many hosts; nothing
+in this file gathers them.
+"""
+
+import base64
+import concurrent.futures
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import shutil
+import typing
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from flax import traverse_util
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+SIZES = "files.json"
+
+# A write that fails is logged by Orbax once per thread and layer it passes, hundreds of lines in all.
+# Each such failure also arrives here as an exception, and is reported from here in one line.
+logging.get_absl_logger().addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """Which checkpoints are written and kept.
+
+    Attributes:
+      every: steps from one save to the next.
+      keep_last: how many of the newest checkpoints are kept, beside the best one by validation loss.
+      average: how many of the newest checkpoints evaluation averages; 1 = no averaging.
+
+    Raises:
+      ValueError: a number below 1, or `average` above `keep_last`.
+    """
+
+    every: int
+    keep_last: int
+    average: int
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 1:
+                value = getattr(self, field.name)
+                raise ValueError(f"checkpoint.{field.name} must be 1 or more, not {value}")
+        if self.average > self.keep_last:
+            raise ValueError(
+                f"checkpoint.average={self.average} needs as many checkpoints, but "
+                f"checkpoint.keep_last={self.keep_last}; raise keep_last or lower average"
+            )
+
+
+class Restored(typing.NamedTuple):
+    """What a training run continues from."""
+
+    step: int
+    state: dict
+    iterator_state: typing.Any
+    metadata: dict
+
+
+class Checkpoints:
+    """The checkpoints of one training run: `save` while it runs, `restore_latest` when it starts.
+
+    One save is in flight at a time, written by threads of its own while training goes on. A save
+    that failed is reported by the next `save`, by `wait` or by `close`.
+    """
+
+    def __init__(self, folder, config: CheckpointConfig):
+        """Opens `folder` for writing; creates it where it does not exist.
+
+        Incomplete checkpoints are named in a warning and moved aside to `damaged-STEP`.
+
+        Raises:
+          OSError: the folder cannot be written, or it has checkpoints and none of them is complete.
+        """
+        self._folder = pathlib.Path(folder).absolute()
+        self._pending = None
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            probe = self._folder / f".writable-{jax.process_index()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise OSError(
+                f"cannot write checkpoints to {self._folder}: {error.strerror}"
+            ) from error
+        _set_aside(self._folder)
+        self._config = config
+        self._manager = self._open()
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
+
+    def _open(self):
+        policies = ocp.training.preservation_policies
+        return ocp.training.Checkpointer(
+            self._folder,
+            cleanup_tmp_directories=True,
+            preservation_policy=policies.AnyPreservationPolicy(
+                [
+                    policies.LatestN(self._config.keep_last),
+                    policies.BestN(
+                        get_metric_fn=lambda metrics: metrics["valid_loss"],
+                        reverse=True,  # the policy keeps the end of the sorted list: lowest last
+                        n=1,
+                        keep_checkpoints_without_metrics=False,
+                    ),
+                ]
+            ),
+        )
+
+    def save(self, step: int, state: dict, iterator_state, *, valid_loss=None, metadata=None):
+        """Starts to save; returns as soon as the arrays may be overwritten or donated.
+
+        A step that is already saved is left as it is. An older save still in flight is waited for.
+
+        Args:
+          step: the step after which `state` is.
+          state: a tree with the parameters under "params" and anything else beside them.
+          iterator_state: what the data iterator's `get_state()` gave: bytes, or values that JSON
+            can hold. It must be the same on every process (each reads its own slice in the same
+            order), since the first one's is written.
+          valid_loss: the loss on the validation set, by which the best checkpoint is kept. None or
+            not finite: this checkpoint is not a candidate.
+          metadata: a small dict for JSON, given back on restoring.
+
+        Raises:
+          OSError: this save could not start or the one before failed; earlier ones are untouched.
+        """
+        self.wait()
+        if any(saved.step == step for saved in self._manager.checkpoints):
+            return
+        rest = {name: tree for name, tree in state.items() if name != "params"}
+        scored = valid_loss is not None and math.isfinite(valid_loss)
+        with _writing(step, self._folder):
+            response = self._manager.save_checkpointables_async(
+                step,
+                {"params": _as_saved(state["params"]), "state": _as_saved(rest)},
+                force=True,
+                metrics={"valid_loss": float(valid_loss)} if scored else None,
+                custom_metadata={
+                    "parts": ["params", "state"],
+                    "iterator": _encode(iterator_state),
+                    "valid_loss": float(valid_loss) if scored else None,
+                    "metadata": metadata or {},
+                },
+            )
+        self._pending = step, self._thread.submit(self._seal, step, response)
+
+    def _seal(self, step, response):
+        response.result()
+        if jax.process_index() == 0:
+            _write_sizes(self._folder / str(step))
+
+    def wait(self):
+        """Returns when the save in flight, if any, is on the disk.
+
+        Raises:
+          OSError: that save failed; the checkpoints before it are untouched.
+        """
+        if self._pending is not None:
+            (step, done), self._pending = self._pending, None
+            try:
+                with _writing(step, self._folder):
+                    done.result()
+            except OSError:
+                # The manager would report the same failure again, and count the step as saved.
+                with contextlib.suppress(Exception):
+                    self._manager.close()
+                self._manager = self._open()
+                raise
+
+    def close(self):
+        """Waits like `wait`, then ends the threads."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            self._manager.close()
+
+    def restore_latest(self, abstract_state: dict) -> Restored | None:
+        """Reads the newest checkpoint that can be read; None where none was ever completed.
+
+        Args:
+          abstract_state: a tree like the one saved, of arrays or jax.ShapeDtypeStruct; the shardings
+            found there are those of the result.
+
+        Raises:
+          ValueError: the checkpoint holds other arrays than `abstract_state`; names the first ones.
+          OSError: there are checkpoints and none can be read.
+        """
+        self.wait()
+        if not _steps(self._folder):
+            return None
+        rest = {name: tree for name, tree in abstract_state.items() if name != "params"}
+        abstract = {"params": abstract_state["params"], "state": rest}
+        step, parts, about, damaged = _read_newest(self._folder, _steps(self._folder), abstract)
+        for bad in damaged:
+            _move_away(self._folder, bad)
+        self._manager.reload()
+        state = {"params": parts["params"], **parts["state"]}
+        return Restored(step, state, _decode(about["iterator"]), about["metadata"])
+
+
+def restore_params(folder, abstract_params: dict, *, which: str, average: int = 1):
+    """Reads parameters alone, for evaluation and generation, without an optimizer's memory.
+
+    Args:
+      folder: a run's folder of checkpoints; nothing in it is changed.
+      abstract_params: tree of arrays or jax.ShapeDtypeStruct, as for `Checkpoints.restore_latest`.
+      which: "latest"; "best", by validation loss; or "average", the arithmetic mean, in float32, of
+        the newest `average` checkpoints (of all, where there are fewer), two in memory at a time.
+      average: how many, for which="average".
+
+    Returns:
+      (params, steps): the tree, and the list of the steps it comes from.
+
+    Raises:
+      FileNotFoundError: no checkpoints there, or "best" asked for and none has a validation loss.
+      ValueError: the checkpoint holds other arrays than `abstract_params`; names the first ones.
+      OSError: there are checkpoints and none can be read.
+    """
+    folder = pathlib.Path(folder).absolute()
+    steps = _steps(folder)
+    if not steps:
+        raise FileNotFoundError(f"no checkpoints in {folder}; is this the folder of a run?")
+    abstract = {"params": abstract_params}
+    if which == "best":
+        losses = {step: (_about(folder / str(step)) or {}).get("valid_loss") for step in steps}
+        scored = [step for step in steps if losses[step] is not None]
+        if not scored:
+            raise FileNotFoundError(f"no checkpoint in {folder} has a validation loss")
+        # worst first and, among equals, oldest first: the reader takes from the end
+        steps = sorted(scored, key=lambda step: (-losses[step], step))
+    elif which not in ("latest", "average"):
+        raise ValueError(f'unknown checkpoint "{which}"; known: latest, best, average')
+    step, parts, _, damaged = _read_newest(folder, steps, abstract)
+    params, used = parts["params"], [step]
+    if which != "average" or average == 1:
+        return params, used
+    total = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+    left = [s for s in steps if s < step and s not in damaged]
+    while left and len(used) < average:
+        try:
+            step, parts, _, _ = _read_newest(folder, left, abstract)
+        except OSError:  # only damaged ones are left, each named in a warning
+            break
+        used.append(step)
+        left = [s for s in left if s < step]
+        total = jax.tree.map(lambda a, x: a + x.astype(jnp.float32), total, parts.pop("params"))
+    return jax.tree.map(lambda a, x: (a / len(used)).astype(x.dtype), total, params), used[::-1]
+
+
+def write_params(folder, step: int, params: dict, metadata: dict | None = None):
+    """Writes a checkpoint of parameters alone, as `restore_params` reads it; returns when it is written.
+
+    Raises:
+      FileExistsError: there is a checkpoint of that step.
+      OSError: the folder cannot be written.
+    """
+    folder = pathlib.Path(folder).absolute()
+    path = folder / str(step)
+    if path.exists():
+        raise FileExistsError(f"{path} exists already; choose another folder or remove it")
+    with _writing(step, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        about = {
+            "parts": ["params"],
+            "iterator": None,
+            "valid_loss": None,
+            "metadata": metadata or {},
+        }
+        ocp.save_checkpointables(path, {"params": _as_saved(params)}, custom_metadata=about)
+        if jax.process_index() == 0:
+            _write_sizes(path)
+
+
+# Names and arrays. Orbax turns every key into a string, so trees are matched leaf by leaf, by path.
+
+
+def _named(tree) -> dict:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _as_saved(tree) -> dict:
+    return traverse_util.unflatten_dict(_named(tree), sep="/")
+
+
+def _as_given(saved: dict, tree) -> dict:
+    named = _named(saved)
+    return jax.tree.unflatten(jax.tree.structure(tree), [named[name] for name in _named(tree)])
+
+
+def _abstract(leaf) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _check_fits(path, part: str, saved, wanted):
+    """Raises ValueError, naming the first leaves, where the arrays saved are not the arrays wanted."""
+    saved, wanted = _named(saved), _named(wanted)
+    differences = [f"{name} is not in the checkpoint" for name in wanted if name not in saved]
+    differences += [f"{name} is only in the checkpoint" for name in saved if name not in wanted]
+    for name in wanted.keys() & saved.keys():
+        here, there = (f"{x.dtype}{list(x.shape)}" for x in (wanted[name], saved[name]))
+        if here != there:
+            differences.append(f"{name} is {there} in the checkpoint, {here} in the model")
+    if differences:
+        more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise ValueError(
+            f"the checkpoint {path} does not fit the {part} of this configuration: "
+            f"{'; '.join(sorted(differences)[:3])}{more}"
+        )
+
+
+# Iterator state: JSON, with bytes as base64.
+
+
+def _encode(state):
+    if isinstance(state, bytes):
+        return {"bytes": base64.b64encode(state).decode()}
+    return {"json": state}
+
+
+def _decode(encoded):
+    return base64.b64decode(encoded["bytes"]) if "bytes" in encoded else encoded["json"]
+
+
+# Reading, and what to do about a checkpoint that cannot be read.
+
+
+def _steps(folder: pathlib.Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal() and p.is_dir())
+
+
+def _about(path: pathlib.Path) -> dict | None:
+    """What `save` put into the checkpoint's JSON; None where that is missing or cut short."""
+    try:
+        return json.loads((path / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _files(path: pathlib.Path) -> dict[str, int]:
+    files = (pathlib.Path(root) / name for root, _, names in os.walk(path) for name in names)
+    return {str(file.relative_to(path)): file.stat().st_size for file in files}
+
+
+def _write_sizes(path: pathlib.Path):
+    partial = path.parent / f".{path.name}-{SIZES}"
+    partial.write_text(json.dumps(_files(path)))
+    partial.rename(path / SIZES)
+
+
+def _damage(path: pathlib.Path) -> str | None:
+    """Which file of the checkpoint is missing or shorter than it was; None where all is well.
+
+    Sizes are compared before Orbax sees the files: it would report a short one at length, in parts
+    from other threads. A process killed between the renaming and this list leaves no list; then
+    only reading can tell.
+    """
+    try:
+        expected = json.loads((path / SIZES).read_text())
+    except FileNotFoundError:
+        expected = {}
+    except ValueError:
+        return f"{SIZES} cannot be read"
+    found = _files(path)
+    for name, size in expected.items():
+        if found.get(name) != size:
+            return f"{name} has {found.get(name, 0)} of {size} bytes"
+    about = _about(path)
+    if not about or "parts" not in about:
+        return "_CHECKPOINT_METADATA cannot be read"
+    return None
+
+
+def _read(path: pathlib.Path, abstract: dict) -> tuple[str | None, dict]:
+    """(what is wrong, or None; the parts asked for)."""
+    problem = _damage(path)
+    if problem:
+        return problem, {}
+    lacking = abstract.keys() - set(_about(path)["parts"])
+    if lacking:
+        raise ValueError(
+            f"the checkpoint {path} holds parameters only: it can be evaluated, not trained further"
+        )
+    try:
+        saved = ocp.checkpointables_metadata(path).metadata
+    except Exception as error:
+        return _brief(error), {}
+    for part, tree in abstract.items():
+        if saved.get(part) is None:
+            return f"the arrays of {part} are missing", {}
+        _check_fits(path, part, saved[part], tree)
+    wanted = {part: jax.tree.map(_abstract, _as_saved(tree)) for part, tree in abstract.items()}
+    try:
+        parts = ocp.load_checkpointables(path, wanted)
+    except Exception as error:  # tensorstore's errors have no common type
+        return _brief(error), {}
+    return None, {part: _as_given(parts[part], tree) for part, tree in abstract.items()}
+
+
+def _read_newest(folder, steps: list[int], abstract: dict) -> tuple[int, dict, dict, list[int]]:
+    """Reads the last of `steps` that can be read: (step, parts, about, the steps passed over)."""
+    damaged = {}
+    for step in reversed(steps):
+        problem, parts = _read(folder / str(step), abstract)
+        if jax.process_count() > 1 and multihost_utils.process_allgather(bool(problem)).any():
+            problem = problem or "another process could not read it"
+        if problem is None:
+            for bad, why in damaged.items():
+                text = "checkpoint %d in %s cannot be read (%s); using step %d instead"
+                logging.warning(text, bad, folder, why, step)
+            return step, parts, _about(folder / str(step)), list(damaged)
+        damaged[step] = problem
+    raise OSError(
+        f"none of the checkpoints in {folder} can be read (step {steps[-1]}: "
+        f"{damaged[steps[-1]]}); move them away to start anew"
+    )
+
+
+def _set_aside(folder: pathlib.Path):
+    """Names the saves that were cut short; moves those away that stand in the way of new ones."""
+    steps = _steps(folder)
+    damaged = {step: problem for step in steps if (problem := _damage(folder / str(step)))}
+    intact = [step for step in steps if step not in damaged]
+    if damaged and not intact:
+        raise OSError(
+            f"none of the checkpoints in {folder} is complete (step {steps[-1]}: "
+            f"{damaged[steps[-1]]}); move them away to start anew"
+        )
+    newest = (
+        f"the newest complete one is step {intact[-1]}" if intact else "there is none before it"
+    )
+    for unfinished in sorted(folder.glob("*.orbax-checkpoint-tmp*")):
+        step = unfinished.name.split(".")[0]
+        logging.warning("the save of step %s in %s was cut short; %s", step, folder, newest)
+    for step, problem in damaged.items():
+        logging.warning("checkpoint %d in %s is cut short (%s); %s", step, folder, problem, newest)
+        _move_away(folder, step)
+
+
+def _move_away(folder: pathlib.Path, step: int):
+    multihost_utils.sync_global_devices(f"checkpoints: before moving {step}")
+    if jax.process_index() == 0:
+        target = folder / f"damaged-{step}"
+        shutil.rmtree(target, ignore_errors=True)  # of an earlier accident at the same step
+        (folder / str(step)).rename(target)
+    multihost_utils.sync_global_devices(f"checkpoints: after moving {step}")
+
+
+def _brief(error: BaseException) -> str:
+    """One line of an error that may come with a page of storage settings."""
+    text = str(error).split("[tensorstore_spec")[0].strip() or type(error).__name__
+    return text.splitlines()[0][:300]
+
+
+@contextlib.contextmanager
+def _writing(step: int, folder: pathlib.Path):
+    try:
+        yield
+    except Exception as error:  # tensorstore's errors have no common type
+        raise OSError(
+            f"cannot save step {step} to {folder}: {_brief(error)}; earlier checkpoints are untouched"
+        ) from error
