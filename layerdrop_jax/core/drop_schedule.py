@@ -1,0 +1,86 @@
+"""How often each layer is dropped, and which layers a step keeps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SCHEDULES = ("constant", "linear", "exponential")
+
+
+def drop_rates(num_layers: int, rate, schedule: str = "constant", protect=()) -> jax.Array:
+    """The drop rate of each layer, before any layer is drawn.
+
+    With i counted from 0 and N layers:
+
+    * ``constant``: rate. The paper's LayerDrop.
+    * ``linear``: rate (i + 1) / N. Stochastic depth, Huang et al. 2016, equation 4.
+    * ``exponential``: rate (exp(i ln 2 / (N - 1)) - 1): 0 for the first layer, rate for the last.
+      LayerSkip, Elhoushi et al. 2024, equation 2. A stack of one layer is a first layer: 0.
+
+    Args:
+      num_layers: N, 0 included.
+      rate: the largest probability that a layer is dropped, in [0, 1]; may be traced, and is then
+        not checked.
+      schedule: how the rate grows with depth.
+      protect: layers that are never dropped; negative ones count from the end.
+
+    Returns:
+      float32[N].
+
+    Raises:
+      ValueError: an unknown schedule, a rate outside [0, 1], an unknown layer to protect.
+    """
+    if not isinstance(rate, jax.core.Tracer) and not 0 <= rate <= 1:
+        raise ValueError(f"drop rate {rate} is not a probability: it lies in [0, 1]")
+    layer = np.arange(num_layers)
+    if schedule == "constant":
+        scale = np.ones(num_layers)
+    elif schedule == "linear":
+        scale = (layer + 1) / max(num_layers, 1)
+    elif schedule == "exponential":
+        scale = np.expm1(layer * np.log(2) / max(num_layers - 1, 1))
+    else:
+        raise ValueError(
+            f"drop schedule {schedule!r} is unknown: it is one of {', '.join(SCHEDULES)}"
+        )
+    for index in protect:
+        if not -num_layers <= index < num_layers:
+            raise ValueError(f"cannot protect layer {index}: there are {num_layers} layers")
+        scale[index] = 0
+    return jnp.asarray(rate, jnp.float32) * jnp.asarray(scale, jnp.float32)
+
+
+def sample_keep(key: jax.Array, rates, *, exact=None) -> jax.Array:
+    """Draws the layers that run: layer i does where u_i > rates[i].
+
+    u is jax.random.uniform(key, [N]). As in the reference, u and the rates are compared in float32
+    and u = rate drops; a rate of 0 keeps even where u = 0, and a rate of 1 always drops, as u < 1.
+
+    With ``exact=k`` just k layers run. They are drawn one after the other without replacement, with
+    probabilities proportional to the odds of being kept, (1 - rate) / rate, among those left (the
+    Gumbel top-k draw). Equal rates give every set of k layers the same chance. Layers with rate 0
+    are taken before any other, layers with rate 1 after all others.
+
+    Args:
+      key: a PRNG key.
+      rates: float[N], the drop rate of each layer, as `drop_rates` gives them.
+      exact: how many layers run, 0 to N; may be traced. None draws each layer on its own.
+
+    Returns:
+      bool[N], True where the layer runs.
+
+    Raises:
+      ValueError: a concrete ``exact`` outside 0 to N.
+    """
+    rates = jnp.asarray(rates, jnp.float32)
+    if exact is None:
+        return (jax.random.uniform(key, rates.shape, jnp.float32) > rates) | (rates <= 0)
+    (num_layers,) = rates.shape
+    if not isinstance(exact, jax.core.Tracer) and not 0 <= exact <= num_layers:
+        raise ValueError(f"exact={exact} layers cannot be kept of {num_layers}")
+    # Finite ends, far beyond any Gumbel draw, so that layers with rate 0 tie at random.
+    log_odds = jnp.clip(jnp.log1p(-rates) - jnp.log(rates), -1e4, 1e4)
+    order = jnp.argsort(
+        log_odds + jax.random.gumbel(key, rates.shape, jnp.float32), descending=True
+    )
+    return jnp.zeros(num_layers, bool).at[order].set(jnp.arange(num_layers) < exact)

@@ -1,0 +1,134 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from layerdrop_jax.core.pruning import (
+    check_layers,
+    evenly_spaced,
+    every_other,
+    parse_layers,
+    take_layers,
+)
+
+
+def test_every_other_is_the_papers_rule():
+    assert every_other(16, 0.5) == (0, 2, 4, 6, 8, 10, 12, 14)
+    assert every_other(16, 0.1) == tuple(n for n in range(16) if n != 9)
+    assert every_other(12, 0.2) == (0, 1, 2, 3, 5, 6, 7, 8, 10, 11)
+    assert every_other(7, 0.5) == (0, 2, 4, 6)
+    assert every_other(6, 0) == (0, 1, 2, 3, 4, 5)
+    assert every_other(0, 0.5) == ()
+
+
+def test_every_other_at_one_over_m_drops_every_mth_whatever_the_rounding():
+    for m in range(2, 200):
+        dropped = set(range(400)) - set(every_other(400, 1 / m))
+        assert dropped == set(range(m - 1, 400, m))
+
+
+@pytest.mark.parametrize("rate", [0.51, 1.0, -0.1, float("nan")])
+def test_every_other_names_the_way_out(rate):
+    with pytest.raises(ValueError, match=f"share of {rate}.*evenly_spaced"):
+        every_other(12, rate)
+
+
+def test_evenly_spaced():
+    assert evenly_spaced(12, 3) == (0, 4, 8)
+    assert evenly_spaced(12, 12) == tuple(range(12))
+    assert evenly_spaced(5, 2) == (0, 2)
+    assert evenly_spaced(7, 1) == (0,)
+
+
+def test_evenly_spaced_is_a_choice_of_layers_for_every_size():
+    for num_layers in range(1, 50):
+        for keep in range(1, num_layers + 1):
+            layers = evenly_spaced(num_layers, keep)
+            assert len(layers) == keep
+            assert layers[0] == 0
+            assert check_layers(layers, num_layers) == layers
+            gaps = np.diff((*layers, num_layers))  # as even as whole layers allow
+            assert gaps.max() - gaps.min() <= 1
+
+
+def test_evenly_spaced_agrees_with_every_other():
+    for m in (2, 3, 4, 6):
+        for num_layers in range(m, 49, m):
+            keep = num_layers - num_layers // m
+            assert evenly_spaced(num_layers, keep) == every_other(num_layers, 1 / m)
+
+
+@pytest.mark.parametrize("keep", [0, -1, 6])
+def test_evenly_spaced_refuses_what_it_cannot_keep(keep):
+    with pytest.raises(ValueError, match=f"cannot keep {keep} of 5"):
+        evenly_spaced(5, keep)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ((), "no layers"),
+        ((0, 2, 2), "layer 2 is named twice"),
+        ((0, 3, 1), "layer 1 follows 3"),
+        ((-1, 2), "layer -1 does not exist"),
+        ((0, 5), "layer 5 does not exist: the layers are 0 to 4"),
+    ],
+)
+def test_check_layers_names_what_is_wrong(layers, message):
+    with pytest.raises(ValueError, match=message):
+        check_layers(layers, 5)
+    with pytest.raises(ValueError, match=message):
+        take_layers({"w": jnp.zeros((5, 2))}, layers)
+
+
+def test_check_layers_gives_plain_ints():
+    assert check_layers(np.array([1, 3]), 5) == (1, 3)
+    assert all(type(layer) is int for layer in check_layers(np.array([1, 3]), 5))
+
+
+def test_take_layers_takes_them_from_every_leaf():
+    stacked = {
+        "kernel": jnp.arange(5 * 2 * 3.0).reshape(5, 2, 3),
+        "scale": [np.arange(5)],
+    }
+    taken = take_layers(stacked, (0, 3))
+    np.testing.assert_array_equal(taken["kernel"], stacked["kernel"][np.array([0, 3])])
+    np.testing.assert_array_equal(taken["scale"][0], [0, 3])
+    jitted = jax.jit(lambda tree: take_layers(tree, (0, 3)))(stacked)
+    np.testing.assert_array_equal(jitted["kernel"], taken["kernel"])
+
+
+def test_take_layers_refuses_leaves_that_disagree():
+    with pytest.raises(ValueError, match=r"leading axes are \[\(5,\), \(7,\)\]"):
+        take_layers({"a": jnp.zeros(5), "b": jnp.zeros((7, 2))}, (0,))
+    with pytest.raises(ValueError, match="no stack of layers"):
+        take_layers({"a": jnp.zeros(5), "b": jnp.zeros(())}, (0,))
+    with pytest.raises(ValueError, match="no stack of layers"):
+        take_layers({}, (0,))
+
+
+def test_parse_layers():
+    assert parse_layers("all", 3) == (0, 1, 2)
+    assert parse_layers("every_other:0.5", 6) == (0, 2, 4)
+    assert parse_layers("evenly_spaced:2", 6) == (0, 3)
+    assert parse_layers(" layers:0,2, 5 ", 6) == (0, 2, 5)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["half", "", "all:3", "every_other", "every_other:x", "evenly_spaced:2.5", "layers:0,,1"],
+)
+def test_parse_layers_lists_the_forms(text):
+    with pytest.raises(ValueError, match="the forms are all, every_other:RATE") as caught:
+        parse_layers(text, 6)
+    assert repr(text) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("every_other:0.7", "0.7"), ("evenly_spaced:9", "9 of 6"), ("layers:0,6", "layer 6")],
+)
+def test_parse_layers_passes_on_what_does_not_fit(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_layers(text, 6)
