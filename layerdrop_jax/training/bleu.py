@@ -1,0 +1,155 @@
+"""BLEU as it is compared today (sacreBLEU) and as the paper's numbers were computed (tokenized).
+
+The paper reports the tokenized kind, of fairseq's scorer, and for WMT en-de after compound
+splitting, which typically gives larger numbers. Numbers of different kinds do not compare.
+"""
+
+import collections
+import math
+import re
+from typing import NamedTuple
+
+import sacrebleu.metrics
+from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
+MAX_ORDER = 4
+
+
+class Bleu(NamedTuple):
+    """score: 0 .. 100. precisions: of 1- to 4-grams, 0 .. 100. lengths: tokens in the corpus.
+
+    signature: which BLEU this is, to be reported with the score.
+    """
+
+    score: float
+    precisions: tuple[float, ...]
+    brevity_penalty: float
+    hypothesis_length: int
+    reference_length: int
+    signature: str
+
+    def __str__(self):
+        precisions = "/".join(f"{p:.1f}" for p in self.precisions)
+        ratio = self.hypothesis_length / self.reference_length
+        return (
+            f"BLEU{len(self.precisions)} = {self.score:.2f}, {precisions} "
+            f"(BP={self.brevity_penalty:.3f}, ratio={ratio:.3f}, "
+            f"syslen={self.hypothesis_length}, reflen={self.reference_length})"
+        )
+
+
+def bleu_scores(hypotheses, references):
+    """The three BLEUs of detokenized lines: {"sacrebleu", "tokenized", "compound_split"}: `Bleu`.
+
+    The tokenized kinds need tokens. The paper's come from Moses; here sacreBLEU's own 13a
+    tokenizer makes them, from both sides alike, which splits punctuation but not compounds.
+    """
+    lines = tokenize_13a(hypotheses), tokenize_13a(references)
+    return {
+        "sacrebleu": sacre_bleu(hypotheses, references),
+        "tokenized": tokenized_bleu(*lines)._replace(signature="tokenized|case:mixed|tok:13a"),
+        "compound_split": tokenized_bleu(*map(split_compounds, lines))._replace(
+            signature="tokenized|case:mixed|tok:13a|compounds:split"
+        ),
+    }
+
+
+def sacre_bleu(hypotheses, references):
+    """sacreBLEU of detokenized lines with its defaults (13a, mixed case, exponential smoothing).
+
+    Raises ValueError where there are no lines, or not as many references as hypotheses.
+    """
+    _check(hypotheses, references)
+    metric = sacrebleu.metrics.BLEU()
+    result = metric.corpus_score(list(hypotheses), [list(references)])
+    return Bleu(
+        score=result.score,
+        precisions=tuple(result.precisions),
+        brevity_penalty=result.bp,
+        hypothesis_length=result.sys_len,
+        reference_length=result.ref_len,
+        signature=str(metric.get_signature()),
+    )
+
+
+def tokenized_bleu(hypotheses, references):
+    """Corpus BLEU-4 of lines whose tokens are separated by white space, case-sensitive.
+
+    That of fairseq (`scoring/bleu.py`, `libbleu`), which differs from others in its edges: nothing
+    is smoothed, so an order without a match makes the score 0; `<unk>` in a reference matches
+    nothing; padding around a line and `</s>` after it are taken off, but one token always stays, so
+    that an empty line counts as the token `</s>`.
+
+    Raises ValueError where there are no lines, or not as many references as hypotheses.
+    """
+    _check(hypotheses, references)
+    matches, counts, lengths = [0] * MAX_ORDER, [0] * MAX_ORDER, [0, 0]
+    for hypothesis, reference in zip(hypotheses, references, strict=True):
+        found, wanted = _tokens(hypothesis), _tokens(reference)
+        # None is no token of a hypothesis.
+        wanted = [None if token == UNKNOWN else token for token in wanted]
+        lengths[0] += len(found)
+        lengths[1] += len(wanted)
+        for n in range(1, MAX_ORDER + 1):
+            ngrams = _ngrams(found, n)
+            counts[n - 1] += ngrams.total()
+            matches[n - 1] += (ngrams & _ngrams(wanted, n)).total()
+    precisions = [match / count if count else 0.0 for match, count in zip(matches, counts)]
+    brevity_penalty = min(1.0, math.exp(1 - lengths[1] / lengths[0]))
+    geometric_mean = math.prod(precisions) ** (1 / MAX_ORDER)
+    return Bleu(
+        score=100 * brevity_penalty * geometric_mean,
+        precisions=tuple(100 * p for p in precisions),
+        brevity_penalty=brevity_penalty,
+        hypothesis_length=lengths[0],
+        reference_length=lengths[1],
+        signature="tokenized|case:mixed|tok:none",
+    )
+
+
+def tokenize_13a(lines):
+    """Lines with their tokens separated by spaces, by sacreBLEU's default tokenizer."""
+    tokenize = Tokenizer13a()
+    # It expects the line without white space at its ends, as sacreBLEU passes it.
+    return [tokenize(line.strip()) for line in lines]
+
+
+def split_compounds(lines):
+    """Lines with each hyphen between two non-spaces set apart: "a-b" to "a ##AT##-##AT## b".
+
+    As fairseq's `scripts/compound_split_bleu.sh` does it with perl, whose two habits are kept. It
+    goes over a line once, and what one match has used the next cannot, so "a-b-c" is split only
+    once. And it sees bytes: beside a hyphen, a space outside ASCII (U+00A0) is no space.
+    """
+    # In a bytes pattern \S means what it means there; the hyphen's neighbours are whole bytes of
+    # whole characters, so the result is UTF-8 again.
+    pattern = re.compile(rb"(\S)-(\S)")
+    return [
+        pattern.sub(rb"\1 ##AT##-##AT## \2", line.encode("utf-8", "surrogateescape")).decode(
+            "utf-8", "surrogateescape"
+        )
+        for line in lines
+    ]
+
+
+def _tokens(line):
+    tokens = [*line.split(), EOS]
+    first, end = 0, len(tokens)
+    while first < end - 1 and tokens[first] == PAD:
+        first += 1
+    while end > first + 1 and tokens[end - 1] in (PAD, EOS):
+        end -= 1
+    return tokens[first:end]
+
+
+def _ngrams(tokens, n):
+    return collections.Counter(zip(*(tokens[i:] for i in range(n)), strict=False))
+
+
+def _check(hypotheses, references):
+    if len(hypotheses) != len(references) or not references:
+        raise ValueError(
+            f"BLEU needs a hypothesis for each reference and at least one; got {len(hypotheses)} "
+            f"hypotheses and {len(references)} references"
+        )
