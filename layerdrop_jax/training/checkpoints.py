@@ -1,20 +1,20 @@
 """Saving and restoring a run: parameters, optimizer, step and the data iterator, together.
 
-The only file that imports Orbax. It uses the V1 interface: V0 is declared legacy, V1 becomes Orbax's
-top level at 1.0, and it saves named parts side by side. The parameters are a part of their own, so
-that evaluation, averaging and pruning read them without touching the optimizer's moments. Until 1.0
-V1 may change between releases: the version is pinned and the tests of this file are the tripwire.
+The only file that imports Orbax. It uses the V1 interface: V0 is declared legacy, V1 becomes the top
+level of Orbax at 1.0, and it saves named parts side by side. The parameters are a part of their own,
+so that evaluation, averaging and pruning read them without touching the optimizer's moments. Until
+1.0 V1 may change between releases: the version is pinned, and the tests of this file tell.
 
 Layout of `RUN/checkpoints`:
 
-    1200/                   one checkpoint, named by its step; Orbax renames it into place when complete
+    1200/                   one checkpoint, named by its step, renamed into place when complete
       params/  state/       arrays: the parameters, and everything else
       _CHECKPOINT_METADATA  JSON, with the iterator's state and the caller's metadata
-      files.json            sizes of the files above: how a later reader knows that none is cut short
+      files.json            sizes of the files above: how a reader knows that none is cut short
     damaged-1100/           a checkpoint found incomplete, moved out of the way
 
-A tree here is a nested dict of arrays. Arrays may be sharded over the devices of many hosts; nothing
-in this file gathers them.
+A tree here is a nested dict of arrays. Arrays may be sharded over the devices of many hosts; none is
+gathered.
 """
 
 import base64
@@ -37,8 +37,8 @@ from orbax.checkpoint import v1 as ocp
 
 SIZES = "files.json"
 
-# A write that fails is logged by Orbax once per thread and layer it passes, hundreds of lines in all.
-# Each such failure also arrives here as an exception, and is reported from here in one line.
+# Orbax logs a write that fails once per thread and layer it passes: hundreds of lines. Each such
+# failure also arrives here as an exception, and is reported from here in one line.
 logging.get_absl_logger().addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
 
 
@@ -48,7 +48,7 @@ class CheckpointConfig:
 
     Attributes:
       every: steps from one save to the next.
-      keep_last: how many of the newest checkpoints are kept, beside the best one by validation loss.
+      keep_last: how many of the newest are kept, beside the best one by validation loss.
       average: how many of the newest checkpoints evaluation averages; 1 = no averaging.
 
     Raises:
@@ -202,7 +202,7 @@ class Checkpoints:
         """Reads the newest checkpoint that can be read; None where none was ever completed.
 
         Args:
-          abstract_state: a tree like the one saved, of arrays or jax.ShapeDtypeStruct; the shardings
+          abstract_state: a tree like the one saved, of arrays or jax.ShapeDtypeStruct; shardings
             found there are those of the result.
 
         Raises:
@@ -272,7 +272,7 @@ def restore_params(folder, abstract_params: dict, *, which: str, average: int = 
 
 
 def write_params(folder, step: int, params: dict, metadata: dict | None = None):
-    """Writes a checkpoint of parameters alone, as `restore_params` reads it; returns when it is written.
+    """Writes a checkpoint of parameters alone, for `restore_params`; returns when it is written.
 
     Raises:
       FileExistsError: there is a checkpoint of that step.
@@ -320,7 +320,7 @@ def _abstract(leaf) -> jax.ShapeDtypeStruct:
 
 
 def _check_fits(path, part: str, saved, wanted):
-    """Raises ValueError, naming the first leaves, where the arrays saved are not the arrays wanted."""
+    """Raises ValueError, naming the first leaves, where other arrays were saved than are wanted."""
     saved, wanted = _named(saved), _named(wanted)
     differences = [f"{name} is not in the checkpoint" for name in wanted if name not in saved]
     differences += [f"{name} is only in the checkpoint" for name in saved if name not in wanted]
@@ -487,5 +487,5 @@ def _writing(step: int, folder: pathlib.Path):
         yield
     except Exception as error:  # tensorstore's errors have no common type
         raise OSError(
-            f"cannot save step {step} to {folder}: {_brief(error)}; earlier checkpoints are untouched"
+            f"cannot save step {step} to {folder} (earlier ones are untouched): {_brief(error)}"
         ) from error
