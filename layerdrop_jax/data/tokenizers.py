@@ -1,0 +1,140 @@
+"""Joint byte-level BPE, in one `tokenizer.json` that the `tokenizers` library reads by itself.
+
+Byte level, because then every text has a tokenisation (`<unk>` never occurs, a decimal sign or a
+script the training text lacks included) and decoding gives the text back exactly, up to the
+normalisation: Unicode NFC, white space at both ends removed, runs of ASCII white space turned
+into one space. Words, punctuation and single digits are kept apart; digits one by one because
+numbers are then copied by rule and not learned one after the other.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+
+import tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+
+SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")  # the reference's order: ids 0, 1, 2, 3
+BOS, PAD, EOS, UNK = range(4)
+
+# A space belongs to what follows it. White space other than a single space (a no-break space
+# before a currency sign, say) stands for itself.
+_PIECES = r" ?\p{N}| ?[\p{L}\p{M}]+| ?[^\s\p{L}\p{M}\p{N}]+|\s+"
+
+
+def train_tokenizer(
+    pairs: Sequence[tuple[str, str]], vocab_size: int, path: str | os.PathLike
+) -> tokenizers.Tokenizer:
+    """Trains a joint BPE on both sides of `pairs`, writes it to `path` and returns it.
+
+    The same pairs give the same file. Where the text is too small to yield `vocab_size` entries,
+    the rest are `madeupwordNNNN`, which no text is encoded into.
+
+    Args:
+      pairs: (source, target) sentences of the training split.
+      vocab_size: entries of the vocabulary, special symbols included; exact.
+      path: the tokenizer.json to write; it appears complete or not at all.
+
+    Raises:
+      ValueError: a vocabulary that cannot hold the special symbols and the 256 bytes; a file
+        that cannot be written; no text.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    smallest = len(SPECIAL_SYMBOLS) + len(alphabet)
+    if vocab_size < smallest:
+        raise ValueError(
+            f"data.vocab_size={vocab_size} is too small: {len(SPECIAL_SYMBOLS)} special symbols and "
+            f"the {len(alphabet)} bytes alone are {smallest}; 1000 or more is a useful size"
+        )
+    if not len(pairs):
+        raise ValueError("the training split has no sentences to train a tokenizer on")
+    tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFC(),
+            normalizers.Replace(Regex(r"[ \t\r\n\v\f]+"), " "),
+            normalizers.Strip(),
+            # With a space in front, a word has the same tokens wherever it stands.
+            normalizers.Prepend(" "),
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_SYMBOLS),
+        initial_alphabet=alphabet,
+        show_progress=len(pairs) > 100_000,
+    )
+    tokenizer.train_from_iterator((text for pair in pairs for text in pair), trainer)
+    content = json.loads(tokenizer.to_str())
+    vocabulary = content["model"]["vocab"]
+    for number in range(vocab_size - len(vocabulary)):
+        vocabulary[f"madeupword{number:04d}"] = len(vocabulary)
+    write_atomically(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    return load_tokenizer(path)
+
+
+def load_tokenizer(path: str | os.PathLike) -> tokenizers.Tokenizer:
+    """Reads a tokenizer.json. Text that looks like a special symbol is encoded as text.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: a file that is no tokenizer, or one with other special symbols.
+    """
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"no tokenizer at {path}; a run's folder holds a tokenizer.json")
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(os.fspath(path))
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"{path} is not a tokenizer file: {error}") from None
+    symbols = tuple(tokenizer.id_to_token(number) for number in range(len(SPECIAL_SYMBOLS)))
+    if symbols != SPECIAL_SYMBOLS:
+        raise ValueError(f"{path} begins with the symbols {symbols}, not {SPECIAL_SYMBOLS}")
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def encode(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, without eos."""
+    encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    return [encoding.ids for encoding in encodings]
+
+
+def decode(tokenizer: tokenizers.Tokenizer, sequences: Iterable[Iterable[int]]) -> list[str]:
+    """The text of each sequence of ids, up to its first eos; other special symbols are dropped."""
+    kept = []
+    for sequence in sequences:
+        ids = [int(number) for number in sequence]
+        if EOS in ids:
+            ids = ids[: ids.index(EOS)]
+        kept.append([number for number in ids if number >= len(SPECIAL_SYMBOLS)])
+    return tokenizer.decode_batch(kept, skip_special_tokens=False)
+
+
+def write_atomically(path: str | os.PathLike, text: str) -> None:
+    """Writes a UTF-8 file that appears complete or not at all; makes its folder.
+
+    Raises:
+      ValueError: the file cannot be written; the message names it and says why.
+    """
+    path = os.path.abspath(path)
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        try:
+            with open(temporary, "w", encoding="utf-8", newline="") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            if os.path.exists(temporary):
+                os.remove(temporary)
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
