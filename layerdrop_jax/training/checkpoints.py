@@ -1,9 +1,9 @@
 """Saving and restoring a run: parameters, optimizer, step and the data iterator, together.
 
-The only file that imports Orbax. It uses the V1 interface: V0 is declared legacy, V1 becomes the top
-level of Orbax at 1.0, and it saves named parts side by side. The parameters are a part of their own,
-so that evaluation, averaging and pruning read them without touching the optimizer's moments. Until
-1.0 V1 may change between releases: the version is pinned, and the tests of this file tell.
+The only file that imports Orbax. It uses the V1 interface: V0 is declared legacy, V1 becomes the
+top level of Orbax at 1.0, and it saves named parts side by side. The parameters are a part of their
+own, so that evaluation, averaging and pruning read them without the optimizer's moments. Until 1.0
+V1 may change between releases: the version is pinned, and the tests of this file tell.
 
 Layout of `RUN/checkpoints`:
 
@@ -13,8 +13,8 @@ Layout of `RUN/checkpoints`:
       files.json            sizes of the files above: how a reader knows that none is cut short
     damaged-1100/           a checkpoint found incomplete, moved out of the way
 
-A tree here is a nested dict of arrays. Arrays may be sharded over the devices of many hosts; none is
-gathered.
+A tree here is a nested dict of arrays. Arrays may be sharded over the devices of many hosts; none
+is gathered.
 """
 
 import base64
@@ -108,14 +108,14 @@ class Checkpoints:
             ) from error
         _set_aside(self._folder)
         self._config = config
-        self._manager = self._open()
+        self._manager = self._open(clean=True)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
 
-    def _open(self):
+    def _open(self, *, clean):
         policies = ocp.training.preservation_policies
         return ocp.training.Checkpointer(
             self._folder,
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=clean,
             preservation_policy=policies.AnyPreservationPolicy(
                 [
                     policies.LatestN(self._config.keep_last),
@@ -187,7 +187,8 @@ class Checkpoints:
                 # The manager would report the same failure again, and count the step as saved.
                 with contextlib.suppress(Exception):
                     self._manager.close()
-                self._manager = self._open()
+                # Not cleaned: parts that did not fail may still be on their way to the disk.
+                self._manager = self._open(clean=False)
                 raise
 
     def close(self):
