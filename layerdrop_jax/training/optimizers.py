@@ -1,0 +1,202 @@
+"""Adam, clipping and learning-rate schedules with the reference implementation's arithmetic.
+
+In every schedule n counts the updates already made: update number n + 1 uses rate(n). All of it is
+float32 inside jit, and arranged so that no result loses more than a few of its 24 bits.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+SCHEDULES = ("inverse_sqrt", "cosine")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Adam and the course of its learning rate. Rates are per update, the rest as named.
+
+    Raises ValueError for a value that no run could use.
+    """
+
+    schedule: str = "inverse_sqrt"  # or "cosine"
+    rate: float = 5e-4  # the peak, reached at the end of the warm-up
+    min_rate: float = 0.0  # cosine: the rate at the end of the first period
+    warmup_updates: int = 4000
+    warmup_init_rate: float = -1.0  # rate(0); negative: 0 for inverse_sqrt, min_rate for cosine
+    period_updates: int = 20000  # cosine: updates in the first period, after the warm-up
+    period_mult: float = 1.0  # cosine: each period is this many times as long as the one before
+    period_shrink: float = 1.0  # cosine: both ends of the rate shrink by this with each period
+    beta1: float = 0.9
+    beta2: float = 0.98
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0  # decoupled, on every parameter
+    clip_norm: float = 0.0  # the largest gradient norm; 0 leaves gradients alone
+
+    def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"optimizer.schedule {self.schedule!r} is unknown: "
+                f"it is one of {', '.join(SCHEDULES)}"
+            )
+        cosine = self.schedule == "cosine"
+        rules = {
+            "rate": (self.rate >= 0, "at least 0"),
+            "min_rate": (0 <= self.min_rate <= self.rate, f"from 0 to the rate, {self.rate}"),
+            "warmup_updates": (
+                self.warmup_updates >= (0 if cosine else 1),
+                "at least 0, and at least 1 for inverse_sqrt",
+            ),
+            "period_updates": (self.period_updates >= 1, "at least 1"),
+            "period_mult": (self.period_mult >= 1, "at least 1"),
+            "period_shrink": (0 < self.period_shrink <= 1, "above 0 and at most 1"),
+            "beta1": (0 <= self.beta1 < 1, "from 0 to below 1"),
+            "beta2": (0 <= self.beta2 < 1, "from 0 to below 1"),
+            "epsilon": (self.epsilon >= 0, "at least 0"),
+            "weight_decay": (self.weight_decay >= 0, "at least 0"),
+            "clip_norm": (self.clip_norm >= 0, "at least 0; 0 clips nothing"),
+        }
+        for name, (holds, range_text) in rules.items():
+            if not holds:
+                raise ValueError(f"optimizer.{name} is {getattr(self, name)}: it is {range_text}")
+
+
+def make_optimizer(config: OptimizerConfig) -> tuple[optax.GradientTransformation, Callable]:
+    """The optimizer, which does not clip, and rate(n), the learning rate after n updates."""
+    rate = {"inverse_sqrt": inverse_sqrt_rate, "cosine": cosine_rate}[config.schedule](config)
+    optimizer = optax.chain(
+        scale_by_adam(beta1=config.beta1, beta2=config.beta2, epsilon=config.epsilon),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(rate),
+    )
+    return optimizer, rate
+
+
+def warmup(n, updates: int, start: float, peak: float) -> jax.Array:
+    """The rate n updates into a straight line from ``start`` to ``peak``; float32."""
+    return start + jnp.float32(n) * ((peak - start) / max(updates, 1))
+
+
+def inverse_sqrt_rate(config: OptimizerConfig) -> Callable:
+    """Warm-up, then rate * sqrt(warmup_updates / n); the reference's inverse_sqrt."""
+    updates, peak = config.warmup_updates, config.rate
+    start = max(config.warmup_init_rate, 0.0)
+
+    def rate(n):
+        decayed = peak * jnp.sqrt(updates / jnp.maximum(n, 1).astype(jnp.float32))
+        return jnp.where(n < updates, warmup(n, updates, start, peak), decayed)
+
+    return rate
+
+
+def cosine_rate(config: OptimizerConfig) -> Callable:
+    """Warm-up, then half cosines from the peak to ``min_rate``; the reference's cosine.
+
+    Period k is period_updates * period_mult**k long, and both of its ends are scaled by
+    period_shrink**k. The rate jumps back up where a period begins.
+    """
+    updates, peak, low = config.warmup_updates, config.rate, config.min_rate
+    start = config.warmup_init_rate if config.warmup_init_rate >= 0 else low
+    length, mult, shrink = config.period_updates, config.period_mult, config.period_shrink
+
+    if mult == 1:
+
+        def period(c):
+            """(k, the updates left until period k ends, its length) at c updates after warm-up."""
+            return c // length, (length - c % length).astype(jnp.float32), jnp.float32(length)
+    else:
+        first_update, end_whole, end_part, lengths = period_table(length, mult)
+
+        def period(c):
+            k = jnp.searchsorted(first_update, c, side="right") - 1
+            return k, (end_whole[k] - c).astype(jnp.float32) + end_part[k], lengths[k]
+
+    def rate(n):
+        k, left, period_length = period(jnp.maximum(jnp.asarray(n, jnp.int32) - updates, 0))
+        # (1 + cos(pi x)) / 2 as sin(pi (1 - x) / 2)**2, which does not cancel where it is small.
+        height = jnp.sin(np.float32(math.pi / 2) * left / period_length) ** 2
+        wave = np.float32(shrink) ** k * (low + (peak - low) * height)
+        return jnp.where(n < updates, warmup(n, updates, start, peak), wave)
+
+    return rate
+
+
+def period_table(length: int, mult: float):
+    """Where the cosine's periods begin and end when each is ``mult`` > 1 times the one before.
+
+    The reference finds the period of update c as floor(log_mult(1 - c / length * (1 - mult))) in
+    double precision. Where that logarithm is inexact, the very update at which a period ends may
+    still count as the old one (log_3 243 comes out below 5). So the first update of each period is
+    looked for with the reference's own expression; all other numbers are the exact ones.
+
+    Returns:
+      Four arrays over the periods that begin before update 2**31, counted after the warm-up: the
+      first update as int32, the end split into a whole int32 and a float32 part, and the length.
+    """
+    last = 2**31 - 1
+    ends, first_update = [], [0]
+    while first_update[-1] <= last:
+        k = len(ends)
+        ends.append(length * (mult ** (k + 1) - 1) / (mult - 1))
+        update = max(math.floor(ends[k]) - 1, first_update[k] + 1)
+        while math.floor(math.log(1 - update / length * (1 - mult), mult)) <= k:
+            update += 1
+        first_update.append(update)
+    whole = np.minimum(np.floor(ends), last)
+    return (
+        jnp.asarray(first_update[:-1], jnp.int32),
+        jnp.asarray(whole, jnp.int32),
+        jnp.asarray(ends - whole, jnp.float32),
+        jnp.asarray(length * mult ** np.arange(len(ends)), jnp.float32),
+    )
+
+
+def scale_by_adam(*, beta1: float, beta2: float, epsilon: float) -> optax.GradientTransformation:
+    """Adam's direction as the reference computes it, with moments in float32.
+
+    sqrt(1 - beta2**t) / (1 - beta1**t) * m / (sqrt(v) + epsilon): epsilon joins the square root
+    before its bias is corrected. `optax.scale_by_adam` adds it afterwards, which is an epsilon
+    smaller by sqrt(1 - beta2**t), and so a larger first step where gradients are tiny.
+    """
+
+    def init(params):
+        zeros = optax.tree.zeros_like(params, dtype=jnp.float32)
+        return optax.ScaleByAdamState(count=jnp.zeros((), jnp.int32), mu=zeros, nu=zeros)
+
+    def update(grads, state, params=None):
+        del params
+        grads = optax.tree.cast(grads, jnp.float32)
+        mu = optax.tree.update_moment(grads, state.mu, beta1, 1)
+        nu = optax.tree.update_moment(grads, state.nu, beta2, 2)
+        count = optax.safe_increment(state.count)
+        correction = jnp.sqrt(one_minus_power(beta2, count)) / one_minus_power(beta1, count)
+        steps = jax.tree.map(lambda m, v: correction * (m / (jnp.sqrt(v) + epsilon)), mu, nu)
+        return steps, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def one_minus_power(beta: float, t) -> jax.Array:
+    """1 - beta**t without the cancellation that costs float32 up to 1e-6 of it in early steps."""
+    return -jnp.expm1(jnp.float32(t) * math.log(beta)) if beta > 0 else jnp.float32(1)
+
+
+def clip_by_norm(grads, max_norm: float):
+    """Scales all gradients together by min(1, max_norm / (norm + 1e-6)), as the reference does.
+
+    Args:
+      grads: pytree of arrays.
+      max_norm: the largest norm allowed; 0 leaves the gradients as they are.
+
+    Returns:
+      The gradients, and their norm before clipping (float32).
+    """
+    norm = optax.tree.norm(optax.tree.cast(grads, jnp.float32))
+    if max_norm == 0:
+        return grads, norm
+    scale = jnp.minimum(1, max_norm / (norm + 1e-6))
+    return jax.tree.map(lambda grad: grad * scale.astype(grad.dtype), grads), norm
