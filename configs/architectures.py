@@ -1,0 +1,32 @@
+"""The reference's architectures, by its names; what they leave out has its defaults.
+
+Sizes are those of fairseq's transformer_legacy.py. A config takes one and changes what differs.
+"""
+
+
+def _seq2seq(embed_dim, ffn_dim, heads, encoder_layers, decoder_layers, dropout, attention_dropout):
+    return {
+        "embed_dim": embed_dim,
+        "ffn_dim": ffn_dim,
+        "attention_heads": heads,
+        "encoder_layers": encoder_layers,
+        "decoder_layers": decoder_layers,
+        "norm": "post",
+        "activation": "relu",
+        "dropout": dropout,
+        "attention_dropout": attention_dropout,
+        "activation_dropout": 0.0,
+        "dtype": "float32",
+        "share_embeddings": "none",
+        "positions": "sinusoidal",
+        "max_source_length": 1024,
+        "max_target_length": 1024,
+    }
+
+
+transformer_wmt_en_de = _seq2seq(512, 2048, 8, 6, 6, 0.1, 0.0)
+transformer_iwslt_de_en = _seq2seq(512, 1024, 4, 6, 6, 0.1, 0.0)
+transformer_vaswani_wmt_en_de_big = _seq2seq(1024, 4096, 16, 6, 6, 0.3, 0.0)
+transformer_wmt_en_de_big = _seq2seq(1024, 4096, 16, 6, 6, 0.3, 0.1)
+# The depth of the paper's best translation model; the reference has no name for it.
+transformer_vaswani_wmt_en_de_big_12_6 = _seq2seq(1024, 4096, 16, 12, 6, 0.3, 0.0)

@@ -1,0 +1,85 @@
+"""What the config files share: every section with its defaults, and the choice of a variant."""
+
+import ml_collections
+
+
+def choose(variant, variants):
+    """Builds the config of ``variant``; an unknown one is an error that lists the known ones.
+
+    Args:
+      variant: as in ``--config=configs/NAME.py:VARIANT``; None and "" mean ``paper``.
+      variants: functions that return a config, by name.
+    """
+    variant = variant or "paper"
+    if variant not in variants:
+        raise ValueError(f"unknown variant {variant!r}: it is one of {', '.join(variants)}")
+    config = variants[variant]()
+    return config.lock()
+
+
+def translation(dataset, source, target, architecture):
+    """A translation config with the reference's defaults; the variants change what differs."""
+    config = ml_collections.ConfigDict()
+    config.seed = 1
+    config.data = ml_collections.ConfigDict(
+        {
+            "dataset": dataset,
+            "source": source,
+            "target": target,
+            "data_dir": "",
+            "path": "",
+            "vocab_size": 32768,
+            "batch_rows": 64,
+            "source_length": 256,
+            "target_length": 256,
+            "max_length": 256,
+            "workers": 0,
+        }
+    )
+    config.model = ml_collections.ConfigDict(dict(architecture))
+    for side in ("source", "target"):
+        config.model[f"{side}_vocab_size"] = config.data.get_oneway_ref("vocab_size")
+    config.layerdrop = ml_collections.ConfigDict(
+        {"encoder": 0.2, "decoder": 0.2, "schedule": "constant", "mode": "skip"}
+    )
+    config.optimizer = ml_collections.ConfigDict(
+        {
+            "schedule": "inverse_sqrt",
+            "rate": 5e-4,
+            "min_rate": 0.0,
+            "warmup_updates": 4000,
+            "warmup_init_rate": 1e-7,
+            "period_updates": 20000,
+            "period_mult": 1.0,
+            "period_shrink": 1.0,
+            "beta1": 0.9,
+            "beta2": 0.98,
+            "epsilon": 1e-8,
+            "weight_decay": 0.0,
+            "clip_norm": 0.0,
+        }
+    )
+    config.train = ml_collections.ConfigDict(
+        {
+            "steps": 30000,
+            "accumulate": 1,
+            "label_smoothing": 0.1,
+            "log_every": 50,
+            "eval_every": 1000,
+        }
+    )
+    config.checkpoint = ml_collections.ConfigDict({"every": 1000, "keep_last": 10, "average": 10})
+    config.decode = ml_collections.ConfigDict(
+        {
+            "beam": 5,
+            "length_penalty": 1.0,
+            "max_length_a": 1.2,
+            "max_length_b": 10,
+            "min_length": 1,
+            "no_repeat_ngram": 0,
+            "unknown_penalty": 0.0,
+            "normalize": True,
+            "batch_tokens": 65536,
+        }
+    )
+    return config

@@ -1,0 +1,177 @@
+"""A run's config as frozen dataclasses, checked before anything is trained or written."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from layerdrop_jax.core import drop_schedule
+from layerdrop_jax.core.skip_scan import MODES
+from layerdrop_jax.data.pipeline import DataConfig
+from layerdrop_jax.decoding.beam import BeamConfig
+from layerdrop_jax.models.blocks import check_choice
+from layerdrop_jax.models.seq2seq import Seq2SeqConfig
+from layerdrop_jax.training.checkpoints import CheckpointConfig
+from layerdrop_jax.training.optimizers import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerDropConfig:
+    """Which layers are dropped, and how they are skipped.
+
+    Attributes:
+      encoder, decoder: drop rate of each stack, in [0, 1].
+      schedule: how the rate grows with depth, see `drop_rates`.
+      mode: how `skip_scan` runs the stacks in training.
+    """
+
+    encoder: float
+    decoder: float
+    schedule: str
+    mode: str
+
+    def __post_init__(self):
+        check_choice("layerdrop", "schedule", self.schedule, drop_schedule.SCHEDULES)
+        check_choice("layerdrop", "mode", self.mode, MODES)
+        for name in ("encoder", "decoder"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"layerdrop.{name}={getattr(self, name)} is not in [0, 1]")
+
+    def rates(self, model: Seq2SeqConfig) -> dict:
+        """The drop rate of every layer, float32[N] for each stack."""
+        return {
+            "encoder": drop_schedule.drop_rates(model.encoder_layers, self.encoder, self.schedule),
+            "decoder": drop_schedule.drop_rates(model.decoder_layers, self.decoder, self.schedule),
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The loop.
+
+    Attributes:
+      steps: updates in all.
+      accumulate: micro-batches of an update; each draws its own keep mask.
+      label_smoothing: share of the target's mass that is spread over the vocabulary.
+      log_every, eval_every: updates between two lines of metrics, and two validations.
+    """
+
+    steps: int
+    accumulate: int
+    label_smoothing: float
+    log_every: int
+    eval_every: int
+
+    def __post_init__(self):
+        for name in ("steps", "accumulate", "log_every", "eval_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"train.label_smoothing={self.label_smoothing} is not in [0, 1)")
+
+
+_SECTIONS = {
+    "data": DataConfig,
+    "model": Seq2SeqConfig,
+    "layerdrop": LayerDropConfig,
+    "optimizer": OptimizerConfig,
+    "train": TrainConfig,
+    "checkpoint": CheckpointConfig,
+    "decode": BeamConfig,
+}
+
+# What may change between the start of a run and its resumption: nothing here moves a parameter
+# of a step already taken.
+CHANGEABLE = (
+    "checkpoint.",
+    "decode.",
+    "data.data_dir",
+    "data.path",
+    "data.workers",
+    "layerdrop.mode",
+    "train.eval_every",
+    "train.log_every",
+    "train.steps",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A whole config; each section maps one to one onto its dataclass."""
+
+    seed: int
+    data: DataConfig
+    model: Seq2SeqConfig
+    layerdrop: LayerDropConfig
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    checkpoint: CheckpointConfig
+    decode: BeamConfig
+
+    def __post_init__(self):
+        for side in ("source", "target"):
+            limit = getattr(self.model, f"max_{side}_length")
+            if self.data.max_length > limit:
+                raise ValueError(
+                    f"data.max_length={self.data.max_length} is more than "
+                    f"model.max_{side}_length={limit}, the positions that the model has"
+                )
+            if getattr(self.model, f"{side}_vocab_size") != self.data.vocab_size:
+                raise ValueError(
+                    f"model.{side}_vocab_size={getattr(self.model, f'{side}_vocab_size')} differs "
+                    f"from data.vocab_size={self.data.vocab_size}"
+                )
+
+
+def parse(config: Mapping) -> Settings:
+    """Builds `Settings` from a config or from a run's config.json.
+
+    Raises:
+      ValueError: a section or key that is missing or unknown (the known ones are listed), or a
+        value that its dataclass refuses.
+    """
+    _check_names("the config", config, {"seed", "ancestry"} | set(_SECTIONS), optional={"ancestry"})
+    sections = {}
+    for name, section in _SECTIONS.items():
+        fields = dataclasses.fields(section)
+        _check_names(f"section {name}", config[name], {field.name for field in fields})
+        for field in fields:
+            _check_type(f"{name}.{field.name}", config[name][field.name], field.type)
+        sections[name] = section(**config[name])
+    _check_type("seed", config["seed"], int)
+    return Settings(seed=config["seed"], **sections)
+
+
+def _check_names(where, mapping, known, optional=frozenset()):
+    unknown = sorted(set(mapping) - known)
+    if unknown:
+        raise ValueError(f"{where} has no {unknown[0]!r}: it has {', '.join(sorted(known))}")
+    missing = sorted(known - optional - set(mapping))
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)}")
+
+
+def _check_type(name, value, wanted):
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        raise ValueError(f"{name}={value!r} is a {type(value).__name__}, not a {wanted.__name__}")
+
+
+def differences(old: Mapping, new: Mapping) -> list[str]:
+    """The dotted keys whose values differ, each as ``key: old -> new``."""
+    old, new = _flat(old), _flat(new)
+    absent = object()
+    return [
+        f"{key}: {old.get(key, 'absent')!r} -> {new.get(key, 'absent')!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, absent) != new.get(key, absent)
+    ]
+
+
+def _flat(mapping, prefix=""):
+    flat = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
