@@ -148,8 +148,8 @@ def beam_search(
     max_length_B: int32, each sentence's `length_limit`; may be traced. 0 ends a sentence at once
         (for rows that only fill a batch). Limits above `buffer_length - 1` are cut to it.
     buffer_length: static, positions of the result: the largest limit + 1.
-    beam, no_repeat_ngram, normalize: static. The other options may be traced, so that a sweep over
-        them compiles once.
+    beam, no_repeat_ngram: static. The other options may be traced, so that a sweep over them
+        compiles once.
 
     NaN logits count as impossible; a sentence with nothing possible left comes back without
     hypotheses (length 0). Deterministic: of equal scores the lower beam, then the lower token wins.
@@ -243,7 +243,8 @@ def _finish(state, sums_BxC, beams_BxC, tokens_BxC, *, limit_B, length_penalty, 
         return jnp.where(new, jnp.take_along_axis(candidates, index, axis=1), old)
 
     length = state.step + 1
-    scores_BxM = sums_BxM / length.astype(jnp.float32) ** length_penalty if normalize else sums_BxM
+    exponent = jnp.where(normalize, length_penalty, 0.0)
+    scores_BxM = sums_BxM / length.astype(jnp.float32) ** exponent
     tokens_BxMxT, sums_BxMxT = _extended(state, sums_BxM, beams_BxM, jnp.full_like(beams_BxM, EOS))
     count_B = jnp.minimum(state.count_B + jnp.sum(ends_BxM, axis=1), beam)
     return state._replace(

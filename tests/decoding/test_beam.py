@@ -37,9 +37,7 @@ def toy_logits(weights, row, history):
     return hidden @ weights["out"] + weights["bias"]
 
 
-@functools.partial(
-    jax.jit, static_argnames=("beam", "no_repeat_ngram", "normalize", "buffer_length")
-)
+@functools.partial(jax.jit, static_argnames=("beam", "no_repeat_ngram", "buffer_length"))
 def toy_search(weights, max_length_B, *, beam, buffer_length=BUFFER, **options):
     start_BxMxD = jnp.repeat(weights["start"][: len(max_length_B), None], beam, axis=1)
     step_fn = functools.partial(toy_step, weights)
@@ -49,7 +47,8 @@ def toy_search(weights, max_length_B, *, beam, buffer_length=BUFFER, **options):
 
 
 def assert_same(found: Hypotheses, row, expected, tolerance=3e-5):
-    lengths = np.asarray(found.lengths_BxM[row])
+    found = jax.device_get(found)
+    lengths = found.lengths_BxM[row]
     assert list(lengths[: len(expected)]) == [len(tokens) for tokens, _, _ in expected]
     assert not lengths[len(expected) :].any()
     assert np.isneginf(found.scores_BxM[row, len(expected) :]).all()
@@ -58,7 +57,7 @@ def assert_same(found: Hypotheses, row, expected, tolerance=3e-5):
         assert found.tokens_BxMxT[row, i, :n].tolist() == tokens
         assert (found.tokens_BxMxT[row, i, n:] == 1).all()
         np.testing.assert_allclose(found.scores_BxM[row, i], score, rtol=0, atol=tolerance)
-        token_scores_T = np.asarray(found.token_scores_BxMxT[row, i])
+        token_scores_T = found.token_scores_BxMxT[row, i]
         np.testing.assert_allclose(token_scores_T[:n], log_probs, rtol=0, atol=tolerance)
         assert not token_scores_T[n:].any()
 
@@ -66,8 +65,9 @@ def assert_same(found: Hypotheses, row, expected, tolerance=3e-5):
 LIMITS = np.array([1, 2, 3, 5, 8, 11, 11], np.int32)
 
 
-@pytest.mark.parametrize("beam", [1, 2, 4])
-@pytest.mark.parametrize("no_repeat_ngram", [0, 2, 3])
+@pytest.mark.parametrize(
+    ("beam", "no_repeat_ngram"), [(1, 0), (1, 3), (2, 0), (2, 2), (4, 0), (4, 2), (4, 3)]
+)
 def test_equals_the_plain_search(beam, no_repeat_ngram):
     for seed, length_penalty, min_length, unknown_penalty in [
         (0, 0.6, 1, 0.0),
