@@ -24,7 +24,7 @@ from absl import flags, logging
 
 from layerdrop_jax.data import packing
 from layerdrop_jax.data import tokenizers as bpe
-from layerdrop_jax.data.datasets import multi30k, text, wmt14
+from layerdrop_jax.data.datasets import cldr, iwslt14, multi30k, text, wmt14
 
 DATASETS = ("wmt14_translate/de-en", "iwslt14", "multi30k", "cldr", "text")
 CHUNK = 4096  # pairs read and tokenised at a time
@@ -142,12 +142,18 @@ def _data_dir(config: DataConfig) -> str:
 
 def _prepared(config: DataConfig) -> tfds.core.DatasetBuilder:
     """The builder of a set that this package prepares, prepared."""
-    if config.dataset == "multi30k":
+    if config.dataset == "cldr":
+        make = cldr.Cldr
+        details = cldr.cldr_config(config.source, config.target)
+    elif config.dataset == "iwslt14":
+        make = iwslt14.Iwslt14
+        details = iwslt14.iwslt14_config(config.path, config.source, config.target)
+    elif config.dataset == "multi30k":
         make = multi30k.Multi30k
         details = multi30k.multi30k_config(config.path, config.source, config.target)
     else:
         make = text.Text
-        details = text.parallel_config(config.path, config.source, config.target)
+        details = text.text_config(config.path, config.source, config.target)
 
     def open_builder() -> tfds.core.DatasetBuilder:
         with _quiet():

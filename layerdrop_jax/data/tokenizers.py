@@ -43,8 +43,8 @@ def train_tokenizer(
     smallest = len(SPECIAL_SYMBOLS) + len(alphabet)
     if vocab_size < smallest:
         raise ValueError(
-            f"data.vocab_size={vocab_size} is too small: {len(SPECIAL_SYMBOLS)} special symbols and "
-            f"the {len(alphabet)} bytes alone are {smallest}; 1000 or more is a useful size"
+            f"data.vocab_size={vocab_size} is too small: {len(SPECIAL_SYMBOLS)} special symbols "
+            f"and the {len(alphabet)} bytes alone are {smallest}; 1000 or more is a useful size"
         )
     if not len(pairs):
         raise ValueError("the training split has no sentences to train a tokenizer on")

@@ -10,16 +10,17 @@ import gzip
 import hashlib
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import tensorflow_datasets as tfds
 
-SPLITS = {"train": "train", "valid": "valid", "test": "test"}
+SPLITS = ("train", "valid", "test")
 
 
 @dataclasses.dataclass(kw_only=True)
 class ParallelConfig(tfds.core.BuilderConfig):
-    """Which files make which split. `stems` maps a split to the name its two files begin with."""
+    """Which files make which split: `stems` maps a split to the name its two files begin with."""
 
     folder: str = ""
     source: str = ""
@@ -27,10 +28,32 @@ class ParallelConfig(tfds.core.BuilderConfig):
     stems: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
+def text_config(folder: str | os.PathLike, source: str, target: str) -> ParallelConfig:
+    """The config of `train`, `valid` and `test` in `folder`.
+
+    Raises:
+      FileNotFoundError: a missing folder or file.
+    """
+    if not folder:
+        raise FileNotFoundError(
+            f"the text data set is read from a folder: set data.path to the one that holds "
+            f"train.{source}, train.{target}, valid.{source}, ... (each may end in .gz)"
+        )
+    return parallel_config(folder, source, target, {split: split for split in SPLITS})
+
+
 def parallel_config(
-    folder: str | os.PathLike, source: str, target: str, stems: Mapping[str, str] = SPLITS
+    folder: str | os.PathLike,
+    source: str,
+    target: str,
+    stems: Mapping[str, str],
+    *,
+    suffixes: Mapping[str, str] = MappingProxyType({}),
 ) -> ParallelConfig:
-    """The config of the files in `folder`, named after the languages and the files' content.
+    """The config of the files `stem.source` and `stem.target` in `folder`.
+
+    It is named after the languages and the content of the files. A stem in `suffixes` has a name
+    that goes on after the language.
 
     Raises:
       FileNotFoundError: a missing folder or file; the message says what was looked for.
@@ -39,7 +62,8 @@ def parallel_config(
     digest = hashlib.sha256()
     for split, stem in stems.items():
         for language in (source, target):
-            with open(find_file(folder, f"{stem}.{language}"), "rb") as file:
+            name = f"{stem}.{language}{suffixes.get(stem, '')}"
+            with open(find_file(folder, name), "rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
             digest.update(f"{split} {language} {content}\n".encode())
     return ParallelConfig(
@@ -53,7 +77,7 @@ def parallel_config(
 
 
 class Text(tfds.core.GeneratorBasedBuilder):
-    """Sentence pairs of a folder, in the order of the files; needs a `parallel_config`."""
+    """Sentence pairs of a folder, in the order of the files; needs a `text_config`."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -139,6 +163,12 @@ def read_parallel(
     """
     paths = [find_file(folder, f"{stem}.{language}") for language in (source, target)]
     sides = [read_lines(path) for path in paths]
+    check_parallel(paths, sides)
+    return zip(*sides, strict=True)
+
+
+def check_parallel(paths: Sequence[str], sides: Sequence[Sequence[str]]) -> None:
+    """Raises ValueError for an empty side and for sides of different lengths."""
     for path, lines in zip(paths, sides, strict=True):
         if not lines:
             raise ValueError(f"{path} is empty: 0 lines")
@@ -147,4 +177,3 @@ def read_parallel(
             f"parallel files of different lengths: {paths[0]} has {len(sides[0])} lines, "
             f"{paths[1]} has {len(sides[1])}"
         )
-    return zip(*sides, strict=True)
