@@ -1,0 +1,163 @@
+"""Every configuration is complete and locked, and every one of its leaves is read by something."""
+
+import contextlib
+import dataclasses
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from layerdrop_jax.training import settings
+from layerdrop_jax.training.evaluate import evaluate
+from layerdrop_jax.training.optimizers import make_optimizer
+from layerdrop_jax.training.train import train
+
+ROOT = Path(__file__).resolve().parents[1]
+HELPERS = {"common", "architectures"}
+CONFIGS = sorted({file.stem for file in (ROOT / "configs").glob("*.py")} - HELPERS)
+
+
+def get_config(name, variant=None):
+    return importlib.import_module(f"configs.{name}").get_config(variant)
+
+
+def variants(name):
+    """The variants that the error about an unknown one lists."""
+    with pytest.raises(ValueError, match="'no_such_variant'.*: it is one of ") as caught:
+        get_config(name, "no_such_variant")
+    return re.search(r"it is one of (.*)", str(caught.value))[1].split(", ")
+
+
+def every_config():
+    return [(name, variant) for name in CONFIGS for variant in variants(name)]
+
+
+def test_there_are_configs():
+    assert CONFIGS
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_paper_is_the_default(name):
+    assert get_config(name).to_dict() == get_config(name, "paper").to_dict()
+
+
+@pytest.mark.parametrize(("name", "variant"), every_config())
+def test_config_is_locked_and_every_section_fits_its_dataclass(name, variant):
+    config = get_config(name, variant)
+    assert config.is_locked
+    with pytest.raises(AttributeError):
+        config.optimizer.no_such_key = 1
+    assert dataclasses.asdict(settings.parse(config)) == config.to_dict()
+
+
+@pytest.mark.parametrize(("name", "variant"), every_config())
+def test_a_stray_key_is_an_error(name, variant):
+    config = get_config(name, variant).to_dict()
+    config["train"]["no_such_key"] = 1
+    with pytest.raises(ValueError, match="no_such_key"):
+        settings.parse(config)
+
+
+# Which leaves are read
+
+
+@contextlib.contextmanager
+def recorded_reads(classes):
+    """Collects (class, field) for each field of `classes` that the project's own code reads.
+
+    Checking a value is not using it, so reads in __post_init__ do not count. Reads by the standard
+    library on the project's behalf (`dataclasses.asdict`) count as its own; those by generated
+    methods (comparison, repr) do not.
+    """
+    reads = set()
+    project = (str(ROOT / "layerdrop_jax"), str(ROOT / "launch.py"), __file__)
+
+    def recorder(cls):
+        fields = {field.name for field in dataclasses.fields(cls)}
+
+        def read(self, name):
+            if name in fields:
+                frame = sys._getframe(1)
+                while frame.f_code.co_filename == dataclasses.__file__:
+                    frame = frame.f_back
+                code = frame.f_code
+                if code.co_filename.startswith(project) and "__post_init__" not in code.co_qualname:
+                    reads.add((cls.__name__, name))
+            return object.__getattribute__(self, name)
+
+        return read
+
+    for cls in classes:
+        cls.__getattribute__ = recorder(cls)
+    try:
+        yield reads
+    finally:
+        for cls in classes:
+            del cls.__getattribute__
+
+
+def unread(classes, reads):
+    fields = {(cls.__name__, field.name) for cls in classes for field in dataclasses.fields(cls)}
+    return sorted(fields - reads)
+
+
+def test_an_unread_field_is_caught():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Example:
+        used: int
+        copied: int
+        checked: int
+        compared: int
+
+        def __post_init__(self):
+            if any(self.checked < bound for bound in (0,)):
+                raise ValueError
+
+    @dataclasses.dataclass(frozen=True)
+    class Copied:
+        field: int
+
+    with recorded_reads([Example, Copied]) as reads:
+        example = Example(used=1, copied=2, checked=3, compared=4)
+        assert example.used == 1
+        assert example == Example(used=1, copied=2, checked=3, compared=4)
+        assert dataclasses.asdict(Copied(5)) == {"field": 5}
+    assert unread([Example, Copied], reads) == [
+        ("Example", "checked"),
+        ("Example", "compared"),
+        ("Example", "copied"),
+    ]
+
+
+def tiny(config, folder):
+    """The same leaves with values that train in seconds on the text in `folder`."""
+    config = config.to_dict()
+    config["data"] |= {"dataset": "text", "path": str(folder / "text"), "data_dir": str(folder)}
+    config["data"] |= {"source": "en", "target": "de", "vocab_size": 300, "batch_rows": 2}
+    config["data"] |= {"source_length": 32, "target_length": 32, "max_length": 32}
+    config["model"] |= {"source_vocab_size": 300, "target_vocab_size": 300}
+    config["model"] |= {"embed_dim": 4, "ffn_dim": 4, "attention_heads": 2}
+    config["model"] |= {"encoder_layers": 1, "decoder_layers": 1, "share_embeddings": "none"}
+    config["train"] |= {"steps": 2, "accumulate": 1, "eval_every": 2}
+    config["decode"] |= {"beam": 2, "max_length_a": 0.0, "max_length_b": 3}
+    return config
+
+
+def test_every_leaf_is_read(tmp_path):
+    (tmp_path / "text").mkdir()
+    for split, count in (("train", 40), ("valid", 3), ("test", 3)):
+        for language, word in (("en", "man"), ("de", "Mann")):
+            lines = "".join(f"{split} {word} {n}\n" for n in range(count))
+            (tmp_path / "text" / f"{split}.{language}").write_text(lines)
+    config = tiny(get_config(CONFIGS[0]), tmp_path)
+    sections = {field.name: field.type for field in dataclasses.fields(settings.Settings)}
+    classes = [settings.Settings] + [kind for name, kind in sections.items() if name != "seed"]
+    with recorded_reads(classes) as reads:
+        train(config, tmp_path / "run")
+        evaluate(tmp_path / "run")
+        for schedule in ("inverse_sqrt", "cosine"):  # the tiny run has only one of them
+            config["optimizer"]["schedule"] = schedule
+            make_optimizer(settings.parse(config).optimizer)
+    assert unread(classes, reads) == []
