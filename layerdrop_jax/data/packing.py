@@ -6,11 +6,12 @@ is what the segment ids are for.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
-PAD = 1
-EOS = 2
+from layerdrop_jax.data.tokenizers import EOS, PAD, EncodedPairs
+
 OPEN_ROWS = 64
 
 
@@ -21,12 +22,13 @@ def pack(
     source_length: int,
     target_length: int,
     seed: int,
-    advance=lambda pairs: None,
+    advance: Callable[[int], None] = lambda pairs: None,
 ) -> np.ndarray:
     """Assigns every pair to a row: best fit over a window of open rows, in a random order.
 
-    The window makes the cost linear in the number of pairs. A pair goes where it leaves the
-    smallest room on the fuller side; where it fits nowhere, the fullest open row is closed.
+    The window makes the cost linear in the number of pairs. Of the open rows that have room on
+    both sides, a pair goes to the fullest; where it fits nowhere, the row with the fullest side
+    is closed and a new one opened.
 
     Args:
       source_lengths: int[P], tokens of each source sentence, eos included.
@@ -62,9 +64,7 @@ def pack(
     tolerance = 1e-9  # shares are rounded; half a token is many orders larger
     for count, pair in enumerate(order, start=1):
         left_2xO = room_2xO - share_2xP[:, pair, None]
-        smaller_O = left_2xO.min(axis=0)
-        # The sum breaks ties, and keeps the two sides of a row filling up together.
-        score_O = np.where(smaller_O >= -tolerance, left_2xO.sum(axis=0), np.inf)
+        score_O = np.where(left_2xO.min(axis=0) >= -tolerance, left_2xO.sum(axis=0), np.inf)
         slot = int(score_O.argmin())
         if score_O[slot] == np.inf:
             slot = int(room_2xO.min(axis=0).argmin())
@@ -83,28 +83,20 @@ def pack(
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class PackedRows:
-    """The token ids of a split and their rows, in flat arrays; `rows[i]` is one row's arrays.
-
-    Sentence p of the source side is `source_tokens[source_offsets[p]:source_offsets[p + 1]]`,
-    without eos; the pairs of row r are `row_pairs[row_offsets[r]:row_offsets[r + 1]]`.
+    """The pairs of a split and the rows they lie in; `rows[i]` is the arrays of one row.
 
     Attributes:
-      source_tokens: flat token ids of all source sentences.
-      source_offsets: int64[P + 1].
-      target_tokens: flat token ids of all target sentences.
-      target_offsets: int64[P + 1].
+      encoded: token ids of the pairs.
       row_pairs: int64[P], pair numbers, row after row.
-      row_offsets: int64[R + 1].
+      row_offsets: int64[R + 1]; the pairs of row r are
+        `row_pairs[row_offsets[r]:row_offsets[r + 1]]`.
       source_length: tokens a row holds on the source side.
       target_length: tokens a row holds on the target side.
       stats: pairs, skipped_too_long, skipped_empty, rows, source_padding, target_padding. The
         last two are shares, 0 to 1, of all tokens of that side.
     """
 
-    source_tokens: np.ndarray
-    source_offsets: np.ndarray
-    target_tokens: np.ndarray
-    target_offsets: np.ndarray
+    encoded: EncodedPairs
     row_pairs: np.ndarray
     row_offsets: np.ndarray
     source_length: int
@@ -116,10 +108,12 @@ class PackedRows:
 
     def pairs(self, row: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """The (source, target) token ids of a row's pairs, without eos."""
+        source, source_at = self.encoded.source_tokens, self.encoded.source_offsets
+        target, target_at = self.encoded.target_tokens, self.encoded.target_offsets
         return [
             (
-                self.source_tokens[self.source_offsets[pair] : self.source_offsets[pair + 1]],
-                self.target_tokens[self.target_offsets[pair] : self.target_offsets[pair + 1]],
+                source[source_at[pair] : source_at[pair + 1]],
+                target[target_at[pair] : target_at[pair + 1]],
             )
             for pair in self.row_pairs[self.row_offsets[row] : self.row_offsets[row + 1]]
         ]
@@ -131,32 +125,16 @@ class PackedRows:
 
 
 def pack_pairs(
-    source: tuple[np.ndarray, np.ndarray],
-    target: tuple[np.ndarray, np.ndarray],
+    encoded: EncodedPairs,
     *,
     source_length: int,
     target_length: int,
     seed: int,
-    skipped_too_long: int = 0,
-    skipped_empty: int = 0,
-    advance=lambda pairs: None,
+    advance: Callable[[int], None] = lambda pairs: None,
 ) -> PackedRows:
-    """Packs tokenised pairs into rows.
-
-    Args:
-      source: flat token ids without eos, and int64[P + 1] offsets into them.
-      target: the same of the target side.
-      source_length: tokens a row holds on the source side, eos of every sentence included.
-      target_length: tokens a row holds on the target side.
-      seed: of the order in which pairs are placed.
-      skipped_too_long: pairs left out before, for the statistics.
-      skipped_empty: pairs left out before, for the statistics.
-      advance: see `pack`.
-    """
-    source_tokens, source_offsets = source
-    target_tokens, target_offsets = target
-    source_lengths = np.diff(source_offsets) + 1
-    target_lengths = np.diff(target_offsets) + 1
+    """Packs encoded pairs into rows; the arguments are those of `pack`."""
+    source_lengths = np.diff(encoded.source_offsets) + 1
+    target_lengths = np.diff(encoded.target_offsets) + 1
     row_of_pair = pack(
         source_lengths,
         target_lengths,
@@ -169,18 +147,15 @@ def pack_pairs(
     counts = np.bincount(row_of_pair) if pairs else np.zeros(0, np.int64)
     rows = len(counts)
     return PackedRows(
-        source_tokens=source_tokens,
-        source_offsets=source_offsets,
-        target_tokens=target_tokens,
-        target_offsets=target_offsets,
+        encoded=encoded,
         row_pairs=np.argsort(row_of_pair, kind="stable"),
         row_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         source_length=source_length,
         target_length=target_length,
         stats={
             "pairs": pairs,
-            "skipped_too_long": skipped_too_long,
-            "skipped_empty": skipped_empty,
+            "skipped_too_long": encoded.skipped_too_long,
+            "skipped_empty": encoded.skipped_empty,
             "rows": rows,
             "source_padding": 1.0 - float(source_lengths.sum()) / max(1, rows * source_length),
             "target_padding": 1.0 - float(target_lengths.sum()) / max(1, rows * target_length),

@@ -4,30 +4,24 @@
 on the seed alone; the place in the data is one number, which `get_state` of the iterator returns.
 """
 
-import collections.abc
 import contextlib
 import dataclasses
-import io
-import itertools
 import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
 import rich.console
 import rich.progress
-import tensorflow_datasets as tfds
 import tokenizers
 from absl import flags, logging
 
 from layerdrop_jax.data import packing
 from layerdrop_jax.data import tokenizers as bpe
-from layerdrop_jax.data.datasets import cldr, iwslt14, multi30k, text, wmt14
+from layerdrop_jax.data.datasets import prepared, text
 
-DATASETS = ("wmt14_translate/de-en", "iwslt14", "multi30k", "cldr", "text")
-CHUNK = 4096  # pairs read and tokenised at a time
+DATASETS = prepared.DATASETS
 PROGRESS_FROM = 100_000  # pairs; fewer take less than ten seconds
 
 
@@ -81,34 +75,6 @@ class DataConfig:
             )
 
 
-class Pairs(collections.abc.Sequence):
-    """(source, target) strings of a split, read from its ArrayRecord files as they are asked for.
-
-    Iterating reads in chunks and is much faster than indexing one by one.
-    """
-
-    def __init__(self, records, source: str, target: str):
-        self._records, self._source, self._target = records, source, target
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return self._read(range(len(self))[index])
-        return self._read([range(len(self))[index]])[0]
-
-    def __iter__(self):
-        for start in range(0, len(self), CHUNK):
-            yield from self._read(range(start, min(start + CHUNK, len(self))))
-
-    def _read(self, indices) -> list[tuple[str, str]]:
-        return [
-            (record[self._source].decode(), record[self._target].decode())
-            for record in self._records.__getitems__(list(indices))
-        ]
-
-
 def load_pairs(config: DataConfig, split: str) -> Sequence[tuple[str, str]]:
     """The sentence pairs of a split, as raw text in a fixed order.
 
@@ -123,73 +89,14 @@ def load_pairs(config: DataConfig, split: str) -> Sequence[tuple[str, str]]:
       ValueError: an unknown split or locale, bad files, a folder that cannot be written.
       FileNotFoundError: missing files, or a set that has to be prepared by hand.
     """
-    if config.dataset == "wmt14_translate/de-en":
-        builder = wmt14.open_builder(_data_dir(config), config.source, config.target)
-        split = {"valid": "validation"}.get(split, split)
-    else:
-        builder = _prepared(config)
-    if config.dataset == "multi30k" and split == "test":
-        split = "test_2016_flickr"
-    if split not in builder.info.splits:
-        known = ", ".join(sorted(builder.info.splits))
-        raise ValueError(f"{config.dataset} has no split {split!r}; it has {known}")
-    return Pairs(builder.as_data_source(split), config.source, config.target)
-
-
-def _data_dir(config: DataConfig) -> str:
-    return os.path.abspath(os.path.expanduser(config.data_dir or tfds.core.constants.DATA_DIR))
-
-
-def _prepared(config: DataConfig) -> tfds.core.DatasetBuilder:
-    """The builder of a set that this package prepares, prepared."""
-    if config.dataset == "cldr":
-        make = cldr.Cldr
-        details = cldr.cldr_config(config.source, config.target)
-    elif config.dataset == "iwslt14":
-        make = iwslt14.Iwslt14
-        details = iwslt14.iwslt14_config(config.path, config.source, config.target)
-    elif config.dataset == "multi30k":
-        make = multi30k.Multi30k
-        details = multi30k.multi30k_config(config.path, config.source, config.target)
-    else:
-        make = text.Text
-        details = text.text_config(config.path, config.source, config.target)
-
-    def open_builder() -> tfds.core.DatasetBuilder:
-        with _quiet():
-            return make(data_dir=_data_dir(config), config=details, file_format="array_record")
-
-    builder = open_builder()
-    if not os.path.isdir(builder.data_dir):
-        logging.info("Preparing %s, on first use, in %s", config.dataset, builder.data_dir)
-        try:
-            with _quiet():
-                builder.download_and_prepare()
-        except OSError as error:
-            # Another process may have prepared the same set in the meantime.
-            if not os.path.isdir(builder.data_dir):
-                reason = error.strerror or error
-                raise ValueError(f"cannot write {builder.data_dir}: {reason}") from error
-        builder = open_builder()
-    return builder
-
-
-@contextlib.contextmanager
-def _quiet():
-    """TFDS warns of every config that is not a constant, and prints what it does step by step.
-
-    What remains is its progress bar, on a terminal.
-    """
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    if not sys.stderr.isatty():
-        tfds.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        tfds.enable_progress_bar()
+    return prepared.open_split(
+        config.dataset,
+        split,
+        source=config.source,
+        target=config.target,
+        data_dir=config.data_dir,
+        path=config.path,
+    )
 
 
 def prepare_rows(
@@ -218,52 +125,40 @@ def prepare_rows(
             f"the tokenizer has {tokenizer.get_vocab_size()} entries, "
             f"data.vocab_size is {config.vocab_size}"
         )
-    kept = ([], [])  # per side, the ids of each chunk's sentences in one flat array
-    lengths = ([], [])
-    too_long = empty = 0
     with _progress("tokenising", len(pairs)) as advance:
-        for start in range(0, len(pairs), CHUNK):
-            chunk = pairs[start : start + CHUNK]
-            encoded = [bpe.encode(tokenizer, side) for side in zip(*chunk, strict=True)]
-            length_2xP = np.array([[len(ids) for ids in side] for side in encoded])
-            long_P = length_2xP.max(axis=0) + 1 > config.max_length
-            empty_P = (length_2xP.min(axis=0) == 0) & ~long_P
-            too_long += int(long_P.sum())
-            empty += int(empty_P.sum())
-            keep_P = ~(long_P | empty_P)
-            for side in range(2):
-                flat = itertools.chain.from_iterable(itertools.compress(encoded[side], keep_P))
-                kept[side].append(np.fromiter(flat, _token_dtype(config.vocab_size)))
-                lengths[side].append(length_2xP[side, keep_P])
-            advance(len(chunk))
-    if not sum(len(part) for part in lengths[0]):
+        encoded = bpe.encode_pairs(tokenizer, pairs, config.max_length, advance)
+    count = len(encoded.source_offsets) - 1
+    if not count:
         raise ValueError(
-            f"no sentence pair is left to train on: of {len(pairs)}, {too_long} are longer than "
-            f"data.max_length={config.max_length} tokens and {empty} have an empty side"
+            f"no sentence pair is left of {len(pairs)}: {encoded.skipped_too_long} are longer than "
+            f"data.max_length={config.max_length} tokens, {encoded.skipped_empty} have an empty "
+            "side"
         )
-    source, target = (
-        (
-            np.concatenate(kept[side]),
-            np.concatenate([[0], np.cumsum(np.concatenate(lengths[side]))]),
-        )
-        for side in range(2)
-    )
-    with _progress("packing", len(source[1]) - 1) as advance:
-        return packing.pack_pairs(
-            source,
-            target,
+    with _progress("packing", count) as advance:
+        rows = packing.pack_pairs(
+            encoded,
             source_length=config.source_length,
             target_length=config.target_length,
             seed=seed,
-            skipped_too_long=too_long,
-            skipped_empty=empty,
             advance=advance,
         )
+    _warn_of_padding(rows)
+    return rows
 
 
-def _token_dtype(vocab_size: int):
-    """Half the memory where ids allow it: 4.5M pairs are 300M tokens."""
-    return np.uint16 if vocab_size <= 2**16 else np.int32
+def _warn_of_padding(rows: packing.PackedRows) -> None:
+    """Where one side of the rows stays empty, its length could be smaller."""
+    for side, other, length in (
+        ("source", "target", rows.source_length),
+        ("target", "source", rows.target_length),
+    ):
+        padding = rows.stats[f"{side}_padding"]
+        if padding > 0.1 and len(rows) >= 20:  # the last rows of a small set are never full
+            fitting = round(length * (1 - padding) / (1 - rows.stats[f"{other}_padding"]))
+            logging.warning(
+                "%.0f %% of the %s tokens are padding; data.%s_length=%d would suit this data",
+                100 * padding, side, side, fitting,
+            )  # fmt: skip
 
 
 @contextlib.contextmanager

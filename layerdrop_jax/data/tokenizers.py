@@ -7,15 +7,19 @@ into one space. Words, punctuation and single digits are kept apart; digits one 
 numbers are then copied by rule and not learned one after the other.
 """
 
+import dataclasses
+import itertools
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")  # the reference's order: ids 0, 1, 2, 3
 BOS, PAD, EOS, UNK = range(4)
+CHUNK = 4096  # pairs encoded at a time
 
 # A space belongs to what follows it. White space other than a single space (a no-break space
 # before a currency sign, say) stands for itself.
@@ -104,6 +108,68 @@ def encode(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[i
     """Token ids of each text, without eos."""
     encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     return [encoding.ids for encoding in encodings]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class EncodedPairs:
+    """Token ids of many pairs in flat arrays, without eos.
+
+    Sentence p of the source side is `source_tokens[source_offsets[p]:source_offsets[p + 1]]`.
+
+    Attributes:
+      source_tokens: integers, the sentences of the source side one after the other.
+      source_offsets: int64[P + 1].
+      target_tokens: the same of the target side.
+      target_offsets: int64[P + 1].
+      skipped_too_long: pairs left out because a side was too long.
+      skipped_empty: pairs left out because a side had no token.
+    """
+
+    source_tokens: np.ndarray
+    source_offsets: np.ndarray
+    target_tokens: np.ndarray
+    target_offsets: np.ndarray
+    skipped_too_long: int = 0
+    skipped_empty: int = 0
+
+
+def encode_pairs(
+    tokenizer: tokenizers.Tokenizer,
+    pairs: Sequence[tuple[str, str]],
+    max_length: int,
+    advance: Callable[[int], None] = lambda pairs: None,
+) -> EncodedPairs:
+    """Token ids of all pairs in which no side is empty or, eos included, over `max_length`.
+
+    `advance` is called now and then with the number of pairs encoded since the last call.
+    """
+    # Half the memory where ids allow it: 4.5M pairs are some 300M tokens.
+    dtype = np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.int32
+    tokens = ([np.zeros(0, dtype)], [np.zeros(0, dtype)])
+    lengths = ([np.zeros(1, np.int64)], [np.zeros(1, np.int64)])
+    too_long = empty = 0
+    for start in range(0, len(pairs), CHUNK):
+        chunk = pairs[start : start + CHUNK]
+        sides = [encode(tokenizer, side) for side in zip(*chunk, strict=True)]
+        length_2xP = np.array([[len(ids) for ids in side] for side in sides])
+        long_P = length_2xP.max(axis=0) + 1 > max_length
+        empty_P = (length_2xP.min(axis=0) == 0) & ~long_P
+        too_long += int(long_P.sum())
+        empty += int(empty_P.sum())
+        keep_P = ~(long_P | empty_P)
+        for number, side in enumerate(sides):
+            flat = itertools.chain.from_iterable(itertools.compress(side, keep_P))
+            tokens[number].append(np.fromiter(flat, dtype))
+            lengths[number].append(length_2xP[number, keep_P])
+        advance(len(chunk))
+    return EncodedPairs(
+        source_tokens=np.concatenate(tokens[0]),
+        source_offsets=np.cumsum(np.concatenate(lengths[0])),
+        target_tokens=np.concatenate(tokens[1]),
+        target_offsets=np.cumsum(np.concatenate(lengths[1])),
+        skipped_too_long=too_long,
+        skipped_empty=empty,
+    )
 
 
 def decode(tokenizer: tokenizers.Tokenizer, sequences: Iterable[Iterable[int]]) -> list[str]:

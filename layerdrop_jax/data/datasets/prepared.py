@@ -1,0 +1,115 @@
+"""Any data set by its name: prepared on first use, then read at random, as pairs of strings."""
+
+import collections.abc
+import contextlib
+import io
+import os
+import sys
+
+import tensorflow_datasets as tfds
+from absl import logging
+
+from layerdrop_jax.data.datasets import cldr, iwslt14, multi30k, text, wmt14
+
+DATASETS = ("wmt14_translate/de-en", "iwslt14", "multi30k", "cldr", "text")
+CHUNK = 4096  # pairs read at a time
+
+
+class Pairs(collections.abc.Sequence):
+    """(source, target) strings of a split, read from its ArrayRecord files as they are asked for.
+
+    Iterating reads in chunks and is much faster than indexing one by one.
+    """
+
+    def __init__(self, records, source: str, target: str):
+        self._records, self._source, self._target = records, source, target
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self._read(range(len(self))[index])
+        return self._read([range(len(self))[index]])[0]
+
+    def __iter__(self):
+        for start in range(0, len(self), CHUNK):
+            yield from self._read(range(start, min(start + CHUNK, len(self))))
+
+    def _read(self, indices) -> list[tuple[str, str]]:
+        return [
+            (record[self._source].decode(), record[self._target].decode())
+            for record in self._records.__getitems__(list(indices))
+        ]
+
+
+def open_split(
+    dataset: str, split: str, *, source: str, target: str, data_dir: str, path: str
+) -> Pairs:
+    """The pairs of a split, in a fixed order; the arguments are the fields of `DataConfig`.
+
+    Raises:
+      ValueError: an unknown split or locale, bad files, a folder that cannot be written.
+      FileNotFoundError: missing files, or a set that has to be prepared by hand.
+    """
+    data_dir = os.path.abspath(os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR))
+    if dataset == "wmt14_translate/de-en":
+        builder = wmt14.open_builder(data_dir, source, target)
+        split = {"valid": "validation"}.get(split, split)
+    elif dataset == "cldr":
+        builder = _prepared(cldr.Cldr, cldr.cldr_config(source, target), data_dir)
+    elif dataset == "iwslt14":
+        config = iwslt14.iwslt14_config(path, source, target)
+        builder = _prepared(iwslt14.Iwslt14, config, data_dir)
+    elif dataset == "multi30k":
+        config = multi30k.multi30k_config(path, source, target)
+        builder = _prepared(multi30k.Multi30k, config, data_dir)
+        split = {"test": "test_2016_flickr"}.get(split, split)
+    else:
+        builder = _prepared(text.Text, text.text_config(path, source, target), data_dir)
+    if split not in builder.info.splits:
+        known = ", ".join(sorted(builder.info.splits))
+        raise ValueError(f"{dataset} has no split {split!r}; it has {known}")
+    return Pairs(builder.as_data_source(split), source, target)
+
+
+def _prepared(make, config: tfds.core.BuilderConfig, data_dir: str) -> tfds.core.DatasetBuilder:
+    """The builder, after its files have been written where they were not there."""
+
+    def open_builder() -> tfds.core.DatasetBuilder:
+        with _quiet():
+            return make(data_dir=data_dir, config=config, file_format="array_record")
+
+    builder = open_builder()
+    if not os.path.isdir(builder.data_dir):
+        logging.info("Preparing %s, on first use, in %s", builder.name, builder.data_dir)
+        try:
+            with _quiet():
+                builder.download_and_prepare()
+        except OSError as error:
+            # Another process may have prepared the same set in the meantime.
+            if not os.path.isdir(builder.data_dir):
+                raise ValueError(
+                    f"cannot write {builder.data_dir}: {error.strerror or error}; "
+                    "data.data_dir says where prepared data sets live"
+                ) from error
+        builder = open_builder()
+    return builder
+
+
+@contextlib.contextmanager
+def _quiet():
+    """TFDS warns of every config that is not a constant, and prints what it does step by step.
+
+    What remains is its progress bar, on a terminal.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        tfds.enable_progress_bar()
