@@ -3,7 +3,7 @@
 # PYTHON=... picks the interpreter; otherwise the first of the usual names that really runs, is
 # new enough and can make a virtual environment (a version manager's stub may exist and not run).
 
-CANDIDATES := $(PYTHON) python3 python3.13 python3.12 python3.11
+CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 STAMP := .venv/installed
 RUN := .venv/bin/python
 
@@ -33,7 +33,7 @@ $(STAMP): requirements.txt pyproject.toml
 	  if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
 	    >/dev/null 2>&1; then found=$$python; break; fi; done; \
 	if [ -z "$$found" ]; then \
-	  echo "No Python >= 3.11 that can make a virtual environment among: $(strip $(CANDIDATES))." \
+	  echo "No Python >= 3.11 that can make a virtual environment among: $(CANDIDATES)." \
 	    "Install one (with its venv module), or name it: make PYTHON=/path/to/python3.12" >&2; \
 	  exit 1; fi; \
 	echo "Setting up .venv with $$("$$found" --version) (once, a minute or two)."; \

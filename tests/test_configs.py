@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import functools
 import importlib
+import os
 import re
 import sys
 from pathlib import Path
@@ -72,7 +74,8 @@ def recorded_reads(classes):
     methods (comparison, repr) do not.
     """
     reads = set()
-    project = (str(ROOT / "layerdrop_jax"), str(ROOT / "launch.py"), __file__)
+    project = (str(ROOT / "layerdrop_jax"), str(ROOT / "launch.py"), os.path.realpath(__file__))
+    file_of = functools.cache(os.path.realpath)
 
     def recorder(cls):
         fields = {field.name for field in dataclasses.fields(cls)}
@@ -83,7 +86,8 @@ def recorded_reads(classes):
                 while frame.f_code.co_filename == dataclasses.__file__:
                     frame = frame.f_back
                 code = frame.f_code
-                if code.co_filename.startswith(project) and "__post_init__" not in code.co_qualname:
+                ours = file_of(code.co_filename).startswith(project)
+                if ours and "__post_init__" not in code.co_qualname:
                     reads.add((cls.__name__, name))
             return object.__getattribute__(self, name)
 
