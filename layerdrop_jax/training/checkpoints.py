@@ -21,6 +21,7 @@ import base64
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -90,10 +91,8 @@ class Checkpoints:
     def __init__(self, folder, config: CheckpointConfig):
         """Opens `folder` for writing; creates it where it does not exist.
 
-        Incomplete checkpoints are named in a warning and moved aside to `damaged-STEP`.
-
         Raises:
-          OSError: the folder cannot be written, or it has checkpoints and none of them is complete.
+          OSError: the folder cannot be written.
         """
         self._folder = pathlib.Path(folder).absolute()
         self._pending = None
@@ -106,27 +105,17 @@ class Checkpoints:
             raise OSError(
                 f"cannot write checkpoints to {self._folder}: {error.strerror}"
             ) from error
-        _set_aside(self._folder)
-        self._config = config
+        unfinished = self._folder.glob("*.orbax-checkpoint-tmp*")
+        self._unfinished = sorted(path.name.split(".")[0] for path in unfinished)
+        self._keep = _LastAndBest(config.keep_last)
+        for step in _steps(self._folder):
+            self._keep.losses[step] = (_about(self._folder / str(step)) or {}).get("valid_loss")
         self._manager = self._open(clean=True)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
 
     def _open(self, *, clean):
-        policies = ocp.training.preservation_policies
         return ocp.training.Checkpointer(
-            self._folder,
-            cleanup_tmp_directories=clean,
-            preservation_policy=policies.AnyPreservationPolicy(
-                [
-                    policies.LatestN(self._config.keep_last),
-                    policies.BestN(
-                        get_metric_fn=lambda metrics: metrics["valid_loss"],
-                        reverse=True,  # the policy keeps the end of the sorted list: lowest last
-                        n=1,
-                        keep_checkpoints_without_metrics=False,
-                    ),
-                ]
-            ),
+            self._folder, preservation_policy=self._keep, cleanup_tmp_directories=clean
         )
 
     def save(self, step: int, state: dict, iterator_state, *, valid_loss=None, metadata=None):
@@ -152,16 +141,16 @@ class Checkpoints:
             return
         rest = {name: tree for name, tree in state.items() if name != "params"}
         scored = valid_loss is not None and math.isfinite(valid_loss)
+        self._keep.losses[step] = valid_loss = float(valid_loss) if scored else None
         with _writing(step, self._folder):
             response = self._manager.save_checkpointables_async(
                 step,
                 {"params": _as_saved(state["params"]), "state": _as_saved(rest)},
                 force=True,
-                metrics={"valid_loss": float(valid_loss)} if scored else None,
                 custom_metadata={
                     "parts": ["params", "state"],
                     "iterator": _encode(iterator_state),
-                    "valid_loss": float(valid_loss) if scored else None,
+                    "valid_loss": valid_loss,
                     "metadata": metadata or {},
                 },
             )
@@ -202,6 +191,9 @@ class Checkpoints:
     def restore_latest(self, abstract_state: dict) -> Restored | None:
         """Reads the newest checkpoint that can be read; None where none was ever completed.
 
+        Every one that cannot be read is named in a warning. Those newer than the one read are moved
+        to `damaged-STEP`, so that their steps can be saved again.
+
         Args:
           abstract_state: a tree like the one saved, of arrays or jax.ShapeDtypeStruct; shardings
             found there are those of the result.
@@ -212,15 +204,45 @@ class Checkpoints:
         """
         self.wait()
         if not _steps(self._folder):
+            self._warn_of_unfinished("there is none before it")
             return None
         rest = {name: tree for name, tree in abstract_state.items() if name != "params"}
         abstract = {"params": abstract_state["params"], "state": rest}
         step, parts, about, damaged = _read_newest(self._folder, _steps(self._folder), abstract)
+        self._warn_of_unfinished(f"using step {step} instead")
         for bad in damaged:
             _move_away(self._folder, bad)
         self._manager.reload()
         state = {"params": parts["params"], **parts["state"]}
         return Restored(step, state, _decode(about["iterator"]), about["metadata"])
+
+    def _warn_of_unfinished(self, instead):
+        for step in self._unfinished:
+            logging.warning(
+                "the save of step %s in %s was cut short; %s", step, self._folder, instead
+            )
+        self._unfinished = []
+
+
+class _LastAndBest:
+    """A preservation policy of Orbax: the last so many, and the one of lowest validation loss.
+
+    The losses are held here: Orbax's own policy reads them from files of which a damaged one keeps
+    the whole folder from being opened.
+    """
+
+    def __init__(self, keep_last: int):
+        self._keep_last = keep_last
+        self.losses = {}
+
+    def should_preserve(self, checkpoints, *, context):
+        del context
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        keep = set(steps[-self._keep_last :])
+        scored = [step for step in steps if self.losses.get(step) is not None]
+        if scored:
+            keep.add(min(scored, key=lambda step: (self.losses[step], -step)))
+        return [step in keep for step in steps]
 
 
 def restore_params(folder, abstract_params: dict, *, which: str, average: int = 1):
@@ -230,7 +252,7 @@ def restore_params(folder, abstract_params: dict, *, which: str, average: int = 
       folder: a run's folder of checkpoints; nothing in it is changed.
       abstract_params: tree of arrays or jax.ShapeDtypeStruct, as for `Checkpoints.restore_latest`.
       which: "latest"; "best", by validation loss; or "average", the arithmetic mean, in float32, of
-        the newest `average` checkpoints (of all, where there are fewer), two in memory at a time.
+        the newest `average` checkpoints (of all, where there are fewer), two in memory at once.
       average: how many, for which="average".
 
     Returns:
@@ -255,21 +277,26 @@ def restore_params(folder, abstract_params: dict, *, which: str, average: int = 
         steps = sorted(scored, key=lambda step: (-losses[step], step))
     elif which not in ("latest", "average"):
         raise ValueError(f'unknown checkpoint "{which}"; known: latest, best, average')
-    step, parts, _, damaged = _read_newest(folder, steps, abstract)
-    params, used = parts["params"], [step]
-    if which != "average" or average == 1:
-        return params, used
-    total = jax.tree.map(lambda x: x.astype(jnp.float32), params)
-    left = [s for s in steps if s < step and s not in damaged]
-    while left and len(used) < average:
+    total, used = None, []
+    while steps and len(used) < (average if which == "average" else 1):
         try:
-            step, parts, _, _ = _read_newest(folder, left, abstract)
-        except OSError:  # only damaged ones are left, each named in a warning
+            step, parts, _, _ = _read_newest(folder, steps, abstract)
+        except OSError as error:
+            if not used:
+                raise
+            logging.warning("averaging %d instead of %d: %s", len(used), average, error)
             break
         used.append(step)
-        left = [s for s in left if s < step]
-        total = jax.tree.map(lambda a, x: a + x.astype(jnp.float32), total, parts.pop("params"))
-    return jax.tree.map(lambda a, x: (a / len(used)).astype(x.dtype), total, params), used[::-1]
+        steps = steps[: steps.index(step)]
+        params = jax.tree.map(lambda x: x.astype(jnp.float32), parts.pop("params"))
+        total = params if total is None else _add(total, params)
+    params = jax.tree.map(lambda a, x: (a / len(used)).astype(x.dtype), total, abstract_params)
+    return params, used[::-1]
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _add(total, params):
+    return jax.tree.map(jnp.add, total, params)
 
 
 def write_params(folder, step: int, params: dict, metadata: dict | None = None):
@@ -444,27 +471,6 @@ def _read_newest(folder, steps: list[int], abstract: dict) -> tuple[int, dict, d
         f"none of the checkpoints in {folder} can be read (step {steps[-1]}: "
         f"{damaged[steps[-1]]}); move them away to start anew"
     )
-
-
-def _set_aside(folder: pathlib.Path):
-    """Names the saves that were cut short; moves those away that stand in the way of new ones."""
-    steps = _steps(folder)
-    damaged = {step: problem for step in steps if (problem := _damage(folder / str(step)))}
-    intact = [step for step in steps if step not in damaged]
-    if damaged and not intact:
-        raise OSError(
-            f"none of the checkpoints in {folder} is complete (step {steps[-1]}: "
-            f"{damaged[steps[-1]]}); move them away to start anew"
-        )
-    newest = (
-        f"the newest complete one is step {intact[-1]}" if intact else "there is none before it"
-    )
-    for unfinished in sorted(folder.glob("*.orbax-checkpoint-tmp*")):
-        step = unfinished.name.split(".")[0]
-        logging.warning("the save of step %s in %s was cut short; %s", step, folder, newest)
-    for step, problem in damaged.items():
-        logging.warning("checkpoint %d in %s is cut short (%s); %s", step, folder, problem, newest)
-        _move_away(folder, step)
 
 
 def _move_away(folder: pathlib.Path, step: int):
