@@ -42,7 +42,7 @@ $(STAMP): requirements.txt pyproject.toml
 	{ $(RUN) -m pip install --disable-pip-version-check --no-input -r requirements.txt 2>&1 \
 	  || echo "pip failed"; } | awk -v total="$$total" \
 	  '{ log_text = log_text $$0 "\n" } \
-	   /^Collecting/ { printf "\r  packages fetched: %d of %d", ++n, total; fflush() } \
+	   /^(Collecting|Processing) / { printf "\r  packages fetched: %d of %d", ++n, total; fflush() } \
 	   /^Installing collected/ { printf "\n  unpacking them\n"; fflush() } \
 	   /^pip failed/ { failed = 1 } \
 	   END { if (failed) { printf "\n%s", log_text; exit 1 } }'
