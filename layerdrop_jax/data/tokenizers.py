@@ -202,5 +202,7 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
         finally:
             if os.path.exists(temporary):
                 os.remove(temporary)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"cannot write {path}: {error.filename} is not a folder") from error
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror or error}") from error

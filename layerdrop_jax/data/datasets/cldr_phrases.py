@@ -83,7 +83,11 @@ class Inventory:
                 for zone in named(lambda it: it.meta_zones)
                 if all("standard" in it.meta_zones[zone].get("long", ()) for it in (first, second))
             ),
-            units=shuffled(unit for unit in named(lambda it: it._data["unit_patterns"])),
+            units=shuffled(
+                unit
+                for unit in named(lambda it: it._data["unit_patterns"])
+                if all(_pattern_length(unit, locale) for locale in (first, second))
+            ),
         )
 
 
@@ -178,11 +182,18 @@ def measure(rng: random.Random, inventory: Inventory) -> Phrase:
 
 
 def _measured(value, unit: str, locale: babel.Locale) -> str:
+    length = _pattern_length(unit, locale)
+    if not length:  # Babel would put the code of the unit where its pattern is missing
+        raise LookupError(f"no pattern for {unit} in {locale}")
+    return units.format_unit(value, unit, length, locale=locale)
+
+
+def _pattern_length(unit: str, locale: babel.Locale) -> str | None:
+    patterns = locale._data["unit_patterns"][unit]
     for length in ("long", "short"):
-        measured = units.format_unit(value, unit, length, locale=locale)
-        if unit not in measured:  # Babel puts the code where it has no pattern
-            return measured
-    raise LookupError(f"no pattern for {unit} in {locale}")
+        if "{0}" in patterns.get(length, {}).get("other", ""):
+            return length
+    return None
 
 
 def share(rng: random.Random, inventory: Inventory) -> Phrase:

@@ -22,10 +22,10 @@ class Pairs(collections.abc.Sequence):
     """
 
     def __init__(self, records, source: str, target: str):
-        self._records, self._source, self._target = records, source, target
+        self.records, self._source, self._target = records, source, target
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self.records)
 
     def __getitem__(self, index):
         if isinstance(index, slice):
@@ -39,7 +39,7 @@ class Pairs(collections.abc.Sequence):
     def _read(self, indices) -> list[tuple[str, str]]:
         return [
             (record[self._source].decode(), record[self._target].decode())
-            for record in self._records.__getitems__(list(indices))
+            for record in self.records.__getitems__(list(indices))
         ]
 
 
@@ -57,24 +57,28 @@ def open_split(
         builder = wmt14.open_builder(data_dir, source, target)
         split = {"valid": "validation"}.get(split, split)
     elif dataset == "cldr":
-        builder = _prepared(cldr.Cldr, cldr.cldr_config(source, target), data_dir)
+        builder = prepare(cldr.Cldr, cldr.cldr_config(source, target), data_dir)
     elif dataset == "iwslt14":
         config = iwslt14.iwslt14_config(path, source, target)
-        builder = _prepared(iwslt14.Iwslt14, config, data_dir)
+        builder = prepare(iwslt14.Iwslt14, config, data_dir)
     elif dataset == "multi30k":
         config = multi30k.multi30k_config(path, source, target)
-        builder = _prepared(multi30k.Multi30k, config, data_dir)
+        builder = prepare(multi30k.Multi30k, config, data_dir)
         split = {"test": "test_2016_flickr"}.get(split, split)
     else:
-        builder = _prepared(text.Text, text.text_config(path, source, target), data_dir)
+        builder = prepare(text.Text, text.text_config(path, source, target), data_dir)
     if split not in builder.info.splits:
         known = ", ".join(sorted(builder.info.splits))
         raise ValueError(f"{dataset} has no split {split!r}; it has {known}")
     return Pairs(builder.as_data_source(split), source, target)
 
 
-def _prepared(make, config: tfds.core.BuilderConfig, data_dir: str) -> tfds.core.DatasetBuilder:
-    """The builder, after its files have been written where they were not there."""
+def prepare(make, config: tfds.core.BuilderConfig, data_dir: str) -> tfds.core.DatasetBuilder:
+    """The builder of `config`, after its files have been written where they were not there.
+
+    Raises:
+      ValueError: a folder that cannot be written, or what the builder finds wrong in its input.
+    """
 
     def open_builder() -> tfds.core.DatasetBuilder:
         with _quiet():

@@ -35,12 +35,11 @@ def open_builder(data_dir: str, source: str, target: str) -> tfds.core.DatasetBu
             "download"
         )
     prepared = os.path.join(folder, max(versions, key=tfds.core.Version))
-    builder = tfds.builder_from_directory(prepared)
-    if builder.info.file_format.value != "array_record":
+    try:
+        return tfds.builder_from_directory(prepared, file_format="array_record")
+    except ValueError as error:
         raise ValueError(
-            f"{prepared} holds {builder.info.file_format.value} files; convert them once: "
-            f"pip install 'layerdrop-jax[prepare]' && tfds convert_format "
-            f"--dataset_version_dir={prepared} --out_file_format=array_record "
-            f"--out_dir={prepared}.array_record (then move that folder to {prepared})"
-        )
-    return builder
+            f"{prepared} has no ArrayRecord files; add them once: pip install "
+            "'layerdrop-jax[prepare]' && tfds convert_format "
+            f"--dataset_version_dir={prepared} --out_file_format=array_record"
+        ) from error
