@@ -1,8 +1,7 @@
 """Beam search as one compiled loop over a step function.
 
 The search knows nothing of the model. It hands `step_fn` the tokens chosen last and the beams they
-continue, and gets the logits of the next token; the cache belongs to the model and passes through
-untouched.
+continue, and gets the logits of the next token; the cache passes through untouched.
 
 The rules are those of fairseq v0.9.0 (`sequence_generator.py`, `search.py`):
 
@@ -227,10 +226,11 @@ def _best(sums_BxMxV, count):
 
 
 def _finish(state, sums_BxC, beams_BxC, tokens_BxC, *, limit_B, length_penalty, normalize):
-    """Moves the continuations that end, and may, to the finished ones."""
+    """Adds the continuations that end, and may, to what is finished."""
     beam = state.parents_BxM.shape[1]
     sums_BxM, beams_BxM = sums_BxC[:, :beam], beams_BxC[:, :beam]
-    ends_BxM = (tokens_BxC[:, :beam] == EOS) & (sums_BxM > -jnp.inf) & ~state.done_B[:, None]
+    # A sentence that is done adds nothing: it has no place left, or since its limit no live beam.
+    ends_BxM = (tokens_BxC[:, :beam] == EOS) & (sums_BxM > -jnp.inf)
     place_BxM = state.count_B[:, None] + jnp.cumsum(ends_BxM, axis=1) - 1
     # taken[b, p, m]: place p takes continuation m. What comes after M hypotheses finds no place.
     taken_BxMxM = ends_BxM[:, None, :] & (place_BxM[:, None, :] == jnp.arange(beam)[None, :, None])
@@ -261,9 +261,9 @@ def _continue(state, sums_BxC, beams_BxC, tokens_BxC):
     """The M best continuations that do not end become the live beams."""
     beam = state.parents_BxM.shape[1]
     ends_BxC = (tokens_BxC == EOS) & (sums_BxC > -jnp.inf)
-    # A stable sort on one bit: first those that go on, best first. At most one per beam ends, so
-    # there are always M of them.
-    order_BxM = jnp.argsort(ends_BxC, axis=1, stable=True)[:, :beam]
+    # Of equals top_k takes the lower index, so these are the M best that go on. At most one per
+    # beam ends, so there are always M. Floats, because XLA sorts anything else in full on a CPU.
+    _, order_BxM = jax.lax.top_k((~ends_BxC).astype(jnp.float32), beam)
     sums_BxM, beams_BxM, tokens_BxM = (
         jnp.take_along_axis(x, order_BxM, axis=1) for x in (sums_BxC, beams_BxC, tokens_BxC)
     )
@@ -286,16 +286,15 @@ def _column(x_BxMxT, position):
 
 
 def _sorted_hypotheses(state):
-    order_BxM = jnp.argsort(-state.ended_scores_BxM, axis=1, stable=True)
+    scores_BxM, order_BxM = jax.lax.top_k(state.ended_scores_BxM, state.ended_scores_BxM.shape[1])
     tokens_BxMxT = jnp.take_along_axis(state.ended_tokens_BxMxT, order_BxM[:, :, None], axis=1)
     sums_BxMxT = jnp.take_along_axis(state.ended_sums_BxMxT, order_BxM[:, :, None], axis=1)
     lengths_BxM = jnp.take_along_axis(state.ended_lengths_BxM, order_BxM, axis=1)
     position_1x1xT = jnp.arange(tokens_BxMxT.shape[-1] - 1)[None, None]
     inside_BxMxT = position_1x1xT < lengths_BxM[:, :, None]
-    # Only finished rows are looked at, whose sums are finite: no -inf minus -inf.
     return Hypotheses(
         tokens_BxMxT=jnp.where(inside_BxMxT, tokens_BxMxT[:, :, 1:], PAD),
-        scores_BxM=jnp.take_along_axis(state.ended_scores_BxM, order_BxM, axis=1),
+        scores_BxM=scores_BxM,
         token_scores_BxMxT=jnp.where(inside_BxMxT, jnp.diff(sums_BxMxT, axis=2), 0.0),
         lengths_BxM=lengths_BxM,
     )

@@ -56,7 +56,8 @@ def plain_beam_search(
 
 def _log_softmax(logits):
     logits = np.asarray(logits, np.float64)
-    return logits - np.logaddexp.reduce(logits)
+    with np.errstate(invalid="ignore"):  # NaN is a case of its own above
+        return logits - np.logaddexp.reduce(logits)
 
 
 def _repeats_ngram(history, n):

@@ -136,7 +136,27 @@ def test_an_ending_outside_the_best_m_is_not_taken():
     assert found.lengths_BxM.tolist() == [[3, 3]]
 
 
-def test_nan_is_impossible_and_nothing_possible_gives_nothing():
+def test_nan_is_impossible():
+    # What follows token 5 is not a number: such a beam dies, and the others go on without it.
+    weights = toy_weights(9)
+    weights["bias"][5] += 3
+    traceable = jax.tree.map(jnp.asarray, weights)
+
+    def step_fn(cache, parents_BxM, tokens_BxM, step):
+        logits_BxMxV, cache = toy_step(traceable, cache, parents_BxM, tokens_BxM, step)
+        return jnp.where((tokens_BxM == 5)[:, :, None], jnp.nan, logits_BxMxV), cache
+
+    def next_logits(row, history):
+        return toy_logits(weights, row, history) + (np.nan if history[-1] == 5 else 0)
+
+    start_BxMxD = jnp.repeat(weights["start"][:, None], 4, axis=1)
+    found = beam_search(step_fn, start_BxMxD, LIMITS, buffer_length=BUFFER, beam=4)
+    for row, limit in enumerate(LIMITS):
+        expected = plain_beam_search(functools.partial(next_logits, row), int(limit), beam=4)
+        assert_same(found, row, expected)
+
+
+def test_nothing_possible_gives_nothing():
     logits_TxV = np.zeros((3, 9))
     logits_TxV[:, 4] = 1.0
     logits_TxV[1:] = np.nan
