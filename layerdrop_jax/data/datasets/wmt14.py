@@ -27,19 +27,22 @@ def open_builder(data_dir: str, source: str, target: str) -> tfds.core.DatasetBu
         for name in (os.listdir(folder) if os.path.isdir(folder) else ())
         if os.path.isfile(os.path.join(folder, name, "dataset_info.json"))
     ]
+    # TFDS's own command line would need Apache Beam as well, for nothing.
+    how = (
+        "pip install 'layerdrop-jax[prepare]' && python -c \"import tensorflow_datasets as tfds; "
+        f"tfds.builder('{NAME}', data_dir='{data_dir}', file_format='array_record')"
+        '.download_and_prepare()"'
+    )
     if not versions:
         raise FileNotFoundError(
-            f"{NAME} is not prepared in {data_dir}. Prepare it once (a download of about 1.6 GB): "
-            f"pip install 'layerdrop-jax[prepare]' && tfds build {NAME} "
-            f"--file_format=array_record --data_dir={data_dir}; configs/wmt.py:demo needs no "
-            "download"
+            f"{NAME} is not prepared in {data_dir}; configs/wmt.py:demo needs no download. To "
+            f"prepare it, once (a download of about 1.6 GB): {how}"
         )
     prepared = os.path.join(folder, max(versions, key=tfds.core.Version))
     try:
         return tfds.builder_from_directory(prepared, file_format="array_record")
     except ValueError as error:
         raise ValueError(
-            f"{prepared} has no ArrayRecord files; add them once: pip install "
-            "'layerdrop-jax[prepare]' && tfds convert_format "
-            f"--dataset_version_dir={prepared} --out_file_format=array_record"
+            f"{prepared} has no ArrayRecord files. Delete it and prepare it again (the downloads "
+            f"are kept): {how}"
         ) from error
