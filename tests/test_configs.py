@@ -159,7 +159,7 @@ def test_every_leaf_is_read(tmp_path):
     sections = {field.name: field.type for field in dataclasses.fields(settings.Settings)}
     classes = [settings.Settings] + [kind for name, kind in sections.items() if name != "seed"]
     with recorded_reads(classes) as reads:
-        train(config, tmp_path / "run")
+        train(config, tmp_path / "run", command="")
         evaluate(tmp_path / "run")
         for schedule in ("inverse_sqrt", "cosine"):  # the tiny run has only one of them
             config["optimizer"]["schedule"] = schedule
