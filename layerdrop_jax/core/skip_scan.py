@@ -151,8 +151,10 @@ def _forward_and_save(step, consts, init, xs, keep):
         return carry, _put(ys, y, i), _put(saved, kept, trip)
 
     # Rows of `saved` past the last trip are never read, so they are left as the allocator gives
-    # them: writing zeros there is what lax.cond in a scan pays for.
+    # them: writing zeros there is what lax.cond in a scan pays for. Row 0 is written because inside
+    # shard_map that tells over which mesh axes a buffer varies.
     buffers = [lax.empty((keep.size, *a.shape), a.dtype) for a in saved]
+    buffers = _put(buffers, [jnp.zeros_like(a) for a in saved], 0)
     carry, ys, saved = lax.fori_loop(0, count, body, (init, _stacked(y, keep.size), buffers))
     return (carry, ys), saved
 
@@ -257,11 +259,12 @@ def _join_float0(cotangents, primals):
 
 
 def _stacked(y, num_steps):
-    return jax.tree.map(lambda a: jnp.zeros((num_steps, *a.shape), a.dtype), y)
+    return jax.tree.map(lambda a: jnp.zeros_like(a, shape=(num_steps, *a.shape)), y)
 
 
 def _step_avals(xs):
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs)
+    # By tracing, which also says over which mesh axes a row varies inside shard_map.
+    return jax.eval_shape(lambda: _at(xs, 0))
 
 
 def _at(tree, i):
@@ -276,6 +279,4 @@ def _at(tree, i):
 
 
 def _put(buffers, values, i):
-    return jax.tree.map(
-        lambda b, v: lax.dynamic_update_index_in_dim(b, v, i, 0), buffers, values
-    )
+    return jax.tree.map(lambda b, v: lax.dynamic_update_index_in_dim(b, v, i, 0), buffers, values)

@@ -1,4 +1,4 @@
-"""Linear maps, layer norm, dropout and the feed-forward sub-layer, as the reference sets them up."""
+"""Linear maps, layer norm, dropout and the feed-forward sub-layer, as in the reference."""
 
 import jax
 import jax.numpy as jnp

@@ -220,13 +220,11 @@ class Seq2Seq(nnx.Module):
           (logits float32 [B, M, V], cache).
         """
         batch, beam = tokens_BxM.shape
-        rows = (parents_BxM + beam * jnp.arange(batch)[:, None]).reshape(-1)
-        past = jax.tree.map(lambda a: a[:, rows], cache["self"])
-        position = jnp.full((1, 1), step)
+        rows_R = (parents_BxM + beam * jnp.arange(batch)[:, None]).reshape(-1)
         x_BxMxD = self._embed(
-            self._target_embedding(tokens_BxM), self.target_positions(position), None
+            self._target_embedding(tokens_BxM), self.target_positions(jnp.full((1, 1), step)), None
         )
-        length = past[0].shape[2]
+        length = cache["self"][0].shape[2]
         seen = jnp.broadcast_to(jnp.arange(length) <= step, (batch * beam, 1, length))
         memory_mask = jnp.broadcast_to(
             (cache["memory_segment"] > 0)[:, None], (batch, beam, cache["memory_segment"].shape[1])
@@ -234,33 +232,33 @@ class Seq2Seq(nnx.Module):
 
         def run_layer(layer, x_BxMxD, _, extra):
             past, cross = extra
-            new = ()
+            now = ()
 
             def self_attention(x_BxMxD):
-                nonlocal new
+                nonlocal now
                 x_Rx1xD = x_BxMxD.reshape(batch * beam, 1, -1)
-                new = layer.self_attn.keys_values(x_Rx1xD)
-                keys, values = (
-                    jax.lax.dynamic_update_slice_in_dim(old, now, step, 1)
-                    for old, now in zip(past, new, strict=True)
+                now = tuple(
+                    jax.lax.dynamic_update_slice_in_dim(old[rows_R], new, step, 1)
+                    for old, new in zip(past, layer.self_attn.keys_values(x_Rx1xD), strict=True)
                 )
-                return layer.self_attn.attend(x_Rx1xD, keys, values, seen).reshape(x_BxMxD.shape)
+                return layer.self_attn.attend(x_Rx1xD, *now, seen).reshape(x_BxMxD.shape)
 
+            # The hypotheses of a sentence stand side by side, as queries of one attention.
             def cross_attention(x_BxMxD):
                 return layer.cross_attn.attend(x_BxMxD, *cross, memory_mask)
 
             x_BxMxD = layer.step(x_BxMxD, self_attention, cross_attention)
-            return x_BxMxD, new
+            return x_BxMxD, now
 
-        x_BxMxD, new = run_stack(
-            self.decoder, x_BxMxD, cache["keep"], run_layer, extra=(past, cache["cross"])
+        x_BxMxD, past = run_stack(
+            self.decoder,
+            x_BxMxD,
+            cache["keep"],
+            run_layer,
+            extra=(cache["self"], cache["cross"]),
         )
         if self.config.norm == "pre":
             x_BxMxD = self.decoder_norm(x_BxMxD)
-        # The layers hand out their new rows alone, and the stacked cache is written once, in place.
-        past = jax.tree.map(
-            lambda old, now: jax.lax.dynamic_update_slice_in_dim(old, now, step, 2), past, new
-        )
         return self.logits(x_BxMxD), cache | {"self": past}
 
     # -- parts ----------------------------------------------------------------------------------

@@ -104,14 +104,14 @@ def make_translator(run: Run):
     return translate
 
 
-def evaluate(workdir) -> dict:
+def evaluate(workdir) -> list[dict]:
     """Scores the test split, and the network cut to every decoder depth; appends to the metrics.
 
     The depths keep `evenly_spaced` layers, without fine-tuning. Their words per second are source
     words (split at blanks) over the time of translating the split, compilation left out.
 
     Returns:
-      the metrics of the whole network on the test split.
+      the whole network's scores on the test split, one record for each kind of BLEU.
     """
     run = load_run(workdir)
     settings = run.settings
@@ -126,20 +126,25 @@ def evaluate(workdir) -> dict:
     # The whole network goes first: it compiles what all depths then share.
     translations, cut = translate(sources, description="translating the test split")
     scores = bleu_scores(translations, references)
-    result = {
-        "sentences": len(sources),
-        "cut": len(cut),
-        "checkpoints": list(run.steps),
-        **{name: score.score for name, score in scores.items()},
-        "signature": scores["sacrebleu"].signature,
-    }
+    results = [
+        {
+            "bleu": score.score,
+            "signature": score.signature,
+            "sentences": len(sources),
+            "cut": len(cut),
+            "averaged": list(run.steps),
+        }
+        for score in scores.values()
+    ]
     depths = []
     num_layers = settings.model.decoder_layers
     for depth in range(num_layers, 0, -1):
         layers = evenly_spaced(num_layers, depth)
         keep = {"decoder": np.isin(np.arange(num_layers), layers)}
         start = time.perf_counter()
-        cut_down, _ = translate(sources, keep, description=f"{depth} of {num_layers} decoder layers")
+        cut_down, _ = translate(
+            sources, keep, description=f"{depth} of {num_layers} decoder layers"
+        )
         seconds = time.perf_counter() - start
         depths.append(
             {
@@ -147,18 +152,18 @@ def evaluate(workdir) -> dict:
                 "parameters": _params_at_depth(run.params, depth),
                 "bleu": bleu_scores(cut_down, references)["sacrebleu"].score,
                 "words_per_second": words / seconds,
-                "signature": result["signature"],
+                "signature": scores["sacrebleu"].signature,
             }
         )
     writer = MetricWriter(run.workdir)
-    writer.write("test", step, result)
-    for depth in depths:
-        writer.write("depth", step, depth)
+    for kind, records in (("test", results), ("depth", depths)):
+        for record in records:
+            writer.write(kind, step, record)
     writer.close()
     (run.workdir / "data" / f"test.hypotheses.{settings.data.target}").write_text(
         "".join(line + "\n" for line in translations), encoding="utf-8"
     )
-    return result
+    return results
 
 
 def _params_at_depth(params, depth):

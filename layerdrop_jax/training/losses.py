@@ -8,7 +8,7 @@ def label_smoothed_nll(logits_BxTxV, target_BxT, weight_BxT, smoothing: float):
     """Label-smoothed cross-entropy, as the reference of the paper's time has it (v0.9.0).
 
     The target's weight is 1 - smoothing + smoothing/V; every other symbol's, specials and padding
-    included, is smoothing/V. (The reference changed this in 2021 to smoothing/(V-1) for the others.)
+    included, is smoothing/V. (In 2021 the reference changed that to smoothing/(V-1).)
 
     Args:
       logits_BxTxV: float32.

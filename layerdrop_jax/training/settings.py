@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Mapping
 
+import numpy as np
+
 from layerdrop_jax.core import drop_schedule
 from layerdrop_jax.core.skip_scan import MODES
 from layerdrop_jax.data.pipeline import DataConfig
@@ -41,6 +43,14 @@ class LayerDropConfig:
             "encoder": drop_schedule.drop_rates(model.encoder_layers, self.encoder, self.schedule),
             "decoder": drop_schedule.drop_rates(model.decoder_layers, self.decoder, self.schedule),
         }
+
+
+def describe_rates(stack: str, rates_N) -> str:
+    """One line: the layers of a stack, the drop rate of each, how many run on average."""
+    rates = [f"{rate:.3g}" for rate in np.asarray(rates_N)]
+    shown = f"{rates[0]} each" if len(set(rates)) == 1 else ", ".join(rates)
+    depth = float(np.sum(1 - np.asarray(rates_N, np.float64)))
+    return f"{stack}: {len(rates)} layers, drop rate {shown}, expected depth {depth:.2f}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,7 +138,7 @@ def parse(config: Mapping) -> Settings:
       ValueError: a section or key that is missing or unknown (the known ones are listed), or a
         value that its dataclass refuses.
     """
-    _check_names("the config", config, {"seed", "ancestry"} | set(_SECTIONS), optional={"ancestry"})
+    _check_names("the config", config, {"seed"} | set(_SECTIONS))
     sections = {}
     for name, section in _SECTIONS.items():
         fields = dataclasses.fields(section)
@@ -140,11 +150,11 @@ def parse(config: Mapping) -> Settings:
     return Settings(seed=config["seed"], **sections)
 
 
-def _check_names(where, mapping, known, optional=frozenset()):
+def _check_names(where, mapping, known):
     unknown = sorted(set(mapping) - known)
     if unknown:
         raise ValueError(f"{where} has no {unknown[0]!r}: it has {', '.join(sorted(known))}")
-    missing = sorted(known - optional - set(mapping))
+    missing = sorted(known - set(mapping))
     if missing:
         raise ValueError(f"{where} lacks {', '.join(missing)}")
 
@@ -175,3 +185,19 @@ def _flat(mapping, prefix=""):
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def explain_override(config: Mapping, argv) -> str:
+    """Why an override on the command line, ``--config.SECTION.KEY=VALUE``, names nothing."""
+    for argument in argv:
+        name, found, _ = argument.lstrip("-").partition("=")
+        node, path = config, name.split(".")[1:]
+        if not name.startswith("config.") or not found:
+            continue
+        for depth, key in enumerate(path):
+            if not isinstance(node, Mapping) or key not in node:
+                known = ", ".join(sorted(node)) if isinstance(node, Mapping) else "no keys"
+                where = ".".join(["config", *path[:depth]])
+                return f"--{name}: {where} has no {key!r}: it has {known}"
+            node = node[key]
+    return "an override of the config names no key that it has"

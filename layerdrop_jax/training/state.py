@@ -91,7 +91,9 @@ def train_step(state, batch, *, graph, optimizer, rates, seed, smoothing, mode, 
 
     num_micro = batch["source"].shape[0]
     first = jax.tree.map(lambda a: a[0], batch)
-    shapes = jax.eval_shape(lambda: jax.grad(micro_loss, has_aux=True)(state["params"], first, step_key))
+    shapes = jax.eval_shape(
+        lambda: jax.grad(micro_loss, has_aux=True)(state["params"], first, step_key)
+    )
     zeros = jax.tree.map(jnp.zeros_like, shapes)
     (grads, sums), _ = jax.lax.scan(accumulate, zeros, (jnp.arange(num_micro), batch))
 
@@ -107,4 +109,3 @@ def train_step(state, batch, *, graph, optimizer, rates, seed, smoothing, mode, 
     for side in ("encoder_layers", "decoder_layers"):
         sums[side] /= num_micro
     return state, sums | {"grad_norm": norm}
-

@@ -28,12 +28,13 @@ class Interrupted(Exception):
     """SIGTERM or Ctrl-C: everything is saved, and the same command goes on from here."""
 
 
-def train(config, workdir) -> None:
+def train(config, workdir, *, command: str) -> None:
     """Trains to ``train.steps``, from the last checkpoint in ``workdir`` where there is one.
 
     Args:
       config: mapping with the sections of `settings.Settings`.
       workdir: the run's folder, made if need be.
+      command: what started it, for the report.
 
     Raises:
       ValueError: a bad config, or one that does not fit the run found in ``workdir``.
@@ -48,7 +49,7 @@ def train(config, workdir) -> None:
     _claim_folder(workdir, config)
 
     # Data
-    tokenizer, rows, valid_rows = _prepare_data(settings, workdir)
+    rows, valid_rows = _prepare_data(settings, workdir)
     batches = pipeline.train_iterator(
         settings.data,
         rows,
@@ -84,11 +85,7 @@ def train(config, workdir) -> None:
     valid_step = jax.jit(functools.partial(_valid_step, graph))
     print(
         f"{count_params(state['params']):,} parameters on {mesh.size} device(s); "
-        + "; ".join(
-            f"{side}: {rates_N.size} layers, drop rates {np.round(np.asarray(rates_N), 3).tolist()}, "
-            f"expected depth {float(np.sum(1 - rates_N)):.2f}"
-            for side, rates_N in rates.items()
-        ),
+        + "; ".join(settings_lib.describe_rates(side, rates_N) for side, rates_N in rates.items()),
         flush=True,
     )
 
@@ -103,6 +100,7 @@ def train(config, workdir) -> None:
         print(f"resuming {workdir} at step {step:,}", flush=True)
     writer = MetricWriter(workdir, step=step)
     if step == 0:
+        writer.write("start", 0, {"command": command})
         writer.write("data", 0, rows.stats)
 
     def save(valid_loss=None):
@@ -135,8 +133,11 @@ def train(config, workdir) -> None:
             if step % settings.train.eval_every == 0 or step == last:
                 with progress.paused():
                     valid_loss = _validate(valid_step, state["params"], settings, valid_rows, mesh)
-                writer.write("valid", step, {"nll": valid_loss, "ppl": _exp(valid_loss)})
-                progress.print(f"step {step:,}: valid nll {valid_loss:.4f}, ppl {_exp(valid_loss):.2f}")
+                perplexity = _exp(valid_loss)
+                writer.write("valid", step, {"loss": valid_loss, "perplexity": perplexity})
+                progress.print(
+                    f"step {step:,}: valid loss {valid_loss:.4f}, perplexity {perplexity:.2f}"
+                )
             if valid_loss is not None or step % settings.checkpoint.every == 0 or at_end:
                 _check_finite(metrics, step, checkpoints)
                 save(valid_loss)
@@ -186,7 +187,9 @@ def read_config(workdir) -> dict:
     """
     path = pathlib.Path(workdir) / "config.json"
     if not path.exists():
-        what = "has no config.json: it is not a run's folder" if path.parent.is_dir() else "is missing"
+        what = (
+            "has no config.json: it is not a run's folder" if path.parent.is_dir() else "is missing"
+        )
         raise FileNotFoundError(f"--workdir={workdir} {what}; train makes one")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -195,7 +198,7 @@ def read_config(workdir) -> dict:
 
 
 def _prepare_data(settings, workdir):
-    """The tokenizer (trained once, kept in the folder) and the packed rows of train and valid."""
+    """The packed rows of train and valid; trains the folder's tokenizer if it has none yet."""
     pairs = pipeline.load_pairs(settings.data, "train")
     path = workdir / "tokenizer.json"
     if not path.exists():
@@ -214,10 +217,13 @@ def _prepare_data(settings, workdir):
     valid = pipeline.load_pairs(settings.data, "valid")
     if jax.process_index() == 0:
         # evaluate, prune and generate need nothing but the run's folder
-        for split, held_out in (("valid", valid), ("test", pipeline.load_pairs(settings.data, "test"))):
+        for split, held_out in (
+            ("valid", valid),
+            ("test", pipeline.load_pairs(settings.data, "test")),
+        ):
             languages = settings.data.source, settings.data.target
             pipeline.save_eval_text(workdir, split, held_out, languages=languages)
-    return tokenizer, rows, pipeline.prepare_rows(settings.data, tokenizer, valid)
+    return rows, pipeline.prepare_rows(settings.data, tokenizer, valid)
 
 
 def _valid_step(graph, params, batch):
@@ -265,10 +271,11 @@ def _log(sums, step, rate, writer, progress):
         step,
         shown
         | {
-            "nll": sums["nll"] / tokens,
-            "ppl": _exp(sums["nll"] / tokens),
+            "perplexity": _exp(sums["nll"] / tokens),
             "grad_norm": sums["grad_norm"] / steps,
-            "tokens_per_step": tokens / steps,
+            "tokens": tokens,
+            "steps": steps,
+            "seconds": sums["seconds"],
             "data_wait": sums["data_wait"],
         },
     )
@@ -280,7 +287,7 @@ def _exp(nats):
 
 
 class _signals:
-    """Within it, SIGTERM and SIGINT set an event instead of ending the process; a second one ends."""
+    """Within it SIGTERM and SIGINT set an event; a second one ends the process at once."""
 
     def __enter__(self):
         self._event = threading.Event()

@@ -1,0 +1,96 @@
+"""Trains, evaluates, prunes, runs and describes a model.
+
+  python launch.py --config=configs/wmt.py[:variant] --workdir=RUN   train (or resume)
+  python launch.py --workdir=RUN --mode=evaluate                     score every depth, report
+  python launch.py --workdir=RUN --mode=prune --output=SMALL --decoder_keep=evenly_spaced:3
+  python launch.py --workdir=RUN --mode=generate --input=FILE --output=FILE
+  python launch.py --workdir=RUN --mode=describe                     parameters, drop rates
+
+describe also takes a --config without a run. Exit codes: 0 done; 1 an error, said in one line; 75
+interrupted and saved, the same command goes on.
+"""
+
+import json
+import shlex
+import sys
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from layerdrop_jax.analysis.describe import describe
+from layerdrop_jax.analysis.report import write_report
+from layerdrop_jax.training import settings
+from layerdrop_jax.training.evaluate import evaluate
+from layerdrop_jax.training.generate import generate
+from layerdrop_jax.training.prune import prune
+from layerdrop_jax.training.train import Interrupted, read_config, train
+
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: try again
+MODES = ["train", "evaluate", "prune", "generate", "describe"]
+KEEP = "prune: layers to keep: all, every_other:RATE, evenly_spaced:COUNT or layers:0,2,4"
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "config file, variant after a colon")
+WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder")
+MODE = flags.DEFINE_enum("mode", "train", MODES, "what to do")
+INPUT = flags.DEFINE_string("input", "", "generate: file to read instead of standard input")
+OUTPUT = flags.DEFINE_string(
+    "output", "", "generate: file to write instead of standard output; prune: folder to make"
+)
+ENCODER_KEEP = flags.DEFINE_string("encoder_keep", "all", KEEP)
+DECODER_KEEP = flags.DEFINE_string("decoder_keep", "all", KEEP)
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "one run on many hosts (jax.distributed)")
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise ValueError(f"unknown argument {argv[1]!r}: every argument is a flag, see --help")
+    if DISTRIBUTED.value:
+        jax.distributed.initialize()
+    mode = MODE.value
+    if not WORKDIR.value and not (mode == "describe" and CONFIG.value):
+        raise ValueError(f"--mode={mode} needs --workdir=FOLDER, the run's folder")
+    if mode == "train":
+        if CONFIG.value is None:
+            raise ValueError("--mode=train needs --config=configs/NAME.py[:variant]")
+        command = shlex.join(["python", *sys.argv])
+        train(CONFIG.value.to_dict(), WORKDIR.value, command=command)
+        evaluate(WORKDIR.value)
+        print(f"report: {write_report(WORKDIR.value)}")
+    elif mode == "evaluate":
+        print(json.dumps(evaluate(WORKDIR.value)))
+        print(f"report: {write_report(WORKDIR.value)}", file=sys.stderr)
+    elif mode == "prune":
+        keep = {"encoder_keep": ENCODER_KEEP.value, "decoder_keep": DECODER_KEEP.value}
+        print(json.dumps(prune(WORKDIR.value, OUTPUT.value, **keep)))
+    elif mode == "generate":
+        generate(WORKDIR.value, INPUT.value, OUTPUT.value)
+    else:
+        config = read_config(WORKDIR.value) if WORKDIR.value else CONFIG.value.to_dict()
+        print(describe(settings.parse(config)))
+
+
+def parse_flags(argv):
+    try:
+        return flags.FLAGS(argv)
+    except (KeyError, AttributeError) as error:  # an override of a key that the config lacks
+        path = next((a.split("=", 1)[1] for a in argv if a.lstrip("-").startswith("config=")), "")
+        config = flags.FLAGS["config"].parser.parse(path).to_dict() if path else {}
+        raise ValueError(settings.explain_override(config, argv)) from error
+
+
+def in_one_line(function):
+    """Says errors that a user can mend in one line, the last of their text, and sets exit codes."""
+
+    def wrapped(argv):
+        try:
+            return function(argv)
+        except (Interrupted, flags.Error, ValueError, OSError, FloatingPointError) as error:
+            print(f"launch.py: {str(error).strip().splitlines()[-1].strip()}", file=sys.stderr)
+            sys.exit(EXIT_INTERRUPTED if isinstance(error, Interrupted) else 1)
+
+    return wrapped
+
+
+if __name__ == "__main__":
+    app.run(in_one_line(main), flags_parser=in_one_line(parse_flags))

@@ -1,0 +1,71 @@
+"""Translating lines of text with a run's folder."""
+
+import sys
+
+from absl import logging
+
+from layerdrop_jax.training.evaluate import load_run, make_translator
+
+
+def generate(workdir, source: str = "", target: str = "") -> None:
+    """Translates lines from a file or standard input, in order, one line each.
+
+    An empty line stays empty. A line with more tokens than the model has positions for loses its
+    end, and a warning names it.
+
+    Args:
+      workdir: a run's folder.
+      source: the file to read; "" is standard input.
+      target: the file to write; "" is standard output.
+
+    Raises:
+      ValueError: text that is not UTF-8; names the line.
+      OSError: a file that cannot be read or written.
+    """
+    run = load_run(workdir)
+    lines = _read_lines(source)
+    filled = [number for number, line in enumerate(lines) if line.strip()]
+    translate = make_translator(run)
+    translations, cut = translate([lines[n] for n in filled], description="translating")
+    for index in cut:
+        logging.warning(
+            "line %d has more than %d tokens: its end was cut off",
+            filled[index] + 1,
+            run.settings.model.max_source_length - 1,
+        )
+    results = [""] * len(lines)
+    for number, translation in zip(filled, translations, strict=True):
+        results[number] = translation
+    text = "".join(line + "\n" for line in results).encode()
+    if not target:
+        sys.stdout.buffer.write(text)
+        sys.stdout.buffer.flush()
+        return
+    try:
+        with open(target, "wb") as file:
+            file.write(text)
+    except OSError as error:
+        raise OSError(f"cannot write --output={target}: {error.strerror}") from error
+
+
+def _read_lines(source):
+    name = f"--input={source}" if source else "standard input"
+    try:
+        if source:
+            with open(source, "rb") as file:
+                data = file.read()
+        else:
+            data = sys.stdin.buffer.read()
+    except OSError as error:
+        raise OSError(f"cannot read {name}: {error.strerror}") from error
+    # Split at newlines alone: str.splitlines would also split at characters inside a sentence.
+    raw = data.removesuffix(b"\n").split(b"\n") if data else []
+    lines = []
+    for number, line in enumerate(raw, 1):
+        try:
+            lines.append(line.removesuffix(b"\r").decode())
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{name}, line {number} is not UTF-8: {error.reason} at byte {error.start}"
+            ) from error
+    return lines
