@@ -3,8 +3,8 @@
 Three ways to run it give the same values and gradients:
 
 * ``skip``: a loop of exactly ``sum(keep)`` trips, forward and backward. The trip count is data, so
-  one executable serves every mask. Reverse mode only (a loop of unknown length has no transpose of
-  its own, so the loop brings its own rule).
+  one executable serves every mask. Reverse mode only, and once: a loop of unknown length has no
+  transpose of its own, so the loop brings its own rule, and the rule's loop has none.
 * ``cond``: `lax.scan` over `lax.cond`. Differentiable in every mode of JAX; a dropped step is not
   computed, but zeros are written in place of its residuals.
 * ``mask``: every step runs and the result is selected. Saves nothing, but it is the only mode in
@@ -50,14 +50,14 @@ def skip_scan(f: Callable, init, xs, keep, *, mode: str = "skip", policy=None):
     if mode not in MODES:
         raise ValueError(f"mode={mode!r} is unknown: it is one of {', '.join(MODES)}")
     keep = jnp.asarray(keep, bool)
-    lengths = {a.shape[0] for a in jax.tree.leaves(xs)} | {keep.shape[0]}
-    if len(lengths) != 1:
-        raise ValueError(f"keep and the leaves of xs differ in length: {sorted(lengths)}")
     if keep.ndim != 1 and not (mode == "mask" and keep.ndim == 2):
         raise ValueError(
             f'keep has shape {keep.shape}: [N] in every mode, [N, B] in mode="mask" alone'
         )
-    (num_steps,) = lengths
+    lengths = {np.shape(a)[:1] for a in jax.tree.leaves(xs)} | {keep.shape[:1]}
+    if len(lengths) != 1:
+        raise ValueError(f"keep and the leaves of xs differ in leading axes: {sorted(lengths)}")
+    num_steps = keep.shape[0]
     # A weakly typed carry (a Python scalar) would change type in the loop.
     init = jax.tree.map(_strongly_typed, init)
     if num_steps == 0:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from absl import logging
 from flax import nnx, serialization
+from jax.experimental import multihost_utils
 
 from layerdrop_jax.data import pipeline, tokenizers
 from layerdrop_jax.training import settings as settings_lib
@@ -46,10 +47,10 @@ def train(config, workdir, *, command: str) -> None:
     workdir = pathlib.Path(workdir)
     mesh = sharding.make_mesh()
     sharding.check_rows(settings.data.batch_rows, mesh)
-    _claim_folder(workdir, config)
+    _check_folder(workdir, config)
 
     # Data
-    rows, valid_rows = _prepare_data(settings, workdir)
+    rows, valid_rows = _prepare_data(settings, workdir, config)
     batches = pipeline.train_iterator(
         settings.data,
         rows,
@@ -152,13 +153,10 @@ def train(config, workdir, *, command: str) -> None:
     writer.close()
 
 
-def _claim_folder(workdir, config):
-    """Writes config.json, or checks that it is the one this folder was started with."""
-    path = workdir / "config.json"
-    wanted = json.loads(json.dumps(config, default=dict))
-    if path.exists():
-        found = read_config(workdir)
-        changed = settings_lib.differences(found, wanted)
+def _check_folder(workdir, config):
+    """A run's folder is new, empty, or one that was started with this config."""
+    if (workdir / "config.json").exists():
+        changed = settings_lib.differences(read_config(workdir), config)
         fixed = [line for line in changed if not line.startswith(settings_lib.CHANGEABLE)]
         if fixed:
             raise ValueError(
@@ -170,12 +168,6 @@ def _claim_folder(workdir, config):
             f"{workdir} is not empty and is no run's folder (it has no config.json): "
             "use another --workdir"
         )
-    if jax.process_index() == 0:
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            tokenizers.write_atomically(path, json.dumps(wanted, indent=2) + "\n")
-        except OSError as error:
-            raise OSError(f"cannot write to {workdir}: {error.strerror}") from error
 
 
 def read_config(workdir) -> dict:
@@ -197,13 +189,20 @@ def read_config(workdir) -> dict:
         raise ValueError(f"{path} is not JSON: {error}") from error
 
 
-def _prepare_data(settings, workdir):
-    """The packed rows of train and valid; trains the folder's tokenizer if it has none yet."""
-    pairs = pipeline.load_pairs(settings.data, "train")
+def _prepare_data(settings, workdir, config):
+    """The packed rows of train and valid; fills the folder once the data is known to be there."""
+    pairs, valid, test = (pipeline.load_pairs(settings.data, s) for s in ("train", "valid", "test"))
+    if jax.process_index() == 0:
+        tokenizers.write_atomically(workdir / "config.json", json.dumps(config, indent=2) + "\n")
+        # evaluate, prune and generate need nothing but the run's folder
+        for split, held_out in (("valid", valid), ("test", test)):
+            languages = settings.data.source, settings.data.target
+            pipeline.save_eval_text(workdir, split, held_out, languages=languages)
     path = workdir / "tokenizer.json"
-    if not path.exists():
+    if jax.process_index() == 0 and not path.exists():
         print(f"training a tokenizer of {settings.data.vocab_size:,} entries", flush=True)
         tokenizers.train_tokenizer(pairs, settings.data.vocab_size, path)
+    multihost_utils.sync_global_devices("the run's folder has its tokenizer")
     tokenizer = tokenizers.load_tokenizer(path)
     rows = pipeline.prepare_rows(settings.data, tokenizer, pairs, seed=settings.seed)
     stats = rows.stats
@@ -214,15 +213,6 @@ def _prepare_data(settings, workdir):
         f"{stats['target_padding']:.1%} of target tokens",
         flush=True,
     )
-    valid = pipeline.load_pairs(settings.data, "valid")
-    if jax.process_index() == 0:
-        # evaluate, prune and generate need nothing but the run's folder
-        for split, held_out in (
-            ("valid", valid),
-            ("test", pipeline.load_pairs(settings.data, "test")),
-        ):
-            languages = settings.data.source, settings.data.target
-            pipeline.save_eval_text(workdir, split, held_out, languages=languages)
     return rows, pipeline.prepare_rows(settings.data, tokenizer, valid)
 
 
@@ -248,11 +238,12 @@ def _validate(valid_step, params, settings, rows, mesh):
 
 
 def _check_finite(metrics, step, checkpoints):
-    loss = float(metrics["loss"])
-    if not math.isfinite(loss):
+    loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
+    if not (math.isfinite(loss) and math.isfinite(norm)):
         checkpoints.close()
         raise FloatingPointError(
-            f"the loss of step {step:,} is {loss}; the last good checkpoint is kept. "
+            f"step {step:,} has a loss of {loss} and a gradient norm of {norm}: training stops, "
+            "the last good checkpoint is kept. "
             "A lower optimizer.rate, a longer warm-up or optimizer.clip_norm may help"
         )
 
