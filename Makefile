@@ -10,7 +10,9 @@ RUN := .venv/bin/python
 .PHONY: demo test lint clean
 
 demo: $(STAMP)
-	@$(RUN) -m experiments.demo
+	@echo "Training a 12 + 6-layer translation model twice, with LayerDrop and without, on the CPU."
+	@JAX_PLATFORMS=cpu $(RUN) -m experiments.depth_curve --config=configs/wmt.py:demo \
+	  --out=runs/demo --config.data.data_dir=runs/data --parallel
 
 test: $(STAMP)
 	@echo "Running the tests under tests/ on the CPU, in two processes."
