@@ -251,15 +251,16 @@ def restore_params(folder, abstract_params: dict, *, which: str, average: int = 
     Args:
       folder: a run's folder of checkpoints; nothing in it is changed.
       abstract_params: tree of arrays or jax.ShapeDtypeStruct, as for `Checkpoints.restore_latest`.
-      which: "latest"; "best", by validation loss; or "average", the arithmetic mean, in float32, of
-        the newest `average` checkpoints (of all, where there are fewer), two in memory at once.
+      which: "latest"; "best", by validation loss, or the latest where none has one, as after
+        pruning; or "average", the arithmetic mean, in float32, of the newest `average` checkpoints
+        (of all, where there are fewer), two in memory at once.
       average: how many, for which="average".
 
     Returns:
       (params, steps): the tree, and the list of the steps it comes from.
 
     Raises:
-      FileNotFoundError: no checkpoints there, or "best" asked for and none has a validation loss.
+      FileNotFoundError: no checkpoints there.
       ValueError: the checkpoint holds other arrays than `abstract_params`; names the first ones.
       OSError: there are checkpoints and none can be read.
     """
@@ -271,10 +272,8 @@ def restore_params(folder, abstract_params: dict, *, which: str, average: int = 
     if which == "best":
         losses = {step: (_about(folder / str(step)) or {}).get("valid_loss") for step in steps}
         scored = [step for step in steps if losses[step] is not None]
-        if not scored:
-            raise FileNotFoundError(f"no checkpoint in {folder} has a validation loss")
         # worst first and, among equals, oldest first: the reader takes from the end
-        steps = sorted(scored, key=lambda step: (-losses[step], step))
+        steps = sorted(scored, key=lambda step: (-losses[step], step)) or steps
     elif which not in ("latest", "average"):
         raise ValueError(f'unknown checkpoint "{which}"; known: latest, best, average')
     total, used = None, []

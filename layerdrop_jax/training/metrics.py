@@ -124,6 +124,14 @@ class Window:
         yield
         self._waited += time.perf_counter() - start
 
+    @contextlib.contextmanager
+    def paused(self):
+        """Around what is not training, such as validation: its time counts for nothing."""
+        jax.block_until_ready(self._steps)
+        start = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - start
+
     def add(self, sums: dict):
         """One step's scalars, still on the device; not waited for."""
         self._steps.append(sums)

@@ -11,7 +11,7 @@ import threading
 import jax
 import numpy as np
 from absl import logging
-from flax import nnx, serialization
+from flax import nnx
 from jax.experimental import multihost_utils
 
 from layerdrop_jax.data import pipeline, tokenizers
@@ -92,25 +92,16 @@ def train(config, workdir, *, command: str) -> None:
 
     # Restore
     checkpoints = Checkpoints(workdir / "checkpoints", settings.checkpoint)
-    restored = checkpoints.restore_latest(serialization.to_state_dict(state))
+    restored = checkpoints.restore_latest(state)
     step = 0
     if restored is not None:
-        step = restored.step
-        state = serialization.from_state_dict(state, restored.state)
+        step, state = restored.step, restored.state
         batches.set_state(restored.iterator_state)
         print(f"resuming {workdir} at step {step:,}", flush=True)
     writer = MetricWriter(workdir, step=step)
     if step == 0:
         writer.write("start", 0, {"command": command})
         writer.write("data", 0, rows.stats)
-
-    def save(valid_loss=None):
-        checkpoints.save(
-            step,
-            serialization.to_state_dict(state),
-            batches.get_state(),
-            valid_loss=valid_loss,
-        )
 
     # Loop
     last = settings.train.steps
@@ -132,7 +123,7 @@ def train(config, workdir, *, command: str) -> None:
                 _log(window.close(), step, rate, writer, progress)
             valid_loss = None
             if step % settings.train.eval_every == 0 or step == last:
-                with progress.paused():
+                with progress.paused(), window.paused():
                     valid_loss = _validate(valid_step, state["params"], settings, valid_rows, mesh)
                 perplexity = _exp(valid_loss)
                 writer.write("valid", step, {"loss": valid_loss, "perplexity": perplexity})
@@ -141,7 +132,7 @@ def train(config, workdir, *, command: str) -> None:
                 )
             if valid_loss is not None or step % settings.checkpoint.every == 0 or at_end:
                 _check_finite(metrics, step, checkpoints)
-                save(valid_loss)
+                checkpoints.save(step, state, batches.get_state(), valid_loss=valid_loss)
             if stop.is_set() and step < last:
                 checkpoints.close()
                 writer.close()

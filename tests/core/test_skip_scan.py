@@ -1,8 +1,10 @@
 """Every mode of skip_scan against a plain Python loop over the layers that are kept."""
 
 import functools
+import itertools
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -51,17 +53,23 @@ def make_layer(floats, rest):
 
     def layer(carry, x):
         kernel, bias, index, odd, key = x
-        noise = jax.random.normal(key, carry["h"].shape)
-        hidden = jnp.tanh(carry["h"] @ kernel + (bias * gain)[None] + 0.1 * noise)
+        # Keys are carried and read, not drawn from: drawing takes long to compile.
+        noise = 0.1 * (jax.random.key_data(key)[0] % 7).astype(jnp.float32)
+        hidden = jnp.tanh(carry["h"] @ kernel + (bias * gain)[None] + noise)
         hidden = jnp.where(odd, hidden, hidden + 0.01 * shift[None]) * VISIBLE[None]
         after = {
             "h": hidden,
             "runs": carry["runs"] + 1,
             "any_odd": carry["any_odd"] | odd,
-            "key": jax.vmap(jax.random.fold_in, (0, None))(carry["key"], index),
+            "key": jnp.where(odd, carry["key"][::-1], jnp.broadcast_to(key, B)),
         }
-        y = {"h": hidden * carry["h"], "index": index + 1, "even": ~odd, "key": key}
-        return after, {name: jnp.broadcast_to(a, (B, *a.shape)[-2:]) for name, a in y.items()}
+        y = {
+            "h": hidden * carry["h"],
+            "index": jnp.broadcast_to(index, B),
+            "even": jnp.broadcast_to(~odd, B),
+            "key": after["key"],
+        }
+        return after, y
 
     carry = {
         "h": floats["init"],
@@ -75,6 +83,10 @@ def make_layer(floats, rest):
 
 def scalar_loss(carry, ys, rest):
     return jnp.sum(carry["h"] * rest["ct_carry"]) + jnp.sum(ys["h"] * rest["ct_ys"])
+
+
+def row(tree, i):
+    return jax.tree.map(lambda a: a[i], tree)
 
 
 def data(tree):
@@ -96,30 +108,38 @@ def scanned(floats, rest, keep, mode, policy=None):
 def plain(floats, rest, keep):
     """The definition: a loop over the layers kept; what is left out of ys is zeros."""
     layer, carry, xs = make_layer(floats, rest)
-    ys = []
+    rows = []
     for i, runs in enumerate(keep):
-        x = jax.tree.map(lambda a: a[i], xs)
-        after, y = layer(carry, x)
-        if runs:
-            carry = after
-        else:
-            y = jax.tree.map(jnp.zeros_like, y)
-        ys.append(y)
-    if not ys:
-        _, y = jax.eval_shape(
-            layer, carry, jax.tree.map(lambda a: jnp.zeros(a.shape[1:], a.dtype), xs)
-        )
-        ys = jax.tree.map(lambda a: jnp.zeros((0, *a.shape), a.dtype), y)
-    else:
-        ys = jax.tree.map(lambda *rows: jnp.stack(rows), *ys)
+        after, y = layer(carry, row(xs, i))
+        carry = after if runs else carry
+        rows.append(y if runs else jax.tree.map(jnp.zeros_like, y))
+    ys = jax.tree.map(lambda *a: jnp.stack(a), *rows) if rows else {"h": jnp.zeros((0, B, D))}
     return scalar_loss(carry, ys, rest), (carry, ys)
+
+
+plain_value_and_gradient = jax.value_and_grad(plain, has_aux=True)
+
+
+def value_and_gradient(mode, policy="all"):
+    return jax.value_and_grad(functools.partial(scanned, mode=mode, policy=policy), has_aux=True)
+
+
+# Nearly all of the time goes into compiling; without the backend's optimisations it is halved.
+fast_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@functools.cache
+def compiled(mode, policy="all", num_layers=N):
+    """One jitted value_and_gradient for each argument; to be called with stacks of that depth."""
+    del num_layers
+    return fast_jit(value_and_gradient(mode, policy))
 
 
 @functools.cache
 def expected(keep):
     """((loss, (carry, ys)), gradient) of the plain loop for a mask given as a tuple."""
     floats, rest = make_problem(len(keep))
-    return data(jax.value_and_grad(plain, has_aux=True)(floats, rest, keep))
+    return data(plain_value_and_gradient(floats, rest, keep))
 
 
 def assert_trees_close(found, wanted, rtol=2e-5, atol=1e-5):
@@ -136,9 +156,272 @@ def assert_trees_close(found, wanted, rtol=2e-5, atol=1e-5):
 
 
 def masks(num_layers):
-    every = [tuple(bool(n >> i & 1) for i in range(num_layers)) for n in range(2**num_layers)]
+    """All masks of a short stack; of N layers none, all, one alone, and some others."""
     if num_layers < N:
-        return every
-    # None, all, each layer alone, and four of the others.
-    alone = [m for m in every if sum(m) == 1]
-    return [every[0], every[-1], *alone, *every[6::7]]
+        return list(itertools.product([False, True], repeat=num_layers))
+    some = ["00000", "11111", "00010", "10110", "01001", "11101"]
+    return [tuple(runs == "1" for runs in mask) for mask in some]
+
+
+MODES_AND_POLICIES = [
+    ("skip", "all"),
+    ("skip", "dots"),
+    ("skip", "nothing"),
+    ("cond", "all"),
+    ("cond", "nothing"),
+    ("mask", "all"),
+]
+
+
+@pytest.mark.parametrize(("mode", "policy"), MODES_AND_POLICIES)
+def test_values_and_gradients_are_those_of_the_plain_loop_in_one_executable(mode, policy):
+    run = fast_jit(functools.partial(scanned, mode=mode, policy=policy))
+    differentiate = compiled(mode, policy)
+    floats, rest = make_problem()
+    for keep in masks(N):
+        (loss, out), gradient = expected(keep)
+        assert_trees_close(data(run(floats, rest, np.array(keep))), (loss, out))
+        found = data(differentiate(floats, rest, np.array(keep)))
+        assert_trees_close(found, ((loss, out), gradient))
+        for name in ("kernel", "bias"):
+            assert not found[1][name][~np.array(keep)].any(), "a dropped layer has a gradient"
+    assert run._cache_size() == differentiate._cache_size() == 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_short_stacks(mode, num_layers):
+    differentiate = compiled(mode, num_layers=num_layers)
+    problem = make_problem(num_layers)
+    for keep in masks(num_layers):
+        assert_trees_close(data(differentiate(*problem, np.array(keep))), expected(keep))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_stack_of_no_layers_hands_the_carry_on(mode):
+    floats, rest = make_problem(0)
+    (_, (carry, ys)), gradient = value_and_gradient(mode)(floats, rest, np.zeros(0, bool))
+    np.testing.assert_array_equal(carry["h"], floats["init"])
+    np.testing.assert_array_equal(gradient["init"], rest["ct_carry"])
+    assert not gradient["memory"].any()
+    assert (ys["h"].shape, ys["key"].shape) == ((0, B, D), (0, B))
+    assert gradient["kernel"].shape == (0, D, D)
+
+
+def test_mask_mode_may_keep_other_layers_for_each_example():
+    keep_NxB = np.array([[1, 0, 1], [0, 0, 1], [1, 0, 1], [1, 0, 0], [0, 0, 1]], bool)
+    floats, rest = make_problem()
+    differentiate = fast_jit(value_and_gradient("mask"))
+    (_, (carry, ys)), gradient = data(differentiate(floats, rest, keep_NxB))
+    total = jax.tree.map(np.zeros_like, data(floats))
+    for b in range(B):
+        only_b = {
+            name: jnp.zeros_like(rest[name]).at[..., b, :].set(rest[name][..., b, :])
+            for name in ("ct_carry", "ct_ys")
+        }
+        (_, (carry_b, ys_b)), gradient_b = data(
+            plain_value_and_gradient(floats, rest | only_b, keep_NxB[:, b])
+        )
+        assert_trees_close(row(carry, b), row(carry_b, b))
+        assert_trees_close(row(ys, np.s_[:, b]), row(ys_b, np.s_[:, b]))
+        total = jax.tree.map(np.add, total, gradient_b)
+    assert_trees_close(gradient, total)
+
+
+@pytest.mark.parametrize("mode", ["skip", "cond"])
+def test_nan_weights_of_a_dropped_layer_reach_nothing(mode):
+    keep = masks(N)[3]
+    floats, rest = make_problem()
+    poisoned = floats | {"kernel": floats["kernel"].at[1].set(jnp.nan).at[4].set(jnp.inf)}
+    differentiate = compiled(mode)
+    assert_trees_close(data(differentiate(poisoned, rest, np.array(keep))), expected(keep))
+
+
+def test_nan_weights_of_a_dropped_layer_reach_no_value_in_mask_mode():
+    floats, rest = make_problem()
+    poisoned = floats | {"kernel": floats["kernel"].at[1].set(jnp.nan)}
+    keep = masks(N)[3]
+    found, _ = compiled("mask")(poisoned, rest, np.array(keep))
+    assert_trees_close(data(found), expected(keep)[0])
+
+
+def counting_layer(forward, backward):
+    """f(carry, x) that appends x to ``forward`` where it runs and to ``backward`` in its VJP."""
+
+    @jax.custom_vjp
+    def probe(h, i):
+        jax.debug.callback(lambda i: forward.append(int(i)), i)
+        return jnp.sin(h)
+
+    def probe_forward(h, i):
+        return probe(h, i), (h, i)
+
+    def probe_backward(saved, ct):
+        h, i = saved
+        jax.debug.callback(lambda i: backward.append(int(i)), i)
+        return ct * jnp.cos(h), None
+
+    probe.defvjp(probe_forward, probe_backward)
+    return lambda h, i: (probe(h, i), None)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_only_the_kept_layers_run_forward_and_backward(mode):
+    forward, backward = [], []
+    layer = counting_layer(forward, backward)
+
+    def last(h, keep):
+        return skip_scan(layer, h, jnp.arange(N), keep, mode=mode)[0]
+
+    run, differentiate = fast_jit(last), fast_jit(jax.grad(last))
+    for keep in masks(N):
+        wanted = list(range(N)) if mode == "mask" else np.flatnonzero(keep).tolist()
+        jax.block_until_ready(run(0.5, np.array(keep)))
+        jax.effects_barrier()
+        assert sorted(forward) == wanted
+        forward.clear()
+        jax.block_until_ready(differentiate(0.5, np.array(keep)))
+        jax.effects_barrier()
+        assert (sorted(forward), sorted(backward)) == (wanted, wanted)
+        forward.clear(), backward.clear()
+
+
+def buffer_shapes(policy):
+    """Shapes of the residuals that skip keeps for all layers at once."""
+
+    def find(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "empty":
+                yield equation.outvars[0].aval.shape
+            for inner in jax.extend.core.jaxprs_in_params(equation.params):
+                yield from find(inner)
+
+    floats, rest = make_problem()
+    differentiate = jax.grad(lambda *a: scanned(*a, "skip", policy)[0])
+    return list(find(jax.make_jaxpr(differentiate)(floats, rest, np.ones(N, bool)).jaxpr))
+
+
+def test_what_is_saved_for_the_backward_pass():
+    saved = {policy: buffer_shapes(policy) for policy in POLICIES}
+    for shapes in saved.values():
+        # Weights, [N, D, D] and [N, D], are read where they lie.
+        assert shapes
+        assert not {(N, D, D), (N, D)} & set(shapes)
+    assert len(saved["nothing"]) < len(saved["dots"]) < len(saved["all"])
+    assert saved["nothing"].count((N, B, D)) == 1  # the carry that enters each layer
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_vmap_over_the_carry_with_one_mask(mode):
+    keep = masks(N)[3]
+    floats, rest = make_problem()
+    gains = jnp.array([1.0, -0.5])
+    many = floats | {
+        "init": floats["init"][None] * gains[:, None, None],
+        "memory": floats["memory"][None] * gains[:, None],
+    }
+    axes = {"init": 0, "memory": 0, "kernel": None, "bias": None}
+    found = fast_jit(jax.vmap(value_and_gradient(mode), in_axes=(axes, None, None)))(
+        many, rest, np.array(keep)
+    )
+    wanted = [
+        plain_value_and_gradient(
+            floats | {"init": many["init"][i], "memory": many["memory"][i]}, rest, keep
+        )
+        for i in range(len(gains))
+    ]
+    assert_trees_close(data(found), jax.tree.map(lambda *a: np.stack(a), *map(data, wanted)))
+
+
+def test_skip_under_vmap_over_masks():
+    some = masks(N)
+    found = fast_jit(jax.vmap(value_and_gradient("skip"), in_axes=(None, None, 0)))(
+        *make_problem(), np.array(some)
+    )
+    assert_trees_close(data(found), jax.tree.map(lambda *a: np.stack(a), *map(expected, some)))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gradients_accumulate_in_an_outer_scan_under_a_checkpoint(mode):
+    some = [masks(N)[i] for i in (3, 0, 5)]
+    floats, rest = make_problem()
+
+    @fast_jit
+    def accumulate(floats, keeps):
+        @jax.checkpoint
+        def loss(floats, keep):
+            return scanned(floats, rest, keep, mode)[0]
+
+        def add(total, keep):
+            return jax.tree.map(jnp.add, total, jax.grad(loss)(floats, keep)), None
+
+        return lax.scan(add, jax.tree.map(jnp.zeros_like, floats), keeps)[0]
+
+    wanted = jax.tree.map(lambda *a: sum(a), *(expected(keep)[1] for keep in some))
+    assert_trees_close(data(accumulate(floats, np.array(some))), wanted)
+
+
+def test_skip_inside_shard_map():
+    keep = masks(N)[3]
+    floats, rest = make_problem()
+    replicated = jax.sharding.PartitionSpec()
+    rows = jax.sharding.PartitionSpec("rows")
+    mesh = jax.make_mesh((1,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def gradient(floats, rest):
+        def loss(floats):
+            return lax.psum(scanned(floats, rest, np.array(keep), "skip")[0], "rows")
+
+        return jax.grad(loss)(floats)
+
+    specs = dict.fromkeys(floats, replicated) | {"init": rows}
+    found = fast_jit(
+        jax.shard_map(gradient, mesh=mesh, in_specs=(specs, replicated), out_specs=specs)
+    )(floats, rest)
+    assert_trees_close(data(found), expected(keep)[1])
+
+
+def test_skip_without_jit():
+    keep = masks(N)[4]
+    found = value_and_gradient("skip")(*make_problem(), list(keep))
+    assert_trees_close(data(found), expected(keep))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_python_scalars_and_empty_trees(mode):
+    keep = [True, False, True]
+    total, ys = skip_scan(lambda n, x: (n + x, n), 0.5, jnp.arange(3), keep, mode=mode)
+    assert total == 2.5
+    np.testing.assert_array_equal(ys, [0.5, 0, 0.5])
+    count, ys = skip_scan(lambda n, _: (n + 1, None), 0, None, keep, mode=mode)
+    assert (count, ys) == (2, None)
+    carry, ys = skip_scan(lambda _, x: (None, x), None, jnp.arange(5, 8), keep, mode=mode)
+    assert carry is None
+    np.testing.assert_array_equal(ys, [5, 0, 7])
+
+
+def test_an_unknown_mode_is_an_error_that_lists_the_known():
+    with pytest.raises(ValueError, match="mode='jump' is unknown.*skip, cond, mask"):
+        skip_scan(lambda c, x: (c, x), 0.0, jnp.arange(3), [True] * 3, mode="jump")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("xs", "keep", "message"),
+    [
+        (np.zeros(4), [True] * 3, r"differ in leading axes: \[\(3,\), \(4,\)\]"),
+        ((np.zeros(3), np.zeros((2, 3))), [True] * 3, "differ in leading axes"),
+        ((np.zeros(3), 1.0), [True] * 3, r"differ in leading axes: \[\(\), \(3,\)\]"),
+        (np.zeros(3), True, r"keep has shape \(\)"),
+        (np.zeros(3), np.ones((3, 1, 1), bool), r"keep has shape \(3, 1, 1\)"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_errors(mode, xs, keep, message):
+    with pytest.raises(ValueError, match=message):
+        skip_scan(lambda c, x: (c, c), 0.0, xs, keep, mode=mode)
+
+
+@pytest.mark.parametrize("mode", ["skip", "cond"])
+def test_a_mask_for_each_example_is_an_error_outside_mask_mode(mode):
+    with pytest.raises(ValueError, match=r'keep has shape \(3, 2\).*in mode="mask" alone'):
+        skip_scan(lambda c, x: (c, x), jnp.zeros(2), jnp.arange(3), np.ones((3, 2)), mode=mode)

@@ -312,10 +312,12 @@ def test_missing_and_foreign_folders(tmp_path):
         with pytest.raises(FileNotFoundError, match="no checkpoints in"):
             checkpoints.restore_params(tmp_path / name, {"x": jnp.zeros(2)}, which="latest")
     assert not (tmp_path / "absent").exists()
-    save_steps(tmp_path / "run", [1])
-    abstract = make_state(0)["params"]
-    with pytest.raises(FileNotFoundError, match="validation loss"):
-        checkpoints.restore_params(tmp_path / "run", abstract, which="best")
+
+
+def test_the_best_of_unscored_checkpoints_is_the_latest(tmp_path):
+    save_steps(tmp_path, [1, 2])
+    _, steps = checkpoints.restore_params(tmp_path, make_state(0)["params"], which="best")
+    assert steps == [2]
 
 
 def test_unwritable_folder(tmp_path):

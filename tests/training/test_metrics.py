@@ -188,3 +188,11 @@ def test_on_a_terminal_there_is_a_bar(monkeypatch):
         "step 1,000/1,000 0:00 left loss 4.123 lr 5.0e-04 layers 9.6+4.8 12,346 words/s"
     )
     assert len(last) <= 80
+
+
+def test_a_pause_is_not_part_of_the_window():
+    window = metrics.Window()
+    with window.paused():
+        time.sleep(0.2)
+    window.add({"loss": 1.0})
+    assert window.close()["seconds"] < 0.1

@@ -112,7 +112,7 @@ def test_locales_too_close_to_each_other_are_an_error():
         list(cldr.make_pairs("en", "en_US", seed=0, count=50))
 
 
-def test_the_name_of_the_config_holds_what_decides_the_content():
+def test_the_name_of_the_config_holds_what_decides_the_content(monkeypatch):
     name = cldr.cldr_config("en", "de").name
     assert name.startswith("en-de-seed0-20000-500-500-babel")
     others = [
@@ -120,4 +120,8 @@ def test_the_name_of_the_config_holds_what_decides_the_content():
         cldr.cldr_config("en", "de", seed=1).name,
         cldr.cldr_config("en", "de", sizes=SIZES).name,
     ]
-    assert len({name, *others}) == 4
+    monkeypatch.setattr(cldr_phrases, "KINDS", cldr_phrases.KINDS[::-1])
+    others.append(cldr.cldr_config("en", "de").name)
+    assert len({name, *others}) == 5
+    monkeypatch.undo()
+    assert cldr.cldr_config("en", "de").name == name
