@@ -58,6 +58,9 @@ def small():
     config.train.steps = 4200
     config.train.eval_every = 240
     config.checkpoint.update({"every": 120, "keep_last": 5, "average": 5})
+    config.decode.batch_tokens = (
+        4096  # on a CPU the caches of a beam should fit into the processor's
+    )
     return config
 
 

@@ -67,7 +67,7 @@ def demo():
         {
             "dataset": "cldr",
             "vocab_size": 1024,
-            "batch_rows": 32,
+            "batch_rows": 8,
             "source_length": 64,
             "target_length": 64,
             "max_length": 64,
@@ -85,10 +85,11 @@ def demo():
             "dtype": "float32",
         }
     )
-    config.optimizer.update({"rate": 4e-3, "warmup_updates": 60, "period_updates": 340})
-    config.train.update({"steps": 400, "accumulate": 1, "log_every": 10, "eval_every": 100})
-    config.checkpoint.update({"every": 100, "keep_last": 2, "average": 1})
-    config.decode.update({"beam": 2, "max_length_a": 1.2, "max_length_b": 10})
+    config.optimizer.update({"rate": 3e-3, "warmup_updates": 100, "period_updates": 1300})
+    config.train.update({"steps": 1400, "accumulate": 1, "log_every": 20, "eval_every": 200})
+    config.checkpoint.update({"every": 200, "keep_last": 2, "average": 1})
+    # Small batches: on a CPU the caches of a beam should fit into the processor's.
+    config.decode.update({"beam": 2, "max_length_a": 1.2, "max_length_b": 10, "batch_tokens": 4096})
     return config
 
 

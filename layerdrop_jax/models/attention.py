@@ -9,6 +9,10 @@ from layerdrop_jax.models.layers import dropout, linear, xavier_uniform
 # Xavier uniform with gain 1/sqrt(2): the bound of one joint [3D, D] projection.
 _qkv_kernel = nnx.initializers.variance_scaling(0.5, "fan_avg", "uniform")
 
+# The score of what a query does not see; softmax runs in float32. Finite: a padding query sees
+# nothing at all, and must come out as a number that nobody reads rather than as NaN.
+HIDDEN = -1e30
+
 
 def _qkv_bias(key, shape, dtype=jnp.float32):
     # q, k and v keep the bias of a PyTorch Linear, U(+-1/sqrt(fan_in)); fan_in is the width too.
@@ -36,13 +40,37 @@ class Attention(nnx.Module):
         """Attends from x to keys and values, where ``mask`` is True; returns [B, T, D]."""
         q_BxTxHxK = self._heads(self.q_proj(x_BxTxD)) * self._head_size**-0.5
         scores_BxHxTxS = jnp.einsum("bthk,bshk->bhts", q_BxTxHxK, k_BxSxHxK)
-        # Softmax in float32. The mask's value is finite: a padding query sees nothing at all, and
-        # must come out as a number that nobody reads rather than as NaN.
-        scores_BxHxTxS = jnp.where(mask_BxTxS[:, None], scores_BxHxTxS.astype(jnp.float32), -1e30)
+        scores_BxHxTxS = scores_BxHxTxS.astype(jnp.float32)
+        scores_BxHxTxS = jnp.where(mask_BxTxS[:, None], scores_BxHxTxS, HIDDEN)
         weights_BxHxTxS = jax.nn.softmax(scores_BxHxTxS).astype(v_BxSxHxK.dtype)
         weights_BxHxTxS = dropout(weights_BxHxTxS, self.config.attention_dropout, key)
         out_BxTxHxK = jnp.einsum("bhts,bshk->bthk", weights_BxHxTxS, v_BxSxHxK)
         return self.out_proj(out_BxTxHxK.reshape(x_BxTxD.shape))
+
+    def attend_cache(self, x_BxMxD, k_BxHxSxK, v_BxHxSxK, mask_BxMxS, now=None):
+        """Attends from M queries to a cache, without moving any of it; returns [B, M, D].
+
+        Args:
+          x_BxMxD: one new token for each of M hypotheses.
+          k_BxHxSxK, v_BxHxSxK: the cache, heads first: it is read where it lies.
+          mask_BxMxS: the entries of the cache that each hypothesis sees.
+          now: the keys and values [B, M, H, K] of the new tokens themselves, of which each
+            hypothesis sees its own; None in cross-attention.
+        """
+        q_BxMxHxK = self._heads(self.q_proj(x_BxMxD)) * self._head_size**-0.5
+        scores_BxHxMxS = jnp.einsum("bmhk,bhsk->bhms", q_BxMxHxK, k_BxHxSxK).astype(jnp.float32)
+        scores_BxHxMxS = jnp.where(mask_BxMxS[:, None], scores_BxHxMxS, HIDDEN)
+        if now is None:
+            weights_BxHxMxS = jax.nn.softmax(scores_BxHxMxS).astype(v_BxHxSxK.dtype)
+            out_BxMxHxK = jnp.einsum("bhms,bhsk->bmhk", weights_BxHxMxS, v_BxHxSxK)
+        else:
+            k_BxMxHxK, v_BxMxHxK = now
+            own_BxHxM = jnp.einsum("bmhk,bmhk->bhm", q_BxMxHxK, k_BxMxHxK).astype(jnp.float32)
+            scores = jnp.concatenate([scores_BxHxMxS, own_BxHxM[..., None]], axis=-1)
+            weights = jax.nn.softmax(scores).astype(v_BxHxSxK.dtype)
+            out_BxMxHxK = jnp.einsum("bhms,bhsk->bmhk", weights[..., :-1], v_BxHxSxK)
+            out_BxMxHxK += jnp.einsum("bhm,bmhk->bmhk", weights[..., -1], v_BxMxHxK)
+        return self.out_proj(out_BxMxHxK.reshape(x_BxMxD.shape))
 
     def __call__(self, x_BxTxD, memory_BxSxD, mask_BxTxS, key=None):
         return self.attend(x_BxTxD, *self.keys_values(memory_BxSxD), mask_BxTxS, key)

@@ -193,16 +193,18 @@ class Seq2Seq(nnx.Module):
         keep_N = _all_layers(config.decoder_layers) if keep_N is None else keep_N
 
         def project(layer, carry, _, __):
-            return carry, layer.cross_attn.keys_values(memory_BxSxD)
+            return carry, jax.tree.map(_heads_first, layer.cross_attn.keys_values(memory_BxSxD))
 
         _, cross = run_stack(self.decoder, jnp.zeros(()), keep_N, project)
-        head_size = config.embed_dim // config.attention_heads
-        rows = ids_BxS.shape[0] * beam
-        shape = (config.decoder_layers, rows, max_length, config.attention_heads, head_size)
+        batch, heads = ids_BxS.shape[0], config.attention_heads
+        shape = (config.decoder_layers, batch, heads, max_length * beam, config.embed_dim // heads)
         empty = jnp.zeros(shape, memory_BxSxD.dtype)
         return {
             "keep": keep_N,
-            "self": (empty, empty),
+            # Keys and values never move: step t of hypothesis m lies at t * beam + m, and `origin`
+            # says where the past of each hypothesis lies, step by step.
+            "past": (empty, empty),
+            "origin": jnp.zeros((batch, beam, max_length), jnp.int32),
             "cross": cross,
             "memory_segment": segment_BxS,
         }
@@ -220,14 +222,16 @@ class Seq2Seq(nnx.Module):
           (logits float32 [B, M, V], cache).
         """
         batch, beam = tokens_BxM.shape
-        rows_R = (parents_BxM + beam * jnp.arange(batch)[:, None]).reshape(-1)
-        x_BxMxD = self._embed(
-            self._target_embedding(tokens_BxM), self.target_positions(jnp.full((1, 1), step)), None
-        )
-        length = cache["self"][0].shape[2]
-        seen = jnp.broadcast_to(jnp.arange(length) <= step, (batch * beam, 1, length))
+        origin_BxMxT = jnp.take_along_axis(cache["origin"], parents_BxM[:, :, None], axis=1)
+        length = origin_BxMxT.shape[2]
+        mine = origin_BxMxT[..., None] == jnp.arange(beam)[None, None, None]
+        before = jnp.arange(length)[None, None, :, None] < step
+        past_mask = (mine & before).reshape(batch, beam, length * beam)
         memory_mask = jnp.broadcast_to(
             (cache["memory_segment"] > 0)[:, None], (batch, beam, cache["memory_segment"].shape[1])
+        )
+        x_BxMxD = self._embed(
+            self._target_embedding(tokens_BxM), self.target_positions(jnp.full((1, 1), step)), None
         )
 
         def run_layer(layer, x_BxMxD, _, extra):
@@ -236,30 +240,28 @@ class Seq2Seq(nnx.Module):
 
             def self_attention(x_BxMxD):
                 nonlocal now
-                x_Rx1xD = x_BxMxD.reshape(batch * beam, 1, -1)
-                now = tuple(
-                    jax.lax.dynamic_update_slice_in_dim(old[rows_R], new, step, 1)
-                    for old, new in zip(past, layer.self_attn.keys_values(x_Rx1xD), strict=True)
-                )
-                return layer.self_attn.attend(x_Rx1xD, *now, seen).reshape(x_BxMxD.shape)
+                now = layer.self_attn.keys_values(x_BxMxD)
+                return layer.self_attn.attend_cache(x_BxMxD, *past, past_mask, now)
 
-            # The hypotheses of a sentence stand side by side, as queries of one attention.
             def cross_attention(x_BxMxD):
-                return layer.cross_attn.attend(x_BxMxD, *cross, memory_mask)
+                return layer.cross_attn.attend_cache(x_BxMxD, *cross, memory_mask)
 
             x_BxMxD = layer.step(x_BxMxD, self_attention, cross_attention)
-            return x_BxMxD, now
+            return x_BxMxD, jax.tree.map(_heads_first, now)
 
-        x_BxMxD, past = run_stack(
-            self.decoder,
-            x_BxMxD,
-            cache["keep"],
-            run_layer,
-            extra=(cache["self"], cache["cross"]),
+        x_BxMxD, now = run_stack(
+            self.decoder, x_BxMxD, cache["keep"], run_layer, extra=(cache["past"], cache["cross"])
         )
         if self.config.norm == "pre":
             x_BxMxD = self.decoder_norm(x_BxMxD)
-        return self.logits(x_BxMxD), cache | {"self": past}
+        past = jax.tree.map(
+            lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, step * beam, 3),
+            cache["past"],
+            now,
+        )
+        here = jnp.broadcast_to(jnp.arange(beam)[None, :, None], (batch, beam, 1))
+        origin_BxMxT = jax.lax.dynamic_update_slice_in_dim(origin_BxMxT, here, step, 2)
+        return self.logits(x_BxMxD), cache | {"past": past, "origin": origin_BxMxT}
 
     # -- parts ----------------------------------------------------------------------------------
 
@@ -272,6 +274,10 @@ class Seq2Seq(nnx.Module):
         x = self.config.embed_dim**0.5 * tokens + positions
         x = x.astype(self.config.dtype)
         return dropout(x, self.config.dropout, None if key is None else named_key(key, "embedding"))
+
+
+def _heads_first(x_BxSxHxK):
+    return jnp.swapaxes(x_BxSxHxK, 1, 2)
 
 
 def _all_layers(num_layers: int):
