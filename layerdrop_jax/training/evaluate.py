@@ -1,7 +1,9 @@
 """What is done with a trained run's folder: translate, score, measure every depth, report."""
 
 import functools
+import json
 import pathlib
+import re
 import time
 import typing
 
@@ -21,6 +23,8 @@ from layerdrop_jax.training.checkpoints import restore_params
 from layerdrop_jax.training.metrics import MetricWriter
 from layerdrop_jax.training.state import abstract_params, count_params, model_graph
 from layerdrop_jax.training.train import read_config
+
+PRUNED = "pruned.json"  # in the folder of a run that was cut out of another
 
 
 class Run(typing.NamedTuple):
@@ -52,6 +56,15 @@ def load_run(workdir) -> Run:
     )
     tokenizer = tokenizers.load_tokenizer(workdir / "tokenizer.json")
     return Run(workdir, config, settings, tokenizer, params, steps)
+
+
+def original_layers(workdir, side: str, layers) -> list[int]:
+    """The numbers that ``layers`` have in the network that was trained, before any pruning."""
+    path = workdir / PRUNED
+    if not path.exists():
+        return list(layers)
+    numbers = json.loads(path.read_text(encoding="utf-8"))[f"{side}_layers"]
+    return [numbers[layer] for layer in layers]
 
 
 def make_translator(run: Run):
@@ -99,7 +112,9 @@ def make_translator(run: Run):
             description=description,
         )
         best = [n_best[0].tokens if n_best else [] for n_best in decoded.hypotheses]
-        return tokenizers.decode(run.tokenizer, best), decoded.cut
+        texts = tokenizers.decode(run.tokenizer, best)
+        # Every byte is in the vocabulary, so a poor model can say a line break.
+        return [re.sub(r"[\r\n]+", " ", text) for text in texts], decoded.cut
 
     return translate
 
@@ -148,7 +163,7 @@ def evaluate(workdir) -> list[dict]:
         seconds = time.perf_counter() - start
         depths.append(
             {
-                "decoder_layers": list(layers),
+                "decoder_layers": original_layers(run.workdir, "decoder", layers),
                 "parameters": _params_at_depth(run.params, depth),
                 "bleu": bleu_scores(cut_down, references)["sacrebleu"].score,
                 "words_per_second": words / seconds,

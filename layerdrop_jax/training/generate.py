@@ -24,6 +24,8 @@ def generate(workdir, source: str = "", target: str = "") -> None:
     """
     run = load_run(workdir)
     lines = _read_lines(source)
+    if target:
+        _write(target, b"", mode="ab")  # what cannot be written is known before the work
     filled = [number for number, line in enumerate(lines) if line.strip()]
     translate = make_translator(run)
     translations, cut = translate([lines[n] for n in filled], description="translating")
@@ -41,9 +43,13 @@ def generate(workdir, source: str = "", target: str = "") -> None:
         sys.stdout.buffer.write(text)
         sys.stdout.buffer.flush()
         return
+    _write(target, text, mode="wb")
+
+
+def _write(target, data, *, mode):
     try:
-        with open(target, "wb") as file:
-            file.write(text)
+        with open(target, mode) as file:
+            file.write(data)
     except OSError as error:
         raise OSError(f"cannot write --output={target}: {error.strerror}") from error
 
@@ -58,6 +64,7 @@ def _read_lines(source):
             data = sys.stdin.buffer.read()
     except OSError as error:
         raise OSError(f"cannot read {name}: {error.strerror}") from error
+    data = data.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
     # Split at newlines alone: str.splitlines would also split at characters inside a sentence.
     raw = data.removesuffix(b"\n").split(b"\n") if data else []
     lines = []

@@ -12,11 +12,10 @@ from flax import nnx
 from layerdrop_jax.core.pruning import parse_layers, take_layers
 from layerdrop_jax.data import pipeline, tokenizers
 from layerdrop_jax.training.checkpoints import write_params
-from layerdrop_jax.training.evaluate import Run, load_run
+from layerdrop_jax.training.evaluate import PRUNED, Run, load_run, original_layers
 from layerdrop_jax.training.state import count_params, model_graph
 
 STACKS = ("encoder", "decoder")
-FILE = "pruned.json"
 
 # The two networks compute the same sums in the same order; a compiler may still fuse them apart.
 TOLERANCE = 1e-4
@@ -62,7 +61,9 @@ def prune(workdir, output, *, encoder_keep: str = "all", decoder_keep: str = "al
         "parent_sha256": hash_params(parent.params),
         "parent_steps": list(parent.steps),
         "parameters": count_params(params),
-        **{f"{side}_layers": _original(parent.workdir, side, layers[side]) for side in STACKS},
+        **{
+            f"{side}_layers": original_layers(parent.workdir, side, layers[side]) for side in STACKS
+        },
     }
 
     # In place at the end, with one rename: a reader never finds half a folder.
@@ -71,7 +72,7 @@ def prune(workdir, output, *, encoder_keep: str = "all", decoder_keep: str = "al
     try:
         write_params(partial / "checkpoints", max(parent.steps), params, record)
         tokenizers.write_atomically(partial / "config.json", json.dumps(config, indent=2) + "\n")
-        tokenizers.write_atomically(partial / FILE, json.dumps(record, indent=2) + "\n")
+        tokenizers.write_atomically(partial / PRUNED, json.dumps(record, indent=2) + "\n")
         shutil.copy(parent.workdir / "tokenizer.json", partial / "tokenizer.json")
         shutil.copytree(parent.workdir / "data", partial / "data")
         difference = _compare(parent, load_run(partial), layers)
@@ -95,15 +96,6 @@ def hash_params(params) -> str:
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
     return digest.hexdigest()
-
-
-def _original(workdir, side, layers):
-    """The numbers that ``layers`` have in the network that was trained, before any pruning."""
-    path = workdir / FILE
-    if not path.exists():
-        return list(layers)
-    numbers = json.loads(path.read_text(encoding="utf-8"))[f"{side}_layers"]
-    return [numbers[layer] for layer in layers]
 
 
 def _compare(parent: Run, child: Run, layers) -> float:

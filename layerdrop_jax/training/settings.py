@@ -151,6 +151,8 @@ def parse(config: Mapping) -> Settings:
 
 
 def _check_names(where, mapping, known):
+    if not hasattr(mapping, "keys"):
+        raise ValueError(f"{where} is {mapping!r}, not names with values")
     unknown = sorted(set(mapping) - known)
     if unknown:
         raise ValueError(f"{where} has no {unknown[0]!r}: it has {', '.join(sorted(known))}")

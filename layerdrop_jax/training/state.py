@@ -61,7 +61,8 @@ def train_step(state, batch, *, graph, optimizer, rates, seed, smoothing, mode, 
 
     Returns:
       (state, metrics): sums over the tokens and micro-batches of the update; the layers run are
-      means over the micro-batches.
+      means over the micro-batches. grad_norm is the gradient's norm before clipping, param_norm
+      that of the new parameters.
     """
     step_key = jax.random.fold_in(jax.random.key(seed), state["step"])
 
@@ -108,4 +109,4 @@ def train_step(state, batch, *, graph, optimizer, rates, seed, smoothing, mode, 
     }
     for side in ("encoder_layers", "decoder_layers"):
         sums[side] /= num_micro
-    return state, sums | {"grad_norm": norm}
+    return state, sums | {"grad_norm": norm, "param_norm": optax.tree.norm(state["params"])}

@@ -98,8 +98,9 @@ def train(config, workdir, *, command: str) -> None:
         step, state = restored.step, restored.state
         batches.set_state(restored.iterator_state)
         print(f"resuming {workdir} at step {step:,}", flush=True)
-    writer = MetricWriter(workdir, step=step)
-    if step == 0:
+    # -1: a start that was killed before its first checkpoint has left lines of step 0.
+    writer = MetricWriter(workdir, step=-1 if restored is None else step)
+    if restored is None:
         writer.write("start", 0, {"command": command})
         writer.write("data", 0, rows.stats)
 
@@ -117,7 +118,8 @@ def train(config, workdir, *, command: str) -> None:
             # The step before is done, or nearly: looking at it does not hold up this one.
             if previous is not None:
                 _check_finite(previous, step - 1, checkpoints)
-            at_end = step == last or stop.is_set()
+            stopping = stop.is_set()  # read once: a signal from here on ends the next step
+            at_end = step == last or stopping
             if step % settings.train.log_every == 0 or at_end:
                 _check_finite(metrics, step, checkpoints)
                 _log(window.close(), step, rate, writer, progress)
@@ -133,15 +135,15 @@ def train(config, workdir, *, command: str) -> None:
             if valid_loss is not None or step % settings.checkpoint.every == 0 or at_end:
                 _check_finite(metrics, step, checkpoints)
                 checkpoints.save(step, state, batches.get_state(), valid_loss=valid_loss)
-            if stop.is_set() and step < last:
-                checkpoints.close()
-                writer.close()
-                raise Interrupted(
-                    f"stopped at step {step:,} and saved it in {workdir}; "
-                    "the same command goes on from there"
-                )
+            if stopping:
+                break
     checkpoints.close()
     writer.close()
+    if stop.is_set():
+        raise Interrupted(
+            f"stopped at step {step:,} and saved it in {workdir}; "
+            "the same command goes on from there"
+        )
 
 
 def _check_folder(workdir, config):
@@ -154,7 +156,8 @@ def _check_folder(workdir, config):
                 f"{workdir} holds a run with another config; it differs in {'; '.join(fixed)}. "
                 "Use another --workdir, or the config of that run"
             )
-    elif workdir.is_dir() and any(workdir.iterdir()):
+    # A kill in the middle of writing config.json leaves a temporary file.
+    elif workdir.is_dir() and any(path.suffix != ".tmp" for path in workdir.iterdir()):
         raise ValueError(
             f"{workdir} is not empty and is no run's folder (it has no config.json): "
             "use another --workdir"
@@ -229,12 +232,12 @@ def _validate(valid_step, params, settings, rows, mesh):
 
 
 def _check_finite(metrics, step, checkpoints):
-    loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
-    if not (math.isfinite(loss) and math.isfinite(norm)):
+    loss, grad_norm, param_norm = (float(metrics[n]) for n in ("loss", "grad_norm", "param_norm"))
+    if not all(map(math.isfinite, (loss, grad_norm, param_norm))):
         checkpoints.close()
         raise FloatingPointError(
-            f"step {step:,} has a loss of {loss} and a gradient norm of {norm}: training stops, "
-            "the last good checkpoint is kept. "
+            f"step {step:,} has a loss of {loss}, a gradient of norm {grad_norm} and leaves "
+            f"parameters of norm {param_norm}: training stops, the last good checkpoint is kept. "
             "A lower optimizer.rate, a longer warm-up or optimizer.clip_norm may help"
         )
 
@@ -255,6 +258,7 @@ def _log(sums, step, rate, writer, progress):
         | {
             "perplexity": _exp(sums["nll"] / tokens),
             "grad_norm": sums["grad_norm"] / steps,
+            "param_norm": sums["param_norm"] / steps,
             "tokens": tokens,
             "steps": steps,
             "seconds": sums["seconds"],
