@@ -109,7 +109,10 @@ class Checkpoints:
         self._unfinished = sorted(path.name.split(".")[0] for path in unfinished)
         self._keep = _LastAndBest(config.keep_last)
         for step in _steps(self._folder):
-            self._keep.losses[step] = (_about(self._folder / str(step)) or {}).get("valid_loss")
+            about = _about(self._folder / str(step)) or {}
+            self._keep.losses[step] = about.get("valid_loss")
+            if about.get("passing"):
+                self._keep.passing.add(step)
         self._manager = self._open(clean=True)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
 
@@ -118,7 +121,16 @@ class Checkpoints:
             self._folder, preservation_policy=self._keep, cleanup_tmp_directories=clean
         )
 
-    def save(self, step: int, state: dict, iterator_state, *, valid_loss=None, metadata=None):
+    def save(
+        self,
+        step: int,
+        state: dict,
+        iterator_state,
+        *,
+        valid_loss=None,
+        metadata=None,
+        passing=False,
+    ):
         """Starts to save; returns as soon as the arrays may be overwritten or donated.
 
         A step that is already saved is left as it is. An older save still in flight is waited for.
@@ -132,6 +144,8 @@ class Checkpoints:
           valid_loss: the loss on the validation set, by which the best checkpoint is kept. None or
             not finite: this checkpoint is not a candidate.
           metadata: a small dict for JSON, given back on restoring.
+          passing: a save out of turn, by a run that is interrupted. It is kept until the next one
+            and has no part in an average, so that a resumed run evaluates like an unbroken one.
 
         Raises:
           OSError: this save could not start or the one before failed; earlier ones are untouched.
@@ -142,6 +156,8 @@ class Checkpoints:
         rest = {name: tree for name, tree in state.items() if name != "params"}
         scored = valid_loss is not None and math.isfinite(valid_loss)
         self._keep.losses[step] = valid_loss = float(valid_loss) if scored else None
+        if passing:
+            self._keep.passing.add(step)
         with _writing(step, self._folder):
             response = self._manager.save_checkpointables_async(
                 step,
@@ -152,6 +168,7 @@ class Checkpoints:
                     "iterator": _encode(iterator_state),
                     "valid_loss": valid_loss,
                     "metadata": metadata or {},
+                    "passing": passing,
                 },
             )
         self._pending = step, self._thread.submit(self._seal, step, response)
@@ -234,11 +251,13 @@ class _LastAndBest:
     def __init__(self, keep_last: int):
         self._keep_last = keep_last
         self.losses = {}
+        self.passing = set()
 
     def should_preserve(self, checkpoints, *, context):
         del context
         steps = [checkpoint.step for checkpoint in checkpoints]
-        keep = set(steps[-self._keep_last :])
+        in_turn = [step for step in steps if step not in self.passing]
+        keep = set(steps[-1:]) | set(in_turn[-self._keep_last :])
         scored = [step for step in steps if self.losses.get(step) is not None]
         if scored:
             keep.add(min(scored, key=lambda step: (self.losses[step], -step)))
@@ -274,7 +293,10 @@ def restore_params(folder, abstract_params: dict, *, which: str, average: int = 
         scored = [step for step in steps if losses[step] is not None]
         # worst first and, among equals, oldest first: the reader takes from the end
         steps = sorted(scored, key=lambda step: (-losses[step], step)) or steps
-    elif which not in ("latest", "average"):
+    elif which == "average":
+        in_turn = [s for s in steps if not (_about(folder / str(s)) or {}).get("passing")]
+        steps = in_turn or steps
+    elif which != "latest":
         raise ValueError(f'unknown checkpoint "{which}"; known: latest, best, average')
     total, used = None, []
     while steps and len(used) < (average if which == "average" else 1):

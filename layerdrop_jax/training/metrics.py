@@ -14,9 +14,11 @@ import time
 
 import jax
 import numpy as np
-import tensorboardX
 from rich import console as rich_console
 from rich import progress as rich_progress
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
 
 FILE = "metrics.jsonl"
 
@@ -69,33 +71,61 @@ class MetricWriter:
         path = pathlib.Path(run) / FILE
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists():
-                kept = [r for r in read_metrics(run) if step is None or r.get("step", 0) <= step]
+            records = read_metrics(run)
+            kept = [r for r in records if step is None or r.get("step", 0) <= step]
+            # Only where a line must go: another process may be appending to the file.
+            if len(kept) < len(records) or not _ends_a_line(path):
                 partial = path.with_suffix(".partial")
                 partial.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
                 os.replace(partial, path)
             self._file = path.open("a", encoding="utf-8")
-            purge = None if step is None else step + 1
-            self._board = tensorboardX.SummaryWriter(
-                str(path.parent / "tensorboard"), purge_step=purge
+            (path.parent / "tensorboard").mkdir(exist_ok=True)
+            # Not SummaryWriter: its thread dies of a full disk, and its queue then blocks training.
+            self._board = EventsWriter(
+                str(path.parent / "tensorboard" / "events"), f".{time.time_ns()}"
             )
+            if step is not None:  # what was written of later steps does not count
+                start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+                self._event(step + 1, session_log=start)
         except OSError as error:
             raise OSError(f"cannot write metrics to {path.parent}: {error.strerror}") from error
 
+    def _event(self, step, **content):
+        event = event_pb2.Event(wall_time=time.time(), step=int(step), **content)
+        self._board.write_event(event)
+
     def write(self, kind: str, step: int, values: dict):
-        """Writes one line. `values`: numbers (arrays of one element included), strings, lists."""
+        """Writes one line. `values`: numbers (arrays of one element included), strings, lists.
+
+        Raises:
+          OSError: it cannot be written, as on a full disk.
+        """
         if self._file is None:
             return
         values = {name: _plain(value) for name, value in values.items()}
-        print(json.dumps({"kind": kind, "step": int(step), **values}), file=self._file, flush=True)
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self._board.add_scalar(f"{kind}/{name}", value, int(step))
+        line = json.dumps({"kind": kind, "step": int(step), **values})
+        scalars = {k: v for k, v in values.items() if isinstance(v, int | float)}
+        try:
+            print(line, file=self._file, flush=True)
+            for name, value in scalars.items():
+                self._event(step, summary=summary.scalar(f"{kind}/{name}", value))
+            self._board.flush()
+        except OSError as error:
+            raise OSError(f"cannot write {self._file.name}: {error.strerror}") from error
 
     def close(self):
         if self._file is not None:
             self._file.close()
             self._board.close()
+
+
+def _ends_a_line(path) -> bool:
+    """Whether a file is absent, empty, or whole up to the end of its last line."""
+    if not path.exists() or not path.stat().st_size:
+        return True
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
 
 
 def _plain(value):
