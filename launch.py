@@ -6,8 +6,8 @@
   python launch.py --workdir=RUN --mode=generate --input=FILE --output=FILE
   python launch.py --workdir=RUN --mode=describe                     parameters, drop rates
 
-describe also takes a --config without a run. Exit codes: 0 done; 1 an error, said in one line; 75
-interrupted and saved, the same command goes on.
+describe also takes a --config without a run. Exit codes: 0 done; 1 an error, said in one line (-v=1
+shows where); 75 interrupted and saved, the same command goes on; 130 interrupted.
 """
 
 import json
@@ -15,7 +15,7 @@ import shlex
 import sys
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from layerdrop_jax.analysis.describe import describe
@@ -34,35 +34,37 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "config file, variant a
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder")
 MODE = flags.DEFINE_enum("mode", "train", MODES, "what to do")
 INPUT = flags.DEFINE_string("input", "", "generate: file to read instead of standard input")
-OUTPUT = flags.DEFINE_string(
-    "output", "", "generate: file to write instead of standard output; prune: folder to make"
-)
+OUTPUT = flags.DEFINE_string("output", "", "generate: file to write; prune: folder to make")
 ENCODER_KEEP = flags.DEFINE_string("encoder_keep", "all", KEEP)
-DECODER_KEEP = flags.DEFINE_string("decoder_keep", "all", KEEP)
+DECODER_KEEP = flags.DEFINE_string("decoder_keep", "every_other:0.5", KEEP)
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "one run on many hosts (jax.distributed)")
 
 
 def main(argv):
     if len(argv) > 1:
         raise ValueError(f"unknown argument {argv[1]!r}: every argument is a flag, see --help")
+    mode = MODE.value
+    if mode != "train" and WORKDIR.value and (CONFIG.value or DISTRIBUTED.value):
+        raise ValueError(f"--mode={mode} takes no --config, which is the run's, nor --distributed")
     if DISTRIBUTED.value:
         jax.distributed.initialize()
-    mode = MODE.value
     if not WORKDIR.value and not (mode == "describe" and CONFIG.value):
         raise ValueError(f"--mode={mode} needs --workdir=FOLDER, the run's folder")
     if mode == "train":
         if CONFIG.value is None:
             raise ValueError("--mode=train needs --config=configs/NAME.py[:variant]")
-        command = shlex.join(["python", *sys.argv])
-        train(CONFIG.value.to_dict(), WORKDIR.value, command=command)
+        train(CONFIG.value.to_dict(), WORKDIR.value, command=shlex.join(["python", *sys.argv]))
+        if DISTRIBUTED.value:
+            return print("trained; now evaluate it on one host: --mode=evaluate")
         evaluate(WORKDIR.value)
         print(f"report: {write_report(WORKDIR.value)}")
     elif mode == "evaluate":
         print(json.dumps(evaluate(WORKDIR.value)))
         print(f"report: {write_report(WORKDIR.value)}", file=sys.stderr)
     elif mode == "prune":
-        keep = {"encoder_keep": ENCODER_KEEP.value, "decoder_keep": DECODER_KEEP.value}
-        print(json.dumps(prune(WORKDIR.value, OUTPUT.value, **keep)))
+        output = OUTPUT.value or f"{WORKDIR.value.rstrip('/')}-pruned"
+        kept = {"encoder_keep": ENCODER_KEEP.value, "decoder_keep": DECODER_KEEP.value}
+        print(json.dumps({"output": output} | prune(WORKDIR.value, output, **kept)))
     elif mode == "generate":
         generate(WORKDIR.value, INPUT.value, OUTPUT.value)
     else:
@@ -71,12 +73,8 @@ def main(argv):
 
 
 def parse_flags(argv):
-    try:
-        return flags.FLAGS(argv)
-    except (KeyError, AttributeError) as error:  # an override of a key that the config lacks
-        path = next((a.split("=", 1)[1] for a in argv if a.lstrip("-").startswith("config=")), "")
-        config = flags.FLAGS["config"].parser.parse(path).to_dict() if path else {}
-        raise ValueError(settings.explain_override(config, argv)) from error
+    settings.check_overrides(argv, load=flags.FLAGS["config"].parser.parse)
+    return flags.FLAGS(argv)
 
 
 def in_one_line(function):
@@ -86,8 +84,13 @@ def in_one_line(function):
         try:
             return function(argv)
         except (Interrupted, flags.Error, ValueError, OSError, FloatingPointError) as error:
-            print(f"launch.py: {str(error).strip().splitlines()[-1].strip()}", file=sys.stderr)
+            logging.debug("raised here", exc_info=True)
+            line = str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")
+            print(f"launch.py: {line}", file=sys.stderr)
             sys.exit(EXIT_INTERRUPTED if isinstance(error, Interrupted) else 1)
+        except KeyboardInterrupt:
+            print("launch.py: interrupted; what was saved before stands", file=sys.stderr)
+            sys.exit(130)
 
     return wrapped
 

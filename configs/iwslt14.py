@@ -6,7 +6,7 @@ FOLDER is the de-en folder of the IWSLT 2014 release. The paper reports 34.5 BLE
 (34.4 without), beam 4, no averaging of checkpoints. The recipe is the reference's: Adam with weight
 decay 1e-4, inverse square root schedule, dropout 0.3, the decoder's input and output tied.
 
-Variants: paper; small, an hour on one GPU.
+Variants: paper; small, an hour on one GPU; demo, CLDR phrases in minutes on two CPU cores.
 """
 
 from configs import architectures, common
@@ -34,4 +34,6 @@ def small():
 
 
 def get_config(variant=None):
-    return common.choose(variant, {"paper": paper, "small": small})
+    return common.choose(
+        variant, {"paper": paper, "small": small, "demo": lambda: common.demo(paper())}
+    )

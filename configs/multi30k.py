@@ -7,7 +7,8 @@ $LAYERDROP_DATA/multi30k.
 
 Variants: paper, the network that others report on this set (Transformer-Tiny of Wu et al. 2021,
 "Good for Misconceived Reasons": 4 + 4 layers, 128 wide) with LayerDrop 0.2; small, the same in a
-form that trains on one CPU core in about an hour: pre-norm, a smaller vocabulary, fewer updates.
+form that trains on one CPU core in about an hour: pre-norm, a smaller vocabulary, fewer updates;
+demo, CLDR phrases in minutes.
 
 For the network without LayerDrop add --config.layerdrop.encoder=0 --config.layerdrop.decoder=0.
 """
@@ -65,4 +66,6 @@ def small():
 
 
 def get_config(variant=None):
-    return common.choose(variant, {"paper": paper, "small": small})
+    return common.choose(
+        variant, {"paper": paper, "small": small, "demo": lambda: common.demo(paper())}
+    )

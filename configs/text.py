@@ -3,7 +3,8 @@
   python launch.py --config=configs/text.py:small --workdir=RUN --config.data.path=FOLDER \\
       --config.data.source=en --config.data.target=de
 
-Variants: paper, the 12 + 6 layers of the paper's translation model; small, the base network.
+Variants: paper, the 12 + 6 layers of the paper's translation model; small, the base network; demo,
+the same commands on CLDR phrases, without any text of yours.
 """
 
 from configs import common, wmt
@@ -17,5 +18,9 @@ def _own_text(config):
 def get_config(variant=None):
     return common.choose(
         variant,
-        {"paper": lambda: _own_text(wmt.paper()), "small": lambda: _own_text(wmt.small())},
+        {
+            "paper": lambda: _own_text(wmt.paper()),
+            "small": lambda: _own_text(wmt.small()),
+            "demo": wmt.demo,
+        },
     )

@@ -62,35 +62,7 @@ def small():
 
 
 def demo():
-    config = paper()
-    config.data.update(
-        {
-            "dataset": "cldr",
-            "vocab_size": 1024,
-            "batch_rows": 8,
-            "source_length": 64,
-            "target_length": 64,
-            "max_length": 64,
-            "workers": 0,
-        }
-    )
-    # Twelve layers without a long warm-up need pre-norm.
-    config.model.update(
-        {
-            "embed_dim": 64,
-            "ffn_dim": 128,
-            "attention_heads": 4,
-            "norm": "pre",
-            "dropout": 0.0,
-            "dtype": "float32",
-        }
-    )
-    config.optimizer.update({"rate": 3e-3, "warmup_updates": 100, "period_updates": 1300})
-    config.train.update({"steps": 1400, "accumulate": 1, "log_every": 20, "eval_every": 200})
-    config.checkpoint.update({"every": 200, "keep_last": 2, "average": 1})
-    # Small batches: on a CPU the caches of a beam should fit into the processor's.
-    config.decode.update({"beam": 2, "max_length_a": 1.2, "max_length_b": 10, "batch_tokens": 4096})
-    return config
+    return common.demo(paper())
 
 
 def get_config(variant=None):

@@ -3,15 +3,14 @@
   python -m experiments.depth_curve --config=configs/wmt.py:demo --out=runs/demo
   python -m experiments.depth_curve --config=configs/multi30k.py:small --out=runs/multi30k
 
-trains the config's network twice, once as it stands and once with every drop rate 0, cuts both to every
-decoder depth without fine-tuning, and puts the two in one picture and one table. A run that was
-stopped goes on where it was; a run that is done is not done again. --parallel trains the two side by
-side, each on its half of the processor. --results=FOLDER copies what is worth keeping. Everything else
-on the command line is handed to launch.py (--config.data.path=FOLDER, say).
+trains the config's network twice, once as it stands and once with every drop rate 0, cuts both to
+every decoder depth without fine-tuning, and puts the two in one picture and one table. A run that
+was stopped goes on where it was; one that is trained and evaluated is left alone. --parallel trains
+the two side by side, each on half of the processor. --results=FOLDER copies what is worth keeping.
+Everything else on the command line is handed to launch.py (--config.data.path=FOLDER, say).
 """
 
 import argparse
-import concurrent.futures
 import importlib.metadata
 import json
 import os
@@ -52,22 +51,20 @@ def main():
     arguments.out.mkdir(parents=True, exist_ok=True)
 
     started = time.monotonic()
-    with concurrent.futures.ThreadPoolExecutor(2 if arguments.parallel else 1) as pool:
-        jobs = [
-            pool.submit(
-                train,
-                label,
-                arguments.out / folder,
-                [f"--config={arguments.config}", *drop, *overrides],
-                half if arguments.parallel else None,
-            )
-            for half, (label, (folder, drop)) in enumerate(RUNS.items())
-        ]
-        codes = [job.result() for job in jobs]
-    if any(codes):
-        sys.exit(
-            f"depth_curve: a run ended with exit code {max(codes)}; its log is beside its folder"
-        )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    waiting = []
+    for half, (label, (folder, drop)) in enumerate(RUNS.items()):
+        workdir = arguments.out / folder
+        if is_done(workdir):
+            print(f"{label}: done before, in {workdir}", flush=True)
+            continue
+        flags = [f"--config={arguments.config}", *drop, *overrides]
+        waiting.append((label, workdir, flags, half if arguments.parallel else None))
+    at_once = 2 if arguments.parallel else 1
+    for first in range(0, len(waiting), at_once):
+        code = run(waiting[first : first + at_once])
+        if code:
+            sys.exit(code)
 
     folders = [arguments.out / folder for folder, _ in RUNS.values()]
     table = compare_runs(folders, list(RUNS), arguments.out)
@@ -94,33 +91,62 @@ def main():
         print(f"  {folder / 'report.md'}    the run {label}")
 
 
-def train(label, workdir, flags, half) -> int:
-    """Runs launch.py to its end, saying how far it is; returns its exit code."""
-    say = lambda text: print(f"{label}: {text}", flush=True)  # noqa: E731
-    log = workdir.with_suffix(".log")
-    command = [sys.executable, str(ROOT / "launch.py"), f"--workdir={workdir}", *flags]
-    with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT)
-        if half is not None and hasattr(os, "sched_setaffinity"):
-            cores = sorted(os.sched_getaffinity(0))
-            middle = max(len(cores) // 2, 1)
-            os.sched_setaffinity(process.pid, cores[middle:] if half else cores[:middle])
-        say(f"training; everything it says is in {log}")
-        shown = None
-        try:
-            while process.poll() is None:
-                time.sleep(SECONDS_BETWEEN_LINES)
+def is_done(workdir) -> bool:
+    """Whether a run has been trained to its last step and evaluated there."""
+    if not (workdir / "config.json").exists():
+        return False
+    steps = json.loads((workdir / "config.json").read_text())["train"]["steps"]
+    reached = [r["step"] for r in read_metrics(workdir) if r["kind"] == "train"]
+    evaluated = any(r["kind"] == "depth" for r in read_metrics(workdir))
+    return evaluated and max(reached, default=0) == steps
+
+
+def run(jobs) -> int:
+    """Runs launch.py for each job, side by side, saying how far they are; returns an exit code."""
+    processes = {label: start(label, *job) for label, *job in jobs}
+    shown = dict.fromkeys(processes)
+    try:
+        while any(process.poll() is None for process in processes.values()):
+            time.sleep(SECONDS_BETWEEN_LINES)
+            for label, workdir, *_ in jobs:
                 line = last_line(workdir)
-                if line != shown:
-                    say(line)
-                    shown = line
-        finally:
-            if process.poll() is None:  # Ctrl-C: the run saves itself
+                if processes[label].poll() is None and line != shown[label]:
+                    print(f"{label}: {line}", flush=True)
+                    shown[label] = line
+            if any(process.poll() for process in processes.values()):
+                break
+    except KeyboardInterrupt:
+        print("stopping: the runs save themselves", flush=True)
+    finally:  # Ctrl-C, SIGTERM, or the failure of one: the others save themselves
+        for process in processes.values():
+            if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
-                process.wait()
-    if process.returncode:
-        say(f"exit code {process.returncode}: {log.read_text().strip().splitlines()[-1]}")
-    return process.returncode
+        codes = {label: process.wait() for label, process in processes.items()}
+    for label, workdir, *_ in jobs:
+        if codes[label]:
+            log = workdir.with_suffix(".log")
+            last = log.read_text().strip().splitlines()[-1:]
+            print(f"{label}: exit code {codes[label]}; {log} ends: {''.join(last)}", flush=True)
+    return next((code for code in codes.values() if code), 0)
+
+
+def start(label, workdir, flags, half):
+    """Starts launch.py in the background, on one half of the processor where ``half`` is 0 or 1."""
+    log = workdir.with_suffix(".log")
+    print(f"{label}: training; everything it says is in {log}", flush=True)
+    with log.open("a") as file:
+        process = subprocess.Popen(
+            [sys.executable, "launch.py", f"--workdir={os.path.relpath(workdir, ROOT)}", *flags],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            start_new_session=True,  # a Ctrl-C in the terminal reaches it through us, once
+        )
+    if half is not None and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        middle = max(len(cores) // 2, 1)
+        os.sched_setaffinity(process.pid, (cores[middle:] if half else cores[:middle]) or cores)
+    return process
 
 
 def last_line(workdir) -> str:

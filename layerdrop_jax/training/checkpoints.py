@@ -205,6 +205,10 @@ class Checkpoints:
             self._thread.shutdown()
             self._manager.close()
 
+    def latest_step(self) -> int | None:
+        """The step of the newest checkpoint on the disk; None where there is none."""
+        return max(_steps(self._folder), default=None)
+
     def restore_latest(self, abstract_state: dict) -> Restored | None:
         """Reads the newest checkpoint that can be read; None where none was ever completed.
 

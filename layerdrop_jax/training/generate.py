@@ -1,5 +1,6 @@
 """Translating lines of text with a run's folder."""
 
+import os
 import sys
 
 from absl import logging
@@ -25,7 +26,7 @@ def generate(workdir, source: str = "", target: str = "") -> None:
     run = load_run(workdir)
     lines = _read_lines(source)
     if target:
-        _write(target, b"", mode="ab")  # what cannot be written is known before the work
+        _check_writable(target)  # before the work, not after it
     filled = [number for number, line in enumerate(lines) if line.strip()]
     translate = make_translator(run)
     translations, cut = translate([lines[n] for n in filled], description="translating")
@@ -43,15 +44,26 @@ def generate(workdir, source: str = "", target: str = "") -> None:
         sys.stdout.buffer.write(text)
         sys.stdout.buffer.flush()
         return
-    _write(target, text, mode="wb")
+    _write(target, text)
 
 
-def _write(target, data, *, mode):
+def _write(target, data):
+    """Writes a file in one go: a reader finds the old one, or the new one whole."""
+    partial = f"{target}.partial"
     try:
-        with open(target, mode) as file:
+        with open(partial, "wb") as file:
             file.write(data)
+        os.replace(partial, target)
     except OSError as error:
         raise OSError(f"cannot write --output={target}: {error.strerror}") from error
+
+
+def _check_writable(target):
+    folder = os.path.dirname(os.path.abspath(target))
+    if os.path.isdir(target) or not os.access(folder, os.W_OK):
+        raise OSError(
+            f"cannot write --output={target}: it is a folder, or {folder} is not writable"
+        )
 
 
 def _read_lines(source):

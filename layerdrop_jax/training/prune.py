@@ -41,8 +41,6 @@ def prune(workdir, output, *, encoder_keep: str = "all", decoder_keep: str = "al
     Raises:
       ValueError: bad layers, an ``output`` that is in use, or a result that is not the parent's.
     """
-    if not output:
-        raise ValueError("--mode=prune needs --output=FOLDER, the folder to make")
     output = pathlib.Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"--output={output} is in use: name a folder that is new or empty")

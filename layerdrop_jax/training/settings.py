@@ -1,6 +1,7 @@
 """A run's config as frozen dataclasses, checked before anything is trained or written."""
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -189,17 +190,30 @@ def _flat(mapping, prefix=""):
     return flat
 
 
-def explain_override(config: Mapping, argv) -> str:
-    """Why an override on the command line, ``--config.SECTION.KEY=VALUE``, names nothing."""
-    for argument in argv:
-        name, found, _ = argument.lstrip("-").partition("=")
-        node, path = config, name.split(".")[1:]
-        if not name.startswith("config.") or not found:
-            continue
-        for depth, key in enumerate(path):
+def check_overrides(argv, load) -> None:
+    """Checks ``--config=PATH[:VARIANT]`` and every ``--config.SECTION.KEY=VALUE`` before absl does.
+
+    Args:
+      argv: the command line.
+      load: ``load("PATH:VARIANT")`` gives the config.
+
+    Raises:
+      ValueError: no such file or key; lists those that there are.
+    """
+    given = dict(argument.lstrip("-").partition("=")[::2] for argument in argv)
+    path = given.get("config")
+    if not path:
+        return
+    file = pathlib.Path(path.partition(":")[0])
+    if not file.is_file():
+        files = sorted(pathlib.Path("configs").glob("*.py"))
+        known = ", ".join(str(f) for f in files if "def get_config" in f.read_text())
+        raise ValueError(f"--config={path} names no file; there are {known}")
+    config = load(path).to_dict()
+    for name in given:
+        node, where, keys = config, "config", name.split(".")
+        for key in keys[1:] if keys[0] == "config" else ():
             if not isinstance(node, Mapping) or key not in node:
                 known = ", ".join(sorted(node)) if isinstance(node, Mapping) else "no keys"
-                where = ".".join(["config", *path[:depth]])
-                return f"--{name}: {where} has no {key!r}: it has {known}"
-            node = node[key]
-    return "an override of the config names no key that it has"
+                raise ValueError(f"--{name}: {where} has no {key!r}: it has {known}")
+            node, where = node[key], f"{where}.{key}"

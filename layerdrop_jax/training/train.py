@@ -1,6 +1,7 @@
 """Training, from a config and a folder to checkpoints and a report; a run resumes by itself."""
 
 import functools
+import hashlib
 import json
 import math
 import os
@@ -23,6 +24,8 @@ from layerdrop_jax.training.metrics import MetricWriter, Progress, Window
 from layerdrop_jax.training.optimizers import make_optimizer
 from layerdrop_jax.training.state import count_params, make_params, make_state, model_graph
 from layerdrop_jax.training.state import train_step as pure_train_step
+
+STEPS_BETWEEN_AGREEMENTS = 10  # of many hosts, on whether one of them was told to stop
 
 
 class Interrupted(Exception):
@@ -51,6 +54,7 @@ def train(config, workdir, *, command: str) -> None:
 
     # Data
     rows, valid_rows = _prepare_data(settings, workdir, config)
+    fingerprint = _fingerprint(rows)
     batches = pipeline.train_iterator(
         settings.data,
         rows,
@@ -95,6 +99,11 @@ def train(config, workdir, *, command: str) -> None:
     restored = checkpoints.restore_latest(state)
     step = 0
     if restored is not None:
+        if restored.metadata["rows"] != fingerprint:
+            raise ValueError(
+                f"the training sentences are not those that {workdir} was started with: "
+                "data.path or data.data_dir holds other text now; use another --workdir"
+            )
         step, state = restored.step, restored.state
         batches.set_state(restored.iterator_state)
         print(f"resuming {workdir} at step {step:,}", flush=True)
@@ -107,9 +116,10 @@ def train(config, workdir, *, command: str) -> None:
     # Loop
     last = settings.train.steps
     window = Window()
+    stopping = False
     with _signals() as stop, Progress(last, start=step) as progress:
         metrics = None
-        while step < last:
+        while step < last and not stopping:
             with window.waiting():
                 batch = sharding.shard_rows(next(batches), mesh, axis=1)
             previous, (state, metrics) = metrics, train_step(state, batch)
@@ -118,13 +128,16 @@ def train(config, workdir, *, command: str) -> None:
             # The step before is done, or nearly: looking at it does not hold up this one.
             if previous is not None:
                 _check_finite(previous, step - 1, checkpoints)
-            stopping = stop.is_set()  # read once: a signal from here on ends the next step
-            at_end = step == last or stopping
-            if step % settings.train.log_every == 0 or at_end:
+            stopping = _agree_to_stop(stop, step)
+            log = step % settings.train.log_every == 0
+            validate = step % settings.train.eval_every == 0 or step == last
+            in_turn = validate or step % settings.checkpoint.every == 0
+            if log or in_turn or stopping:
                 _check_finite(metrics, step, checkpoints)
+            if log or step == last or stopping:
                 _log(window.close(), step, rate, writer, progress)
             valid_loss = None
-            if step % settings.train.eval_every == 0 or step == last:
+            if validate:
                 with progress.paused(), window.paused():
                     valid_loss = _validate(valid_step, state["params"], settings, valid_rows, mesh)
                 perplexity = _exp(valid_loss)
@@ -132,18 +145,33 @@ def train(config, workdir, *, command: str) -> None:
                 progress.print(
                     f"step {step:,}: valid loss {valid_loss:.4f}, perplexity {perplexity:.2f}"
                 )
-            if valid_loss is not None or step % settings.checkpoint.every == 0 or at_end:
-                _check_finite(metrics, step, checkpoints)
-                checkpoints.save(step, state, batches.get_state(), valid_loss=valid_loss)
-            if stopping:
-                break
-    checkpoints.close()
-    writer.close()
-    if stop.is_set():
+            if in_turn or stopping:
+                checkpoints.save(
+                    step,
+                    state,
+                    batches.get_state(),
+                    valid_loss=valid_loss,
+                    metadata={"rows": fingerprint},
+                    passing=not in_turn,
+                )
+        checkpoints.close()
+        writer.close()
+        batches.close()
+    if stopping and step < last:
         raise Interrupted(
             f"stopped at step {step:,} and saved it in {workdir}; "
             "the same command goes on from there"
         )
+
+
+def _agree_to_stop(stop, step) -> bool:
+    """Whether to save and leave after this step; on many hosts, when any of them was told to."""
+    if jax.process_count() == 1:
+        return stop.is_set()
+    # All hosts ask at the same steps, since saving is something they do together.
+    if step % STEPS_BETWEEN_AGREEMENTS:
+        return False
+    return bool(multihost_utils.process_allgather(np.array(stop.is_set())).any())
 
 
 def _check_folder(workdir, config):
@@ -156,8 +184,11 @@ def _check_folder(workdir, config):
                 f"{workdir} holds a run with another config; it differs in {'; '.join(fixed)}. "
                 "Use another --workdir, or the config of that run"
             )
-    # A kill in the middle of writing config.json leaves a temporary file.
-    elif workdir.is_dir() and any(path.suffix != ".tmp" for path in workdir.iterdir()):
+    # A start that failed or was killed leaves what it had written before config.json.
+    elif workdir.is_dir() and any(
+        path.name not in ("tokenizer.json", "data") and path.suffix != ".tmp"
+        for path in workdir.iterdir()
+    ):
         raise ValueError(
             f"{workdir} is not empty and is no run's folder (it has no config.json): "
             "use another --workdir"
@@ -184,30 +215,46 @@ def read_config(workdir) -> dict:
 
 
 def _prepare_data(settings, workdir, config):
-    """The packed rows of train and valid; fills the folder once the data is known to be there."""
-    pairs, valid, test = (pipeline.load_pairs(settings.data, s) for s in ("train", "valid", "test"))
-    if jax.process_index() == 0:
-        tokenizers.write_atomically(workdir / "config.json", json.dumps(config, indent=2) + "\n")
-        # evaluate, prune and generate need nothing but the run's folder
-        for split, held_out in (("valid", valid), ("test", test)):
-            languages = settings.data.source, settings.data.target
-            pipeline.save_eval_text(workdir, split, held_out, languages=languages)
+    """The packed rows of train and valid; a new folder is filled once all of it works."""
+    data = settings.data
+    pairs, valid, test = (pipeline.load_pairs(data, s) for s in ("train", "valid", "test"))
+    fresh = not (workdir / "config.json").exists()
     path = workdir / "tokenizer.json"
-    if jax.process_index() == 0 and not path.exists():
-        print(f"training a tokenizer of {settings.data.vocab_size:,} entries", flush=True)
-        tokenizers.train_tokenizer(pairs, settings.data.vocab_size, path)
+    if jax.process_index() == 0 and (fresh or not path.exists()):
+        print(f"training a tokenizer of {data.vocab_size:,} entries", flush=True)
+        tokenizers.train_tokenizer(pairs, data.vocab_size, path)
     multihost_utils.sync_global_devices("the run's folder has its tokenizer")
     tokenizer = tokenizers.load_tokenizer(path)
-    rows = pipeline.prepare_rows(settings.data, tokenizer, pairs, seed=settings.seed)
+    rows = pipeline.prepare_rows(data, tokenizer, pairs, seed=settings.seed)
+    valid_rows = pipeline.prepare_rows(data, tokenizer, valid)
     stats = rows.stats
     print(
         f"{stats['pairs']:,} sentence pairs in {stats['rows']:,} rows; "
-        f"{stats['skipped_too_long']:,} longer than {settings.data.max_length} tokens skipped; "
+        f"{stats['skipped_too_long']:,} longer than {data.max_length} tokens skipped; "
         f"padding {stats['source_padding']:.1%} of source tokens, "
         f"{stats['target_padding']:.1%} of target tokens",
         flush=True,
     )
-    return rows, pipeline.prepare_rows(settings.data, tokenizer, valid)
+    if jax.process_index() == 0:
+        if fresh:  # evaluate, prune and generate need nothing but the run's folder
+            for split, held_out in (("valid", valid), ("test", test)):
+                languages = data.source, data.target
+                pipeline.save_eval_text(workdir, split, held_out, languages=languages)
+        tokenizers.write_atomically(workdir / "config.json", json.dumps(config, indent=2) + "\n")
+    return rows, valid_rows
+
+
+def _fingerprint(rows) -> str:
+    """SHA-256 of the training rows: what the data iterator's position counts in."""
+    digest = hashlib.sha256()
+    encoded = rows.encoded
+    for array in (
+        *(encoded.source_tokens, encoded.source_offsets),
+        *(encoded.target_tokens, encoded.target_offsets),
+        *(rows.row_pairs, rows.row_offsets),
+    ):
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
 
 
 def _valid_step(graph, params, batch):
@@ -235,10 +282,17 @@ def _check_finite(metrics, step, checkpoints):
     loss, grad_norm, param_norm = (float(metrics[n]) for n in ("loss", "grad_norm", "param_norm"))
     if not all(map(math.isfinite, (loss, grad_norm, param_norm))):
         checkpoints.close()
+        kept = checkpoints.latest_step()
         raise FloatingPointError(
             f"step {step:,} has a loss of {loss}, a gradient of norm {grad_norm} and leaves "
-            f"parameters of norm {param_norm}: training stops, the last good checkpoint is kept. "
-            "A lower optimizer.rate, a longer warm-up or optimizer.clip_norm may help"
+            f"parameters of norm {param_norm}: training stops; "
+            + (
+                "nothing was saved yet"
+                if kept is None
+                else f"the checkpoint of step {kept:,} is kept"
+            )
+            + ". In a new --workdir, a lower optimizer.rate, a longer warm-up or "
+            "optimizer.clip_norm may help"
         )
 
 

@@ -444,3 +444,19 @@ def test_sharded_arrays(tmp_path):
 def test_config_errors(every, keep_last, average, named):
     with pytest.raises(ValueError, match=named):
         checkpoints.CheckpointConfig(every=every, keep_last=keep_last, average=average)
+
+
+def test_a_passing_save_is_kept_for_one_restart_and_has_no_part_in_an_average(tmp_path):
+    run = make_checkpoints(tmp_path, keep_last=2)
+    run.save(1, make_state(1), {}, passing=False)
+    run.save(2, make_state(2), {})
+    run.save(3, make_state(3), {}, passing=True)
+    run.close()
+    abstract = make_state(0)["params"]
+    assert steps_in(tmp_path) == [1, 2, 3]
+    assert checkpoints.restore_params(tmp_path, abstract, which="average", average=2)[1] == [1, 2]
+    run = make_checkpoints(tmp_path, keep_last=2)
+    assert run.restore_latest(make_state(0)).step == 3
+    run.save(4, make_state(4), {})
+    run.close()
+    assert steps_in(tmp_path) == [2, 4]
