@@ -137,7 +137,7 @@ def _outcome_rows(records) -> list[tuple[str, str]]:
         seconds = sum(r["seconds"] for r in train)
         rows.append(("training", f"{train[-1]['step']:,} steps in {seconds / 60:,.1f} minutes"))
         for name, text, form in (
-            ("words_per_second", "training speed", "{:,.0f} words/s"),
+            ("words_per_second", "training speed", "{:,.0f} target tokens/s"),
             ("data_wait", "time waiting for data", "{:.2%}"),
             ("encoder_layers", "encoder layers run, on average", "{:.2f}"),
             ("decoder_layers", "decoder layers run, on average", "{:.2f}"),

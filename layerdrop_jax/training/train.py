@@ -121,7 +121,8 @@ def train(config, workdir, *, command: str) -> None:
         metrics = None
         while step < last and not stopping:
             with window.waiting():
-                batch = sharding.shard_rows(next(batches), mesh, axis=1)
+                batch = next(batches)
+            batch = sharding.shard_rows(batch, mesh, axis=1)
             previous, (state, metrics) = metrics, train_step(state, batch)
             step += 1
             window.add(metrics)

@@ -70,7 +70,7 @@ def test_report_of_a_whole_run(tmp_path):
     assert ["test BLEU (tokenized, compounds split)", "**22.50**"] in rows
     assert ["best validation loss", "1.2500, perplexity 3.50, at step 5"] in rows
     assert ["training", "10 steps in 1.5 minutes"] in rows
-    assert ["training speed", "200 words/s"] in rows  # (60 s of 100 + 30 s of 400) / 90 s
+    assert ["training speed", "200 target tokens/s"] in rows  # (60 s of 100 + 30 s of 400) / 90 s
     assert ["encoder layers run, on average", "3.50"] in rows
     assert ["time waiting for data", "1.00%"] in rows
     assert ["2", "0 2", "2,000,006", "14.25", "600"] in rows
