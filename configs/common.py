@@ -28,6 +28,7 @@ def translation(dataset, source, target, architecture):
             "target": target,
             "data_dir": "",
             "path": "",
+            "seed": 0,
             "vocab_size": 32768,
             "batch_rows": 64,
             "source_length": 256,

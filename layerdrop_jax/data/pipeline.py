@@ -38,6 +38,7 @@ class DataConfig:
       data_dir: where prepared TFDS sets live; "" is TFDS's default, ~/tensorflow_datasets.
       path: folder of the user's files (text, iwslt14, multi30k); "" for multi30k means
         $LAYERDROP_DATA/multi30k, and the other sets do not look at it.
+      seed: of the sentences that cldr makes; the other sets do not look at it.
       vocab_size: entries of the joint vocabulary, special symbols included.
       batch_rows: packed rows in a micro-batch, all processes together.
       source_length: tokens of a row on the source side.
@@ -52,6 +53,7 @@ class DataConfig:
     target: str = "de"
     data_dir: str = ""
     path: str = ""
+    seed: int = 0
     vocab_size: int = 8192
     batch_rows: int = 16
     source_length: int = 256
@@ -99,6 +101,7 @@ def load_pairs(config: DataConfig, split: str) -> Sequence[tuple[str, str]]:
         target=config.target,
         data_dir=config.data_dir,
         path=config.path,
+        seed=config.seed,
     )
 
 

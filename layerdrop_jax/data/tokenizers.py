@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -19,6 +20,8 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, tra
 
 SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")  # the reference's order: ids 0, 1, 2, 3
 BOS, PAD, EOS, UNK = range(4)
+# Fills the vocabulary up. No text gives it: digits stand alone in a word of their own.
+MADE_UP = re.compile(r"madeupword\d{4,}")
 CHUNK = 4096  # pairs encoded at a time
 
 # A space belongs to what follows it. White space other than a single space (a no-break space
@@ -173,13 +176,18 @@ def encode_pairs(
 
 
 def decode(tokenizer: tokenizers.Tokenizer, sequences: Iterable[Iterable[int]]) -> list[str]:
-    """The text of each sequence of ids, up to its first eos; other special symbols are dropped."""
+    """The text of each sequence of ids, up to its first eos.
+
+    Other special symbols are dropped, and so are the entries that stand for no text.
+    """
+    silent = set(range(len(SPECIAL_SYMBOLS)))
+    silent |= {n for token, n in tokenizer.get_vocab().items() if MADE_UP.fullmatch(token)}
     kept = []
     for sequence in sequences:
         ids = [int(number) for number in sequence]
         if EOS in ids:
             ids = ids[: ids.index(EOS)]
-        kept.append([number for number in ids if number >= len(SPECIAL_SYMBOLS)])
+        kept.append([number for number in ids if number not in silent])
     return tokenizer.decode_batch(kept, skip_special_tokens=False)
 
 

@@ -210,9 +210,12 @@ def read_config(workdir) -> dict:
         )
         raise FileNotFoundError(f"--workdir={workdir} {what}; train makes one")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is not a config: it is a {type(config).__name__}")
+    return config
 
 
 def _prepare_data(settings, workdir, config):

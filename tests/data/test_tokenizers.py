@@ -153,3 +153,11 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
         bpe.write_atomically(tmp_path / "text", "new")
     assert os.listdir(tmp_path) == ["text"]
     assert (tmp_path / "text").read_text() == "old"
+
+
+def test_entries_that_stand_for_no_text_are_not_said(tmp_path):
+    tokenizer = bpe.train_tokenizer(PAIRS, 400, tmp_path / "tokenizer.json")
+    made_up = [n for token, n in tokenizer.get_vocab().items() if token.startswith("madeupword")]
+    assert made_up
+    word = bpe.encode(tokenizer, ["cat"])[0]
+    assert bpe.decode(tokenizer, [[*made_up[:3], *word, made_up[-1]]]) == ["cat"]

@@ -44,7 +44,7 @@ class Pairs(collections.abc.Sequence):
 
 
 def open_split(
-    dataset: str, split: str, *, source: str, target: str, data_dir: str, path: str
+    dataset: str, split: str, *, source: str, target: str, data_dir: str, path: str, seed: int
 ) -> Pairs:
     """The pairs of a split, in a fixed order; the arguments are the fields of `DataConfig`.
 
@@ -57,7 +57,7 @@ def open_split(
         builder = wmt14.open_builder(data_dir, source, target)
         split = {"valid": "validation"}.get(split, split)
     elif dataset == "cldr":
-        builder = prepare(cldr.Cldr, cldr.cldr_config(source, target), data_dir)
+        builder = prepare(cldr.Cldr, cldr.cldr_config(source, target, seed=seed), data_dir)
     elif dataset == "iwslt14":
         config = iwslt14.iwslt14_config(path, source, target)
         builder = prepare(iwslt14.Iwslt14, config, data_dir)
