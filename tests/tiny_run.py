@@ -1,7 +1,11 @@
 """A config made from a real one that trains in seconds on text made here, and helpers around it."""
 
+import contextlib
 import json
 import random
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from configs import wmt
 
@@ -11,28 +15,35 @@ WORDS = {
 }
 # No two sizes are equal, but that both sides share a vocabulary.
 SIZES = {
-    "data": {"vocab_size": 331, "batch_rows": 4, "max_length": 23}
+    "data": {"vocab_size": 331, "batch_rows": 8, "max_length": 23}
     | {"source_length": 29, "target_length": 31},
-    "model": {"embed_dim": 12, "ffn_dim": 17, "attention_heads": 3, "dropout": 0.1}
-    | {"encoder_layers": 2, "decoder_layers": 4}
-    | {"max_source_length": 37, "max_target_length": 41},
-    "layerdrop": {"encoder": 0.2, "decoder": 0.3},
-    "optimizer": {"rate": 0.02, "warmup_updates": 8, "period_updates": 52},
+    "model": {"embed_dim": 30, "ffn_dim": 37, "attention_heads": 3}
+    | {"encoder_layers": 2, "decoder_layers": 4, "dropout": 0.05}
+    | {"max_source_length": 41, "max_target_length": 43},
+    "layerdrop": {"encoder": 0.1, "decoder": 0.2},
+    "optimizer": {"rate": 0.01, "warmup_updates": 8, "period_updates": 52},
     "train": {"steps": 60, "accumulate": 2, "log_every": 1, "eval_every": 20},
-    "checkpoint": {"every": 5, "keep_last": 3, "average": 1},
+    "checkpoint": {"every": 10, "keep_last": 3, "average": 1},
     "decode": {"beam": 2, "max_length_a": 1.0, "max_length_b": 2},
 }
+PAIRS = (("train", 199), ("valid", 11), ("test", 12))
 
 
-def write_text(folder, sizes=(("train", 97), ("valid", 11), ("test", 7))):
-    """Parallel files of number words, translated word by word."""
+def write_text(folder, sizes=PAIRS):
+    """Parallel files of number words, translated word by word, for splits of given sizes.
+
+    In ``train`` one pair is longer than `SIZES` allows, and one is empty.
+    """
     draw = random.Random(1)
     folder.mkdir(parents=True, exist_ok=True)
     for split, count in sizes:
         lines = [draw.choices(list(WORDS), k=draw.randint(1, 5)) for _ in range(count)]
+        if split == "train":
+            lines[7], lines[11] = ["one"] * 30, []
         for language, words in (("en", {word: word for word in WORDS}), ("de", WORDS)):
             text = "".join(" ".join(words[word] for word in line) + "\n" for line in lines)
             (folder / f"{split}.{language}").write_text(text, encoding="utf-8")
+    return folder
 
 
 def tiny_config(text, **sections):
@@ -50,7 +61,44 @@ def tiny_config(text, **sections):
 def write_config_file(path, config):
     """A file for --config, as one writes it by hand."""
     path.write_text(
-        "import json\nimport ml_collections\n\ndef get_config(variant=None):\n"
+        "import json\nimport ml_collections\n\n\ndef get_config(variant=None):\n"
         f"    return ml_collections.ConfigDict(json.loads({json.dumps(config)!r})).lock()\n"
     )
     return path
+
+
+@contextlib.contextmanager
+def quick_compile(cache):
+    """Compiles with few optimisations, and keeps what is compiled in the folder ``cache``.
+
+    Compiling is nearly all of the time of a small run. Processes started here do the same with
+    `quick_environment`.
+    """
+    options = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(cache),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    _configure(options)
+    try:
+        yield
+    finally:
+        _configure(before)
+
+
+def _configure(options):
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def quick_environment(cache):
+    return {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }

@@ -1,0 +1,75 @@
+"""The parameter table: exact, and without the parameters."""
+
+import re
+
+import pytest
+
+from configs import architectures, wmt
+from layerdrop_jax.analysis.describe import describe
+from layerdrop_jax.training.settings import parse
+
+
+def described(**model):
+    """(number of parameters by the name of their module, the lines of the whole text)."""
+    config = wmt.paper().to_dict()
+    config["model"] |= model
+    lines = describe(parse(config)).splitlines()
+    table = lines[1 : lines.index("")]
+    counts = {}
+    for line in table:
+        name, count = re.match(r"(\S+(?:, whole)?) +([\d,]+)", line).groups()
+        assert name not in counts
+        counts[name] = int(count.replace(",", ""))
+    return counts, lines
+
+
+@pytest.mark.parametrize(
+    ("model", "total"),
+    [
+        (architectures.transformer_wmt_en_de, 60_915_712),
+        (architectures.transformer_vaswani_wmt_en_de_big, 209_911_808),
+        (architectures.transformer_vaswani_wmt_en_de_big_12_6, 285_489_152),
+    ],
+)
+def test_totals_of_the_reference(model, total):
+    counts, _ = described(**(model | {"share_embeddings": "all"}))
+    assert counts["total"] == total
+    modules = {k: v for k, v in counts.items() if k != "total" and not k.endswith("whole")}
+    assert sum(modules.values()) == total
+    for side in ("encoder", "decoder"):
+        inside = sum(v for k, v in modules.items() if k.startswith(f"{side}."))
+        assert counts[f"{side}, whole"] == inside > 0
+
+
+@pytest.mark.parametrize(("sharing", "tables"), [("all", 1), ("decoder", 2), ("none", 3)])
+def test_tied_tensors_count_once(sharing, tables):
+    counts, _ = described(share_embeddings=sharing)
+    named = [v for k, v in counts.items() if k.endswith("embedding") or k == "output"]
+    assert named == [32768 * 1024] * tables
+
+
+def test_nothing_is_allocated():
+    # 40 terabytes: were any of it made, this would fail.
+    D, F, V, layers = 32768, 131072, 32768, 500
+    counts, _ = described(
+        embed_dim=D, ffn_dim=F, norm="pre", encoder_layers=layers, decoder_layers=layers
+    )
+    attention, norm, ffn = 4 * (D * D + D), 2 * D, 2 * D * F + F + D
+    assert (
+        counts["total"]
+        == (
+            V * D
+            + layers * (attention + 2 * norm + ffn)
+            + layers * (2 * attention + 3 * norm + ffn)
+        )
+        + 2 * norm
+    )
+
+
+def test_rates_and_expected_depth_are_told():
+    _, lines = described()
+    assert lines[-2:] == [
+        "encoder: 12 layers, drop rate 0.2 each, expected depth 9.60",
+        "decoder: 6 layers, drop rate 0.2 each, expected depth 4.80",
+    ]
+    assert any("12x1024x1024" in line for line in lines)  # a shape, the layers first

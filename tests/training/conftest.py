@@ -1,0 +1,51 @@
+"""One small run, trained and evaluated once, for all tests that read a run's folder."""
+
+import pytest
+
+from layerdrop_jax.training.evaluate import evaluate, load_run, make_translator
+from layerdrop_jax.training.train import train
+from tests import tiny_run
+
+
+@pytest.fixture(scope="session")
+def compile_cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def quick_compile(compile_cache):
+    with tiny_run.quick_compile(compile_cache):
+        yield
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    """A folder of parallel files."""
+    return tiny_run.write_text(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="session")
+def config(text):
+    return tiny_run.tiny_config(text)
+
+
+@pytest.fixture(scope="session")
+def run(config, tmp_path_factory, compile_cache):
+    """A run's folder after training and evaluation. Tests change copies of it only."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    with tiny_run.quick_compile(compile_cache):
+        train(config, folder, command="python launch.py 'as it was typed'")
+        evaluate(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def translate(run, compile_cache):
+    """The run's translator; what it compiles is compiled once for all tests."""
+    translator = make_translator(load_run(run))
+
+    def quick(lines, keep=None, description=None):
+        with tiny_run.quick_compile(compile_cache):
+            return translator(lines, keep, description)
+
+    return quick

@@ -1,0 +1,130 @@
+"""A config's checks: names, types, values, what differs and what may."""
+
+import pathlib
+
+import ml_collections
+import numpy as np
+import pytest
+
+from layerdrop_jax.training import settings
+from tests import tiny_run
+
+
+def changed(**sections):
+    return tiny_run.tiny_config(pathlib.Path("no-folder-is-read"), **sections)
+
+
+def without(config, section, key):
+    return config | {section: {k: v for k, v in config[section].items() if k != key}}
+
+
+def test_sections_become_dataclasses():
+    parsed = settings.parse(changed(model={"encoder_layers": 3}, optimizer={"rate": 1}))
+    assert parsed.model.encoder_layers == 3
+    assert parsed.optimizer.rate == 1  # an int where a float is wanted
+    assert (parsed.seed, parsed.data.dataset) == (1, "text")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (changed(train={"stepz": 3}), "section train has no 'stepz': it has accumulate, eval_ever"),
+        (changed() | {"trainer": {}}, "the config has no 'trainer': it has checkpoint, data, de"),
+        (without(changed(), "model", "ffn_dim"), "section model lacks ffn_dim"),
+        ({k: v for k, v in changed().items() if k != "seed"}, "the config lacks seed"),
+        (changed() | {"data": 3}, "section data is 3, not names with values"),
+        ([1], r"the config is \[1\], not names with values"),
+        (changed(train={"steps": 1.5}), "train.steps=1.5 is a float, not a int"),
+        (changed(train={"steps": True}), "train.steps=True is a bool, not a int"),
+        (changed(model={"dropout": False}), "model.dropout=False is a bool, not a float"),
+        (changed(model={"norm": None}), "model.norm=None is a NoneType, not a str"),
+        (changed(decode={"normalize": 1}), "decode.normalize=1 is a int, not a bool"),
+        (changed() | {"seed": "1"}, "seed='1' is a str, not a int"),
+        (changed(layerdrop={"mode": "jump"}), "layerdrop.mode='jump' is unknown: it is one of ski"),
+        (changed(layerdrop={"schedule": "cubic"}), "layerdrop.schedule='cubic' is unknown: it is"),
+        (changed(layerdrop={"decoder": 1.1}), r"layerdrop.decoder=1.1 is not in \[0, 1\]"),
+        (changed(layerdrop={"encoder": float("nan")}), "layerdrop.encoder=nan is not in"),
+        (changed(train={"accumulate": 0}), "train.accumulate=0 must be at least 1"),
+        (changed(train={"label_smoothing": 1.0}), r"train.label_smoothing=1.0 is not in \[0, 1\)"),
+        (changed(model={"norm": "mid"}), "model.norm='mid' is unknown: it is one of post, pre"),
+        (changed(data={"dataset": "europarl"}), "unknown data.dataset 'europarl'; known: wmt14_tr"),
+        (
+            changed(model={"max_target_length": 22}),
+            "data.max_length=23 is more than model.max_target_length=22",
+        ),
+        (
+            changed() | {"model": changed()["model"] | {"source_vocab_size": 300}},
+            "source_vocab_size=300 differs from data.vocab_size=331|needs one vocabulary",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named_in_one_line(config, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        settings.parse(config)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_differences_are_named_with_both_values():
+    old, new = changed(), changed(model={"ffn_dim": 41}, train={"steps": 7})
+    del new["decode"]["beam"]
+    assert settings.differences(old, new) == [
+        "decode.beam: 2 -> 'absent'",
+        "model.ffn_dim: 37 -> 41",
+        "train.steps: 60 -> 7",
+    ]
+    assert settings.differences(old, changed()) == []
+
+
+def test_changeable_keys_exist():
+    names = settings._flat(changed())
+    for key in settings.CHANGEABLE:
+        assert any(name == key or (key.endswith(".") and name.startswith(key)) for name in names)
+    # A name that merely begins like one of them would pass as changeable.
+    for key in settings.CHANGEABLE:
+        assert key.endswith(".") or [name for name in names if name.startswith(key)] == [key]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.trian.steps=3", "--config.trian.steps: config has no 'trian': it has checkpoi"),
+        ("-config.train.stepz=3", "--config.train.stepz: config.train has no 'stepz': it has acc"),
+        ("--config.seed.low=3", "--config.seed.low: config.seed has no 'low': it has no keys"),
+        ("--config.train.steps=3", None),
+        ("--configuration.x=3", None),
+    ],
+)
+def test_an_override_of_nothing_is_explained(tmp_path, override, message):
+    file = tiny_run.write_config_file(tmp_path / "config.py", changed())
+    argv = ["launch.py", f"--config={file}:variant", "--config.train.steps=5", override]
+    loaded = []
+
+    def load(path):
+        loaded.append(path)
+        return ml_collections.ConfigDict(changed())
+
+    if message is None:
+        settings.check_overrides(argv, load)
+    else:
+        with pytest.raises(ValueError, match=message):
+            settings.check_overrides(argv, load)
+    assert loaded == [f"{file}:variant"]
+
+
+def test_a_config_file_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="--config=configs/wmd.py:x names no file; there are "):
+        settings.check_overrides(["launch.py", "--config=configs/wmd.py:x"], None)
+
+
+def test_rates_and_expected_depth_in_words():
+    parsed = settings.parse(
+        changed(layerdrop={"encoder": 0.5, "decoder": 0.4, "schedule": "linear"})
+    )
+    rates = parsed.layerdrop.rates(parsed.model)
+    np.testing.assert_allclose(rates["encoder"], [0.25, 0.5])
+    assert settings.describe_rates("decoder", rates["decoder"]) == (
+        "decoder: 4 layers, drop rate 0.1, 0.2, 0.3, 0.4, expected depth 3.00"
+    )
+    assert settings.describe_rates("encoder", np.full(12, 0.2, np.float32)) == (
+        "encoder: 12 layers, drop rate 0.2 each, expected depth 9.60"
+    )
