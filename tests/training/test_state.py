@@ -1,0 +1,334 @@
+"""One update: what it computes, what is random in it, and what becomes of a dropped layer."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from layerdrop_jax.data.packing import fill_row
+from layerdrop_jax.training import settings as settings_lib
+from layerdrop_jax.training.optimizers import make_optimizer
+from layerdrop_jax.training.state import (
+    abstract_params,
+    count_params,
+    make_params,
+    make_state,
+    model_graph,
+    train_step,
+)
+from tests import tiny_run
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+A, B, CLIP = 2, 3, 1.0
+SIZES = {"embed_dim": 10, "attention_heads": 2, "ffn_dim": 11}
+SIZES |= {"encoder_layers": 2, "decoder_layers": 4}
+LAYERS = {"encoder": 2, "decoder": 4}
+NONE_DROPPED = {side: np.zeros(n, np.float32) for side, n in LAYERS.items()}
+ALL_DROPPED = {side: np.ones(n, np.float32) for side, n in LAYERS.items()}
+HALF_DROPPED = {side: np.full(n, 0.5, np.float32) for side, n in LAYERS.items()}
+
+# In place of an optimizer: the parameters stay, the gradient is what it remembers.
+RECORDER = optax.GradientTransformation(
+    lambda params: jax.tree.map(jnp.zeros_like, params),
+    lambda grads, _, params: (jax.tree.map(jnp.zeros_like, params), grads),
+)
+
+
+@functools.cache
+def settings(dropout=0.0):
+    text = pathlib.Path("no-folder-is-read")
+    return settings_lib.parse(tiny_run.tiny_config(text, model=SIZES | {"dropout": dropout}))
+
+
+@functools.cache
+def compiled(*, dropout=0.0, mode="skip", clip_norm=0.0, adam=False):
+    """step(state, batch, rates=..., seed=..., smoothing=...), and the state before the first."""
+    optimizer = make_optimizer(settings().optimizer)[0] if adam else RECORDER
+    step = functools.partial(
+        train_step,
+        graph=model_graph(settings(dropout).model),
+        optimizer=optimizer,
+        mode=mode,
+        clip_norm=clip_norm,
+    )
+    step = jax.jit(step)
+    state = make_state(params(), optimizer)
+
+    def run(state, batch, *, rates=NONE_DROPPED, seed=1, smoothing=0.1):
+        return step(state, batch, rates=rates, seed=seed, smoothing=smoothing)
+
+    return run, state
+
+
+@functools.cache
+def params():
+    return jax.jit(lambda: make_params(settings().model, 1))()
+
+
+def at_step(state, step):
+    return state | {"step": jnp.int32(step)}
+
+
+def micro_batch(seed, pairs):
+    """B rows of packed pairs; 0 pairs make a batch of padding."""
+    rng = np.random.default_rng(seed)
+    data = settings().data
+
+    def sentence():
+        return rng.integers(4, data.vocab_size, rng.integers(2, 8))
+
+    rows = [
+        fill_row(
+            [(sentence(), sentence()) for _ in range(pairs)],
+            source_length=data.source_length,
+            target_length=data.target_length,
+        )
+        for _ in range(B)
+    ]
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def stacked(*micro_batches):
+    return {name: np.stack([m[name] for m in micro_batches]) for name in micro_batches[0]}
+
+
+FULL, SPARSE, PADDING = micro_batch(1, 3), micro_batch(2, 1), micro_batch(3, 0)
+BATCH, FIRST_ALONE = stacked(FULL, SPARSE), stacked(FULL, PADDING)
+
+
+def norm(tree):
+    return np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(tree)))
+
+
+def assert_close(tree, other, **tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), tree, other)
+
+
+def ran(grads):
+    """Which layers have a gradient: bool[N] for each stack."""
+    return {
+        side: np.any(
+            [
+                np.any(leaf, axis=tuple(range(1, leaf.ndim)))
+                for leaf in jax.tree.leaves(grads[side])
+            ],
+            axis=0,
+        )
+        for side in LAYERS
+    }
+
+
+# What is computed
+
+
+def mean_loss(params, smoothing):
+    """The loss of all rows as one batch, by its definition: a mean over tokens of - sum q log p."""
+    rows = {name: array.reshape(-1, array.shape[-1]) for name, array in BATCH.items()}
+    logits_BxTxV = nnx.merge(model_graph(settings().model), params)(rows)
+    q_BxTxV = jax.nn.one_hot(rows["target_output"], logits_BxTxV.shape[-1])
+    q_BxTxV = (1 - smoothing) * q_BxTxV + smoothing / logits_BxTxV.shape[-1]
+    loss_BxT = -jnp.sum(q_BxTxV * jax.nn.log_softmax(logits_BxTxV), axis=-1)
+    return jnp.mean(loss_BxT, where=rows["target_segment"] > 0)
+
+
+def test_accumulated_gradient_is_that_of_all_rows_at_once_then_clipped():
+    tokens = [int((micro["target_segment"] > 0).sum()) for micro in (FULL, SPARSE)]
+    assert tokens[0] > 2 * tokens[1]  # a mean of the micro-batches' means would be another number
+    directly = jax.jit(jax.value_and_grad(mean_loss))
+    step, state = compiled(clip_norm=CLIP)
+    clipped = []
+    # A new model's guess is nearly uniform: the more is smoothed, the smaller the gradient.
+    for smoothing in (0.1, 0.9):
+        loss, grads = directly(params(), smoothing)
+        new, metrics = step(state, BATCH, smoothing=smoothing)
+        scale = min(1, CLIP / norm(grads))
+        clipped.append(scale < 1)
+        expected = jax.tree.map(functools.partial(np.multiply, scale), grads)
+        assert_close(new["optimizer"], expected, rtol=1e-4, atol=2e-7)
+        np.testing.assert_allclose(metrics["grad_norm"], norm(grads), rtol=1e-5)
+        np.testing.assert_allclose(metrics["loss"], loss * sum(tokens), rtol=1e-6)
+        np.testing.assert_allclose(metrics["param_norm"], norm(params()), rtol=1e-6)
+        assert float(metrics["tokens"]) == sum(tokens)
+    assert clipped == [True, False]
+
+
+def test_metrics_are_sums_over_micro_batches():
+    step, state = compiled(clip_norm=CLIP)
+    parts = [step(state, stacked(micro, PADDING))[1] for micro in (FULL, SPARSE)]
+    _, whole = step(state, BATCH)
+    for name in ("loss", "nll", "tokens"):
+        np.testing.assert_allclose(whole[name], parts[0][name] + parts[1][name], rtol=1e-6)
+    assert whole["nll"] != whole["loss"]
+    assert (whole["encoder_layers"], whole["decoder_layers"]) == (2, 4)
+
+
+def test_a_batch_of_padding_moves_nothing_and_makes_no_nan():
+    step, state = compiled(clip_norm=CLIP)
+    new, metrics = step(state, stacked(PADDING, PADDING))
+    assert norm(new["optimizer"]) == 0
+    assert (metrics["loss"], metrics["tokens"]) == (0, 0)
+
+
+def test_the_step_is_pure():
+    step, state = compiled(dropout=0.1)
+    before = jax.tree.map(np.array, state)
+    first, second = (step(state, BATCH, rates=HALF_DROPPED) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    jax.tree.map(np.testing.assert_array_equal, state, before)
+    assert int(first[0]["step"]) == 1
+
+
+@pytest.mark.parametrize("mode", ["cond", "mask"])
+def test_every_mode_makes_the_same_update(mode):
+    (step, state), (other, _) = compiled(dropout=0.1), compiled(dropout=0.1, mode=mode)
+    depths = set()
+    for number in range(6):
+        (new, metrics), (new_other, metrics_other) = (
+            run(at_step(state, number), BATCH, rates=HALF_DROPPED) for run in (step, other)
+        )
+        assert_close(new["optimizer"], new_other["optimizer"], rtol=1e-4, atol=1e-6)
+        assert_close(metrics, metrics_other, rtol=1e-5)
+        depths.add((float(metrics["encoder_layers"]), float(metrics["decoder_layers"])))
+    assert len(depths) > 1
+
+
+# What is random
+
+
+def masks(steps, *, rates, seed=1, batch=FIRST_ALONE):
+    """The layers that ran at each step: bool[len(steps), N] for each stack.
+
+    They are read off the gradient, so the second micro-batch is padding: it has none.
+    """
+    step, state = compiled(dropout=0.1)
+    found = [
+        ran(step(at_step(state, n), batch, rates=rates, seed=seed)[0]["optimizer"]) for n in steps
+    ]
+    return {side: np.array([f[side] for f in found]) for side in LAYERS}
+
+
+def test_masks_are_a_function_of_seed_and_step():
+    once = masks(range(12), rates=HALF_DROPPED)
+    backwards = masks(range(11, -1, -1), rates=HALF_DROPPED, batch=stacked(SPARSE, PADDING))
+    other_seed = masks(range(12), rates=HALF_DROPPED, seed=2)
+    decoder = once["decoder"]
+    np.testing.assert_array_equal(decoder, backwards["decoder"][::-1])
+    assert (decoder != other_seed["decoder"]).any()
+    # 4 layers have 16 masks, and 12 steps all alike would be a chance of 2**-44.
+    assert len({mask.tobytes() for mask in decoder}) > 1
+
+
+def test_each_layer_is_dropped_at_its_own_rate():
+    rates = {
+        "encoder": np.array([0.2, 0.6], np.float32),
+        "decoder": np.array([0.1, 0.3, 0.7, 0.5], np.float32),
+    }
+    steps = 300
+    found = masks(range(steps), rates=rates)
+    # Without a decoder layer nothing looks at the encoder, and a layer that ran has no gradient.
+    seen = {"decoder": found["decoder"], "encoder": found["encoder"][found["decoder"].any(axis=1)]}
+    for side, rates_N in rates.items():
+        count = len(seen[side])
+        assert count > 0.9 * steps
+        deviation_N = np.sqrt(rates_N * (1 - rates_N) / count)
+        # 5 standard deviations: one run in 300,000 has one of 6 layers outside.
+        np.testing.assert_array_less(np.abs((~seen[side]).mean(axis=0) - rates_N), 5 * deviation_N)
+    # The stacks draw apart: equal rates under one key would tie layer 0 to layer 0.
+    both = masks(range(40), rates=HALF_DROPPED)
+    alive = both["decoder"].any(axis=1)
+    assert (both["encoder"][alive, 0] != both["decoder"][alive, 0]).any()
+
+
+def test_rate_0_drops_nothing_and_rate_1_everything():
+    step, state = compiled(dropout=0.1)
+    _, metrics = step(state, BATCH, rates=NONE_DROPPED)
+    assert (metrics["encoder_layers"], metrics["decoder_layers"]) == (2, 4)
+    new, metrics = step(state, BATCH, rates=ALL_DROPPED)
+    assert (metrics["encoder_layers"], metrics["decoder_layers"]) == (0, 0)
+    assert not any(ran(new["optimizer"])[side].any() for side in LAYERS)
+    assert norm(new["optimizer"]) > 0  # the embedding still learns
+
+
+def test_each_micro_batch_draws_for_itself():
+    # With one draw for both, their order would not matter.
+    swapped = stacked(SPARSE, FULL)
+
+    def losses(rates, dropout, clip_norm=0.0):
+        step, state = compiled(dropout=dropout, clip_norm=clip_norm)
+        return [float(step(state, batch, rates=rates)[1]["loss"]) for batch in (BATCH, swapped)]
+
+    first, second = losses(NONE_DROPPED, dropout=0.0, clip_norm=CLIP)
+    assert first == pytest.approx(second, rel=1e-6)
+    first, second = losses(NONE_DROPPED, dropout=0.1)
+    assert first != pytest.approx(second, rel=1e-4)
+    # Layers run are means over micro-batches: halves occur only where the masks differ.
+    step, state = compiled(dropout=0.0, clip_norm=CLIP)
+    layers = [
+        float(step(at_step(state, n), BATCH, rates=HALF_DROPPED)[1]["decoder_layers"])
+        for n in range(12)
+    ]
+    assert any(count % 1 == 0.5 for count in layers)
+
+
+def test_dropout_differs_from_step_to_step():
+    step, state = compiled(dropout=0.1)
+    losses = [float(step(at_step(state, n), BATCH)[1]["loss"]) for n in (0, 0, 1, 2)]
+    assert losses[0] == losses[1]
+    assert len(set(losses)) == 3
+
+
+# What becomes of a dropped layer
+
+
+def test_a_dropped_layer_still_moves_by_its_momentum():
+    """`optimizer.dropped_layers` of docs/design.md has one value so far, "momentum"."""
+    step, state = compiled(adam=True)
+    encoder_dropped = NONE_DROPPED | {"encoder": np.array([0, 1], np.float32)}
+    before, _ = step(state, BATCH)
+    after, metrics = step(before, BATCH, rates=encoder_dropped)
+    assert metrics["encoder_layers"] == 1
+    (adam, *_), (old, *_) = after["optimizer"], before["optimizer"]
+    config = settings().optimizer
+    for name, decay in (("mu", config.beta1), ("nu", config.beta2)):
+        decayed = jax.tree.map(lambda a, d=decay: d * a[1], getattr(old, name)["encoder"])
+        found = jax.tree.map(lambda a: a[1], getattr(adam, name)["encoder"])
+        assert_close(found, decayed, rtol=1e-6)
+    moved = jax.tree.map(
+        lambda a, b: np.any(a[1] != b[1]), *(s["params"]["encoder"] for s in (after, before))
+    )
+    assert all(jax.tree.leaves(moved))
+
+
+# Parameters and state
+
+
+def test_parameters_are_a_function_of_the_seed():
+    model = settings().model
+    again, other = (jax.jit(lambda seed=seed: make_params(model, seed))() for seed in (1, 2))
+    jax.tree.map(np.testing.assert_array_equal, params(), again)
+    assert not np.array_equal(
+        params()["source_embedding"]["table"], other["source_embedding"]["table"]
+    )
+
+
+def test_abstract_parameters_are_those_of_the_model():
+    shapes = abstract_params(settings().model)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), shapes) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), params()
+    )
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(shapes))
+    assert count_params(shapes) == sum(np.size(leaf) for leaf in jax.tree.leaves(params()))
+    for side, layers in LAYERS.items():
+        assert {leaf.shape[0] for leaf in jax.tree.leaves(shapes[side])} == {layers}
+
+
+def test_the_first_state_has_no_moments_and_step_0():
+    state = compiled(adam=True)[1]
+    assert int(state["step"]) == 0
+    assert norm(state["optimizer"]) == 0
