@@ -15,6 +15,7 @@ from layerdrop_jax.training import settings
 from layerdrop_jax.training.evaluate import evaluate
 from layerdrop_jax.training.optimizers import make_optimizer
 from layerdrop_jax.training.train import train
+from tests.tiny_run import tiny_config, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 HELPERS = {"common", "architectures"}
@@ -135,27 +136,14 @@ def test_an_unread_field_is_caught():
     ]
 
 
-def tiny(config, folder):
-    """The same leaves with values that train in seconds on the text in `folder`."""
-    config = config.to_dict()
-    config["data"] |= {"dataset": "text", "path": str(folder / "text"), "data_dir": str(folder)}
-    config["data"] |= {"source": "en", "target": "de", "vocab_size": 300, "batch_rows": 2}
-    config["data"] |= {"source_length": 32, "target_length": 32, "max_length": 32}
-    config["model"] |= {"source_vocab_size": 300, "target_vocab_size": 300}
-    config["model"] |= {"embed_dim": 4, "ffn_dim": 4, "attention_heads": 2}
-    config["model"] |= {"encoder_layers": 1, "decoder_layers": 1, "share_embeddings": "none"}
-    config["train"] |= {"steps": 2, "accumulate": 1, "eval_every": 2}
-    config["decode"] |= {"beam": 2, "max_length_a": 0.0, "max_length_b": 3}
-    return config
-
-
 def test_every_leaf_is_read(tmp_path):
-    (tmp_path / "text").mkdir()
-    for split, count in (("train", 40), ("valid", 3), ("test", 3)):
-        for language, word in (("en", "man"), ("de", "Mann")):
-            lines = "".join(f"{split} {word} {n}\n" for n in range(count))
-            (tmp_path / "text" / f"{split}.{language}").write_text(lines)
-    config = tiny(get_config(CONFIGS[0]), tmp_path)
+    write_text(tmp_path / "text", (("train", 40), ("valid", 3), ("test", 3)))
+    config = tiny_config(
+        tmp_path / "text",
+        # One output matrix of its own is the only case with a target vocabulary of its own.
+        model={"encoder_layers": 1, "decoder_layers": 1, "share_embeddings": "none"},
+        train={"steps": 2, "accumulate": 1, "eval_every": 2},
+    )
     sections = {field.name: field.type for field in dataclasses.fields(settings.Settings)}
     classes = [settings.Settings] + [kind for name, kind in sections.items() if name != "seed"]
     with recorded_reads(classes) as reads:
