@@ -23,23 +23,23 @@ def seq2seq_params(state: dict, config) -> dict:
       Nested dict as `nnx.to_pure_dict` gives, float32, the layers on axis 0.
 
     Raises:
-      KeyError: a weight that the config calls for is missing.
+      ValueError: a weight that the config calls for is missing, or the state is of a deeper
+        network than the config.
     """
     params = {
-        "source_embedding": {"table": state["encoder.embed_tokens.weight"]},
+        "source_embedding": {"table": _take(state, "encoder.embed_tokens.weight")},
         "encoder": _stack(state, "encoder", config.encoder_layers, ("self_attn",)),
         "decoder": _stack(state, "decoder", config.decoder_layers, ("self_attn", "cross_attn")),
     }
     if config.share_embeddings != "all":
-        params["target_embedding"] = {"table": state["decoder.embed_tokens.weight"]}
+        params["target_embedding"] = {"table": _take(state, "decoder.embed_tokens.weight")}
     if config.share_embeddings == "none":
         # v0.9.0 calls the untied output matrix embed_out.
         key = "decoder.output_projection.weight"
-        output = state[key] if key in state else state["decoder.embed_out"]
-        params["output"] = {"table": output}
+        params["output"] = {"table": _take(state, key if key in state else "decoder.embed_out")}
     if config.positions == "learned":
-        params["source_positions"] = {"table": state["encoder.embed_positions.weight"]}
-        params["target_positions"] = {"table": state["decoder.embed_positions.weight"]}
+        params["source_positions"] = {"table": _take(state, "encoder.embed_positions.weight")}
+        params["target_positions"] = {"table": _take(state, "decoder.embed_positions.weight")}
     if config.norm == "pre":
         params["encoder_norm"] = _norm(state, "encoder.layer_norm")
         params["decoder_norm"] = _norm(state, "decoder.layer_norm")
@@ -47,6 +47,11 @@ def seq2seq_params(state: dict, config) -> dict:
 
 
 def _stack(state, side, num_layers, attentions):
+    if any(key.startswith(f"{side}.layers.{num_layers}.") for key in state):
+        raise ValueError(
+            f"the state has more than the {num_layers} {side} layers of the config: set "
+            f"{side}_layers to its depth, and cut the network afterwards"
+        )
     layers = []
     for n in range(num_layers):
         at = f"{side}.layers.{n}"
@@ -69,8 +74,14 @@ def _stack_trees(trees):
 
 
 def _linear(state, at):
-    return {"kernel": np.asarray(state[f"{at}.weight"]).T, "bias": state[f"{at}.bias"]}
+    return {"kernel": _take(state, f"{at}.weight").T, "bias": _take(state, f"{at}.bias")}
 
 
 def _norm(state, at):
-    return {"scale": state[f"{at}.weight"], "bias": state[f"{at}.bias"]}
+    return {"scale": _take(state, f"{at}.weight"), "bias": _take(state, f"{at}.bias")}
+
+
+def _take(state, key):
+    if key not in state:
+        raise ValueError(f"the state lacks {key}: does the config describe the same network?")
+    return np.asarray(state[key], np.float32)

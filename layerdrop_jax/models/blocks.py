@@ -43,6 +43,7 @@ class BlockConfig:
     def __post_init__(self):
         for name, known in (("norm", NORMS), ("activation", tuple(ACTIVATIONS)), ("dtype", DTYPES)):
             check_choice("model", name, getattr(self, name), known)
+        check_sizes("model", self, ("embed_dim", "ffn_dim", "attention_heads"))
         if self.embed_dim % self.attention_heads:
             raise ValueError(
                 f"model.embed_dim={self.embed_dim} is not a multiple of "
@@ -57,6 +58,13 @@ def check_choice(section: str, name: str, value, known) -> None:
     """Raises a ValueError that lists the known values where ``value`` is not one of them."""
     if value not in known:
         raise ValueError(f"{section}.{name}={value!r} is unknown: it is one of {', '.join(known)}")
+
+
+def check_sizes(section: str, config, names) -> None:
+    """Raises a ValueError where one of the fields ``names`` of a config is not 1 or more."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{section}.{name}={getattr(config, name)} is not 1 or more")
 
 
 class _SubLayers(nnx.Module):

@@ -11,16 +11,17 @@ PADDING_ID = 1
 POSITION_OFFSET = PADDING_ID + 1
 
 
-def _normal_with_zero_padding(key, shape, dtype=jnp.float32):
-    table = jax.random.normal(key, shape, dtype) * shape[1] ** -0.5
-    return table.at[PADDING_ID].set(0)
+def _table(rngs, shape, *, zero_padding=True):
+    """N(0, D^-0.5), the row for padding zero unless the table is an output layer alone."""
+    table = jax.random.normal(rngs.params(), shape, jnp.float32) * shape[1] ** -0.5
+    return nnx.Param(table.at[PADDING_ID].set(0) if zero_padding else table)
 
 
 class Embedding(nnx.Module):
-    """A table float32 [V, D], N(0, D^-0.5) with a zero row for padding; also an output layer."""
+    """A table float32 [V, D] of token embeddings; also an output layer."""
 
-    def __init__(self, size: int, dim: int, *, rngs):
-        self.table = nnx.Param(_normal_with_zero_padding(rngs.params(), (size, dim)))
+    def __init__(self, size: int, dim: int, *, rngs, zero_padding: bool = True):
+        self.table = _table(rngs, (size, dim), zero_padding=zero_padding)
 
     def __call__(self, ids):
         return self.table[...][ids]
@@ -28,7 +29,8 @@ class Embedding(nnx.Module):
     def logits(self, x_BxTxD):
         """``x`` times the transposed table, float32 [B, T, V]; not rescaled, no bias."""
         table_VxD = self.table[...].astype(x_BxTxD.dtype)
-        return jnp.einsum("btd,vd->btv", x_BxTxD, table_VxD).astype(jnp.float32)
+        # Not rounded to the type of the computation: 8 bits cannot tell likely words apart.
+        return jnp.einsum("btd,vd->btv", x_BxTxD, table_VxD, preferred_element_type=jnp.float32)
 
 
 def sinusoids(num_rows: int, dim: int, padding_id: int | None = PADDING_ID) -> np.ndarray:
@@ -54,7 +56,7 @@ class Positions(nnx.Module):
         self.kind = kind
         self.shape = (max_length + POSITION_OFFSET, dim)
         if kind == "learned":
-            self.table = nnx.Param(_normal_with_zero_padding(rngs.params(), self.shape))
+            self.table = _table(rngs, self.shape)
 
     def __call__(self, position):
         """The embeddings of positions counted from 0; ids past the table are the caller's fault."""

@@ -13,6 +13,7 @@ from layerdrop_jax.models.blocks import (
     DecoderLayer,
     EncoderLayer,
     check_choice,
+    check_sizes,
     make_stack,
     run_stack,
 )
@@ -54,9 +55,14 @@ class Seq2SeqConfig(BlockConfig):
                 "model.share_embeddings='all' needs one vocabulary, not "
                 f"{self.source_vocab_size} and {self.target_vocab_size} symbols"
             )
-        for name in ("encoder_layers", "decoder_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name}={getattr(self, name)} is not a depth of 1 or more")
+        for side, stack in (("source", "encoder"), ("target", "decoder")):
+            names = (f"{side}_vocab_size", f"max_{side}_length", f"{stack}_layers")
+            check_sizes("model", self, names)
+        if self.positions == "sinusoidal" and self.embed_dim < 4:
+            raise ValueError(
+                f"model.embed_dim={self.embed_dim} is too narrow for sinusoidal positions: they "
+                "need 4 or more"
+            )
 
 
 class Seq2Seq(nnx.Module):
@@ -69,7 +75,7 @@ class Seq2Seq(nnx.Module):
         if config.share_embeddings != "all":
             self.target_embedding = Embedding(config.target_vocab_size, dim, rngs=rngs)
         if config.share_embeddings == "none":
-            self.output = Embedding(config.target_vocab_size, dim, rngs=rngs)
+            self.output = Embedding(config.target_vocab_size, dim, rngs=rngs, zero_padding=False)
         self.source_positions = Positions(
             config.positions, config.max_source_length, dim, rngs=rngs
         )
