@@ -33,10 +33,9 @@ NONE_DROPPED = {side: np.zeros(n, np.float32) for side, n in LAYERS.items()}
 ALL_DROPPED = {side: np.ones(n, np.float32) for side, n in LAYERS.items()}
 HALF_DROPPED = {side: np.full(n, 0.5, np.float32) for side, n in LAYERS.items()}
 
-# In place of an optimizer: the parameters stay, the gradient is what it remembers.
+# Remembers the gradient, and passes it on.
 RECORDER = optax.GradientTransformation(
-    lambda params: jax.tree.map(jnp.zeros_like, params),
-    lambda grads, _, params: (jax.tree.map(jnp.zeros_like, params), grads),
+    lambda params: jax.tree.map(jnp.zeros_like, params), lambda grads, *_: (grads, grads)
 )
 
 
@@ -47,15 +46,18 @@ def settings(dropout=0.0):
 
 
 @functools.cache
-def compiled(*, dropout=0.0, mode="skip", clip_norm=0.0, adam=False):
-    """step(state, batch, rates=..., seed=..., smoothing=...), and the state before the first."""
-    optimizer = make_optimizer(settings().optimizer)[0] if adam else RECORDER
+def compiled(*, dropout=0.0, mode="skip"):
+    """step(state, batch, rates=..., seed=..., smoothing=...), and the state before the first.
+
+    Gradients are clipped without dropout, and left alone with it.
+    """
+    optimizer = optax.chain(RECORDER, make_optimizer(settings().optimizer)[0])
     step = functools.partial(
         train_step,
         graph=model_graph(settings(dropout).model),
         optimizer=optimizer,
         mode=mode,
-        clip_norm=clip_norm,
+        clip_norm=0.0 if dropout else CLIP,
     )
     step = jax.jit(step)
     state = make_state(params(), optimizer)
@@ -66,9 +68,18 @@ def compiled(*, dropout=0.0, mode="skip", clip_norm=0.0, adam=False):
     return run, state
 
 
+def grads_of(state):
+    return state["optimizer"][0]
+
+
 @functools.cache
-def params():
-    return jax.jit(lambda: make_params(settings().model, 1))()
+def params(seed=1):
+    return _make_params(seed)
+
+
+@jax.jit
+def _make_params(seed):
+    return make_params(settings().model, seed)
 
 
 def at_step(state, step):
@@ -141,7 +152,7 @@ def test_accumulated_gradient_is_that_of_all_rows_at_once_then_clipped():
     tokens = [int((micro["target_segment"] > 0).sum()) for micro in (FULL, SPARSE)]
     assert tokens[0] > 2 * tokens[1]  # a mean of the micro-batches' means would be another number
     directly = jax.jit(jax.value_and_grad(mean_loss))
-    step, state = compiled(clip_norm=CLIP)
+    step, state = compiled()
     clipped = []
     # A new model's guess is nearly uniform: the more is smoothed, the smaller the gradient.
     for smoothing in (0.1, 0.9):
@@ -150,16 +161,16 @@ def test_accumulated_gradient_is_that_of_all_rows_at_once_then_clipped():
         scale = min(1, CLIP / norm(grads))
         clipped.append(scale < 1)
         expected = jax.tree.map(functools.partial(np.multiply, scale), grads)
-        assert_close(new["optimizer"], expected, rtol=1e-4, atol=2e-7)
+        assert_close(grads_of(new), expected, rtol=1e-4, atol=2e-7)
         np.testing.assert_allclose(metrics["grad_norm"], norm(grads), rtol=1e-5)
         np.testing.assert_allclose(metrics["loss"], loss * sum(tokens), rtol=1e-6)
-        np.testing.assert_allclose(metrics["param_norm"], norm(params()), rtol=1e-6)
+        np.testing.assert_allclose(metrics["param_norm"], norm(new["params"]), rtol=1e-6)
         assert float(metrics["tokens"]) == sum(tokens)
     assert clipped == [True, False]
 
 
 def test_metrics_are_sums_over_micro_batches():
-    step, state = compiled(clip_norm=CLIP)
+    step, state = compiled()
     parts = [step(state, stacked(micro, PADDING))[1] for micro in (FULL, SPARSE)]
     _, whole = step(state, BATCH)
     for name in ("loss", "nll", "tokens"):
@@ -169,9 +180,10 @@ def test_metrics_are_sums_over_micro_batches():
 
 
 def test_a_batch_of_padding_moves_nothing_and_makes_no_nan():
-    step, state = compiled(clip_norm=CLIP)
+    step, state = compiled()
     new, metrics = step(state, stacked(PADDING, PADDING))
-    assert norm(new["optimizer"]) == 0
+    assert norm(grads_of(new)) == 0
+    jax.tree.map(np.testing.assert_array_equal, new["params"], state["params"])
     assert (metrics["loss"], metrics["tokens"]) == (0, 0)
 
 
@@ -192,8 +204,9 @@ def test_every_mode_makes_the_same_update(mode):
         (new, metrics), (new_other, metrics_other) = (
             run(at_step(state, number), BATCH, rates=HALF_DROPPED) for run in (step, other)
         )
-        assert_close(new["optimizer"], new_other["optimizer"], rtol=1e-4, atol=1e-6)
+        assert_close(grads_of(new), grads_of(new_other), rtol=1e-4, atol=1e-6)
         assert_close(metrics, metrics_other, rtol=1e-5)
+        assert metrics["grad_norm"] == pytest.approx(norm(grads_of(new)), rel=1e-5)
         depths.add((float(metrics["encoder_layers"]), float(metrics["decoder_layers"])))
     assert len(depths) > 1
 
@@ -206,9 +219,9 @@ def masks(steps, *, rates, seed=1, batch=FIRST_ALONE):
 
     They are read off the gradient, so the second micro-batch is padding: it has none.
     """
-    step, state = compiled(dropout=0.1)
+    step, state = compiled()
     found = [
-        ran(step(at_step(state, n), batch, rates=rates, seed=seed)[0]["optimizer"]) for n in steps
+        ran(grads_of(step(at_step(state, n), batch, rates=rates, seed=seed)[0])) for n in steps
     ]
     return {side: np.array([f[side] for f in found]) for side in LAYERS}
 
@@ -246,29 +259,29 @@ def test_each_layer_is_dropped_at_its_own_rate():
 
 
 def test_rate_0_drops_nothing_and_rate_1_everything():
-    step, state = compiled(dropout=0.1)
+    step, state = compiled()
     _, metrics = step(state, BATCH, rates=NONE_DROPPED)
     assert (metrics["encoder_layers"], metrics["decoder_layers"]) == (2, 4)
     new, metrics = step(state, BATCH, rates=ALL_DROPPED)
     assert (metrics["encoder_layers"], metrics["decoder_layers"]) == (0, 0)
-    assert not any(ran(new["optimizer"])[side].any() for side in LAYERS)
-    assert norm(new["optimizer"]) > 0  # the embedding still learns
+    assert not any(ran(grads_of(new))[side].any() for side in LAYERS)
+    assert norm(grads_of(new)) > 0  # the embedding still learns
 
 
 def test_each_micro_batch_draws_for_itself():
     # With one draw for both, their order would not matter.
     swapped = stacked(SPARSE, FULL)
 
-    def losses(rates, dropout, clip_norm=0.0):
-        step, state = compiled(dropout=dropout, clip_norm=clip_norm)
-        return [float(step(state, batch, rates=rates)[1]["loss"]) for batch in (BATCH, swapped)]
+    def losses(dropout):
+        step, state = compiled(dropout=dropout)
+        return [float(step(state, batch)[1]["loss"]) for batch in (BATCH, swapped)]
 
-    first, second = losses(NONE_DROPPED, dropout=0.0, clip_norm=CLIP)
+    first, second = losses(dropout=0.0)
     assert first == pytest.approx(second, rel=1e-6)
-    first, second = losses(NONE_DROPPED, dropout=0.1)
+    first, second = losses(dropout=0.1)
     assert first != pytest.approx(second, rel=1e-4)
     # Layers run are means over micro-batches: halves occur only where the masks differ.
-    step, state = compiled(dropout=0.0, clip_norm=CLIP)
+    step, state = compiled()
     layers = [
         float(step(at_step(state, n), BATCH, rates=HALF_DROPPED)[1]["decoder_layers"])
         for n in range(12)
@@ -288,12 +301,12 @@ def test_dropout_differs_from_step_to_step():
 
 def test_a_dropped_layer_still_moves_by_its_momentum():
     """`optimizer.dropped_layers` of docs/design.md has one value so far, "momentum"."""
-    step, state = compiled(adam=True)
+    step, state = compiled()
     encoder_dropped = NONE_DROPPED | {"encoder": np.array([0, 1], np.float32)}
     before, _ = step(state, BATCH)
     after, metrics = step(before, BATCH, rates=encoder_dropped)
     assert metrics["encoder_layers"] == 1
-    (adam, *_), (old, *_) = after["optimizer"], before["optimizer"]
+    adam, old = (state["optimizer"][1][0] for state in (after, before))
     config = settings().optimizer
     for name, decay in (("mu", config.beta1), ("nu", config.beta2)):
         decayed = jax.tree.map(lambda a, d=decay: d * a[1], getattr(old, name)["encoder"])
@@ -309,12 +322,9 @@ def test_a_dropped_layer_still_moves_by_its_momentum():
 
 
 def test_parameters_are_a_function_of_the_seed():
-    model = settings().model
-    again, other = (jax.jit(lambda seed=seed: make_params(model, seed))() for seed in (1, 2))
-    jax.tree.map(np.testing.assert_array_equal, params(), again)
-    assert not np.array_equal(
-        params()["source_embedding"]["table"], other["source_embedding"]["table"]
-    )
+    jax.tree.map(np.testing.assert_array_equal, params(1), _make_params(1))
+    first, second = (params(seed)["source_embedding"]["table"] for seed in (1, 2))
+    assert not np.array_equal(first, second)
 
 
 def test_abstract_parameters_are_those_of_the_model():
@@ -329,6 +339,6 @@ def test_abstract_parameters_are_those_of_the_model():
 
 
 def test_the_first_state_has_no_moments_and_step_0():
-    state = compiled(adam=True)[1]
+    state = compiled()[1]
     assert int(state["step"]) == 0
     assert norm(state["optimizer"]) == 0
