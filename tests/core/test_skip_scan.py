@@ -124,8 +124,12 @@ def value_and_gradient(mode, policy="all"):
     return jax.value_and_grad(functools.partial(scanned, mode=mode, policy=policy), has_aux=True)
 
 
-# Nearly all of the time goes into compiling; without the backend's optimisations it is halved.
-fast_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+# Compiling is most of the time. Without the backend's optimisations and without the emitters that
+# compile each fusion by itself it takes a third.
+fast_jit = functools.partial(
+    jax.jit,
+    compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False},
+)
 
 
 @functools.cache

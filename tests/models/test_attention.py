@@ -1,0 +1,108 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from layerdrop_jax.models.attention import Attention, causal_mask, segment_mask
+from tests.models.networks import small_config
+
+B, T, S, D, H = 2, 3, 5, 14, 2
+
+
+@pytest.fixture(scope="module")
+def attention():
+    attention = Attention(small_config(embed_dim=D, attention_heads=H), rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        getattr(attention, name).bias[...] = jnp.asarray(rng.normal(size=D), jnp.float32)
+    return attention
+
+
+def inputs():
+    rng = np.random.default_rng(1)
+    x_BxTxD = rng.normal(size=(B, T, D)).astype(np.float32)
+    memory_BxSxD = rng.normal(size=(B, S, D)).astype(np.float32)
+    mask_BxTxS = rng.random((B, T, S)) < 0.6
+    mask_BxTxS[:, :, 2] = True
+    return x_BxTxD, memory_BxSxD, mask_BxTxS
+
+
+def test_attention_by_hand(attention):
+    x_BxTxD, memory_BxSxD, mask_BxTxS = inputs()
+
+    def project(name, v):
+        linear = getattr(attention, name)
+        return v @ np.asarray(linear.kernel[...]) + np.asarray(linear.bias[...])
+
+    size = D // H
+    wanted = np.zeros((B, T, D))
+    for b, t, h in np.ndindex(B, T, H):
+        head = slice(h * size, (h + 1) * size)
+        q = project("q_proj", x_BxTxD[b, t])[head]
+        seen = [s for s in range(S) if mask_BxTxS[b, t, s]]
+        scores = [q @ project("k_proj", memory_BxSxD[b, s])[head] / size**0.5 for s in seen]
+        weights = np.exp(scores) / np.exp(scores).sum()
+        wanted[b, t, head] = sum(
+            w * project("v_proj", memory_BxSxD[b, s])[head]
+            for w, s in zip(weights, seen, strict=True)
+        )
+    wanted = project("out_proj", wanted)
+    np.testing.assert_allclose(attention(*map(jnp.asarray, inputs())), wanted, rtol=0, atol=1e-5)
+
+
+def test_what_is_masked_has_no_influence_at_all(attention):
+    x_BxTxD, memory_BxSxD, mask_BxTxS = map(jnp.asarray, inputs())
+
+    def one_query(memory_BxSxD, b, t):
+        return attention(x_BxTxD, memory_BxSxD, mask_BxTxS)[b, t].sum()
+
+    for b, t in np.ndindex(B, T):
+        influence = np.abs(jax.grad(one_query)(memory_BxSxD, b, t)).max(-1)
+        np.testing.assert_array_equal(influence[b] > 0, mask_BxTxS[b, t])
+        assert not influence[1 - b].any()
+
+
+def test_a_query_that_sees_nothing_is_finite_in_value_and_gradient(attention):
+    x_BxTxD, memory_BxSxD, mask_BxTxS = map(jnp.asarray, inputs())
+    blind = mask_BxTxS.at[0, 1].set(False)
+
+    def total(x_BxTxD, memory_BxSxD):
+        return attention(x_BxTxD, memory_BxSxD, blind).sum()
+
+    value, gradients = jax.value_and_grad(total, argnums=(0, 1))(x_BxTxD, memory_BxSxD)
+    assert all(np.isfinite(a).all() for a in (value, *gradients))
+
+
+def test_dropout_falls_on_the_attention_weights():
+    config = small_config(embed_dim=D, attention_heads=H, attention_dropout=0.2)
+    attention = Attention(config, rngs=nnx.Rngs(0))
+    for name in ("q_proj", "v_proj"):
+        getattr(attention, name).kernel[...] = jnp.zeros((D, D))
+        getattr(attention, name).bias[...] = jnp.full(D, float(name == "v_proj"))
+    attention.out_proj.kernel[...] = jnp.eye(D)
+    # All weights are 1/S and all values are 1: what comes out counts the weights that are left.
+    rows = 400
+    mask_BxTxS = jnp.ones((rows, T, S), bool)
+    out = attention(jnp.ones((rows, T, D)), jnp.ones((rows, S, D)), mask_BxTxS, jax.random.key(0))
+    left_BxTxHxK = np.asarray(out * S * 0.8).reshape(rows, T, H, D // H)
+    left_BxTxH = np.round(left_BxTxHxK[..., 0])
+    np.testing.assert_allclose(left_BxTxHxK - left_BxTxH[..., None], 0, atol=1e-4)
+    count = left_BxTxH.size * S
+    assert abs(left_BxTxH.mean() / S - 0.8) < 5 * (0.8 * 0.2 / count) ** 0.5
+    # Heads and queries draw apart: two counts of 5 differ with probability 0.68.
+    assert abs((left_BxTxH[..., 0] != left_BxTxH[..., 1]).mean() - 0.68) < 0.1
+    assert abs((left_BxTxH[:, 0] != left_BxTxH[:, 1]).mean() - 0.68) < 0.1
+
+
+def test_segments_see_themselves_and_padding_sees_nothing():
+    query_BxT = jnp.array([[1, 2, 0]])
+    key_BxS = jnp.array([[0, 1, 1, 2, 3]])
+    wanted = [[[0, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 0]]]
+    np.testing.assert_array_equal(segment_mask(query_BxT, key_BxS), np.array(wanted, bool))
+
+
+def test_the_causal_mask_hides_what_comes_after():
+    np.testing.assert_array_equal(
+        causal_mask(3), np.array([[[1, 0, 0], [1, 1, 0], [1, 1, 1]]], bool)
+    )
