@@ -1,0 +1,147 @@
+"""A pruned run's folder: it stands alone, equals its masked parent, and knows where it is from."""
+
+import json
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from layerdrop_jax.core.pruning import take_layers
+from layerdrop_jax.training import prune as prune_lib
+from layerdrop_jax.training.evaluate import evaluate, load_run, make_translator
+from layerdrop_jax.training.metrics import read_metrics
+from layerdrop_jax.training.prune import hash_params, prune
+from layerdrop_jax.training.state import count_params
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+def lines_of(path):
+    return path.read_text(encoding="utf-8").split("\n")[:-1]
+
+
+@pytest.fixture(scope="module")
+def family(run, tmp_path_factory, quick_compile):
+    """The records of two prunings, one after the other, and the second's folder, alone."""
+    folder = tmp_path_factory.mktemp("family")
+    shutil.copytree(run, folder / "run")
+    once = prune(folder / "run", folder / "child", decoder_keep="evenly_spaced:3")
+    child = hash_params(load_run(folder / "child").params)
+    twice = prune(
+        folder / "child", folder / "grandchild", encoder_keep="layers:1", decoder_keep="layers:0,2"
+    )
+    shutil.rmtree(folder / "run")
+    shutil.rmtree(folder / "child")
+    return once, child, twice, folder / "grandchild"
+
+
+def test_layers_keep_the_numbers_of_the_trained_network(family):
+    once, _, twice, folder = family
+    assert (once["encoder_layers"], once["decoder_layers"]) == ([0, 1], [0, 1, 2])
+    assert (twice["encoder_layers"], twice["decoder_layers"]) == ([1], [0, 2])
+    written = json.loads((folder / "pruned.json").read_text())
+    assert twice == written | {"largest_difference": twice["largest_difference"]}
+    assert twice["largest_difference"] <= prune_lib.TOLERANCE
+
+
+def test_the_parent_is_named_by_its_hash(run, family):
+    once, child, twice, _ = family
+    parent = load_run(run)
+    assert once["parent_sha256"] == hash_params(parent.params)
+    assert twice["parent_sha256"] == child
+    assert once["parent_steps"] == twice["parent_steps"] == parent.steps
+
+
+def test_the_folder_is_smaller_and_stands_alone(run, family, translate):
+    *_, record, folder = family
+    small, parent = load_run(folder), load_run(run)
+    model = small.settings.model
+    assert (model.encoder_layers, model.decoder_layers) == (1, 2)
+    assert count_params(small.params) == record["parameters"]
+    for side, layers in (("encoder", [1]), ("decoder", [0, 2])):
+        expected = take_layers(parent.params[side], layers)
+        assert hash_params(small.params[side]) == hash_params(expected)
+    keep = {"encoder": np.array([False, True]), "decoder": np.isin(np.arange(4), [0, 2])}
+    sources = lines_of(folder / "data" / "test.en")
+    assert make_translator(small)(sources) == translate(sources, keep)
+
+
+def test_it_is_evaluated_as_any_run_is(run, tmp_path):
+    prune(run, tmp_path / "small", decoder_keep="layers:0,2")
+    evaluate(tmp_path / "small")
+    depths = [r for r in read_metrics(tmp_path / "small") if r["kind"] == "depth"]
+    assert [line["decoder_layers"] for line in depths] == [[0, 2], [0]]
+    parent = {
+        tuple(line["decoder_layers"]): line for line in read_metrics(run) if line["kind"] == "depth"
+    }
+    for line in depths:
+        for name in ("bleu", "parameters"):
+            assert line[name] == parent[tuple(line["decoder_layers"])][name]
+
+
+def test_the_hash_is_of_names_and_values():
+    tree = {"a": {"w": jnp.arange(3.0)}, "b": jnp.zeros(2)}
+    hashes = [
+        hash_params(t)
+        for t in (
+            tree,
+            tree | {"b": jnp.array([0.0, 1e-30])},
+            {"a": {"v": tree["a"]["w"]}, "b": tree["b"]},
+        )
+    ]
+    assert len(set(hashes)) == 3
+    assert hash_params({"b": jnp.zeros(2), "a": {"w": jnp.arange(3.0)}}) == hashes[0]
+
+
+# What is refused, and what is left then
+
+
+def test_a_network_that_is_not_its_masked_parent_is_not_written(run, tmp_path, monkeypatch):
+    wrong = {(0, 2): (0, 3), (0, 1): (0, 1)}
+    monkeypatch.setattr(prune_lib, "take_layers", lambda s, layers: take_layers(s, wrong[layers]))
+    with pytest.raises(ValueError, match="differs from its masked parent by .*nothing was written"):
+        prune(run, tmp_path / "small", decoder_keep="layers:0,2")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_difference_of_nan_is_a_difference(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(prune_lib, "_compare", lambda *_: float("nan"))
+    (tmp_path / "small").mkdir()  # an empty folder may be named, and is left
+    with pytest.raises(ValueError, match="differs from its masked parent by nan"):
+        prune(run, tmp_path / "small", decoder_keep="layers:0,2")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "small"]
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ({"decoder_keep": "layers:0,0"}, "layer 0 is named twice"),
+        ({"decoder_keep": "layers:2,0"}, "layer 0 follows 2"),
+        ({"encoder_keep": "layers:-1,0"}, "layer -1 does not exist: the layers are 0 to 1"),
+        ({"encoder_keep": "layers:0,2"}, "layer 2 does not exist: the layers are 0 to 1"),
+        ({"decoder_keep": "evenly_spaced:5"}, "cannot keep 5 of 4 layers"),
+        ({"decoder_keep": "every_other:0.7"}, "its rate lies in"),
+        ({"decoder_keep": "every_second"}, "the forms are all, every_other:RATE"),
+    ],
+)
+def test_bad_layers_are_named_and_nothing_is_written(run, tmp_path, keep, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        prune(run, tmp_path / "small", **keep)
+    assert len(str(caught.value).splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_in_use_is_left_alone(run, tmp_path):
+    (tmp_path / "notes").touch()
+    for output in (tmp_path, tmp_path / "notes", run):
+        with pytest.raises(ValueError, match="is in use: name a folder that is new or empty"):
+            prune(run, output)
+    assert list(tmp_path.iterdir()) == [tmp_path / "notes"]
+
+
+def test_an_output_that_cannot_be_written_is_one_line(run, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="cannot save step") as caught:
+        prune(run, tmp_path / "file" / "small", decoder_keep="layers:0,2")
+    assert len(str(caught.value).splitlines()) == 1
