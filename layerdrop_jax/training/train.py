@@ -158,7 +158,7 @@ def train(config, workdir, *, command: str) -> None:
         checkpoints.close()
         writer.close()
         batches.close()
-    if stopping and step < last:
+    if stopping or stop.is_set():  # in the last step too: evaluation is not wanted now
         raise Interrupted(
             f"stopped at step {step:,} and saved it in {workdir}; "
             "the same command goes on from there"
