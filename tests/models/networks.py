@@ -8,8 +8,8 @@ import numpy as np
 from flax import nnx
 
 from layerdrop_jax.models.seq2seq import Seq2SeqConfig
+from layerdrop_jax.training import state
 from layerdrop_jax.training.losses import label_smoothed_nll
-from layerdrop_jax.training.state import abstract_params, model_graph
 
 PAD, EOS = 1, 2
 SOURCE_FIELDS = ("source", "source_segment", "source_position")
@@ -47,16 +47,20 @@ def small_config(**changes) -> Seq2SeqConfig:
     return Seq2SeqConfig(**(fields | changes))
 
 
-def random_params(config, seed=0):
+model_graph = functools.cache(state.model_graph)
+
+
+@functools.cache
+def random_params(config):
     """Parameters none of which sits at an initial value, so that none can be left out unnoticed."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
 
     def draw(path, leaf):
         scale = 0.3 if path[-1].key == "bias" else leaf.shape[-1] ** -0.5
         around = 1.0 if path[-1].key == "scale" else 0.0
         return jnp.asarray(rng.normal(around, scale, leaf.shape), leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, abstract_params(config))
+    return jax.tree_util.tree_map_with_path(draw, state.abstract_params(config))
 
 
 def recorded_config(hyper: dict) -> Seq2SeqConfig:

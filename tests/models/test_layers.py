@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from layerdrop_jax.models.layers import ACTIVATIONS, FeedForward, dropout, layer_norm
-from tests.models.networks import small_config
+from tests.models.networks import fast_jit, small_config
 
 
 def test_dropout_drops_with_its_rate_and_scales_what_is_left():
@@ -62,9 +62,10 @@ def test_feed_forward_drops_inside_after_the_activation(activation):
     ffn.fc2.kernel[...] = jnp.eye(14)
     ffn.fc2.bias[...] = jnp.full(14, 10.0)
     x_BxTxD = jnp.asarray(np.random.default_rng(0).normal(size=(40, 7, 14)), jnp.float32)
-    hidden = np.asarray(ffn(x_BxTxD)) - 10
+    apply = fast_jit(ffn.__call__)
+    hidden = np.asarray(apply(x_BxTxD)) - 10
     np.testing.assert_allclose(hidden, ACTIVATIONS[activation](ffn.fc1(x_BxTxD)), atol=1e-5)
-    dropped = np.asarray(ffn(x_BxTxD, jax.random.key(0))) - 10
+    dropped = np.asarray(apply(x_BxTxD, jax.random.key(0))) - 10
     alive = np.abs(hidden) > 1e-3
     kept = np.abs(dropped) > 1e-5
     np.testing.assert_allclose(dropped[alive & kept], hidden[alive & kept] / 0.75, atol=1e-5)

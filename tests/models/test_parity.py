@@ -150,8 +150,10 @@ def load(folder, name):
         return dict(arrays), json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", OWN_CONFIGS)
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [*(("seq2seq_post", mode) for mode in MODES), ("seq2seq_pre", "skip")],
+)
 def test_own_golden_values(name, mode):
     with np.load(OWN / f"{name}.npz") as file:
         arrays = dict(file)
