@@ -1,0 +1,338 @@
+"""The command: flags, one-line errors, exit codes, and runs that are really killed."""
+
+import io
+import itertools
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+import launch
+from layerdrop_jax.training import settings as settings_lib
+from layerdrop_jax.training import state
+from layerdrop_jax.training.checkpoints import CheckpointConfig, Checkpoints
+from layerdrop_jax.training.metrics import read_metrics
+from layerdrop_jax.training.optimizers import make_optimizer
+from tests import tiny_run
+
+ROOT = pathlib.Path(__file__).parents[1]
+STEPS = 150
+CLOCK = ("seconds", "words_per_second", "data_wait")
+
+
+# Real processes, really killed
+
+
+@pytest.fixture(scope="module")
+def compile_cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("config")
+    text = tiny_run.write_text(folder / "text")
+    config = tiny_run.tiny_config(
+        text,
+        data={"batch_rows": 2},
+        model={"embed_dim": 12},
+        train={"steps": STEPS, "eval_every": 50},
+        checkpoint={"every": 5, "keep_last": 2, "average": 2},
+    )
+    return tiny_run.write_config_file(folder / "config.py", config)
+
+
+@pytest.fixture(scope="module")
+def start(config_file, compile_cache):
+    """start(workdir) -> the process of a training that was launched."""
+
+    def start(workdir):
+        return subprocess.Popen(
+            [sys.executable, "launch.py", f"--config={config_file}", f"--workdir={workdir}"],
+            cwd=ROOT,
+            env=os.environ | tiny_run.quick_environment(compile_cache),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def unbroken(start, tmp_path_factory):
+    """A run that was never stopped, and what it printed."""
+    folder = tmp_path_factory.mktemp("launched") / "unbroken"
+    process = start(folder)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    return folder, output
+
+
+def strike(process, workdir, number, *, after, seed):
+    """Sends a signal at a random moment after so many steps; returns (output, exit code)."""
+    draw = random.Random(seed)
+    wanted = after + draw.randrange(20)
+    for _ in itertools.count():
+        if process.poll() is not None:
+            pytest.fail(f"ended before step {wanted}: {process.communicate()[0]}")
+        if sum(r["kind"] == "train" for r in records(workdir)) >= wanted:
+            break
+        time.sleep(0.005)
+    time.sleep(draw.random() * 0.05)
+    process.send_signal(number)
+    output, _ = process.communicate()
+    return output, process.returncode
+
+
+def records(workdir):
+    """The metrics of a run that may be writing them, or putting them in place, right now."""
+    try:
+        return read_metrics(workdir)
+    except FileNotFoundError:
+        return []
+
+
+def train_lines(workdir):
+    return [
+        {name: value for name, value in record.items() if name not in CLOCK}
+        for record in read_metrics(workdir)
+        if record["kind"] == "train"
+    ]
+
+
+def last_checkpoint(workdir):
+    settings = settings_lib.parse(json.loads((workdir / "config.json").read_text()))
+    optimizer, _ = make_optimizer(settings.optimizer)
+    abstract = jax.eval_shape(
+        lambda: state.make_state(state.make_params(settings.model, 0), optimizer)
+    )
+    config = CheckpointConfig(every=1, keep_last=9, average=1)
+    checkpoints = Checkpoints(workdir / "checkpoints", config)
+    restored = checkpoints.restore_latest(abstract)
+    checkpoints.close()
+    return restored.step, restored.state, restored.iterator_state
+
+
+def assert_same_end(workdir, other):
+    (step, tree, place), (other_step, other_tree, other_place) = map(
+        last_checkpoint, (workdir, other)
+    )
+    assert (step, place) == (other_step, other_place)
+    jax.tree.map(np.testing.assert_array_equal, tree, other_tree)
+    assert [line["step"] for line in train_lines(workdir)] == list(range(1, STEPS + 1))
+    assert train_lines(workdir) == train_lines(other)
+    valid, other_valid = (
+        [r for r in read_metrics(w) if r["kind"] == "valid"] for w in (workdir, other)
+    )
+    assert valid == other_valid
+
+
+def test_training_ends_with_a_report(unbroken):
+    folder, output = unbroken
+    assert f"report: {folder / 'report.md'}" in output
+    kinds = [record["kind"] for record in read_metrics(folder)]
+    assert [kinds.count(kind) for kind in ("test", "depth", "valid")] == [3, 4, 3]
+    report = (folder / "report.md").read_text()
+    assert f"--workdir={folder}" in report
+    assert {"learning_curves.png", "depth_curve.png"} <= {p.name for p in folder.iterdir()}
+
+
+def test_killed_and_terminated_at_random_it_ends_as_if_it_never_had_been(unbroken, start, tmp_path):
+    seed = random.randrange(10**6)
+    print(f"seed of the moments: {seed}")
+    for attempt, after in enumerate((3, 40)):
+        _, code = strike(
+            start(tmp_path / "run"),
+            tmp_path / "run",
+            signal.SIGKILL,
+            after=after,
+            seed=seed + attempt,
+        )
+        assert code == -signal.SIGKILL
+    output, code = strike(
+        start(tmp_path / "run"), tmp_path / "run", signal.SIGTERM, after=90, seed=seed + 2
+    )
+    assert code == launch.EXIT_INTERRUPTED == 75, output
+    last = output.splitlines()[-1]
+    assert last.startswith("launch.py: stopped at step ")
+    assert last.endswith(
+        f" and saved it in {tmp_path / 'run'}; the same command goes on from there"
+    )
+    stopped = len(train_lines(tmp_path / "run"))
+    assert f"stopped at step {stopped} and" in last
+
+    process = start(tmp_path / "run")
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert f"resuming {tmp_path / 'run'} at step {stopped}" in output
+    assert_same_end(tmp_path / "run", unbroken[0])
+
+
+# In this process
+
+
+@pytest.fixture
+def run_launch(capfd, monkeypatch):
+    """run_launch(*flags) -> (exit code, standard output, standard error), as from a shell."""
+
+    def run_launch(*arguments):
+        argv = ["launch.py", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", argv)
+        monkeypatch.chdir(ROOT)
+        code = 0
+        capfd.readouterr()
+        with flagsaver.flagsaver():
+            flags.FLAGS.unparse_flags()
+            try:
+                launch.in_one_line(launch.main)(launch.in_one_line(launch.parse_flags)(argv))
+            except SystemExit as error:
+                code = error.code
+        return code, *capfd.readouterr()
+
+    return run_launch
+
+
+@pytest.fixture
+def refused(run_launch):
+    """refused(*flags) -> the one line that an error has."""
+
+    def refused(*arguments):
+        code, out, error = run_launch(*arguments)
+        assert (code, out) == (1, "")
+        assert error.startswith("launch.py: ")
+        assert error.endswith("\n")
+        assert len(error.splitlines()) == 1
+        return error[len("launch.py: ") : -1]
+
+    return refused
+
+
+WMT = "--config=configs/wmt.py:demo"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/wmt.py:tiny"], "unknown variant 'tiny': it is one of paper, paper_6_6"),
+        (["--config=configs/wmd.py"], "--config=configs/wmd.py names no file; there are configs/"),
+        ([WMT, "--config.train.stepz=3"], "config.train has no 'stepz': it has accumulate, eval_"),
+        ([WMT, "--config.trian.steps=3"], "config has no 'trian': it has checkpoint, data, dec"),
+        ([WMT, "--config.train.steps=many"], "many"),
+        ([WMT, "--config.train.steps=1.5"], "1.5"),
+        ([WMT, "--config.train.steps=0"], "train.steps=0 must be at least 1"),
+        ([WMT, "--config.model=3"], "model"),
+        ([WMT, "--config.layerdrop.mode=jump"], "layerdrop.mode='jump' is unknown: it is one of"),
+        ([WMT, "--config.data.dataset=europarl"], "unknown data.dataset 'europarl'; known: wmt14_"),
+        (["--config.seed=2", WMT], "config"),
+        (["--mode=polish"], "flag --mode=polish: value should be one of <train|evaluate|prune|"),
+        (["--beam=4"], "Unknown command line flag 'beam'"),
+        (["--nodistributed=1"], "distributed"),
+        ([WMT, "evaluate"], "unknown argument 'evaluate': every argument is a flag, see --help"),
+        ([], "--mode=train needs --config=configs/NAME.py[:variant]"),
+    ],
+)
+def test_bad_flags_are_one_line_and_nothing_is_written(refused, tmp_path, arguments, message):
+    workdir = tmp_path / "run"
+    assert message in refused(*arguments, f"--workdir={workdir}")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("mode", launch.MODES)
+def test_every_mode_asks_for_a_folder(refused, mode):
+    assert refused(f"--mode={mode}") == f"--mode={mode} needs --workdir=FOLDER, the run's folder"
+
+
+@pytest.mark.parametrize("mode", [mode for mode in launch.MODES if mode != "train"])
+def test_missing_and_foreign_folders_are_named(refused, tmp_path, mode):
+    options = [f"--mode={mode}", f"--output={tmp_path / 'output'}"]
+    message = refused(f"--workdir={tmp_path / 'absent'}", *options)
+    assert message == f"--workdir={tmp_path / 'absent'} is missing; train makes one"
+    message = refused(f"--workdir={tmp_path}", *options)
+    assert message.startswith(f"--workdir={tmp_path} has no config.json: it is not a run's folder")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_config_that_does_not_fit_the_run_names_the_keys(unbroken, config_file, refused):
+    message = refused(
+        f"--config={config_file}",
+        f"--workdir={unbroken[0]}",
+        "--config.model.encoder_layers=3",
+        "--config.train.steps=7",
+        "--config.layerdrop.decoder=0",
+    )
+    assert (
+        "holds a run with another config; it differs in layerdrop.decoder: 0.2 -> 0.0;" in message
+    )
+    assert "model.encoder_layers: 2 -> 3. Use another" in message
+    assert "train.steps" not in message
+
+
+def test_describe_a_config_or_a_run(run_launch, unbroken):
+    code, out, error = run_launch("--mode=describe", WMT)
+    assert (code, error) == (0, "")
+    assert "encoder: 12 layers, drop rate 0.2 each, expected depth 9.60" in out
+    code, out, _ = run_launch("--mode=describe", f"--workdir={unbroken[0]}")
+    assert code == 0
+    assert "encoder: 2 layers, drop rate 0.1 each, expected depth 1.80" in out
+
+
+def test_prune_then_generate(run_launch, unbroken, compile_cache, tmp_path, monkeypatch):
+    keep = ["--encoder_keep=layers:1", "--decoder_keep=evenly_spaced:2"]
+    with tiny_run.quick_compile(compile_cache):
+        code, out, _ = run_launch(
+            "--mode=prune", f"--workdir={unbroken[0]}", f"--output={tmp_path / 'small'}", *keep
+        )
+        record = json.loads(out)
+        assert (code, record["encoder_layers"], record["decoder_layers"]) == (0, [1], [0, 2])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one two\n\nthree\n")))
+        code, out, error = run_launch("--mode=generate", f"--workdir={tmp_path / 'small'}")
+    assert (code, out.count("\n")) == (0, 3), error
+    assert out.splitlines()[1] == ""
+
+
+def test_errors_in_what_is_read_are_one_line(refused, unbroken, tmp_path):
+    (tmp_path / "input").write_bytes(b"one\n\xff\n")
+    generate = ["--mode=generate", f"--workdir={unbroken[0]}"]
+    assert "line 2 is not UTF-8" in refused(*generate, f"--input={tmp_path / 'input'}")
+    assert "cannot read --input=" in refused(*generate, f"--input={tmp_path / 'absent'}")
+    prune = ["--mode=prune", f"--workdir={unbroken[0]}"]
+    assert "is in use" in refused(*prune, f"--output={tmp_path}")
+    small = f"--output={tmp_path / 'small'}"
+    assert "layer 4 does not exist" in refused(*prune, small, "--decoder_keep=layers:0,4")
+    assert not (tmp_path / "small").exists()
+
+
+def test_a_damaged_run_is_one_line(refused, unbroken, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken[0], folder)
+    (folder / "config.json").write_text("{")
+    assert "config.json is not JSON" in refused("--mode=evaluate", f"--workdir={folder}")
+    shutil.copy(unbroken[0] / "config.json", folder)
+    (folder / "tokenizer.json").write_text("{")
+    assert "is not a tokenizer file" in refused("--mode=evaluate", f"--workdir={folder}")
+
+
+def test_ctrl_c_outside_of_training_is_one_line(run_launch, unbroken, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "evaluate", interrupt)
+    code, out, error = run_launch("--mode=evaluate", f"--workdir={unbroken[0]}")
+    assert (code, out) == (130, "")
+    assert error == "launch.py: interrupted; what was saved before stands\n"
+
+
+def test_the_file_is_short():
+    assert len((ROOT / "launch.py").read_text().splitlines()) < 100
