@@ -290,29 +290,35 @@ def test_only_the_kept_layers_run_forward_and_backward(mode):
         forward.clear(), backward.clear()
 
 
-def buffer_shapes(policy):
-    """Shapes of the residuals that skip keeps for all layers at once."""
+def stacked_shapes(mode, policy):
+    """Shapes of what a pass forward and backward writes for all layers at once."""
+    primitive = "empty" if mode == "skip" else "scan"
 
     def find(jaxpr):
         for equation in jaxpr.eqns:
-            if equation.primitive.name == "empty":
-                yield equation.outvars[0].aval.shape
+            if equation.primitive.name == primitive:
+                yield from (v.aval.shape for v in equation.outvars if v.aval.shape[:1] == (N,))
             for inner in jax.extend.core.jaxprs_in_params(equation.params):
                 yield from find(inner)
 
     floats, rest = make_problem()
-    differentiate = jax.grad(lambda *a: scanned(*a, "skip", policy)[0])
+    differentiate = jax.grad(lambda *a: scanned(*a, mode, policy)[0])
     return list(find(jax.make_jaxpr(differentiate)(floats, rest, np.ones(N, bool)).jaxpr))
 
 
-def test_what_is_saved_for_the_backward_pass():
-    saved = {policy: buffer_shapes(policy) for policy in POLICIES}
+def test_what_skip_saves_for_the_backward_pass():
+    saved = {policy: stacked_shapes("skip", policy) for policy in POLICIES}
     for shapes in saved.values():
         # Weights, [N, D, D] and [N, D], are read where they lie.
         assert shapes
         assert not {(N, D, D), (N, D)} & set(shapes)
     assert len(saved["nothing"]) < len(saved["dots"]) < len(saved["all"])
     assert saved["nothing"].count((N, B, D)) == 1  # the carry that enters each layer
+
+
+@pytest.mark.parametrize("mode", ["cond", "mask"])
+def test_a_policy_lets_the_other_modes_save_less(mode):
+    assert len(stacked_shapes(mode, "nothing")) < len(stacked_shapes(mode, "all"))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -378,7 +384,9 @@ def test_skip_inside_shard_map():
 
         return jax.grad(loss)(floats)
 
-    specs = dict.fromkeys(floats, replicated) | {"init": rows}
+    # One device, and yet JAX checks what varies over the axis: examples, and columns of a weight.
+    columns = jax.sharding.PartitionSpec(None, "rows")
+    specs = dict.fromkeys(floats, replicated) | {"init": rows, "bias": columns}
     found = fast_jit(
         jax.shard_map(gradient, mesh=mesh, in_specs=(specs, replicated), out_specs=specs)
     )(floats, rest)
@@ -399,6 +407,11 @@ def test_python_scalars_and_empty_trees(mode):
     np.testing.assert_array_equal(ys, [0.5, 0, 0.5])
     count, ys = skip_scan(lambda n, _: (n + 1, None), 0, None, keep, mode=mode)
     assert (count, ys) == (2, None)
+    # As strongly typed as an array would be: a weak 0.5 would become bfloat16 on its way.
+    total, _ = skip_scan(
+        lambda n, x: (n + x, None), 0.5, jnp.full(3, 1 / 256, jnp.bfloat16), keep, mode=mode
+    )
+    assert (total, total.dtype) == (0.5 + 2 / 256, jnp.float32)
     carry, ys = skip_scan(lambda _, x: (None, x), None, jnp.arange(5, 8), keep, mode=mode)
     assert carry is None
     np.testing.assert_array_equal(ys, [5, 0, 7])
