@@ -1,6 +1,7 @@
 """A run's config as frozen dataclasses, checked before anything is trained or written."""
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Mapping
 
@@ -148,6 +149,8 @@ def parse(config: Mapping) -> Settings:
             _check_type(f"{name}.{field.name}", config[name][field.name], field.type)
         sections[name] = section(**config[name])
     _check_type("seed", config["seed"], int)
+    if not 0 <= config["seed"] < 2**32:
+        raise ValueError(f"seed={config['seed']} is not from 0 to {2**32 - 1:,}")
     return Settings(seed=config["seed"], **sections)
 
 
@@ -193,6 +196,8 @@ def _flat(mapping, prefix=""):
 def check_overrides(argv, load) -> None:
     """Checks ``--config=PATH[:VARIANT]`` and every ``--config.SECTION.KEY=VALUE`` before absl does.
 
+    absl takes ``--config PATH`` and ``--noconfig.SECTION.KEY`` too, and so does this.
+
     Args:
       argv: the command line.
       load: ``load("PATH:VARIANT")`` gives the config.
@@ -200,20 +205,28 @@ def check_overrides(argv, load) -> None:
     Raises:
       ValueError: no such file or key; lists those that there are.
     """
-    given = dict(argument.lstrip("-").partition("=")[::2] for argument in argv)
+    given = {}
+    for argument, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
+        name, equals, value = argument.lstrip("-").partition("=")
+        given[name] = value if equals else following
     path = given.get("config")
     if not path:
         return
     file = pathlib.Path(path.partition(":")[0])
-    if not file.is_file():
-        files = sorted(pathlib.Path("configs").glob("*.py"))
-        known = ", ".join(str(f) for f in files if "def get_config" in f.read_text())
-        raise ValueError(f"--config={path} names no file; there are {known}")
+    if not _is_config(file):
+        known = ", ".join(
+            str(f) for f in sorted(pathlib.Path("configs").glob("*.py")) if _is_config(f)
+        )
+        raise ValueError(f"--config={path} names no config file; there are {known}")
     config = load(path).to_dict()
     for name in given:
         node, where, keys = config, "config", name.split(".")
-        for key in keys[1:] if keys[0] == "config" else ():
+        for key in keys[1:] if keys[0] in ("config", "noconfig") else ():
             if not isinstance(node, Mapping) or key not in node:
                 known = ", ".join(sorted(node)) if isinstance(node, Mapping) else "no keys"
                 raise ValueError(f"--{name}: {where} has no {key!r}: it has {known}")
             node, where = node[key], f"{where}.{key}"
+
+
+def _is_config(file: pathlib.Path) -> bool:
+    return file.is_file() and "get_config" in file.read_text(encoding="utf-8", errors="replace")

@@ -40,6 +40,8 @@ def test_sections_become_dataclasses():
         (changed(model={"norm": None}), "model.norm=None is a NoneType, not a str"),
         (changed(decode={"normalize": 1}), "decode.normalize=1 is a int, not a bool"),
         (changed() | {"seed": "1"}, "seed='1' is a str, not a int"),
+        (changed() | {"seed": -1}, "seed=-1 is not from 0 to 4,294,967,295"),
+        (changed() | {"seed": 2**32}, "seed=4294967296 is not from 0 to 4,294,967,295"),
         (changed(layerdrop={"mode": "jump"}), "layerdrop.mode='jump' is unknown: it is one of ski"),
         (changed(layerdrop={"schedule": "cubic"}), "layerdrop.schedule='cubic' is unknown: it is"),
         (changed(layerdrop={"decoder": 1.1}), r"layerdrop.decoder=1.1 is not in \[0, 1\]"),
@@ -90,13 +92,17 @@ def test_changeable_keys_exist():
         ("--config.trian.steps=3", "--config.trian.steps: config has no 'trian': it has checkpoi"),
         ("-config.train.stepz=3", "--config.train.stepz: config.train has no 'stepz': it has acc"),
         ("--config.seed.low=3", "--config.seed.low: config.seed has no 'low': it has no keys"),
+        ("--noconfig.decode.normal", "config.decode has no 'normal': it has batch_tokens, beam"),
         ("--config.train.steps=3", None),
+        ("--noconfig.decode.normalize", None),
         ("--configuration.x=3", None),
     ],
 )
-def test_an_override_of_nothing_is_explained(tmp_path, override, message):
+@pytest.mark.parametrize("equals", [True, False])
+def test_an_override_of_nothing_is_explained(tmp_path, override, message, equals):
     file = tiny_run.write_config_file(tmp_path / "config.py", changed())
-    argv = ["launch.py", f"--config={file}:variant", "--config.train.steps=5", override]
+    config = [f"--config={file}:variant"] if equals else ["--config", f"{file}:variant"]
+    argv = ["launch.py", *config, "--config.train.steps=5", override]
     loaded = []
 
     def load(path):
@@ -111,9 +117,14 @@ def test_an_override_of_nothing_is_explained(tmp_path, override, message):
     assert loaded == [f"{file}:variant"]
 
 
-def test_a_config_file_that_is_not_there_is_named():
-    with pytest.raises(ValueError, match="--config=configs/wmd.py:x names no file; there are "):
-        settings.check_overrides(["launch.py", "--config=configs/wmd.py:x"], None)
+@pytest.mark.parametrize("path", ["configs/wmd.py:demo", "configs", "configs/architectures.py"])
+def test_what_is_no_config_file_is_named(path, monkeypatch):
+    monkeypatch.chdir(pathlib.Path(__file__).parents[2])
+    known = "configs/.*wmt.py"
+    with pytest.raises(
+        ValueError, match=f"--config={path} names no config file; there are {known}"
+    ):
+        settings.check_overrides(["launch.py", f"--config={path}"], None)
 
 
 def test_rates_and_expected_depth_in_words():
