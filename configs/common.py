@@ -119,11 +119,11 @@ def demo(config):
             "min_rate": 1e-7,
             "warmup_updates": 100,
             "warmup_init_rate": 1e-7,
-            "period_updates": 1000,
+            "period_updates": 800,
         }
     )
-    config.train.update({"steps": 1100, "accumulate": 1, "log_every": 20, "eval_every": 200})
-    config.checkpoint.update({"every": 200, "keep_last": 2, "average": 1})
+    config.train.update({"steps": 900, "accumulate": 1, "log_every": 20, "eval_every": 150})
+    config.checkpoint.update({"every": 150, "keep_last": 2, "average": 1})
     # Small batches: on a CPU the caches of a beam should fit into the processor's.
     config.decode.update({"beam": 2, "max_length_a": 1.2, "max_length_b": 10, "batch_tokens": 4096})
     return config

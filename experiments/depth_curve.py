@@ -151,9 +151,10 @@ def start(label, workdir, flags, half):
 
 def last_line(workdir) -> str:
     records = read_metrics(workdir)
-    if not records or "loss" not in records[-1]:
-        return "preparing" if not records else "translating the test split at every depth"
-    last = records[-1]
+    steps_taken = [r for r in records if r["kind"] in ("train", "valid")]
+    if not steps_taken:
+        return "compiling" if records else "preparing"
+    last = steps_taken[-1]
     steps = json.loads((workdir / "config.json").read_text())["train"]["steps"]
     if last["step"] == steps:
         return "translating the test split at every depth"
