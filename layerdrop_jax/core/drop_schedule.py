@@ -1,10 +1,11 @@
-"""How often each layer is dropped, and which layers a step keeps."""
+"""How often each layer is dropped, over depth and over time, and which layers a step keeps."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 SCHEDULES = ("constant", "linear", "exponential")
+TIME_SCHEDULES = ("constant", "warm-up", "progressive")
 
 
 def drop_rates(num_layers: int, rate, schedule: str = "constant", protect=()) -> jax.Array:
@@ -48,6 +49,40 @@ def drop_rates(num_layers: int, rate, schedule: str = "constant", protect=()) ->
             raise ValueError(f"cannot protect layer {index}: there are {num_layers} layers")
         scale[index] = 0
     return jnp.asarray(rate, jnp.float32) * jnp.asarray(scale, jnp.float32)
+
+
+def rate_at(step, schedule: str = "constant", steps: int = 1) -> jax.Array:
+    """What the drop rates are multiplied by at a step of training.
+
+    * ``constant``: 1.
+    * ``warm-up``: step / steps, from 0 at step 0 to 1 at ``steps``, and 1 from there on.
+    * ``progressive``: 1 - exp(-100 step / steps). Progressive layer dropping, Zhang and He 2020:
+      their keep rate is theta(t) = (1 - theta) exp(-gamma t) + theta with gamma = 100 / T, so that
+      the drop rate 1 - theta(t) is (1 - theta) times this.
+
+    Args:
+      step: steps done so far; may be traced.
+      schedule: one of `TIME_SCHEDULES`.
+      steps: how long the warm-up takes, or the length T of training in ``progressive``, at least 1.
+
+    Returns:
+      A float32 scalar in [0, 1].
+
+    Raises:
+      ValueError: an unknown schedule, or ``steps`` below 1.
+    """
+    if not isinstance(steps, jax.core.Tracer) and not steps >= 1:
+        raise ValueError(f"a drop schedule over steps={steps} has no length: it takes 1 or more")
+    progress = jnp.maximum(jnp.asarray(step, jnp.float32) / steps, 0)
+    if schedule == "constant":
+        return jnp.ones_like(progress)
+    if schedule == "warm-up":
+        return jnp.minimum(progress, 1)
+    if schedule == "progressive":
+        return -jnp.expm1(-100 * progress)
+    raise ValueError(
+        f"time schedule {schedule!r} is unknown: it is one of {', '.join(TIME_SCHEDULES)}"
+    )
 
 
 def sample_keep(key: jax.Array, rates, *, exact=None) -> jax.Array:
