@@ -6,7 +6,7 @@ drawn by `drop_schedule.sample_keep`. A dropped group is the identity or zero an
 nothing else is scaled up; `rescale` gives the factors of Stochastic Depth to those who want them.
 
 The others, `drop_path` to `drop_connect`, scale what they keep, so that evaluation is the plain
-network. None of them does anything at rate 0, and all give zero at rate 1.
+network. At rate 0 they change nothing, and at rate 1 they leave nothing.
 """
 
 import jax
@@ -178,63 +178,42 @@ def drop_path_rows(key: jax.Array, branch, x_B___: jax.Array, rate: float) -> ja
 def drop_block(key: jax.Array, x_BxTxD: jax.Array, rate, block: int) -> jax.Array:
     """DropBlock: zeroes blocks of positions that follow each other, through all channels.
 
-    Ghiasi et al. 2018, in one dimension. Every start 0 .. T - block of a row begins a block of its
-    own with probability gamma; blocks lie within the row and may overlap. Position t lies in n_t of
-    them, so that it is dropped with probability 1 - (1 - gamma)^n_t: less often near the ends. The
-    paper's gamma, rate / block * T / (T - block + 1), counts overlaps twice and drops less than
-    ``rate``; here gamma solves mean_t [1 - (1 - gamma)^n_t] = rate. What is left of a row is scaled
-    by T / (positions left), as in the paper but by row: a row does not depend on its neighbours. A
-    row with nothing left is zero.
+    Ghiasi et al. 2018, in one dimension, with one mask per row. A block begins at each position
+    with probability gamma, on its own, and blocks may overlap. Two things differ from the paper:
+
+    * Blocks also begin in the ``block`` - 1 positions before a row, and reach over its end. Within
+      the row every position lies in ``block`` possible blocks, at the ends too, and is dropped
+      with probability 1 - (1 - gamma)^block.
+    * gamma = 1 - (1 - rate)^(1 / block) makes that the rate. The paper's gamma, close to
+      rate / block, counts overlaps twice: of a long row it drops 1 - (1 - rate / block)^block,
+      0.41 in place of 0.5 with blocks of 4.
+
+    What is left of a row is scaled by T / (positions left), as in the paper, but row by row: a row
+    does not depend on the others in its batch. A row of which nothing is left is zero.
 
     Args:
       key: a PRNG key.
       x_BxTxD: activations.
-      rate: the expected share of positions that are dropped, in [0, 1]; may be traced.
+      rate: the probability that a position is dropped, in [0, 1]; may be traced.
       block: the length of a block, 1 to T. With 1 this drops single positions.
 
     Returns:
       As ``x_BxTxD``.
 
     Raises:
-      ValueError: a block that is longer than the row, or shorter than 1.
+      ValueError: a block that is shorter than 1 or longer than a row.
     """
     num_rows, length, _ = x_BxTxD.shape
     if not 1 <= block <= length:
-        raise ValueError(
-            f"a block of {block} positions is not one of 1 to {length}: rows have T={length}"
-        )
-    starts = length - block + 1
-    gamma = jnp.full((num_rows, starts), _seed_rate(rate, length, block))
-    seeds = ~sample_keep(key, gamma)
-    covered_BxT = jax.lax.reduce_window(
-        seeds.astype(jnp.int32),
-        0,
-        jax.lax.max,
-        window_dimensions=(1, block),
-        window_strides=(1, 1),
-        padding=((0, 0), (block - 1, block - 1)),
+        raise ValueError(f"blocks of {block} positions do not fit: rows are T={length} long")
+    gamma = -jnp.expm1(jnp.log1p(-jnp.asarray(rate, jnp.float32)) / block)
+    begins_BxT = ~sample_keep(key, jnp.full((num_rows, length + block - 1), gamma))
+    blocks_BxT = jax.lax.reduce_window(
+        begins_BxT.astype(jnp.int32), 0, jax.lax.add, (1, block), (1, 1), "valid"
     )
-    keep_BxT = covered_BxT == 0
+    keep_BxT = blocks_BxT == 0
     scale_B = _inverse(keep_BxT.mean(1, dtype=jnp.float32), x_BxTxD.dtype)
     return jnp.where(keep_BxT[:, :, None], x_BxTxD * scale_B[:, None, None], 0)
-
-
-def _seed_rate(rate, length: int, block: int):
-    """The gamma at which `drop_block` drops the share ``rate`` of a row on average."""
-    position_T = jnp.arange(length)
-    blocks_T = jnp.minimum(position_T, length - block) - jnp.maximum(position_T - block + 1, 0) + 1
-    rate = jnp.asarray(rate, jnp.float32)
-
-    def newton(_, gamma):
-        log_keep = jnp.log1p(-gamma)
-        share = -jnp.expm1(blocks_T * log_keep).mean()
-        slope = (blocks_T * jnp.exp((blocks_T - 1) * log_keep)).mean()
-        return jnp.clip(gamma + (rate - share) / slope, 0, 1 - 1e-6)
-
-    # The share is concave in gamma, so that Newton's steps from 0, whose first one is the paper's
-    # gamma, ascend to the solution and do not pass it.
-    gamma = jax.lax.fori_loop(0, 30, newton, jnp.float32(0))
-    return jnp.where(rate < 1, gamma, 1)
 
 
 def drop_connect(key: jax.Array, params, rate):
