@@ -1,3 +1,4 @@
+import functools
 from itertools import combinations
 
 import jax
@@ -5,15 +6,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from layerdrop_jax.core.drop_schedule import drop_rates, sample_keep
+from layerdrop_jax.core.drop_schedule import (
+    SCHEDULES,
+    TIME_SCHEDULES,
+    drop_rates,
+    rate_at,
+    sample_keep,
+)
 
 DRAWS = 20_000
 
 
 def draw(rates, exact=None, seed=0):
     """bool[DRAWS, N]: that many independent keep masks."""
-    keys = jax.random.split(jax.random.key(seed), DRAWS)
-    return np.asarray(jax.vmap(lambda key: sample_keep(key, rates, exact=exact))(keys))
+    return np.asarray(draw_masks(jax.random.key(seed), jnp.asarray(rates), exact))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def draw_masks(key, rates, exact):
+    keys = jax.random.split(key, DRAWS)
+    return jax.vmap(lambda key: sample_keep(key, rates, exact=exact))(keys)
 
 
 def assert_frequency(observed, probability):
@@ -64,6 +76,56 @@ def test_unknown_schedule_and_unknown_layer_are_errors():
         drop_rates(3, 0.1, protect=(-4,))
 
 
+@pytest.mark.parametrize(
+    ("schedule", "steps", "expected"),
+    [
+        ("constant", 1, {0: 1, 1: 1, 10**6: 1}),
+        ("warm-up", 1, {0: 0, 1: 1, 2: 1}),
+        ("warm-up", 7, {0: 0, 3: 3 / 7, 7: 1, 8: 1, 2**31 - 1: 1}),
+        ("progressive", 1000, {0: 0, 1: 1 - np.exp(-0.1), 10: 1 - np.exp(-1), 2**31 - 1: 1}),
+    ],
+)
+def test_rate_at_a_step_whether_static_or_traced(schedule, steps, expected):
+    for step, value in expected.items():
+        np.testing.assert_allclose(rate_at(step, schedule, steps), value, rtol=1e-6)
+    traced = jax.jit(jax.vmap(lambda step: rate_at(step, schedule, steps)))(np.array([*expected]))
+    np.testing.assert_allclose(traced, [*expected.values()], rtol=1e-6)
+    scalar = rate_at(3, schedule, steps)
+    assert scalar.shape == ()
+    assert scalar.dtype == jnp.float32
+
+
+def test_progressive_is_the_keep_rate_of_the_paper():
+    theta, steps, step = 0.6, 5000, np.arange(0, 5001, 250)
+    keep = (1 - theta) * np.exp(-100 / steps * step) + theta
+    rate = jax.vmap(lambda step: rate_at(step, "progressive", steps))(step)
+    np.testing.assert_allclose(1 - (1 - theta) * rate, keep, rtol=1e-6)
+
+
+def test_unknown_time_schedule_and_no_steps_are_errors():
+    with pytest.raises(ValueError, match="'cosine' is unknown.*constant, warm-up, progressive"):
+        rate_at(0, "cosine", 10)
+    with pytest.raises(ValueError, match="steps=0 has no length"):
+        rate_at(0, "warm-up", 0)
+
+
+TIMES = {"constant": (3, 1, 1), "warm-up": (2, 8, 0.25), "progressive": (1, 100, 1 - np.exp(-1))}
+
+
+@pytest.mark.parametrize("over_depth", SCHEDULES)
+@pytest.mark.parametrize("over_time", TIME_SCHEDULES)
+def test_every_schedule_drops_each_layer_with_its_rate(over_depth, over_time):
+    step, steps, multiplier = TIMES[over_time]
+    rates = jax.jit(
+        lambda rate, step: (
+            drop_rates(3, rate, over_depth, protect=(1,)) * rate_at(step, over_time, steps)
+        )
+    )(0.8, step)
+    first, last = {"constant": (1, 1), "linear": (1 / 3, 1), "exponential": (0, 1)}[over_depth]
+    expected = 0.8 * multiplier * np.array([first, 0, last])
+    assert_frequency(1 - draw(rates, seed=step).mean(0), expected)
+
+
 def test_each_layer_is_kept_with_one_minus_its_rate():
     rates = np.float32([0, 0.1, 0.5, 0.83, 1])
     assert_frequency(draw(rates).mean(0), 1 - rates)
@@ -96,11 +158,12 @@ def test_same_key_same_layers_inside_jit_and_out():
 
 def test_exact_keeps_that_many_whether_static_or_traced():
     rates = drop_rates(7, 0.4, "linear")
+    traced = jax.jit(lambda key, count: sample_keep(key, rates, exact=count))
     for count in range(8):
-        keep = sample_keep(jax.random.key(count), rates, exact=count)
-        traced = jax.jit(lambda k, n: sample_keep(k, rates, exact=n))(jax.random.key(count), count)
+        key = jax.random.key(count)
+        keep = sample_keep(key, rates, exact=count)
         assert keep.sum() == count
-        np.testing.assert_array_equal(keep, traced)
+        np.testing.assert_array_equal(keep, traced(key, count))
     assert sample_keep(jax.random.key(0), drop_rates(0, 0.4), exact=0).shape == (0,)
 
 
