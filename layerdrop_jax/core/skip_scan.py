@@ -23,6 +23,8 @@ import numpy as np
 from jax import lax
 from jax.dtypes import float0
 
+from layerdrop_jax.core.loop_primitives import never_transposed, reverse_only, unwritten
+
 MODES = ("skip", "cond", "mask")
 
 
@@ -116,13 +118,13 @@ def _skip(f, init, xs, keep, policy):
 
     def run_forward(consts, init, xs, keep):
         out, saved = _forward_and_save(saving_step, consts, init, xs, keep)
-        return out, (consts, init, xs, keep, saved)
+        return never_transposed(out), (consts, init, xs, keep, never_transposed(saved))
 
     def run_backward(residuals, cotangents):
-        return _backward(saving_step, *residuals, *cotangents)
+        return never_transposed(_backward(saving_step, *residuals, *cotangents))
 
     run.defvjp(run_forward, run_backward)
-    return run(jaxpr.consts, init, xs, keep)
+    return run(*reverse_only((jaxpr.consts, init, xs, keep)))
 
 
 def _forward(step, consts, init, xs, keep):
@@ -151,10 +153,9 @@ def _forward_and_save(step, consts, init, xs, keep):
         return carry, _put(ys, y, i), _put(saved, kept, trip)
 
     # Rows of `saved` past the last trip are never read, so they are left as the allocator gives
-    # them: writing zeros there is what lax.cond in a scan pays for. Row 0 is written because inside
-    # shard_map that tells over which mesh axes a buffer varies.
-    buffers = [lax.empty((keep.size, *a.shape), a.dtype) for a in saved]
-    buffers = _put(buffers, [jnp.zeros_like(a) for a in saved], 0)
+    # them: writing zeros there is what lax.cond in a scan pays for.
+    inputs = (consts, init, xs, keep)
+    buffers = [unwritten(jnp.zeros_like(a), keep.size, inputs) for a in saved]
     carry, ys, saved = lax.fori_loop(0, count, body, (init, _stacked(y, keep.size), buffers))
     return (carry, ys), saved
 
@@ -259,7 +260,7 @@ def _join_float0(cotangents, primals):
 
 
 def _stacked(y, num_steps):
-    return jax.tree.map(lambda a: jnp.zeros_like(a, shape=(num_steps, *a.shape)), y)
+    return jax.tree.map(lambda a: lax.broadcast(jnp.zeros_like(a), (num_steps,)), y)
 
 
 def _step_avals(xs):

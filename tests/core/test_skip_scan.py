@@ -159,6 +159,25 @@ def assert_trees_close(found, wanted, rtol=2e-5, atol=1e-5):
             np.testing.assert_array_equal(a, b, err_msg=name)
 
 
+def assert_exact(found, wanted, tolerance=1e-6):
+    """Every leaf within ``tolerance`` of the largest number in it; what is not float32 is equal.
+
+    Element by element no such bound holds in float32: an element near zero is a sum whose terms
+    cancel, rounded at the size of the terms.
+    """
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted), strict=True
+    ):
+        name = jax.tree_util.keystr(path)
+        assert (a.dtype, a.shape) == (b.dtype, b.shape), name
+        if a.dtype == np.float32:
+            scale = np.max(np.abs(b), initial=0)
+            np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale, err_msg=name)
+        else:
+            np.testing.assert_array_equal(a, b, err_msg=name)
+
+
 def masks(num_layers):
     """All masks of a short stack; of N layers none, all, one alone, and some others."""
     if num_layers < N:
@@ -292,7 +311,7 @@ def test_only_the_kept_layers_run_forward_and_backward(mode):
 
 def stacked_shapes(mode, policy):
     """Shapes of what a pass forward and backward writes for all layers at once."""
-    primitive = "empty" if mode == "skip" else "scan"
+    primitive = "unwritten" if mode == "skip" else "scan"
 
     def find(jaxpr):
         for equation in jaxpr.eqns:
@@ -391,6 +410,70 @@ def test_skip_inside_shard_map():
         jax.shard_map(gradient, mesh=mesh, in_specs=(specs, replicated), out_specs=specs)
     )(floats, rest)
     assert_trees_close(data(found), expected(keep)[1])
+
+
+def tiny_stack(mode="skip", policy=None):
+    """A scalar of W [3, 2, 2] through carry, ys and a value that the layer closes over."""
+
+    def value(w_3x2x2):
+        gain = jnp.cos(w_3x2x2[0, 0, 0])
+        carry, ys = skip_scan(
+            lambda h, w: (jnp.tanh(w @ h * gain), h.sum()),
+            jnp.array([0.3, 0.7]),
+            w_3x2x2,
+            [True, False, True],
+            mode=mode,
+            policy=policy,
+        )
+        return carry.sum() + (ys**2).sum()
+
+    w_3x2x2 = jnp.asarray(np.random.default_rng(3).normal(0, 0.7, (3, 2, 2)), jnp.float32)
+    return value, w_3x2x2
+
+
+FORWARD_MODE = {
+    "jvp": lambda f, w: jax.jvp(f, (w,), (w,)),
+    "jacfwd": lambda f, w: jax.jacfwd(f)(w),
+    "linearize": lambda f, w: jax.linearize(f, w)[1](w),
+    "vmap of jvp": lambda f, w: jax.vmap(lambda w: jax.jvp(f, (w,), (w,)))(w[None]),
+    "grad of jvp": lambda f, w: jax.grad(lambda w: jax.jvp(f, (w,), (w,))[1])(w),
+}
+SECOND_ORDER = {
+    "grad of grad": lambda f, w: jax.grad(lambda w: jax.grad(f)(w)[0, 0, 0])(w),
+    "grad of value": lambda f, w: jax.grad(lambda w: jax.value_and_grad(f)(w)[0])(w),
+    "jacrev of grad": lambda f, w: jax.jacrev(jax.grad(f))(w),
+}
+WRAPPED = {
+    "eager": lambda derivative, f, w: derivative(f, w),
+    "jit": lambda derivative, f, w: jax.jit(functools.partial(derivative, f))(w),
+    "jit inside": lambda derivative, f, w: derivative(jax.jit(f), w),
+    "checkpoint": lambda derivative, f, w: derivative(jax.checkpoint(f), w),
+    "scan": lambda derivative, f, w: derivative(
+        lambda w: lax.scan(lambda total, w: (total + f(w), None), 0.0, w[None])[0], w
+    ),
+}
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED)
+@pytest.mark.parametrize(
+    ("derivative", "message"),
+    [(d, r"no forward-mode derivative.*mode=\"cond\"") for d in FORWARD_MODE.values()]
+    + [(d, r"no reverse-mode derivative.*mode=\"cond\"") for d in SECOND_ORDER.values()],
+    ids=[*FORWARD_MODE, *SECOND_ORDER],
+)
+def test_a_derivative_that_skip_lacks_is_an_error_that_names_cond(wrapped, derivative, message):
+    with pytest.raises(ValueError, match=message):
+        WRAPPED[wrapped](derivative, *tiny_stack())
+
+
+@pytest.mark.parametrize("policy", ["all", "nothing"])
+def test_forward_over_reverse_is_exact_in_skip(policy):
+    def second_order(mode):
+        f, w = tiny_stack(mode, POLICIES[policy])
+        return fast_jit(lambda w: (jax.hessian(f)(w), jax.jvp(jax.grad(f), (w,), (jnp.cos(w),))))(w)
+
+    found, wanted = data(second_order("skip")), data(second_order("cond"))
+    assert_exact(found, wanted)
 
 
 def test_skip_without_jit():
