@@ -16,6 +16,15 @@ RATE_N = np.float32([0, 0.3, 0.85, 1, 0.5])
 KEY = jax.random.key(11)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_compile():
+    """Compiling is nearly all of the time of these tests."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def draw(function):
     """What ``function(key)`` gives for DRAWS keys, stacked on axis 0."""
@@ -54,6 +63,7 @@ def equations(jaxpr):
 GROUP_RATES = {"sublayers": RATE_N, "ffns": RATE_N[::-1], "heads": RATE_N}
 
 
+@jax.jit
 def groups_of(key, rates=GROUP_RATES):
     return structured.sample_groups(key, rates, num_sublayers=S, num_heads=H)
 
@@ -110,13 +120,12 @@ def test_a_group_does_not_change_what_the_others_drop():
 
 def test_groups_may_be_traced_and_mapped():
     keys = jax.random.split(KEY, 2)
-    mapped = jax.jit(jax.vmap(groups_of, (0, None)))(keys, GROUP_RATES)
+    mapped = jax.vmap(groups_of, (0, None))(keys, GROUP_RATES)
+    sizes = {"num_sublayers": S, "num_heads": H}
     for index in range(2):
-        jax.tree.map(
-            lambda many, one, index=index: np.testing.assert_array_equal(many[index], one),
-            mapped,
-            groups_of(keys[index]),
-        )
+        eager = structured.sample_groups(keys[index], GROUP_RATES, **sizes)
+        for name, keep in mapped.items():
+            np.testing.assert_array_equal(keep[index], eager[name])
 
 
 @pytest.mark.parametrize("num_layers", [0, 1])
@@ -170,9 +179,9 @@ def test_dropped_heads_are_zero_and_the_others_untouched():
 
 X = 1 + jnp.arange(2 * 11 * 3, dtype=jnp.float32).reshape(2, 11, 3)
 METHODS = {
-    "drop_path": (structured.drop_path, X),
-    "drop_block": (functools.partial(structured.drop_block, block=3), X),
-    "drop_connect": (structured.drop_connect, {"kernel": X}),
+    "drop_path": (jax.jit(structured.drop_path), X),
+    "drop_block": (jax.jit(functools.partial(structured.drop_block, block=3)), X),
+    "drop_connect": (jax.jit(structured.drop_connect), {"kernel": X}),
 }
 
 
@@ -183,19 +192,18 @@ def test_rate_zero_changes_nothing_and_rate_one_leaves_nothing(method):
     def loss(x, rate):
         return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(function(KEY, x, rate)))
 
-    call, grad = jax.jit(functools.partial(function, KEY)), jax.jit(jax.grad(loss))
-    jax.tree.map(np.testing.assert_array_equal, call(x, 0.0), x)
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(call(x, 1.0)))
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(grad(x, 1.0)))
+    jax.tree.map(np.testing.assert_array_equal, function(KEY, x, 0.0), x)
+    for zeros in (function(KEY, x, 1.0), jax.grad(loss)(x, 1.0)):
+        assert not any(np.any(leaf) for leaf in jax.tree.leaves(zeros))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_type_is_kept_and_mapping_is_a_loop(method):
     function, x = METHODS[method]
-    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), x)
-    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(function(KEY, half, 0.3)))
+    half = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), x)
+    assert jax.eval_shape(function, KEY, half, 0.3) == half
     keys = jax.random.split(KEY, 3)
-    mapped = jax.jit(jax.vmap(function, (0, None, None)))(keys, x, 0.4)
+    mapped = jax.vmap(function, (0, None, None))(keys, x, 0.4)
     for index, key in enumerate(keys):
         jax.tree.map(
             lambda many, one, index=index: np.testing.assert_allclose(many[index], one, rtol=1e-6),
@@ -287,7 +295,7 @@ def test_kept_rows_equal_the_masked_computation(rows_problem, rate):
         jax.jit(on_rows)(x, params, memory), masked(x, params, memory), rtol=1e-6, atol=1e-6
     )
     gradients, expected = (
-        jax.grad(lambda *args, f=f: jnp.sum(f(*args) ** 2), (0, 1, 2))(x, params, memory)
+        jax.jit(jax.grad(lambda *args, f=f: jnp.sum(f(*args) ** 2), (0, 1, 2)))(x, params, memory)
         for f in (on_rows, masked)
     )
     jax.tree.map(
