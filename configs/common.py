@@ -67,6 +67,7 @@ def translation(dataset, source, target, architecture):
             "label_smoothing": 0.1,
             "log_every": 50,
             "eval_every": 1000,
+            "shard_parameters": False,
         }
     )
     config.checkpoint = ml_collections.ConfigDict({"every": 1000, "keep_last": 10, "average": 10})

@@ -64,6 +64,8 @@ class TrainConfig:
       accumulate: micro-batches of an update; each draws its own keep mask.
       label_smoothing: share of the target's mass that is spread over the vocabulary.
       log_every, eval_every: updates between two lines of metrics, and two validations.
+      shard_parameters: whether each device holds a part of the parameters and moments, and gathers
+        a layer when it runs, instead of all of them.
     """
 
     steps: int
@@ -71,6 +73,7 @@ class TrainConfig:
     label_smoothing: float
     log_every: int
     eval_every: int
+    shard_parameters: bool
 
     def __post_init__(self):
         for name in ("steps", "accumulate", "log_every", "eval_every"):

@@ -1,4 +1,14 @@
-"""Data parallelism: one mesh axis over all devices, rows split over it, parameters on each."""
+"""One mesh axis over all devices: rows are split over it, and parameters too where asked for.
+
+What is here says where arrays lie; the partitioner puts the communication into the train step. The
+loops of `skip_scan` have collectives in their bodies (a gather of one layer's sharded weights, a
+sum of one layer's gradients), so all devices must make the same number of trips, or they wait for
+each other for ever. They do, since every device computes that number for itself from the same
+values: the keep mask comes from the seed, the step, the micro-batch and the drop rates, which all
+devices hold whole, by integer arithmetic and one comparison. Nothing in it depends on the rows of a
+device, on the number of devices or on how they are spread over processes. A mask drawn from a
+device's own rows, as one could do inside `jax.shard_map`, would break this.
+"""
 
 import jax
 import numpy as np
@@ -13,6 +23,31 @@ def make_mesh():
 def replicated(mesh):
     """The sharding of what every device holds whole: parameters, moments, keep masks."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def state_sharding(state, mesh, *, stacks, shard: bool):
+    """Where the state of training lies, as a tree of `NamedSharding`.
+
+    Args:
+      state: arrays or their shapes; parameters, moments and scalars.
+      mesh: from `make_mesh`.
+      stacks: names of the stacks of layers. An array below one of these names has the layers on
+        axis 0, which stays whole: which layers a step reads is known only while it runs.
+      shard: whether to split arrays. Each is split along its largest axis that the devices divide;
+        one that has none is whole on every device, as all are where `shard` is False.
+    """
+
+    def sharding(path, array):
+        if not shard:
+            return replicated(mesh)
+        stacked = any(getattr(entry, "key", None) in stacks for entry in path)
+        axes = [n for n in range(int(stacked), array.ndim) if array.shape[n] % mesh.size == 0]
+        if not axes:
+            return replicated(mesh)
+        largest = max(axes, key=lambda n: array.shape[n])
+        return NamedSharding(mesh, PartitionSpec(*[None] * largest, "data"))
+
+    return jax.tree_util.tree_map_with_path(sharding, state)
 
 
 def check_rows(rows: int, mesh) -> None:

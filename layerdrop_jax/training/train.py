@@ -69,11 +69,13 @@ def train(config, workdir, *, command: str) -> None:
     optimizer, rate = make_optimizer(settings.optimizer)
     rates = settings.layerdrop.rates(settings.model)
 
-    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
     def start():
         return make_state(make_params(settings.model, settings.seed), optimizer)
 
-    state = start()
+    layout = sharding.state_sharding(
+        jax.eval_shape(start), mesh, stacks=rates, shard=settings.train.shard_parameters
+    )
+    state = jax.jit(start, out_shardings=layout)()
     train_step = jax.jit(
         functools.partial(
             pure_train_step,
@@ -86,6 +88,7 @@ def train(config, workdir, *, command: str) -> None:
             clip_norm=settings.optimizer.clip_norm,
         ),
         donate_argnums=0,
+        out_shardings=(layout, sharding.replicated(mesh)),
     )
     valid_step = jax.jit(functools.partial(_valid_step, graph))
     print(

@@ -7,8 +7,10 @@ import subprocess
 import sys
 import types
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from layerdrop_jax.training import sharding
 from layerdrop_jax.training.metrics import read_metrics
@@ -82,6 +84,27 @@ def test_rows_split_evenly_or_not_at_all(rows, fits):
         return
     with pytest.raises(ValueError, match=f"data.batch_rows={rows} does not split over 6 devices"):
         sharding.check_rows(rows, mesh)
+
+
+def test_arrays_are_split_along_their_largest_axis_but_not_over_layers():
+    devices = jax.sharding.AbstractMesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    shapes = {"table": (20, 12), "bias": (8,), "odd": (7, 6), "decoder": {"w": (16, 8, 12)}}
+    shapes["decoder"] |= {"b": (16, 4), "scale": (16,)}
+    tree = jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, np.float32),
+        {"params": shapes, "moments": [{"mu": shapes}], "step": ()},
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+    expected = {"table": ("data",), "bias": ("data",), "odd": ()}
+    expected["decoder"] = {"w": (None, None, "data"), "b": (None, "data"), "scale": ()}
+    expected = {"params": expected, "moments": [{"mu": expected}], "step": ()}
+
+    def specs(shard):
+        layout = sharding.state_sharding(tree, devices, stacks=("decoder",), shard=shard)
+        return jax.tree.map(lambda s: tuple(s.spec), layout)
+
+    assert specs(True) == expected
+    assert all(spec == () for spec in jax.tree.leaves(specs(False), is_leaf=lambda x: x == ()))
 
 
 def test_rows_are_put_on_the_mesh():
