@@ -137,7 +137,7 @@ def _forward(step, consts, init, xs, keep):
         carry, y = step(consts, carry, _at(xs, i))
         return carry, _put(ys, y, i)
 
-    return lax.fori_loop(0, count, body, (init, _stacked(y, keep.size)))
+    return _run(keep.size, count, body, (init, _stacked(y, keep.size)))
 
 
 def _forward_and_save(step, consts, init, xs, keep):
@@ -156,7 +156,8 @@ def _forward_and_save(step, consts, init, xs, keep):
     # them: writing zeros there is what lax.cond in a scan pays for.
     inputs = (consts, init, xs, keep)
     buffers = [unwritten(jnp.zeros_like(a), keep.size, inputs) for a in saved]
-    carry, ys, saved = lax.fori_loop(0, count, body, (init, _stacked(y, keep.size), buffers))
+    state = (init, _stacked(y, keep.size), buffers)
+    carry, ys, saved = _run(keep.size, count, body, state)
     return (carry, ys), saved
 
 
@@ -173,21 +174,31 @@ def _backward(step, consts, init, xs, keep, saved, ct_carry, ct_ys):
         sources["saved"] = [lax.dynamic_index_in_dim(a, trip, keepdims=False) for a in saved]
         pullback = jax.tree.unflatten(tree, [sources[kind][n] for kind, n in origins])
         d_consts, d_carry, d_x = pullback((_join_float0(ct_carry, init), _at(ct_ys, i)))
-        ct_consts = [a + b for a, b in zip(ct_consts, _differentiable(d_consts), strict=True)]
-        return _differentiable(d_carry), ct_consts, _put(ct_xs, _differentiable(d_x), i)
+        d_consts = _differentiable(d_consts)
+        if keep.size > 1:  # else there is nothing to add to
+            d_consts = [a + b for a, b in zip(ct_consts, d_consts, strict=True)]
+        return _differentiable(d_carry), d_consts, _put(ct_xs, _differentiable(d_x), i)
 
     state = (
         _differentiable(ct_carry),
         [jnp.zeros_like(a) for a in _inexact(consts)],
         [jnp.zeros_like(a) for a in _inexact(xs)],
     )
-    ct_carry, ct_consts, ct_xs = lax.fori_loop(0, count, body, state)
+    ct_carry, ct_consts, ct_xs = _run(keep.size, count, body, state)
     return (
         _join_float0(ct_consts, consts),
         _join_float0(ct_carry, init),
         _join_float0(ct_xs, xs),
         np.zeros(keep.shape, float0),
     )
+
+
+def _run(num_steps, count, body, state):
+    """``count`` trips of the loop's body."""
+    if num_steps == 1:
+        # A sub-layer. A branch neither carries its weights' gradients nor adds zeros to them.
+        return lax.cond(count > 0, partial(body, 0), lambda state: state, state)
+    return lax.fori_loop(0, count, body, state)
 
 
 def _kept_first(keep):
