@@ -40,8 +40,21 @@ def translation(dataset, source, target, architecture):
     config.model = ml_collections.ConfigDict(dict(architecture))
     for side in ("source", "target"):
         config.model[f"{side}_vocab_size"] = config.data.get_oneway_ref("vocab_size")
-    config.layerdrop = ml_collections.ConfigDict(
-        {"encoder": 0.2, "decoder": 0.2, "schedule": "constant", "mode": "skip"}
+    config.drop = ml_collections.ConfigDict(
+        {
+            "encoder": 0.2,
+            "decoder": 0.2,
+            "sublayers": 0.0,
+            "heads": 0.0,
+            "ffns": 0.0,
+            "schedule": "constant",
+            "protect": "",
+            "exact": False,
+            "over_time": "constant",
+            "over_steps": 4000,
+            "rescale": False,
+            "mode": "skip",
+        }
     )
     config.optimizer = ml_collections.ConfigDict(
         {
@@ -58,6 +71,7 @@ def translation(dataset, source, target, architecture):
             "epsilon": 1e-8,
             "weight_decay": 0.0,
             "clip_norm": 0.0,
+            "dropped_layers": "momentum",
         }
     )
     config.train = ml_collections.ConfigDict(

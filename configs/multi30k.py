@@ -10,7 +10,7 @@ Variants: paper, the network that others report on this set (Transformer-Tiny of
 form that trains on one CPU core in about an hour: pre-norm, a smaller vocabulary, fewer updates;
 demo, CLDR phrases in minutes.
 
-For the network without LayerDrop add --config.layerdrop.encoder=0 --config.layerdrop.decoder=0.
+For the network without LayerDrop add --config.drop.encoder=0 --config.drop.decoder=0.
 """
 
 from configs import architectures, common

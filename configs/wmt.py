@@ -11,7 +11,7 @@ network: the cosine schedule of Wu et al. 2019 (peak 1e-3, 10,000 updates of war
 20,000). Dropout is chosen on newstest2013 from 0.1, 0.2 and 0.5 in the paper; 0.2 stands here. The
 demo translates CLDR phrases that are made on the spot: it downloads nothing.
 
-For a network without LayerDrop add --config.layerdrop.encoder=0 --config.layerdrop.decoder=0.
+For a network without LayerDrop add --config.drop.encoder=0 --config.drop.decoder=0.
 """
 
 from configs import architectures, common

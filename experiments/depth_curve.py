@@ -30,7 +30,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 RUNS = {
     "without LayerDrop": (
         "without",
-        ["--config.layerdrop.encoder=0", "--config.layerdrop.decoder=0"],
+        ["--config.drop.encoder=0", "--config.drop.decoder=0"],
     ),
     "with LayerDrop": ("with", []),
 }

@@ -141,7 +141,8 @@ def test_every_leaf_is_read(tmp_path):
     config = tiny_config(
         tmp_path / "text",
         # One output matrix of its own is the only case with a target vocabulary of its own.
-        model={"encoder_layers": 1, "decoder_layers": 1, "share_embeddings": "none"},
+        model={"encoder_layers": 1, "decoder_layers": 1, "share_embeddings": "none"}
+        | {"drop_path": 0.1},  # drop_path_rows is read where there is something to drop
         train={"steps": 2, "accumulate": 1, "eval_every": 2},
     )
     sections = {field.name: field.type for field in dataclasses.fields(settings.Settings)}

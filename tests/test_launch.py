@@ -234,7 +234,7 @@ WMT = "--config=configs/wmt.py:demo"
         ([WMT, "--config.train.steps=1.5"], "flag --config.train.steps=1.5: invalid literal for "),
         ([WMT, "--config.train.steps=0"], "train.steps=0 must be at least 1"),
         ([WMT, "--config.model=3"], "flag --config.model=3: Failed to parse '3' as a ConfigDict"),
-        ([WMT, "--config.layerdrop.mode=jump"], "layerdrop.mode='jump' is unknown: it is one of"),
+        ([WMT, "--config.drop.mode=jump"], "drop.mode='jump' is unknown: it is one of"),
         ([WMT, "--config.data.dataset=europarl"], "unknown data.dataset 'europarl'; known: wmt14_"),
         (["--config.seed=2", WMT], "Found --config.seed=2 in argv before a value for --config"),
         (["--mode=polish"], "flag --mode=polish: value should be one of <train|evaluate|prune|"),
@@ -271,11 +271,9 @@ def test_a_config_that_does_not_fit_the_run_names_the_keys(unbroken, config_file
         f"--workdir={unbroken[0]}",
         "--config.model.encoder_layers=3",
         "--config.train.steps=7",
-        "--config.layerdrop.decoder=0",
+        "--config.drop.decoder=0",
     )
-    assert (
-        "holds a run with another config; it differs in layerdrop.decoder: 0.2 -> 0.0;" in message
-    )
+    assert "holds a run with another config; it differs in drop.decoder: 0.2 -> 0.0;" in message
     assert "model.encoder_layers: 2 -> 3. Use another" in message
     assert "train.steps" not in message
 

@@ -20,7 +20,7 @@ SIZES = {
     "model": {"embed_dim": 30, "ffn_dim": 37, "attention_heads": 3}
     | {"encoder_layers": 2, "decoder_layers": 4, "dropout": 0.05}
     | {"max_source_length": 41, "max_target_length": 43},
-    "layerdrop": {"encoder": 0.1, "decoder": 0.2},
+    "drop": {"encoder": 0.1, "decoder": 0.2},
     "optimizer": {"rate": 0.01, "warmup_updates": 8, "period_updates": 52},
     "train": {"steps": 60, "accumulate": 2, "log_every": 1, "eval_every": 20},
     "checkpoint": {"every": 10, "keep_last": 3, "average": 1},

@@ -2,7 +2,8 @@
 
 import jax
 
-from layerdrop_jax.training.settings import Settings, describe_rates
+from layerdrop_jax.training.dropping import describe_rates
+from layerdrop_jax.training.settings import Settings
 from layerdrop_jax.training.state import abstract_params, count_params
 
 
@@ -30,6 +31,4 @@ def describe(settings: Settings) -> str:
     widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
     text = [f"{a:{widths[0]}}  {b:>{widths[1]}}  {c}".rstrip() for a, b, c in lines]
     text.append("")
-    for stack, rates_N in settings.layerdrop.rates(settings.model).items():
-        text.append(describe_rates(stack, rates_N))
-    return "\n".join(text)
+    return "\n".join(text + describe_rates(settings))

@@ -45,7 +45,7 @@ def write_report(run) -> pathlib.Path:
         sections.append(_depth_table(depth))
     if plots.plot_learning_curves({run.name: records}, run / "learning_curves.png"):
         sections += ["## Learning curves", "![loss and perplexity](learning_curves.png)"]
-    chosen = {k: v for k, v in settings.items() if k in SETTINGS or k.startswith("layerdrop.")}
+    chosen = {k: v for k, v in settings.items() if k in SETTINGS or k.startswith("drop.")}
     sections += ["## Settings", _table(["setting", "value"], chosen.items())]
     if commands:
         sections += ["## To do it again", f"```\n{commands[0]}\n```"]
@@ -141,6 +141,8 @@ def _outcome_rows(records) -> list[tuple[str, str]]:
             ("data_wait", "time waiting for data", "{:.2%}"),
             ("encoder_layers", "encoder layers run, on average", "{:.2f}"),
             ("decoder_layers", "decoder layers run, on average", "{:.2f}"),
+            ("utilisation", "utilisation, by the layers that ran", "{:.1%}"),
+            ("nominal_utilisation", "utilisation, as if every layer had run", "{:.1%}"),
         ):
             lines = [r for r in train if r.get(name) is not None]
             if lines:

@@ -1,17 +1,28 @@
 """Encoder and decoder layers, and the one way to run a stack of them."""
 
 import dataclasses
+from functools import partial
 
 import jax
 from flax import nnx
 
 from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.core.skip_scan import skip_scan
+from layerdrop_jax.core.structured import drop_block, drop_connect, drop_path, drop_path_rows
 from layerdrop_jax.models.attention import Attention
 from layerdrop_jax.models.layers import ACTIVATIONS, FeedForward, dropout, layer_norm
 
 NORMS = ("post", "pre")
 DTYPES = ("float32", "bfloat16")
+ROWS = ("all", "kept")
+
+# What a layer keeps for its backward pass, besides its input; the rest is computed again.
+# benchmarks/step_cost.py measures all three: docs/performance.md has the figures.
+SAVED = {
+    "all": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "nothing": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +38,14 @@ class BlockConfig:
       dropout: after the embedding and after every sub-layer.
       attention_dropout: on the attention weights.
       activation_dropout: inside the feed-forward sub-layer.
+      drop_path: DropPath, of each example (a row) in each sub-layer; scales what stays.
+      drop_path_rows: ``all`` rows are computed, and the dropped ones thrown away, or only a fixed
+        number of ``kept`` ones.
+      drop_block: DropBlock, of contiguous positions of each sub-layer's output; scales what stays.
+      drop_block_size: positions in a block.
+      drop_connect: DropConnect, of single weights; scales what stays.
+      saved: what a layer keeps for its backward pass: ``all``, the matrix products (``dots``) or
+        ``nothing``; what is not kept is computed again.
       dtype: type of the computation, ``float32`` or ``bfloat16``; parameters are float32.
     """
 
@@ -38,18 +57,26 @@ class BlockConfig:
     dropout: float
     attention_dropout: float
     activation_dropout: float
+    drop_path: float
+    drop_path_rows: str
+    drop_block: float
+    drop_block_size: int
+    drop_connect: float
     dtype: str
+    saved: str
 
     def __post_init__(self):
-        for name, known in (("norm", NORMS), ("activation", tuple(ACTIVATIONS)), ("dtype", DTYPES)):
+        choices = {"norm": NORMS, "activation": tuple(ACTIVATIONS), "dtype": DTYPES}
+        for name, known in (choices | {"drop_path_rows": ROWS, "saved": tuple(SAVED)}).items():
             check_choice("model", name, getattr(self, name), known)
-        check_sizes("model", self, ("embed_dim", "ffn_dim", "attention_heads"))
+        check_sizes("model", self, ("embed_dim", "ffn_dim", "attention_heads", "drop_block_size"))
         if self.embed_dim % self.attention_heads:
             raise ValueError(
                 f"model.embed_dim={self.embed_dim} is not a multiple of "
                 f"model.attention_heads={self.attention_heads}"
             )
-        for name in ("dropout", "attention_dropout", "activation_dropout"):
+        dropouts = ("dropout", "attention_dropout", "activation_dropout")
+        for name in (*dropouts, "drop_path", "drop_block", "drop_connect"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"model.{name}={getattr(self, name)} is not in [0, 1)")
 
@@ -68,20 +95,79 @@ def check_sizes(section: str, config, names) -> None:
 
 
 class _SubLayers(nnx.Module):
-    """What encoder and decoder layers share: the residual wiring around a sub-layer."""
+    """What encoder and decoder layers share: the sub-layers one after the other, and their wiring.
+
+    Attributes:
+      SUBLAYERS: names of the sub-layers, in order; the norm of each is called NAME_norm.
+    """
 
     config: BlockConfig
+    SUBLAYERS: tuple[str, ...]
 
-    def _residual(self, norm, x_BxTxD, sublayer, key):
+    def _run(self, x_BxTxD, functions, key, groups, mode):
+        """Runs the sub-layers that ``groups`` keeps; one that is dropped is the identity.
+
+        Args:
+          x_BxTxD: the layer's input.
+          functions: for each sub-layer ``f(x, key, rows, keep_H)``; ``rows`` says which rows of the
+            batch ``x`` holds, None all of them.
+          key: PRNG key, or None to drop nothing.
+          groups: what `sample_groups` drew for this layer, and ``scale``, float32[S], where the
+            sub-layers that run are scaled; None runs everything.
+          mode: how `skip_scan` skips a sub-layer.
+        """
+        groups = groups or {}
+        keys = [None] * len(functions) if key is None else jax.random.split(key, len(functions))
+        for s, (name, function) in enumerate(zip(self.SUBLAYERS, functions, strict=True)):
+            keep_H = groups["heads"][s] if "heads" in groups and name != "ffn" else None
+            scale = groups["scale"][s] if "scale" in groups else None
+
+            def add(x_BxTxD, name=name, function=function, key=keys[s], keep_H=keep_H, scale=scale):
+                norm = getattr(self, f"{name}_norm")
+                return self._add(norm, x_BxTxD, partial(function, keep_H=keep_H), key, scale)
+
+            if "sublayers" in groups:
+                # One step of skip_scan: the sub-layer's weights stay where they are.
+                keep_1 = groups["sublayers"][s][None]
+                x_BxTxD, _ = skip_scan(
+                    lambda x, _, add=add: (add(x), None), x_BxTxD, None, keep_1, mode=mode
+                )
+            else:
+                x_BxTxD = add(x_BxTxD)
+        return x_BxTxD
+
+    def _add(self, norm, x_BxTxD, function, key, scale):
         """Post-norm LN(x + drop(f(x))), pre-norm x + drop(f(LN(x)))."""
-        pre = self.config.norm == "pre"
-        out_BxTxD = sublayer(norm(x_BxTxD) if pre else x_BxTxD)
-        out_BxTxD = x_BxTxD + dropout(out_BxTxD, self.config.dropout, key)
-        return out_BxTxD if pre else norm(out_BxTxD)
+        config, pre = self.config, self.config.norm == "pre"
+        names = ("inside", "out", "block", "path")
+        keys = {name: None if key is None else named_key(key, name) for name in names}
+
+        def branch(x_BxTxD, rows=None):
+            out_BxTxD = function(norm(x_BxTxD) if pre else x_BxTxD, keys["inside"], rows)
+            out_BxTxD = dropout(out_BxTxD, config.dropout, keys["out"])
+            if key is not None and config.drop_block:
+                out_BxTxD = drop_block(
+                    keys["block"], out_BxTxD, config.drop_block, config.drop_block_size
+                )
+            return out_BxTxD if scale is None else out_BxTxD * scale.astype(out_BxTxD.dtype)
+
+        if key is None or config.drop_path == 0:
+            x_BxTxD = x_BxTxD + branch(x_BxTxD)
+        elif config.drop_path_rows == "kept":
+            x_BxTxD = drop_path_rows(keys["path"], branch, x_BxTxD, config.drop_path)
+        else:
+            x_BxTxD = x_BxTxD + drop_path(keys["path"], branch(x_BxTxD), config.drop_path)
+        return x_BxTxD if pre else norm(x_BxTxD)
+
+    def _feed_forward(self, x_BxTxD, key, rows, keep_H):
+        del rows, keep_H
+        return self.ffn(x_BxTxD, key)
 
 
 class EncoderLayer(_SubLayers):
     """Self-attention, then feed-forward."""
+
+    SUBLAYERS = ("self_attn", "ffn")
 
     def __init__(self, config: BlockConfig, *, rngs):
         self.config = config
@@ -90,19 +176,17 @@ class EncoderLayer(_SubLayers):
         self.ffn = FeedForward(config, rngs=rngs)
         self.ffn_norm = layer_norm(config, rngs)
 
-    def __call__(self, x_BxTxD, mask_BxTxT, key=None):
-        keys = _keys(key, 4)
-        x_BxTxD = self._residual(
-            self.self_attn_norm,
-            x_BxTxD,
-            lambda x: self.self_attn(x, x, mask_BxTxT, keys[0]),
-            keys[1],
-        )
-        return self._residual(self.ffn_norm, x_BxTxD, lambda x: self.ffn(x, keys[2]), keys[3])
+    def __call__(self, x_BxTxD, mask_BxTxT, key=None, groups=None, mode="skip"):
+        def self_attention(x_BxTxD, key, rows, keep_H):
+            return self.self_attn(x_BxTxD, x_BxTxD, _take(mask_BxTxT, rows), key, keep_H)
+
+        return self._run(x_BxTxD, (self_attention, self._feed_forward), key, groups, mode)
 
 
 class DecoderLayer(_SubLayers):
     """Self-attention, cross-attention, then feed-forward."""
+
+    SUBLAYERS = ("self_attn", "cross_attn", "ffn")
 
     def __init__(self, config: BlockConfig, *, rngs):
         self.config = config
@@ -113,33 +197,39 @@ class DecoderLayer(_SubLayers):
         self.ffn = FeedForward(config, rngs=rngs)
         self.ffn_norm = layer_norm(config, rngs)
 
-    def __call__(self, x_BxTxD, memory_BxSxD, mask_BxTxT, memory_mask_BxTxS, key=None):
-        return self._run(
-            x_BxTxD,
-            lambda x, key: self.self_attn(x, x, mask_BxTxT, key),
-            lambda x, key: self.cross_attn(x, memory_BxSxD, memory_mask_BxTxS, key),
-            key,
-        )
+    def __call__(
+        self,
+        x_BxTxD,
+        memory_BxSxD,
+        mask_BxTxT,
+        memory_mask_BxTxS,
+        key=None,
+        groups=None,
+        mode="skip",
+    ):
+        def self_attention(x_BxTxD, key, rows, keep_H):
+            return self.self_attn(x_BxTxD, x_BxTxD, _take(mask_BxTxT, rows), key, keep_H)
+
+        def cross_attention(x_BxTxD, key, rows, keep_H):
+            memory, mask = (_take(a, rows) for a in (memory_BxSxD, memory_mask_BxTxS))
+            return self.cross_attn(x_BxTxD, memory, mask, key, keep_H)
+
+        functions = (self_attention, cross_attention, self._feed_forward)
+        return self._run(x_BxTxD, functions, key, groups, mode)
 
     def step(self, x_BxTxD, self_attention, cross_attention):
         """The layer with attention over caches: both arguments map [B, T, D] to [B, T, D]."""
-        return self._run(
-            x_BxTxD, lambda x, _: self_attention(x), lambda x, _: cross_attention(x), None
+        functions = (
+            lambda x, *_, **__: self_attention(x),
+            lambda x, *_, **__: cross_attention(x),
+            self._feed_forward,
         )
-
-    def _run(self, x_BxTxD, self_attention, cross_attention, key):
-        keys = _keys(key, 6)
-        x_BxTxD = self._residual(
-            self.self_attn_norm, x_BxTxD, lambda x: self_attention(x, keys[0]), keys[1]
-        )
-        x_BxTxD = self._residual(
-            self.cross_attn_norm, x_BxTxD, lambda x: cross_attention(x, keys[2]), keys[3]
-        )
-        return self._residual(self.ffn_norm, x_BxTxD, lambda x: self.ffn(x, keys[4]), keys[5])
+        return self._run(x_BxTxD, functions, None, None, "skip")
 
 
-def _keys(key, count: int):
-    return [None] * count if key is None else jax.random.split(key, count)
+def _take(a_B___, rows):
+    """The rows of a batch that a sub-layer computes."""
+    return a_B___ if rows is None else a_B___[rows]
 
 
 def make_stack(make_layer, num_layers: int, rngs):
@@ -163,12 +253,16 @@ def run_stack(layers, x, keep_N, step, *, key=None, mode="skip", extra=None):
     Returns:
       ``(x, ys)``, as `skip_scan`.
     """
+    config = layers.config
     graphdef, params = nnx.split(layers)
     # By index, so that a layer's dropout does not depend on which other layers run.
     keys = None if key is None else jax.random.split(named_key(key, "layers"), keep_N.shape[0])
 
     def run_layer(x, inputs):
         params, key, extra = inputs
+        if key is not None and config.drop_connect:
+            params = drop_connect(named_key(key, "connect"), params, config.drop_connect)
         return step(nnx.merge(graphdef, params), x, key, extra)
 
-    return skip_scan(run_layer, x, (params, keys, extra), keep_N, mode=mode)
+    policy = SAVED[config.saved]
+    return skip_scan(run_layer, x, (params, keys, extra), keep_N, mode=mode, policy=policy)

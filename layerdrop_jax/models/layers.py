@@ -40,7 +40,8 @@ def _last_axis_product(x, kernel_DxF, dimension_numbers, precision=None, **_):
 
     It has a gradient, and a gradient's gradient, but no forward mode of its own.
     """
-    assert dimension_numbers == (((x.ndim - 1,), (0,)), ((), ())) and precision is None
+    assert dimension_numbers == (((x.ndim - 1,), (0,)), ((), ()))
+    assert precision is None
     out_MxF = _product(x.reshape(-1, x.shape[-1]), kernel_DxF)
     return out_MxF.reshape(*x.shape[:-1], -1)
 

@@ -1,6 +1,7 @@
 """The encoder-decoder Transformer, with the reference's semantics (fairseq v0.9.0 and v0.10.0)."""
 
 import dataclasses
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +69,8 @@ class Seq2SeqConfig(BlockConfig):
 class Seq2Seq(nnx.Module):
     """Encoder and decoder over packed rows; also the steps of a decoder with a cache."""
 
+    STACKS = MappingProxyType({"encoder": EncoderLayer, "decoder": DecoderLayer})
+
     def __init__(self, config: Seq2SeqConfig, *, rngs):
         self.config = config
         dim = config.embed_dim
@@ -92,16 +95,18 @@ class Seq2Seq(nnx.Module):
             self.encoder_norm = layer_norm(config, rngs)
             self.decoder_norm = layer_norm(config, rngs)
 
-    def __call__(self, batch, *, keep=None, key=None, mode="skip"):
+    def __call__(self, batch, *, keep=None, groups=None, key=None, mode="skip"):
         """Logits float32 [B, T, V] for a batch of packed rows.
 
         Args:
           batch: the arrays of a batch, see `layerdrop_jax.data.pipeline`.
           keep: ``{"encoder": bool[N], "decoder": bool[N]}``; a stack that is absent runs whole.
+          groups: for each stack what is dropped inside its layers, see `EncoderLayer`; a stack
+            that is absent drops nothing there.
           key: PRNG key of the dropouts; None, as in evaluation, drops nothing.
           mode: how `skip_scan` runs the stacks.
         """
-        keep = keep or {}
+        keep, groups = keep or {}, groups or {}
         encoder_key = None if key is None else named_key(key, "encoder")
         decoder_key = None if key is None else named_key(key, "decoder")
         memory_BxSxD = self.encode(
@@ -109,6 +114,7 @@ class Seq2Seq(nnx.Module):
             batch["source_segment"],
             batch["source_position"],
             keep=keep.get("encoder"),
+            groups=groups.get("encoder"),
             key=encoder_key,
             mode=mode,
         )
@@ -119,20 +125,31 @@ class Seq2Seq(nnx.Module):
             memory_BxSxD,
             batch["source_segment"],
             keep=keep.get("decoder"),
+            groups=groups.get("decoder"),
             key=decoder_key,
             mode=mode,
         )
         return self.logits(x_BxTxD)
 
-    def encode(self, ids_BxS, segment_BxS, position_BxS, *, keep=None, key=None, mode="skip"):
+    def encode(
+        self,
+        ids_BxS,
+        segment_BxS,
+        position_BxS,
+        *,
+        keep=None,
+        groups=None,
+        key=None,
+        mode="skip",
+    ):
         """The encoder's output [B, S, D]; values at padding are without meaning."""
         mask_BxSxS = segment_mask(segment_BxS, segment_BxS)
         x_BxSxD = self._embed(
             self.source_embedding(ids_BxS), self.source_positions(position_BxS), key
         )
 
-        def step(layer, x_BxSxD, key, _):
-            return layer(x_BxSxD, mask_BxSxS, key), None
+        def step(layer, x_BxSxD, key, groups):
+            return layer(x_BxSxD, mask_BxSxS, key, groups, mode), None
 
         x_BxSxD, _ = run_stack(
             self.encoder,
@@ -141,6 +158,7 @@ class Seq2Seq(nnx.Module):
             step,
             key=key,
             mode=mode,
+            extra=groups,
         )
         return self.encoder_norm(x_BxSxD) if self.config.norm == "pre" else x_BxSxD
 
@@ -153,6 +171,7 @@ class Seq2Seq(nnx.Module):
         memory_segment_BxS,
         *,
         keep=None,
+        groups=None,
         key=None,
         mode="skip",
     ):
@@ -163,8 +182,9 @@ class Seq2Seq(nnx.Module):
             self._target_embedding(ids_BxT), self.target_positions(position_BxT), key
         )
 
-        def step(layer, x_BxTxD, key, _):
-            return layer(x_BxTxD, memory_BxSxD, mask_BxTxT, memory_mask_BxTxS, key), None
+        def step(layer, x_BxTxD, key, groups):
+            masks = (mask_BxTxT, memory_mask_BxTxS)
+            return layer(x_BxTxD, memory_BxSxD, *masks, key, groups, mode), None
 
         x_BxTxD, _ = run_stack(
             self.decoder,
@@ -173,6 +193,7 @@ class Seq2Seq(nnx.Module):
             step,
             key=key,
             mode=mode,
+            extra=groups,
         )
         return self.decoder_norm(x_BxTxD) if self.config.norm == "pre" else x_BxTxD
 

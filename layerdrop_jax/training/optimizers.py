@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 SCHEDULES = ("inverse_sqrt", "cosine")
+DROPPED_LAYERS = ("momentum", "freeze")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,12 +37,21 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     weight_decay: float = 0.0  # decoupled, on every parameter
     clip_norm: float = 0.0  # the largest gradient norm; 0 leaves gradients alone
+    # What becomes of a layer that ran in no micro-batch of an update. "momentum": it moves on by
+    # its moments and decay, as the reference's do under fp16 and data parallelism. "freeze":
+    # weights and moments stay as they are, as in PyTorch where a gradient is None.
+    dropped_layers: str = "momentum"
 
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
             raise ValueError(
                 f"optimizer.schedule {self.schedule!r} is unknown: "
                 f"it is one of {', '.join(SCHEDULES)}"
+            )
+        if self.dropped_layers not in DROPPED_LAYERS:
+            raise ValueError(
+                f"optimizer.dropped_layers {self.dropped_layers!r} is unknown: "
+                f"it is one of {', '.join(DROPPED_LAYERS)}"
             )
         cosine = self.schedule == "cosine"
         rules = {

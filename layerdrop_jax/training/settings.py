@@ -5,54 +5,12 @@ import itertools
 import pathlib
 from collections.abc import Mapping
 
-import numpy as np
-
-from layerdrop_jax.core import drop_schedule
-from layerdrop_jax.core.skip_scan import MODES
 from layerdrop_jax.data.pipeline import DataConfig
 from layerdrop_jax.decoding.beam import BeamConfig
-from layerdrop_jax.models.blocks import check_choice
 from layerdrop_jax.models.seq2seq import Seq2SeqConfig
 from layerdrop_jax.training.checkpoints import CheckpointConfig
+from layerdrop_jax.training.dropping import DropConfig
 from layerdrop_jax.training.optimizers import OptimizerConfig
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LayerDropConfig:
-    """Which layers are dropped, and how they are skipped.
-
-    Attributes:
-      encoder, decoder: drop rate of each stack, in [0, 1].
-      schedule: how the rate grows with depth, see `drop_rates`.
-      mode: how `skip_scan` runs the stacks in training.
-    """
-
-    encoder: float
-    decoder: float
-    schedule: str
-    mode: str
-
-    def __post_init__(self):
-        check_choice("layerdrop", "schedule", self.schedule, drop_schedule.SCHEDULES)
-        check_choice("layerdrop", "mode", self.mode, MODES)
-        for name in ("encoder", "decoder"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"layerdrop.{name}={getattr(self, name)} is not in [0, 1]")
-
-    def rates(self, model: Seq2SeqConfig) -> dict:
-        """The drop rate of every layer, float32[N] for each stack."""
-        return {
-            "encoder": drop_schedule.drop_rates(model.encoder_layers, self.encoder, self.schedule),
-            "decoder": drop_schedule.drop_rates(model.decoder_layers, self.decoder, self.schedule),
-        }
-
-
-def describe_rates(stack: str, rates_N) -> str:
-    """One line: the layers of a stack, the drop rate of each, how many run on average."""
-    rates = [f"{rate:.3g}" for rate in np.asarray(rates_N)]
-    shown = f"{rates[0]} each" if len(set(rates)) == 1 else ", ".join(rates)
-    depth = float(np.sum(1 - np.asarray(rates_N, np.float64)))
-    return f"{stack}: {len(rates)} layers, drop rate {shown}, expected depth {depth:.2f}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +44,7 @@ class TrainConfig:
 _SECTIONS = {
     "data": DataConfig,
     "model": Seq2SeqConfig,
-    "layerdrop": LayerDropConfig,
+    "drop": DropConfig,
     "optimizer": OptimizerConfig,
     "train": TrainConfig,
     "checkpoint": CheckpointConfig,
@@ -101,7 +59,7 @@ CHANGEABLE = (
     "data.data_dir",
     "data.path",
     "data.workers",
-    "layerdrop.mode",
+    "drop.mode",
     "train.eval_every",
     "train.log_every",
     "train.steps",
@@ -115,7 +73,7 @@ class Settings:
     seed: int
     data: DataConfig
     model: Seq2SeqConfig
-    layerdrop: LayerDropConfig
+    drop: DropConfig
     optimizer: OptimizerConfig
     train: TrainConfig
     checkpoint: CheckpointConfig
@@ -134,6 +92,14 @@ class Settings:
                     f"model.{side}_vocab_size={getattr(self.model, f'{side}_vocab_size')} differs "
                     f"from data.vocab_size={self.data.vocab_size}"
                 )
+            if self.model.drop_block and self.model.drop_block_size > (
+                length := getattr(self.data, f"{side}_length")
+            ):
+                raise ValueError(
+                    f"model.drop_block_size={self.model.drop_block_size} is more than "
+                    f"data.{side}_length={length}, the positions of a row"
+                )
+        self.drop.rates(self.model)  # refuses a layer to protect that there is not
 
 
 def parse(config: Mapping) -> Settings:

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from layerdrop_jax.core.drop_schedule import sample_keep
 from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from layerdrop_jax.training.accounting import executed_flops, micro_batch_flops, nominal_flops
+from layerdrop_jax.training.dropping import draw, restore_dropped
 from layerdrop_jax.training.losses import label_smoothed_nll
 from layerdrop_jax.training.optimizers import clip_by_norm
 
@@ -29,11 +30,18 @@ def model_graph(config: Seq2SeqConfig):
 
 
 def make_state(params: dict, optimizer: optax.GradientTransformation) -> dict:
-    """The state before the first step."""
+    """The state before the first step.
+
+    ``layers_run`` counts for each layer the micro-batches in which it ran, int32[N] by stack.
+    """
     return {
         "params": params,
         "optimizer": optimizer.init(params),
         "step": jnp.zeros((), jnp.int32),
+        "layers_run": {
+            stack: jnp.zeros(jax.tree.leaves(params[stack])[0].shape[:1], jnp.int32)
+            for stack in Seq2Seq.STACKS
+        },
     }
 
 
@@ -42,7 +50,9 @@ def count_params(params) -> int:
     return sum(a.size for a in jax.tree.leaves(params))
 
 
-def train_step(state, batch, *, graph, optimizer, rates, seed, smoothing, mode, clip_norm):
+def train_step(
+    state, batch, *, graph, optimizer, rates, drop, seed, smoothing, clip_norm, dropped_layers
+):
     """One update.
 
     Every random number comes from (seed, step, micro-batch): the same on all devices, after a
@@ -53,36 +63,44 @@ def train_step(state, batch, *, graph, optimizer, rates, seed, smoothing, mode, 
       batch: arrays [A, B, length]; A micro-batches of B rows.
       graph: from `model_graph`.
       optimizer: an optax transformation that takes the summed gradient divided by all tokens.
-      rates: ``{"encoder": float32[N], "decoder": float32[N]}``, the drop rates.
+      rates: the drop rates, from `DropConfig.rates`.
+      drop: `DropConfig`; how to draw, and how `skip_scan` runs the stacks.
       seed: of the run.
       smoothing: label smoothing.
-      mode: how `skip_scan` runs the stacks.
       clip_norm: the norm above which gradients are scaled down; 0 = never.
+      dropped_layers: what the optimizer makes of a sub-layer that ran in no micro-batch:
+        ``momentum``, it goes on with a gradient of zero; ``freeze``, weights and moments stay.
 
     Returns:
       (state, metrics): sums over the tokens and micro-batches of the update; the layers run are
-      means over the micro-batches. grad_norm is the gradient's norm before clipping, param_norm
-      that of the new parameters.
+      means over the micro-batches. ``flops`` are those of what ran, ``flops_nominal`` those of the
+      whole network. grad_norm is the gradient's norm before clipping, param_norm that of the new
+      parameters.
     """
     step_key = jax.random.fold_in(jax.random.key(seed), state["step"])
+    config = nnx.merge(graph, state["params"]).config
+    num_micro, rows, source_length = batch["source"].shape
+    costs = micro_batch_flops(config, rows, source_length, batch["target_input"].shape[2])
 
     def micro_loss(params, micro, key):
-        keep = {
-            side: sample_keep(named_key(key, side, "keep"), rates_N)
-            for side, rates_N in rates.items()
-        }
+        keep, groups, ran = {}, {}, {}
+        for stack, of_group in rates.items():
+            keep[stack], groups[stack], ran[stack] = draw(
+                key, stack, of_group, state["step"], drop=drop, num_heads=config.attention_heads
+            )
         model = nnx.merge(graph, params)
-        logits_BxTxV = model(micro, keep=keep, key=named_key(key, "dropout"), mode=mode)
+        logits_BxTxV = model(
+            micro, keep=keep, groups=groups, key=named_key(key, "dropout"), mode=drop.mode
+        )
         weight_BxT = (micro["target_segment"] > 0).astype(jnp.float32)
         loss, nll = label_smoothed_nll(logits_BxTxV, micro["target_output"], weight_BxT, smoothing)
-        sums = {
-            "loss": loss,
-            "nll": nll,
-            "tokens": jnp.sum(weight_BxT),
-            "encoder_layers": jnp.sum(keep["encoder"], dtype=jnp.float32),
-            "decoder_layers": jnp.sum(keep["decoder"], dtype=jnp.float32),
+        sums = {"loss": loss, "nll": nll, "tokens": jnp.sum(weight_BxT)}
+        counts = {
+            "layers": jax.tree.map(jnp.int32, keep),
+            "sublayers": jax.tree.map(jnp.int32, ran),
+            "flops": executed_flops(costs, ran),
         }
-        return loss, sums
+        return loss, (sums, counts)
 
     def accumulate(total, inputs):
         index, micro = inputs
@@ -90,23 +108,32 @@ def train_step(state, batch, *, graph, optimizer, rates, seed, smoothing, mode, 
         grads, sums = jax.grad(micro_loss, has_aux=True)(state["params"], micro, key)
         return jax.tree.map(jnp.add, total, (grads, sums)), None
 
-    num_micro = batch["source"].shape[0]
     first = jax.tree.map(lambda a: a[0], batch)
     shapes = jax.eval_shape(
         lambda: jax.grad(micro_loss, has_aux=True)(state["params"], first, step_key)
     )
     zeros = jax.tree.map(jnp.zeros_like, shapes)
-    (grads, sums), _ = jax.lax.scan(accumulate, zeros, (jnp.arange(num_micro), batch))
+    (grads, (sums, counts)), _ = jax.lax.scan(accumulate, zeros, (jnp.arange(num_micro), batch))
 
     # The loss is a sum over tokens: one division, by all tokens of the update on all devices.
     grads = jax.tree.map(lambda g: g / jnp.maximum(sums["tokens"], 1), grads)
     grads, norm = clip_by_norm(grads, clip_norm)
     updates, moments = optimizer.update(grads, state["optimizer"], state["params"])
-    state = {
-        "params": optax.apply_updates(state["params"], updates),
-        "optimizer": moments,
-        "step": state["step"] + 1,
+    moved = {"params": optax.apply_updates(state["params"], updates), "optimizer": moments}
+    if dropped_layers == "freeze":
+        ran = jax.tree.map(lambda count_NxS: count_NxS > 0, counts["sublayers"])
+        moved = restore_dropped(moved, {name: state[name] for name in moved}, ran)
+    num_layers = {stack: count_N.size for stack, count_N in counts["layers"].items()}
+    metrics = sums | {
+        "grad_norm": norm,
+        "param_norm": optax.tree.norm(moved["params"]),
+        "flops": counts["flops"],
+        "flops_nominal": jnp.float32(num_micro * nominal_flops(costs, num_layers)),
     }
-    for side in ("encoder_layers", "decoder_layers"):
-        sums[side] /= num_micro
-    return state, sums | {"grad_norm": norm, "param_norm": optax.tree.norm(state["params"])}
+    for stack, count_N in counts["layers"].items():
+        metrics[f"{stack}_layers"] = jnp.sum(count_N, dtype=jnp.float32) / num_micro
+    state = moved | {
+        "step": state["step"] + 1,
+        "layers_run": jax.tree.map(jnp.add, state["layers_run"], counts["layers"]),
+    }
+    return state, metrics

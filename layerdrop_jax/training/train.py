@@ -18,7 +18,9 @@ from jax.experimental import multihost_utils
 from layerdrop_jax.data import pipeline, tokenizers
 from layerdrop_jax.training import settings as settings_lib
 from layerdrop_jax.training import sharding
+from layerdrop_jax.training.accounting import peak_flops
 from layerdrop_jax.training.checkpoints import Checkpoints
+from layerdrop_jax.training.dropping import describe_rates
 from layerdrop_jax.training.losses import label_smoothed_nll
 from layerdrop_jax.training.metrics import MetricWriter, Progress, Window
 from layerdrop_jax.training.optimizers import make_optimizer
@@ -50,6 +52,10 @@ def train(config, workdir, *, command: str) -> None:
     workdir = pathlib.Path(workdir)
     mesh = sharding.make_mesh()
     sharding.check_rows(settings.data.batch_rows, mesh)
+    if mesh.size > 1 and settings.model.drop_path and settings.model.drop_path_rows == "kept":
+        raise ValueError(
+            f"model.drop_path_rows='kept' picks rows across {mesh.size} devices: use 'all' there"
+        )
     _check_folder(workdir, config)
 
     # Data
@@ -67,7 +73,7 @@ def train(config, workdir, *, command: str) -> None:
     # State and step
     graph = model_graph(settings.model)
     optimizer, rate = make_optimizer(settings.optimizer)
-    rates = settings.layerdrop.rates(settings.model)
+    rates = settings.drop.rates(settings.model)
 
     def start():
         return make_state(make_params(settings.model, settings.seed), optimizer)
@@ -82,20 +88,18 @@ def train(config, workdir, *, command: str) -> None:
             graph=graph,
             optimizer=optimizer,
             rates=rates,
+            drop=settings.drop,
             seed=settings.seed,
             smoothing=settings.train.label_smoothing,
-            mode=settings.layerdrop.mode,
             clip_norm=settings.optimizer.clip_norm,
+            dropped_layers=settings.optimizer.dropped_layers,
         ),
         donate_argnums=0,
         out_shardings=(layout, sharding.replicated(mesh)),
     )
     valid_step = jax.jit(functools.partial(_valid_step, graph))
-    print(
-        f"{count_params(state['params']):,} parameters on {mesh.size} device(s); "
-        + "; ".join(settings_lib.describe_rates(side, rates_N) for side, rates_N in rates.items()),
-        flush=True,
-    )
+    print(f"{count_params(state['params']):,} parameters on {mesh.size} device(s)")
+    print(*describe_rates(settings), sep="\n", flush=True)
 
     # Restore
     checkpoints = Checkpoints(workdir / "checkpoints", settings.checkpoint)
@@ -118,6 +122,7 @@ def train(config, workdir, *, command: str) -> None:
 
     # Loop
     last = settings.train.steps
+    peak = mesh.size * peak_flops(settings.model.dtype)
     window = Window()
     stopping = False
     with _signals() as stop, Progress(last, start=step) as progress:
@@ -139,7 +144,9 @@ def train(config, workdir, *, command: str) -> None:
             if log or in_turn or stopping:
                 _check_finite(metrics, step, checkpoints)
             if log or step == last or stopping:
-                _log(window.close(), step, rate, writer, progress)
+                numbers = _numbers(window.close(), rate(step - 1), peak)
+                numbers |= _depths(state["layers_run"], step * settings.train.accumulate)
+                _log(numbers, step, writer, progress)
             valid_loss = None
             if validate:
                 with progress.paused(), window.paused():
@@ -303,30 +310,43 @@ def _check_finite(metrics, step, checkpoints):
         )
 
 
-def _log(sums, step, rate, writer, progress):
-    tokens, steps = sums["tokens"], sums["steps"]
-    shown = {
+def _numbers(sums, rate, peak):
+    """What a line of the log says of the steps since the line before.
+
+    Args:
+      sums: from `Window.close`.
+      rate: the learning rate.
+      peak: FLOPs a second that would be a utilisation of 1.
+    """
+    tokens, steps, seconds = sums["tokens"], sums["steps"], sums["seconds"]
+    numbers = {
         "loss": sums["loss"] / tokens,
-        "lr": float(rate(step - 1)),
-        "encoder_layers": sums["encoder_layers"] / steps,
-        "decoder_layers": sums["decoder_layers"] / steps,
-        "words_per_second": tokens / sums["seconds"],
+        "perplexity": _exp(sums["nll"] / tokens),
+        "lr": float(rate),
+        "words_per_second": tokens / seconds,
+        # of the layers that ran, and as if every layer had run
+        "flops_per_second": sums["flops"] / seconds,
+        "nominal_flops_per_second": sums["flops_nominal"] / seconds,
+        "utilisation": sums["flops"] / seconds / peak,
+        "nominal_utilisation": sums["flops_nominal"] / seconds / peak,
     }
-    writer.write(
-        "train",
-        step,
-        shown
-        | {
-            "perplexity": _exp(sums["nll"] / tokens),
-            "grad_norm": sums["grad_norm"] / steps,
-            "param_norm": sums["param_norm"] / steps,
-            "tokens": tokens,
-            "steps": steps,
-            "seconds": sums["seconds"],
-            "data_wait": sums["data_wait"],
-        },
-    )
-    progress.update(step, **shown)
+    means = ("encoder_layers", "decoder_layers", "grad_norm", "param_norm", "flops")
+    numbers |= {name: sums[name] / steps for name in (*means, "flops_nominal")}
+    return numbers | {name: sums[name] for name in ("tokens", "steps", "seconds", "data_wait")}
+
+
+def _depths(layers_run, micro_batches):
+    """The effective depth of each stack since the run began: layers run in a micro-batch, mean."""
+    return {
+        f"{stack}_depth": int(np.sum(jax.device_get(run_N))) / micro_batches
+        for stack, run_N in layers_run.items()
+    }
+
+
+def _log(numbers, step, writer, progress):
+    writer.write("train", step, numbers)
+    shown = ("loss", "lr", "encoder_layers", "decoder_layers", "words_per_second")
+    progress.update(step, **{name: numbers[name] for name in shown})
 
 
 def _exp(nats):

@@ -11,7 +11,7 @@ CONFIG = {
     "seed": 3,
     "data": {"dataset": "cldr", "source": "en", "target": "de", "source_length": 131},
     "model": {"encoder_layers": 5, "decoder_layers": 3},
-    "layerdrop": {"encoder": 0.25, "decoder": 0.5},
+    "drop": {"encoder": 0.25, "decoder": 0.5},
 }
 SACRE = "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0"
 COMMAND = "python launch.py --config=configs/wmt.py:demo --workdir=RUN"
@@ -74,7 +74,7 @@ def test_report_of_a_whole_run(tmp_path):
     assert ["encoder layers run, on average", "3.50"] in rows
     assert ["time waiting for data", "1.00%"] in rows
     assert ["2", "0 2", "2,000,006", "14.25", "600"] in rows
-    assert ["layerdrop.decoder", "0.5"] in rows
+    assert ["drop.decoder", "0.5"] in rows
     assert f"`{SACRE}`" in text
     assert f"```\n{COMMAND}\n```" in text
     assert "data.source_length = 131" in text

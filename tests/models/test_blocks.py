@@ -15,6 +15,7 @@ class Noise(nnx.Module):
     """A layer that shows what it is given: its own number, its key and its row of the extras."""
 
     def __init__(self, *, rngs):
+        self.config = small_config()
         self.number = nnx.Param(jax.random.uniform(rngs.params(), ()))
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from layerdrop_jax.training import settings
+from layerdrop_jax.training.dropping import describe_rates
 from tests import tiny_run
 
 
@@ -42,10 +43,24 @@ def test_sections_become_dataclasses():
         (changed() | {"seed": "1"}, "seed='1' is a str, not a int"),
         (changed() | {"seed": -1}, "seed=-1 is not from 0 to 4,294,967,295"),
         (changed() | {"seed": 2**32}, "seed=4294967296 is not from 0 to 4,294,967,295"),
-        (changed(layerdrop={"mode": "jump"}), "layerdrop.mode='jump' is unknown: it is one of ski"),
-        (changed(layerdrop={"schedule": "cubic"}), "layerdrop.schedule='cubic' is unknown: it is"),
-        (changed(layerdrop={"decoder": 1.1}), r"layerdrop.decoder=1.1 is not in \[0, 1\]"),
-        (changed(layerdrop={"encoder": float("nan")}), "layerdrop.encoder=nan is not in"),
+        (changed(drop={"mode": "jump"}), "drop.mode='jump' is unknown: it is one of ski"),
+        (changed(drop={"schedule": "cubic"}), "drop.schedule='cubic' is unknown: it is"),
+        (changed(drop={"heads": -0.1}), r"drop.heads=-0.1 is not in \[0, 1\]"),
+        (changed(drop={"over_time": "later"}), "drop.over_time='later' is unknown: it is one of"),
+        (changed(drop={"over_steps": 0}), "drop.over_steps=0 is not 1 or more"),
+        (changed(drop={"protect": "0;1"}), "drop.protect='0;1' is not a list of layers"),
+        (changed(drop={"protect": "3"}), "drop.protect='3', encoder: cannot protect layer 3"),
+        (changed(drop={"exact": True, "rescale": True}), "drop.exact and drop.rescale do not go"),
+        (changed(model={"saved": "some"}), "model.saved='some' is unknown: it is one of all, do"),
+        (changed(model={"drop_path_rows": "few"}), "model.drop_path_rows='few' is unknown"),
+        (changed(model={"drop_path": 1.0}), r"model.drop_path=1.0 is not in \[0, 1\)"),
+        (
+            changed(model={"drop_block": 0.1, "drop_block_size": 30}),
+            "model.drop_block_size=30 is more than data.source_length=29",
+        ),
+        (changed(optimizer={"dropped_layers": "lost"}), "optimizer.dropped_layers 'lost' is unk"),
+        (changed(drop={"decoder": 1.1}), r"drop.decoder=1.1 is not in \[0, 1\]"),
+        (changed(drop={"encoder": float("nan")}), "drop.encoder=nan is not in"),
         (changed(train={"accumulate": 0}), "train.accumulate=0 must be at least 1"),
         (changed(train={"label_smoothing": 1.0}), r"train.label_smoothing=1.0 is not in \[0, 1\)"),
         (changed(model={"norm": "mid"}), "model.norm='mid' is unknown: it is one of post, pre"),
@@ -128,14 +143,21 @@ def test_what_is_no_config_file_is_named(path, monkeypatch):
 
 
 def test_rates_and_expected_depth_in_words():
-    parsed = settings.parse(
-        changed(layerdrop={"encoder": 0.5, "decoder": 0.4, "schedule": "linear"})
-    )
-    rates = parsed.layerdrop.rates(parsed.model)
-    np.testing.assert_allclose(rates["encoder"], [0.25, 0.5])
-    assert settings.describe_rates("decoder", rates["decoder"]) == (
-        "decoder: 4 layers, drop rate 0.1, 0.2, 0.3, 0.4, expected depth 3.00"
-    )
-    assert settings.describe_rates("encoder", np.full(12, 0.2, np.float32)) == (
-        "encoder: 12 layers, drop rate 0.2 each, expected depth 9.60"
-    )
+    parsed = settings.parse(changed(drop={"encoder": 0.5, "decoder": 0.4, "schedule": "linear"}))
+    np.testing.assert_allclose(parsed.drop.rates(parsed.model)["encoder"]["layers"], [0.25, 0.5])
+    assert describe_rates(parsed) == [
+        "encoder: 2 layers, drop rate 0.25, 0.5, expected depth 1.25",
+        "decoder: 4 layers, drop rate 0.1, 0.2, 0.3, 0.4, expected depth 3.00",
+    ]
+    drop = {"encoder": 0.2, "decoder": 0.5, "heads": 0.1, "ffns": 0.25, "protect": "0"}
+    drop |= {"over_time": "warm-up", "over_steps": 3000}
+    assert describe_rates(settings.parse(changed(drop=drop))) == [
+        "encoder: 2 layers, drop rate 0, 0.2, expected depth 1.80; heads 0, 0.1; ffns 0, 0.25; "
+        "warm-up over 3,000 steps",
+        "decoder: 4 layers, drop rate 0, 0.5, 0.5, 0.5, expected depth 2.50; "
+        "heads 0, 0.1, 0.1, 0.1; ffns 0, 0.25, 0.25, 0.25; warm-up over 3,000 steps",
+    ]
+    exact = settings.parse(changed(drop={"encoder": 0.5, "decoder": 0.5, "exact": True}))
+    assert describe_rates(exact)[1].endswith("expected depth 2 in every step")
+    scaled = settings.parse(changed(drop={"rescale": True, "sublayers": 0.5}))
+    assert describe_rates(scaled)[0].endswith("; sublayers 0.5 each; rescaled")

@@ -1,5 +1,6 @@
 """One update: what it computes, what is random in it, and what becomes of a dropped layer."""
 
+import dataclasses
 import functools
 import pathlib
 
@@ -29,9 +30,9 @@ A, B, CLIP = 2, 3, 1.0
 SIZES = {"embed_dim": 10, "attention_heads": 2, "ffn_dim": 11}
 SIZES |= {"encoder_layers": 2, "decoder_layers": 4}
 LAYERS = {"encoder": 2, "decoder": 4}
-NONE_DROPPED = {side: np.zeros(n, np.float32) for side, n in LAYERS.items()}
-ALL_DROPPED = {side: np.ones(n, np.float32) for side, n in LAYERS.items()}
-HALF_DROPPED = {side: np.full(n, 0.5, np.float32) for side, n in LAYERS.items()}
+NONE_DROPPED = {side: {"layers": np.zeros(n, np.float32)} for side, n in LAYERS.items()}
+ALL_DROPPED = {side: {"layers": np.ones(n, np.float32)} for side, n in LAYERS.items()}
+HALF_DROPPED = {side: {"layers": np.full(n, 0.5, np.float32)} for side, n in LAYERS.items()}
 
 # Remembers the gradient, and passes it on.
 RECORDER = optax.GradientTransformation(
@@ -46,7 +47,7 @@ def settings(dropout=0.0):
 
 
 @functools.cache
-def compiled(*, dropout=0.0, mode="skip"):
+def compiled(*, dropout=0.0, dropped_layers="momentum", **drop):
     """step(state, batch, rates=..., seed=..., smoothing=...), and the state before the first.
 
     Gradients are clipped without dropout, and left alone with it.
@@ -56,8 +57,9 @@ def compiled(*, dropout=0.0, mode="skip"):
         train_step,
         graph=model_graph(settings(dropout).model),
         optimizer=optimizer,
-        mode=mode,
+        drop=dataclasses.replace(settings().drop, **drop),
         clip_norm=0.0 if dropout else CLIP,
+        dropped_layers=dropped_layers,
     )
     step = jax.jit(step)
     state = make_state(params(), optimizer)
@@ -239,15 +241,15 @@ def test_masks_are_a_function_of_seed_and_step():
 
 def test_each_layer_is_dropped_at_its_own_rate():
     rates = {
-        "encoder": np.array([0.2, 0.6], np.float32),
-        "decoder": np.array([0.1, 0.3, 0.7, 0.5], np.float32),
+        "encoder": {"layers": np.array([0.2, 0.6], np.float32)},
+        "decoder": {"layers": np.array([0.1, 0.3, 0.7, 0.5], np.float32)},
     }
     steps = 300
     found = masks(range(steps), rates=rates)
     # Without a decoder layer nothing looks at the encoder, and a layer that ran has no gradient.
     seen = {"decoder": found["decoder"], "encoder": found["encoder"][found["decoder"].any(axis=1)]}
-    for side, rates_N in rates.items():
-        count = len(seen[side])
+    for side, of_group in rates.items():
+        rates_N, count = of_group["layers"], len(seen[side])
         assert count > 0.9 * steps
         deviation_N = np.sqrt(rates_N * (1 - rates_N) / count)
         # 5 standard deviations: one run in 300,000 has one of 6 layers outside.
@@ -299,12 +301,13 @@ def test_dropout_differs_from_step_to_step():
 # What becomes of a dropped layer
 
 
+ENCODER_1_DROPPED = NONE_DROPPED | {"encoder": {"layers": np.array([0, 1], np.float32)}}
+
+
 def test_a_dropped_layer_still_moves_by_its_momentum():
-    """`optimizer.dropped_layers` of docs/design.md has one value so far, "momentum"."""
     step, state = compiled()
-    encoder_dropped = NONE_DROPPED | {"encoder": np.array([0, 1], np.float32)}
     before, _ = step(state, BATCH)
-    after, metrics = step(before, BATCH, rates=encoder_dropped)
+    after, metrics = step(before, BATCH, rates=ENCODER_1_DROPPED)
     assert metrics["encoder_layers"] == 1
     adam, old = (state["optimizer"][1][0] for state in (after, before))
     config = settings().optimizer

@@ -1,0 +1,188 @@
+"""What a step of training drops: the config, the draws, and what dropping means for the optimizer.
+
+Layers, sub-layers, heads and FFNs are drawn once for a micro-batch, the same on every device.
+Dropout, DropPath, DropBlock and DropConnect, which drop inside what runs, belong to the model.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from layerdrop_jax.core import drop_schedule
+from layerdrop_jax.core.drop_schedule import drop_rates, rate_at, sample_keep
+from layerdrop_jax.core.randomness import named_key
+from layerdrop_jax.core.skip_scan import MODES
+from layerdrop_jax.core.structured import rescale, sample_groups, survival
+from layerdrop_jax.models.blocks import BlockConfig, check_choice
+from layerdrop_jax.models.seq2seq import Seq2Seq
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DropConfig:
+    """Which groups of weights are dropped, and how they are skipped. Rates are in [0, 1].
+
+    Groups may overlap: a sub-layer runs where its layer, it itself and, if it is one, its FFN are
+    kept. Nothing is scaled up, unless ``rescale`` asks for it.
+
+    Attributes:
+      encoder, decoder: rate of the layers of each stack. The paper's LayerDrop.
+      sublayers: rate of every sub-layer of every layer.
+      heads: rate of every head of every attention.
+      ffns: rate of every feed-forward sub-layer.
+      schedule: how these rates grow with depth, see `drop_rates`.
+      protect: layers in which nothing of this is dropped, as in "0,-1"; "" for none.
+      exact: in every draw run just as many layers as are expected, rounded to a whole number.
+      over_time: how the rates grow over training, see `rate_at`.
+      over_steps: how many steps that takes.
+      rescale: divide what runs by its chance to run, as Stochastic Depth does.
+      mode: how `skip_scan` runs the stacks in training.
+    """
+
+    encoder: float
+    decoder: float
+    sublayers: float
+    heads: float
+    ffns: float
+    schedule: str
+    protect: str
+    exact: bool
+    over_time: str
+    over_steps: int
+    rescale: bool
+    mode: str
+
+    def __post_init__(self):
+        check_choice("drop", "schedule", self.schedule, drop_schedule.SCHEDULES)
+        check_choice("drop", "over_time", self.over_time, drop_schedule.TIME_SCHEDULES)
+        check_choice("drop", "mode", self.mode, MODES)
+        for name in ("encoder", "decoder", "sublayers", "heads", "ffns"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"drop.{name}={getattr(self, name)} is not in [0, 1]")
+        if self.over_steps < 1:
+            raise ValueError(f"drop.over_steps={self.over_steps} is not 1 or more")
+        if self.exact and self.rescale:
+            raise ValueError(
+                "drop.exact and drop.rescale do not go together: with a fixed number of layers the "
+                "chance of a layer to run is not 1 - rate"
+            )
+        self.protected()
+
+    def protected(self) -> tuple[int, ...]:
+        """``protect`` as numbers."""
+        try:
+            return tuple(int(number) for number in self.protect.split(",") if self.protect.strip())
+        except ValueError:
+            raise ValueError(
+                f'drop.protect={self.protect!r} is not a list of layers such as "0,-1"'
+            ) from None
+
+    def rates(self, model: BlockConfig) -> dict:
+        """The drop rates of a model before `over_time`: for each stack those of the groups in use.
+
+        Returns:
+          ``{"encoder": {"layers": float32[N], ...}, "decoder": ...}``; of the groups other than
+          layers only those whose rate is not 0.
+
+        Raises:
+          ValueError: a layer to protect that a stack does not have.
+        """
+        rates = {}
+        for stack in Seq2Seq.STACKS:
+            of_group = {"layers": getattr(self, stack)}
+            of_group |= {g: getattr(self, g) for g in ("sublayers", "heads", "ffns")}
+            num_layers = getattr(model, f"{stack}_layers")
+            try:
+                rates[stack] = {
+                    group: drop_rates(num_layers, rate, self.schedule, self.protected())
+                    for group, rate in of_group.items()
+                    if rate or group == "layers"
+                }
+            except ValueError as error:
+                raise ValueError(f"drop.protect={self.protect!r}, {stack}: {error}") from None
+        return rates
+
+
+def draw(key, stack: str, rates: dict, step, *, drop: DropConfig, num_heads: int):
+    """Draws what one micro-batch runs of a stack.
+
+    Args:
+      key: of the micro-batch.
+      stack: its name.
+      rates: float32[N] for each group in use, from `DropConfig.rates`.
+      step: updates made so far; may be traced.
+      drop: the config.
+      num_heads: H.
+
+    Returns:
+      ``(keep_N, groups, ran_NxS)``: the layers that run; what runs inside them, for the model; and
+      which sub-layers run at all.
+    """
+    key = named_key(key, stack)
+    num_sublayers = len(Seq2Seq.STACKS[stack].SUBLAYERS)
+    factor = rate_at(step, drop.over_time, drop.over_steps)
+    rates = {group: factor * rate_N for group, rate_N in rates.items()}
+    exact = jnp.round(jnp.sum(1 - rates["layers"])) if drop.exact else None
+    keep_N = sample_keep(named_key(key, "keep"), rates["layers"], exact=exact)
+    groups = sample_groups(
+        named_key(key, "groups"), rates, num_sublayers=num_sublayers, num_heads=num_heads
+    )
+    if drop.rescale:
+        groups["scale"] = rescale(survival(rates, num_sublayers=num_sublayers))
+    ran_NxS = jnp.broadcast_to(keep_N[:, None], (keep_N.size, num_sublayers))
+    return keep_N, groups, ran_NxS & groups.get("sublayers", True)
+
+
+def restore_dropped(new, old, ran: dict):
+    """Takes the rows of sub-layers that did not run from ``old``: ``dropped_layers="freeze"``.
+
+    Args:
+      new, old: trees of parameters, of moments, or of both; below the name of a stack come the
+        names of sub-layers and their norms, and then arrays with the layers on axis 0.
+      ran: bool[N, S] for each stack.
+
+    Returns:
+      ``new`` where the sub-layer ran, ``old`` elsewhere, bit for bit.
+    """
+
+    def select(path, new, old):
+        names = [getattr(entry, "key", None) for entry in path]
+        for stack in ran:
+            if stack in names:
+                sublayer = names[names.index(stack) + 1].removesuffix("_norm")
+                ran_N = ran[stack][:, Seq2Seq.STACKS[stack].SUBLAYERS.index(sublayer)]
+                return jnp.where(ran_N.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+        return new
+
+    return jax.tree_util.tree_map_with_path(select, new, old)
+
+
+def describe_rates(settings) -> list[str]:
+    """A line for each stack: its layers, the rate of each group in each, how many run on average.
+
+    Args:
+      settings: `settings.Settings`.
+    """
+    drop = settings.drop
+    lines = []
+    for stack, rates in drop.rates(settings.model).items():
+        layers_N = np.asarray(rates["layers"], np.float64)
+        depth = np.sum(1 - layers_N)
+        expected = f"depth {round(depth)} in every step" if drop.exact else f"depth {depth:.2f}"
+        line = (
+            f"{stack}: {layers_N.size} layers, drop rate {_rates_text(layers_N)}, "
+            f"expected {expected}"
+        )
+        for group in ("sublayers", "heads", "ffns"):
+            if group in rates:
+                line += f"; {group} {_rates_text(rates[group])}"
+        if drop.over_time != "constant":
+            line += f"; {drop.over_time} over {drop.over_steps:,} steps"
+        lines.append(line + ("; rescaled" if drop.rescale else ""))
+    return lines
+
+
+def _rates_text(rates_N) -> str:
+    shown = [f"{rate:.3g}" for rate in np.asarray(rates_N)]
+    return f"{shown[0]} each" if len(set(shown)) == 1 else ", ".join(shown)
