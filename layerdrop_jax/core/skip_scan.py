@@ -3,12 +3,18 @@
 Three ways to run it give the same values and gradients:
 
 * ``skip``: a loop of exactly ``sum(keep)`` trips, forward and backward. The trip count is data, so
-  one executable serves every mask. Reverse mode only, and once: a loop of unknown length has no
-  transpose of its own, so the loop brings its own rule, and the rule's loop has none.
+  one executable serves every mask. A loop of unknown length has no transpose of its own, so the
+  loop brings a rule; the rule is a loop again, which forward mode passes through. So there are
+  gradients and forward mode over them (jvp of grad, hessian), and nothing else.
 * ``cond``: `lax.scan` over `lax.cond`. Differentiable in every mode of JAX; a dropped step is not
   computed, but zeros are written in place of its residuals.
 * ``mask``: every step runs and the result is selected. Saves nothing, but it is the only mode in
   which ``keep`` may differ between the examples of a batch.
+
+Under `jax.vmap` over the carry, xs or closed-over values, with one ``keep`` for the whole batch,
+``skip`` and ``cond`` save what they save without it. Over ``keep``, ``cond`` turns into a select of
+what every step computes, and ``skip`` makes as many trips as the example that keeps the most, each
+with its own weights gathered.
 
 A NaN inside a dropped step reaches neither value nor gradient in ``skip`` and ``cond``; in ``mask``
 it reaches the gradient, because the step does run.
@@ -40,14 +46,17 @@ def skip_scan(f: Callable, init, xs, keep, *, mode: str = "skip", policy=None):
         the carry and of y.
       mode: ``skip``, ``cond`` or ``mask``; see the module's text.
       policy: a `jax.checkpoint` policy that says which intermediate values of a step are kept for
-        the backward pass. None keeps all that `jax.vjp` asks for.
+        the backward pass. None keeps all that `jax.vjp` asks for. Policies that move values to
+        the host's memory are for ``cond`` and ``mask``.
 
     Returns:
       ``(carry, ys)``; where ``keep[i]`` is False the carry passes step i unchanged and ``ys[i]``
       is zeros.
 
     Raises:
-      ValueError: an unknown mode, or a ``keep`` whose shape does not fit ``xs``.
+      ValueError: an unknown mode, or a ``keep`` whose shape does not fit ``xs``. In mode ``skip``
+        also where a derivative is taken that it lacks: forward mode first (jvp, jacfwd, linearize)
+        or reverse mode twice (grad of grad).
     """
     if mode not in MODES:
         raise ValueError(f"mode={mode!r} is unknown: it is one of {', '.join(MODES)}")
@@ -110,7 +119,10 @@ def _skip(f, init, xs, keep, policy):
         leaves = jax.core.eval_jaxpr(jaxpr.jaxpr, consts, *jax.tree.leaves((carry, x)))
         return jax.tree.unflatten(out_tree, leaves)
 
-    saving_step = step if policy is None else jax.checkpoint(step, policy=policy)
+    saving_step = step
+    if policy is not None:
+        # The two loops cannot share a computation, so nothing has to be held apart.
+        saving_step = jax.checkpoint(step, policy=policy, prevent_cse=False)
 
     @jax.custom_vjp
     def run(consts, init, xs, keep):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from layerdrop_jax.core.skip_scan import MODES, skip_scan
 
@@ -393,6 +394,24 @@ def test_vmap_over_masks(mode):
     assert_exact(data(found), jax.tree.map(lambda *a: np.stack(a), *map(expected, some)))
 
 
+@pytest.mark.parametrize("mode", ["skip", "cond"])
+def test_vmap_keeps_the_saving_unless_it_is_over_masks(mode):
+    def program(axis_of_carry, axis_of_keep):
+        def carry(h, keep):
+            return skip_scan(lambda h, x: (h * x, None), h, jnp.ones(N), keep, mode=mode)[0]
+
+        mapped = jax.vmap(carry, in_axes=(axis_of_carry, axis_of_keep))
+        return str(jax.make_jaxpr(mapped)(jnp.ones(B), np.ones((B, N) if axis_of_keep == 0 else N)))
+
+    one_mask, many_masks = program(0, None), program(None, 0)
+    if mode == "cond":
+        assert "cond[" in one_mask
+        assert "cond[" not in many_masks
+    else:  # over masks each example is at a layer of its own, so weights are gathered
+        assert "gather[" not in one_mask
+        assert "gather[" in many_masks
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_gradients_accumulate_in_an_outer_scan_under_a_checkpoint(mode):
     some = [masks(N)[i] for i in (3, 0, 5)]
@@ -466,6 +485,49 @@ def test_bfloat16_is_bitwise_that_of_the_plain_loop(mode):
         )
         for f, wrapped in ((scanned, fast_jit), (plain, lambda f: f))
     )
+    assert_exact(data(found), data(wanted))
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "float16", "float8_e5m2"])
+def test_weights_of_other_types(dtype):
+    rng = np.random.default_rng(8)
+    weights = jnp.asarray(rng.normal(0, 0.2, (N, D, D)) * (1 + 1j), jnp.complex64)
+    weights = (weights if dtype == "complex64" else weights.real).astype(dtype)
+    compute = jnp.complex64 if dtype == "complex64" else jnp.float32
+
+    def value(mode, w):
+        h = jnp.ones(D, compute)
+        f = lambda h, w: (jnp.sin(w.astype(compute) @ h), None)  # noqa: E731
+        return jnp.sum(jnp.abs(skip_scan(f, h, w, masks(N)[3], mode=mode)[0]) ** 2)
+
+    found, wanted = (
+        np.asarray(fast_jit(jax.grad(functools.partial(value, mode)))(weights))
+        for mode in ("skip", "cond")
+    )
+    assert found.dtype == wanted.dtype == weights.dtype
+    found, wanted = found.astype(np.complex64), wanted.astype(np.complex64)
+    assert np.isfinite(wanted).all()
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6 * np.abs(wanted).max())
+
+
+def test_a_policy_by_name_and_donated_weights():
+    policy = jax.checkpoint_policies.save_only_these_names("product")
+
+    def value(w, mode):
+        def f(h, w):
+            return jnp.tanh(checkpoint_name(h @ w, "product")), None
+
+        return skip_scan(f, jnp.ones(D), w, masks(N)[3], mode=mode, policy=policy)[0].sum()
+
+    def update(w, mode):
+        return w - jax.grad(value)(w, mode)
+
+    w = jnp.asarray(np.random.default_rng(9).normal(0, 0.5, (N, D, D)), jnp.float32)
+    wanted = fast_jit(functools.partial(update, mode="cond"))(w)
+    text = str(jax.make_jaxpr(functools.partial(update, mode="skip"))(w))
+    assert re.findall(r":f32\[([\d,]+)\] = unwritten", text) == [f"{N},{D}"] * 2  # h and h @ w
+    found = fast_jit(functools.partial(update, mode="skip"), donate_argnums=0)(w)
+    assert w.is_deleted()
     assert_exact(data(found), data(wanted))
 
 
