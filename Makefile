@@ -1,4 +1,4 @@
-# make demo | test | lint | clean. Each target that needs Python sets up .venv by itself.
+# make demo | test | bench | lint | clean. Each target that needs Python sets up .venv by itself.
 #
 # PYTHON=... picks the interpreter; otherwise the first of the usual names that really runs, is
 # new enough and can make a virtual environment (a version manager's stub may exist and not run).
@@ -7,7 +7,7 @@ CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 STAMP := .venv/installed
 RUN := .venv/bin/python
 
-.PHONY: demo test lint clean
+.PHONY: demo test bench lint clean
 
 demo: $(STAMP)
 	@echo "Training a 12 + 6-layer translation model twice, with LayerDrop and without, on the CPU."
@@ -18,6 +18,11 @@ test: $(STAMP)
 	@echo "Running the tests under tests/ on the CPU, in two processes."
 	@JAX_PLATFORMS=cpu $(RUN) -m pytest -q -n 2
 	@echo "All of tests/ ran. Options go to pytest directly: $(RUN) -m pytest tests/core -x"
+
+# Without huge pages the processor spends a tenth of a step on CPU faulting in fresh memory.
+bench: $(STAMP)
+	@echo "Timing training steps: modes, rates, structured dropouts; beside PyTorch if it is installed."
+	@GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(RUN) -m benchmarks.step_cost --out=runs/bench
 
 lint: $(STAMP)
 	@echo "Checking lint and format with ruff."

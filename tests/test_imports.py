@@ -22,9 +22,11 @@ ALLOWED = {
     "interop": {"core", "models", "interop"},
     "experiments": {"core", "models", "decoding", "data", "training", "analysis", "interop"}
     | {"experiments", "configs", "launch"},
+    "examples": {PACKAGE},
     "launch": {"core", "models", "decoding", "data", "training", "analysis", "interop"}
     | {"launch", "configs"},
     "configs": {"configs"},
+    "benchmarks": {"core", "models", "training", "analysis", "benchmarks"},
 }
 JAX_FAMILY = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 WITHOUT_JAX = {"data", "configs"}
@@ -76,7 +78,7 @@ def violations(source: str, path: str) -> list[str]:
 
 
 def project_files() -> list[str]:
-    folders = [PACKAGE, "configs", "experiments"]
+    folders = [PACKAGE, "configs", "experiments", "benchmarks", "examples"]
     files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
     files += [file for file in [ROOT / "launch.py"] if file.exists()]
     return sorted(str(file.relative_to(ROOT)) for file in files)

@@ -1,0 +1,147 @@
+"""The network that the benchmarks time: a pre-norm language model made of the project's layers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import lax
+
+from layerdrop_jax.core.randomness import named_key
+from layerdrop_jax.core.structured import sample_groups
+from layerdrop_jax.models.attention import causal_mask
+from layerdrop_jax.models.blocks import SAVED, BlockConfig, EncoderLayer, make_stack, run_stack
+from layerdrop_jax.models.layers import dropout, layer_norm
+from layerdrop_jax.training.losses import label_smoothed_nll
+from layerdrop_jax.training.optimizers import OptimizerConfig, make_optimizer
+
+LAYERS, VOCABULARY, ROWS, LENGTH, HEAD_SIZE = 16, 8000, 8, 128, 64
+
+
+def block_config(width: int, **changes) -> BlockConfig:
+    """Layers of a given width, four times that inside the FFN, without any dropout."""
+    fields = {
+        "embed_dim": width,
+        "ffn_dim": 4 * width,
+        "attention_heads": max(width // HEAD_SIZE, 1),
+        "norm": "pre",
+        "activation": "relu",
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "activation_dropout": 0.0,
+        "drop_path": 0.0,
+        "drop_path_rows": "all",
+        "drop_block": 0.0,
+        "drop_block_size": 4,
+        "drop_connect": 0.0,
+        "dtype": "float32",
+        "saved": "dots",
+    }
+    return BlockConfig(**(fields | changes))
+
+
+class LM(nnx.Module):
+    """Tied embedding, a stack of self-attention and FFN layers, norm, logits; no positions."""
+
+    def __init__(self, config, num_layers, *, rngs):
+        self.config = config
+        table = jax.random.normal(rngs.params(), (VOCABULARY, config.embed_dim))
+        self.embedding = nnx.Param(table * config.embed_dim**-0.5)
+        self.layers = make_stack(lambda rngs: EncoderLayer(config, rngs=rngs), num_layers, rngs)
+        self.norm = layer_norm(config, rngs)
+
+    def __call__(self, ids_BxT, run, key=None):
+        """Logits [B, T, V]; ``run(layers, x, mask_BxTxT)`` runs the stack."""
+        config = self.config
+        x_BxTxD = config.embed_dim**0.5 * self.embedding[...][ids_BxT]
+        x_BxTxD = dropout(x_BxTxD, config.dropout, key)
+        mask_BxTxT = jnp.broadcast_to(causal_mask(LENGTH), (ROWS, LENGTH, LENGTH))
+        x_BxTxD = self.norm(run(self.layers, x_BxTxD, mask_BxTxT))
+        return jnp.einsum("btd,vd->btv", x_BxTxD, self.embedding[...])
+
+
+def skipping(keep_N, mode, key=None, rates=None):
+    """Runs a stack by `run_stack`, also dropping the groups inside layers that have ``rates``."""
+
+    def run(layers, x_BxTxD, mask_BxTxT):
+        heads = layers.config.attention_heads
+        groups = None
+        if rates:
+            names = EncoderLayer.SUBLAYERS
+            groups = sample_groups(key, rates, num_sublayers=len(names), num_heads=heads)
+
+        def step(layer, x_BxTxD, key, groups):
+            return layer(x_BxTxD, mask_BxTxT, key, groups, mode), None
+
+        return run_stack(layers, x_BxTxD, keep_N, step, key=key, mode=mode, extra=groups)[0]
+
+    return run
+
+
+def scanning(kept):
+    """Runs the layers ``kept``, known when compiling, by `lax.scan`: what skipping is held to."""
+
+    def run(layers, x_BxTxD, mask_BxTxT):
+        graphdef, params = nnx.split(layers)
+        if len(kept) < jax.tree.leaves(params)[0].shape[0]:
+            params = jax.tree.map(lambda a: a[np.array(kept, int)], params)
+
+        def step(x_BxTxD, params):
+            return nnx.merge(graphdef, params)(x_BxTxD, mask_BxTxT), None
+
+        policy = SAVED[layers.config.saved]
+        if policy is not None:
+            step = jax.checkpoint(step, policy=policy)
+        return lax.scan(step, x_BxTxD, params)[0]
+
+    return run
+
+
+def make(config, num_layers=LAYERS):
+    """(start, train_step): ``train_step(start(), ids, targets, key, make_run) -> (state, loss)``.
+
+    ``make_run(key)`` gives what runs the stack; the state is parameters and Adam's moments.
+    """
+    optimizer, _ = make_optimizer(OptimizerConfig(schedule="inverse_sqrt", rate=1e-4))
+    graph = nnx.graphdef(nnx.eval_shape(lambda: LM(config, num_layers, rngs=nnx.Rngs(0))))
+
+    @jax.jit
+    def start():
+        params = nnx.to_pure_dict(nnx.state(LM(config, num_layers, rngs=nnx.Rngs(0))))
+        return params, optimizer.init(params)
+
+    def train_step(state, ids_BxT, target_BxT, key, make_run):
+        params, moments = state
+
+        def loss(params):
+            run = make_run(key)
+            logits_BxTxV = nnx.merge(graph, params)(ids_BxT, run, named_key(key, "embedding"))
+            weight_BxT = jnp.ones(target_BxT.shape)
+            return (
+                label_smoothed_nll(logits_BxTxV, target_BxT, weight_BxT, 0.0)[0] / weight_BxT.size
+            )
+
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, moments = optimizer.update(grads, moments, params)
+        return (optax.apply_updates(params, updates), moments), value
+
+    return start, train_step
+
+
+def batch():
+    """(ids, targets), int32 [B, T], of random tokens."""
+    rng = np.random.default_rng(0)
+    return tuple(
+        jnp.asarray(rng.integers(0, VOCABULARY, (ROWS, LENGTH)), jnp.int32) for _ in range(2)
+    )
+
+
+def kept_layers(rate: float) -> tuple[int, ...]:
+    """The layers left at a rate: as many as are expected, rounded, spread evenly."""
+    count = round(LAYERS * (1 - rate))
+    return tuple(i * LAYERS // count for i in range(count))
+
+
+def mask(kept):
+    """bool[N] of the layers kept."""
+    return np.isin(np.arange(LAYERS), kept)

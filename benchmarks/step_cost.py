@@ -1,0 +1,374 @@
+"""What a training step costs, by drop rate and mode, against static networks and PyTorch.
+
+  python -m benchmarks.step_cost --out=experiments/results/step_cost/cpu
+
+Everything is timed in one process, one step after the other in turn, so that what else the machine
+does falls on all alike; ratios are taken within a round. Writes results.json, which holds every
+measurement, report.md and step_cost.png.
+
+What is compared, on a 16-layer language model, forward, backward and Adam:
+
+* ``skip``, ``cond``, ``mask``: the modes of skip_scan, one executable each for every rate; skip
+  also with other choices of what a layer saves for its backward pass;
+* ``static``: a network that has only the kept layers, compiled for each rate;
+* ``static, all updated``: the full network whose kept layers were known when it was compiled. Like
+  the modes it has gradients, moments and updates of all layers, which the small one has not;
+* ``torch``, ``torch.compile``: where PyTorch is installed.
+"""
+
+import functools
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+import statistics
+import time
+
+import jax
+import matplotlib
+import numpy as np
+from absl import app, flags
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import Progress
+
+from benchmarks import lm
+from layerdrop_jax.analysis.plots import COLORS, DASHES, MARKERS, STYLE
+from layerdrop_jax.core.drop_schedule import drop_rates, sample_keep
+from layerdrop_jax.core.randomness import named_key
+
+RATES = (0.0, 0.2, 0.5, 0.75, 1.0)
+MODES = {
+    "skip": {"mode": "skip", "saved": "dots"},
+    "skip, saving all": {"mode": "skip", "saved": "all"},
+    "skip, saving nothing": {"mode": "skip", "saved": "nothing"},
+    "cond": {"mode": "cond", "saved": "dots"},
+    "mask": {"mode": "mask", "saved": "dots"},
+}
+# The structured dropouts, each alone: the config of the model, or the rates of groups.
+DROPOUTS = {
+    "nothing": {},
+    "Dropout": {"model": "dropout"},
+    "DropConnect": {"model": "drop_connect"},
+    "DropBlock": {"model": "drop_block"},
+    "DropPath, all rows computed": {"model": "drop_path"},
+    "DropPath, kept rows computed": {"model": "drop_path", "drop_path_rows": "kept"},
+    "heads": {"group": "heads"},
+    "FFNs": {"group": "ffns"},
+    "sub-layers": {"group": "sublayers"},
+    "layers (LayerDrop)": {"group": "layers"},
+    "heads + layers": {"group": "heads+layers"},
+    "heads + sub-layers": {"group": "heads+sublayers"},
+}
+
+OUT = flags.DEFINE_string("out", None, "folder to write to", required=True)
+WIDTHS = flags.DEFINE_list("widths", ["256", "512"], "model widths")
+ROUNDS = flags.DEFINE_integer("rounds", 9, "timed steps of each kind", lower_bound=2)
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown argument {argv[1]!r}")
+    out = pathlib.Path(OUT.value)
+    out.mkdir(parents=True, exist_ok=True)
+    results = {"machine": machine(), "steps": [], "memory": [], "dropouts": [], "compile": []}
+    with Progress(console=Console(stderr=True)) as progress:
+        for width in map(int, WIDTHS.value):
+            steps, memory = step_times(width, progress)
+            results["steps"] += steps
+            results["memory"] += memory
+        results["dropouts"] = dropout_times(int(WIDTHS.value[0]), progress)
+        results["compile"] = compile_times(progress)
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    text = report(results)
+    (out / "report.md").write_text(text)
+    plot(results, out / "step_cost.png")
+    print(text)
+
+
+def machine() -> dict:
+    found = {
+        "device": jax.devices()[0].device_kind,
+        "platform": jax.default_backend(),
+        "cores": os.cpu_count(),
+        "processor": processor(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ""),
+        "rounds": ROUNDS.value,
+    }
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        found |= {"torch": torch.__version__, "torch_threads": torch.get_num_threads()}
+    return found
+
+
+def processor() -> str:
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return platform.processor()
+    lines = cpuinfo.read_text().splitlines()
+    return next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), "")
+
+
+# ---------------------------------------------------------------------------------------------
+# timing
+
+
+def step_times(width, progress):
+    """Seconds of every kind of step at every rate, and the memory of each executable."""
+    ids, target = lm.batch()
+    key = jax.random.key(0)
+    kept = {rate: lm.kept_layers(rate) for rate in RATES}
+    start, train_step = lm.make(lm.block_config(width))
+    shared = {"state": start()}  # by all that update all layers
+    memory, calls = [], {}
+
+    def compile_step(name, rate, train_step, state, make_run, *arguments):
+        jitted = jax.jit(functools.partial(timed_step, train_step, make_run), donate_argnums=0)
+        compiled = jitted.lower(state, ids, target, key, *arguments).compile()
+        analysis = compiled.memory_analysis()
+        temporary = getattr(analysis, "temp_size_in_bytes", None)
+        memory.append({"width": width, "variant": name, "rate": rate, "bytes": temporary})
+        return compiled
+
+    def call(compiled, holder, *arguments):
+        holder["state"], loss = compiled(holder["state"], ids, target, key, *arguments)
+        jax.block_until_ready((holder["state"], loss))
+
+    torch_names = ["torch", "torch.compile"] if importlib.util.find_spec("torch") else []
+    total = len(MODES) + 2 * len(RATES) + len(torch_names)
+    task = progress.add_task(f"width {width}: compiling", total=total)
+    for name, how in MODES.items():
+        _, step = lm.make(lm.block_config(width, saved=how["saved"]))
+
+        def make_run(key, keep_N, mode=how["mode"]):
+            return lm.skipping(keep_N, mode)
+
+        compiled = compile_step(name, None, step, shared["state"], make_run, lm.mask(kept[0.0]))
+        for rate in RATES:
+            keep_N = jax.device_put(lm.mask(kept[rate]))
+            calls[name, rate] = functools.partial(call, compiled, shared, keep_N)
+        progress.advance(task)
+    for rate, layers in kept.items():
+        make_run = functools.partial(lambda key, layers: lm.scanning(layers), layers=layers)
+        compiled = compile_step("static, all updated", rate, train_step, shared["state"], make_run)
+        calls["static, all updated", rate] = functools.partial(call, compiled, shared)
+        small_start, small_step = lm.make(lm.block_config(width), max(len(layers), 1))
+        small = {"state": small_start()}
+        runner = lm.scanning(range(len(layers))) if layers else passing_by
+        make_run = functools.partial(lambda key, runner: runner, runner=runner)
+        compiled = compile_step("static", rate, small_step, small["state"], make_run)
+        calls["static", rate] = functools.partial(call, compiled, small)
+        progress.advance(task, 2)
+    for name in torch_names:
+        from benchmarks import torch_lm
+
+        step = torch_lm.make_step(width, compiled=name == "torch.compile")
+        for rate in RATES:
+            calls[name, rate] = functools.partial(step, lm.mask(kept[rate]).tolist())
+        progress.advance(task)
+    seconds = interleaved(calls, progress, f"width {width}: timing")
+    rows = [
+        {"width": width, "variant": name, "rate": rate, "layers": len(kept[rate]), "seconds": times}
+        for (name, rate), times in seconds.items()
+    ]
+    return rows, memory
+
+
+def timed_step(train_step, make_run, state, ids, target, key, *arguments):
+    return train_step(state, ids, target, key, lambda key: make_run(key, *arguments))
+
+
+def passing_by(layers, x_BxTxD, mask_BxTxT):
+    """The stack of the static network that has no layers left."""
+    del layers, mask_BxTxT
+    return x_BxTxD
+
+
+def dropout_times(width, progress):
+    """Seconds of a step with each structured dropout alone, at the rates 0.2 and 0.5."""
+    ids, target = lm.batch()
+    start, _ = lm.make(lm.block_config(width))
+    holder = {"state": start()}
+    calls = {}
+    task = progress.add_task("dropouts: compiling", total=2 * len(DROPOUTS))
+    for rate in (0.2, 0.5):
+        for name, how in DROPOUTS.items():
+            changes = {how["model"]: rate} if "model" in how else {}
+            changes |= {k: v for k, v in how.items() if k == "drop_path_rows"}
+            _, step = lm.make(lm.block_config(width, **changes))
+            groups = how.get("group", "").split("+") if "group" in how else []
+            rates = {group: drop_rates(lm.LAYERS, rate) for group in groups}
+
+            def make_run(key, rates=rates):
+                layer_rates = rates.get("layers", drop_rates(lm.LAYERS, 0.0))
+                keep_N = sample_keep(named_key(key, "keep"), layer_rates)
+                inside = {name: r for name, r in rates.items() if name != "layers"}
+                return lm.skipping(keep_N, "skip", key, inside)
+
+            jitted = jax.jit(functools.partial(timed_step, step, make_run), donate_argnums=0)
+            compiled = jitted.lower(holder["state"], ids, target, jax.random.key(0)).compile()
+            keys = iter(jax.random.split(jax.random.key(1), 2 * ROUNDS.value + 2))
+
+            def call(compiled=compiled, keys=keys):
+                holder["state"], loss = compiled(holder["state"], ids, target, next(keys))
+                jax.block_until_ready((holder["state"], loss))
+
+            calls[name, rate] = call
+            progress.advance(task)
+    seconds = interleaved(calls, progress, "dropouts: timing", rounds=2 * ROUNDS.value)
+    return [
+        {"width": width, "variant": name, "rate": rate, "seconds": times}
+        for (name, rate), times in seconds.items()
+    ]
+
+
+def compile_times(progress):
+    """Seconds to compile a step of 12 and of 96 layers, in turn."""
+    ids, target = lm.batch()
+    calls = {}
+    for num_layers in (12, 96):
+        start, step = lm.make(lm.block_config(64), num_layers)
+        state = jax.eval_shape(start)
+
+        def call(num_layers=num_layers, step=step, state=state):
+            jax.clear_caches()
+            keep_N = jax.ShapeDtypeStruct((num_layers,), bool)
+            make_run = lambda key, keep_N: lm.skipping(keep_N, "skip")  # noqa: E731
+            jitted = jax.jit(functools.partial(timed_step, step, make_run))
+            jitted.lower(state, ids, target, jax.random.key(0), keep_N).compile()
+
+        calls[num_layers] = call
+    seconds = interleaved(calls, progress, "compiling 12 and 96 layers")
+    return [{"layers": n, "seconds": times} for n, times in seconds.items()]
+
+
+def interleaved(calls, progress, text, rounds=None):
+    """Seconds of each call, in rounds; each round begins with another one."""
+    rounds = rounds or ROUNDS.value
+    task = progress.add_task(text, total=(rounds + 1) * len(calls))
+    names = list(calls)
+    seconds = {name: [] for name in names}
+    for number in range(rounds + 1):
+        first = number * 7 % len(names)
+        for name in names[first:] + names[:first]:
+            start = time.perf_counter()
+            calls[name]()
+            if number:  # the first round warms up
+                seconds[name].append(time.perf_counter() - start)
+            progress.advance(task)
+    return seconds
+
+
+# ---------------------------------------------------------------------------------------------
+# report
+
+
+def ratio(rows, other) -> tuple[float, float, float]:
+    """(median, lower quartile, upper quartile) of the ratio of two rows, round by round."""
+    ratios = np.divide(rows["seconds"], other["seconds"])
+    return tuple(np.percentile(ratios, (50, 25, 75)))
+
+
+def shown(numbers) -> str:
+    median, low, high = numbers
+    return f"{median:.2f} ({low:.2f}-{high:.2f})"
+
+
+def report(results) -> str:
+    """The tables of report.md."""
+    machine = results["machine"]
+    steps = {(r["width"], r["variant"], r["rate"]): r for r in results["steps"]}
+    widths = sorted({width for width, _, _ in steps})
+    variants = list(dict.fromkeys(name for _, name, _ in steps))
+    lines = ["# What a step costs", "", ", ".join(f"{k} {v}" for k, v in machine.items() if v), ""]
+    lines += [
+        f"{lm.LAYERS} layers, vocabulary {lm.VOCABULARY}, {lm.ROWS} x {lm.LENGTH} tokens, float32; "
+        "forward, backward and Adam. Medians; in brackets the quartiles of the ratio to `static`, "
+        "taken round by round.",
+        "",
+    ]
+    for width in widths:
+        layers = {rate: len(lm.kept_layers(rate)) for rate in RATES}
+        lines += [f"## Width {width}", "", "Milliseconds, and times `static`.", ""]
+        lines += table(
+            ["", *(f"rate {rate:g} ({layers[rate]} layers)" for rate in RATES)],
+            [
+                [name]
+                + [
+                    f"{1e3 * statistics.median(steps[width, name, rate]['seconds']):.0f} ms, "
+                    + shown(ratio(steps[width, name, rate], steps[width, "static", rate]))
+                    for rate in RATES
+                ]
+                for name in variants
+            ],
+        )
+        memory = {
+            (m["variant"], m["rate"]): m["bytes"] for m in results["memory"] if m["width"] == width
+        }
+        lines += ["Temporary memory of the executable, MB.", ""]
+        rows = [
+            [name if rate is None else f"{name}, rate {rate:g}", f"{size / 1e6:.0f}"]
+            for (name, rate), size in memory.items()
+            if size is not None and (rate is None or rate == 0)
+        ]
+        lines += table(["", "MB"], rows)
+    lines += ["## Structured dropouts", "", "Times a step that drops nothing.", ""]
+    drops = {(r["variant"], r["rate"]): r for r in results["dropouts"]}
+    rates = sorted({rate for _, rate in drops})
+    lines += table(
+        [f"width {results['dropouts'][0]['width']}", *(f"rate {rate:g}" for rate in rates)],
+        [
+            [name, *(shown(ratio(drops[name, rate], drops["nothing", rate])) for rate in rates)]
+            for name in DROPOUTS
+        ],
+    )
+    twelve, many = results["compile"]
+    lines += [
+        "## Compiling",
+        "",
+        f"{many['layers']} layers take {shown(ratio(many, twelve))} times as long as "
+        f"{twelve['layers']} ({statistics.median(twelve['seconds']):.2f} s).",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def table(head, rows):
+    return [
+        "| " + " | ".join(head) + " |",
+        "|" + "---|" * len(head),
+        *("| " + " | ".join(row) + " |" for row in rows),
+        "",
+    ]
+
+
+def plot(results, path) -> None:
+    """Step time against the share of layers dropped, a panel for each width."""
+    names = ["static", "skip", "cond", "mask", "torch", "torch.compile"]
+    steps = {(r["width"], r["variant"], r["rate"]): r for r in results["steps"]}
+    widths = sorted({width for width, _, _ in steps})
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.6 * len(widths), 3.6))
+        axes = figure.subplots(1, len(widths), squeeze=False)[0]
+        for axis, width in zip(axes, widths, strict=True):
+            for index, name in enumerate(names):
+                if (width, name, 0.0) not in steps:
+                    continue
+                times = np.array([steps[width, name, rate]["seconds"] for rate in RATES]) * 1e3
+                low, middle, high = np.percentile(times, (25, 50, 75), axis=1)
+                axis.errorbar(
+                    RATES, middle, (middle - low, high - middle), label=name, color=COLORS[index],
+                    marker=MARKERS[index], linestyle=DASHES[index], capsize=2,
+                )  # fmt: skip
+            axis.set(title=f"16 layers, width {width}", xlabel="drop rate", ylim=(0, None))
+            axis.set_ylabel("milliseconds a step")
+        axes[-1].legend()
+        figure.savefig(path)
+
+
+if __name__ == "__main__":
+    app.run(main)
