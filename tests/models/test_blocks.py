@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,10 +7,15 @@ import pytest
 from flax import nnx
 
 from layerdrop_jax.core.skip_scan import MODES
+from layerdrop_jax.core.structured import rescale, sample_groups, survival
+from layerdrop_jax.models.attention import Attention
 from layerdrop_jax.models.blocks import DecoderLayer, EncoderLayer, make_stack, run_stack
+from layerdrop_jax.models.layers import FeedForward
 from tests.models.networks import fast_jit, small_config
 
 N, B, T, S, D = 5, 30, 7, 3, 14
+NAMES = DecoderLayer.SUBLAYERS
+ALL = np.ones(3, bool)
 
 
 class Noise(nnx.Module):
@@ -105,3 +112,283 @@ def test_where_the_norms_stand(norm):
         np.testing.assert_array_equal(out_BxTxD, x_BxTxD)
     else:
         np.testing.assert_allclose(out_BxTxD, layer.ffn_norm(x_BxTxD), rtol=0, atol=1e-4)
+
+
+# What is dropped inside a layer
+
+
+@functools.cache
+def decoder(norm, **changes):
+    """(graph, parameters as a dict) of one decoder layer none of whose weights is 0 or 1."""
+    layer = DecoderLayer(small_config(embed_dim=D, norm=norm, **changes), rngs=nnx.Rngs(0))
+    graph, state = nnx.split(layer)
+    rng = np.random.default_rng(3)
+    params = nnx.to_pure_dict(state)
+    return graph, jax.tree.map(lambda a: a + rng.normal(0, 0.2, a.shape).astype(a.dtype), params)
+
+
+def inputs(rows=5):
+    """x and memory, and masks that differ from row to row, each query seeing something."""
+    rng = np.random.default_rng(1)
+    masks = [rng.random((rows, T, keys)) < 0.5 for keys in (T, S)]
+    for mask in masks:
+        mask[..., 0] = True
+    x_BxTxD, memory_BxSxD = (rng.normal(size=(rows, n, D)).astype(np.float32) for n in (T, S))
+    return tuple(map(jnp.asarray, (x_BxTxD, memory_BxSxD, *masks)))
+
+
+@functools.cache
+def differentiated(norm, mode):
+    """f(params, groups) -> (output, (gradient of params, of x, of memory))."""
+    graph, _ = decoder(norm)
+    x_BxTxD, memory_BxSxD, *masks = inputs()
+
+    @fast_jit
+    def run(params, groups):
+        def layer(params, x_BxTxD, memory_BxSxD):
+            arguments = (x_BxTxD, memory_BxSxD, *masks)
+            if mode == "by hand":
+                return by_hand(nnx.merge(graph, params), *arguments, **groups)
+            return nnx.merge(graph, params)(*arguments, None, groups, mode)
+
+        out_BxTxD, pullback = jax.vjp(layer, params, x_BxTxD, memory_BxSxD)
+        return out_BxTxD, pullback(cotangent(out_BxTxD))
+
+    return lambda params, groups: jax.device_get(run(params, groups))
+
+
+def cotangent(out_BxTxD):
+    return jnp.cos(jnp.arange(out_BxTxD.size, dtype=jnp.float32)).reshape(out_BxTxD.shape)
+
+
+def by_hand(layer, x_BxTxD, memory_BxSxD, mask, memory_mask, sublayers=ALL, heads=None, scale=None):
+    """The decoder layer by its definition; a head is dropped by zeroing its rows of out_proj."""
+    pre = layer.config.norm == "pre"
+    for s, name in enumerate(NAMES):
+        norm = getattr(layer, f"{name}_norm")
+        in_BxTxD = norm(x_BxTxD) if pre else x_BxTxD
+        if name == "ffn":
+            out_BxTxD = layer.ffn(in_BxTxD)
+        else:
+            attention = getattr(layer, name)
+            if heads is not None:
+                rows = jnp.repeat(heads[s], D // layer.config.attention_heads)[:, None]
+                attention.out_proj.kernel[...] = attention.out_proj.kernel[...] * rows
+            of = (in_BxTxD, mask) if name == "self_attn" else (memory_BxSxD, memory_mask)
+            out_BxTxD = attention(in_BxTxD, *of)
+        new_BxTxD = x_BxTxD + (out_BxTxD if scale is None else out_BxTxD * scale[s])
+        x_BxTxD = jnp.where(sublayers[s], new_BxTxD if pre else norm(new_BxTxD), x_BxTxD)
+    return x_BxTxD
+
+
+def assert_close(tree, other):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(1, np.abs(b).max())),
+        tree,
+        other,
+    )
+
+
+def draw_groups(seed):
+    rng = np.random.default_rng(seed)
+    return {
+        "sublayers": rng.random(3) < 0.6,
+        "heads": rng.random((2, 2)) < 0.5,
+        "scale": rng.uniform(1, 3, 3).astype(np.float32),
+    }
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_a_layer_without_some_of_its_parts(norm, mode):
+    """Sub-layers and heads dropped, and branches scaled: values and gradients are those by hand."""
+    _, params = decoder(norm)
+    for seed in range(6):
+        groups = draw_groups(seed)
+        found = differentiated(norm, mode)(params, groups)
+        assert_close(found, differentiated(norm, "by hand")(params, groups))
+        params_gradient = found[1][0]
+        for s, name in enumerate(NAMES):
+            parts = params_gradient[name], params_gradient[f"{name}_norm"]
+            learns = [np.any(leaf) for leaf in jax.tree.leaves(parts)]
+            assert any(learns) == groups["sublayers"][s]
+            if name != "ffn" and groups["sublayers"][s]:
+                rows_HxKxD = parts[0]["out_proj"]["kernel"].reshape(2, D // 2, D)
+                np.testing.assert_array_equal(rows_HxKxD.any((1, 2)), groups["heads"][s])
+                values_DxHxK = parts[0]["v_proj"]["kernel"].reshape(D, 2, D // 2)
+                np.testing.assert_array_equal(values_DxHxK.any((0, 2)), groups["heads"][s])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_a_dropped_sub_layer_is_the_identity_bit_for_bit(norm, mode):
+    _, params = decoder(norm)
+    run = differentiated(norm, mode)
+    plain = {"heads": np.ones((2, 2), bool), "scale": np.ones(3, np.float32)}
+    out, (of_params, of_x, of_memory) = run(params, plain | {"sublayers": ~ALL})
+    np.testing.assert_array_equal(out, inputs()[0])
+    np.testing.assert_array_equal(of_x, cotangent(out))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves((of_params, of_memory)))
+    for s, name in enumerate(NAMES):
+        groups = plain | {"sublayers": np.arange(3) != s}
+        value, gradients = run(params, groups)
+        poisoned = params | {
+            part: jax.tree.map(lambda a: jnp.full_like(a, jnp.nan), params[part])
+            for part in (name, f"{name}_norm")
+        }
+        of_poisoned = run(poisoned, groups)
+        np.testing.assert_array_equal(of_poisoned[0], value)
+        if mode == "mask":  # there it runs, and its NaNs reach the gradient
+            continue
+        jax.tree.map(np.testing.assert_array_equal, of_poisoned[1], gradients)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_sub_layers_that_are_dropped_are_not_computed(mode, monkeypatch):
+    """Counted while it runs, forward and backward; mode mask is the one that computes them all."""
+    graph, params = decoder("pre")
+    calls = []
+    for module in (Attention, FeedForward):
+
+        def counted(self, *arguments, plain=module.__call__, name=module.__name__):
+            jax.debug.callback(lambda: calls.append(name))
+            return plain(self, *arguments)
+
+        monkeypatch.setattr(module, "__call__", counted)
+
+    def total(params, arguments, keep_3):
+        out_BxTxD = nnx.merge(graph, params)(*arguments, None, {"sublayers": keep_3}, mode)
+        return out_BxTxD.sum()
+
+    runs = fast_jit(total), fast_jit(jax.grad(total))
+    for keep in ([0, 0, 0], [0, 1, 0], [1, 0, 1], [1, 1, 1]):
+        expected = sorted(
+            np.array(["Attention", "Attention", "FeedForward"])[
+                ALL if mode == "mask" else np.array(keep, bool)
+            ]
+        )
+        for run in runs:
+            calls.clear()
+            jax.block_until_ready(run(params, inputs(), np.array(keep, bool)))
+            jax.effects_barrier()
+            assert sorted(calls) == expected
+
+
+def test_rescaled_sub_layers_keep_their_mean():
+    """Stochastic Depth: of x + b f(x) / (1 - p) the mean over the draws of b is x + f(x)."""
+    rate, draws, alone = 0.4, 400, 1
+    graph, params = decoder("pre")
+    rates = {"sublayers": jnp.full(1, rate)}
+    only = np.arange(3) == alone
+
+    def layer(groups):
+        return nnx.merge(graph, params)(*inputs(2), None, groups)
+
+    def drawn(key):
+        groups = sample_groups(key, rates, num_sublayers=3, num_heads=2)
+        keep_3, scale_3 = groups["sublayers"][0], rescale(survival(rates, num_sublayers=3))[0]
+        return layer({"sublayers": keep_3 & only, "scale": scale_3})
+
+    plain = fast_jit(layer)({"sublayers": only})
+    keys = jax.random.split(jax.random.key(0), draws)
+    mean = np.mean(np.asarray(fast_jit(jax.vmap(drawn))(keys)), axis=0)
+    # The mean is x + f(x) k / (draws (1 - p)), k of draws binomial: 5 standard deviations.
+    deviation = 5 * (rate / (1 - rate) / draws) ** 0.5
+    f = np.abs(plain - inputs(2)[0])
+    np.testing.assert_array_less(np.abs(mean - plain), deviation * f + 1e-5)
+    assert deviation < 0.25
+
+
+# DropPath, DropBlock, DropConnect
+
+
+@pytest.mark.parametrize("rows", ["all", "kept"])
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_drop_path_of_whole_rows(norm, rows):
+    """Each sub-layer alone: rows that are dropped, and what becomes of the others."""
+    rate, draws, num_rows = 0.4, 60, 7
+    kept = 4  # of 7 rows, floor(7 * 0.6)
+    scale = 1 / (1 - rate) if rows == "all" else num_rows / kept
+    graph, params = decoder(norm, drop_path=rate, drop_path_rows=rows)
+    layer = nnx.merge(graph, params)
+    keys = jax.random.split(jax.random.key(0), draws)
+
+    @fast_jit
+    def run(only_3):
+        def apply(key):
+            return layer(*inputs(num_rows), key, {"sublayers": only_3})
+
+        dropped, scaled = (
+            by_hand(layer, *inputs(num_rows), only_3, scale=[by] * 3) for by in (0.0, scale)
+        )
+        return jax.vmap(apply)(keys), dropped, scaled
+
+    patterns = []
+    for s in range(3):
+        out_NxBxTxD, dropped_BxTxD, scaled_BxTxD = jax.device_get(run(np.arange(3) == s))
+        assert np.abs(scaled_BxTxD - dropped_BxTxD).max((1, 2)).min() > 0.1
+        ran_NxB = np.abs(out_NxBxTxD - dropped_BxTxD[None]).max((2, 3)) > 1e-4
+        wanted = np.where(ran_NxB[..., None, None], scaled_BxTxD[None], dropped_BxTxD[None])
+        np.testing.assert_allclose(out_NxBxTxD, wanted, rtol=0, atol=2e-5)
+        if norm == "pre":
+            x_NxBxTxD = np.broadcast_to(inputs(num_rows)[0], out_NxBxTxD.shape)
+            np.testing.assert_array_equal(out_NxBxTxD[~ran_NxB], x_NxBxTxD[~ran_NxB])
+        if rows == "kept":
+            assert set(ran_NxB.sum(1)) == {kept}
+        patterns.append(ran_NxB)
+        # Rows are drawn apart: of each, the share kept.
+        for ran_N in ran_NxB.T:
+            assert_share(ran_N, 1 - rate if rows == "all" else kept / num_rows)
+    assert (patterns[0] != patterns[1]).any()
+    assert (patterns[1] != patterns[2]).any()
+    whole = fast_jit(layer.__call__)(*inputs(num_rows))
+    assert_close(whole, fast_jit(by_hand)(layer, *inputs(num_rows)))
+
+
+def test_drop_block_takes_positions_that_follow_each_other():
+    rate, block = 0.3, 3
+    graph, params = decoder("pre", drop_block=rate, drop_block_size=block)
+    layer = nnx.merge(graph, params)
+    groups = {"sublayers": np.array([True, False, False])}
+    x_BxTxD = inputs(B)[0]
+    out_BxTxD = fast_jit(layer.__call__)(*inputs(B), jax.random.key(0), groups) - x_BxTxD
+    plain_BxTxD = fast_jit(layer.__call__)(*inputs(B), None, groups) - x_BxTxD
+    kept_BxT = np.any(out_BxTxD != 0, axis=2)
+    left_B = kept_BxT.mean(1)
+    wanted = plain_BxTxD / np.where(left_B, left_B, 1)[:, None, None] * kept_BxT[..., None]
+    np.testing.assert_allclose(out_BxTxD, wanted, rtol=0, atol=1e-5)
+    # Inside a row whatever is dropped is at least a block long.
+    text = ["".join("x" if kept else "." for kept in row) for row in kept_BxT]
+    gaps = [len(gap) for row in text for gap in row.split("x")[1:-1] if gap]
+    assert min(gaps) >= block
+    assert 0.1 < 1 - kept_BxT.mean() < 0.5
+
+
+class Weights(nnx.Module):
+    """A layer that shows its weights."""
+
+    def __init__(self, *, rngs):
+        self.config = small_config(drop_connect=0.3)
+        self.kernel = nnx.Param(jax.random.uniform(rngs.params(), (31, 37), minval=1.0, maxval=2.0))
+        self.bias = nnx.Param(jnp.arange(1.0, 38.0))
+
+
+def test_drop_connect_takes_single_weights_of_each_layer():
+    stack = make_stack(lambda rngs: Weights(rngs=rngs), N, nnx.Rngs(0))
+
+    def step(layer, x, key, extra):
+        del key, extra
+        return x, (layer.kernel[...], layer.bias[...])
+
+    @fast_jit
+    def run(key):
+        return run_stack(stack, 0, np.ones(N, bool), step, key=key)[1]
+
+    kernel_NxDxF, bias_NxF = run(jax.random.key(0))
+    kept = np.asarray(kernel_NxDxF) != 0
+    np.testing.assert_allclose(kernel_NxDxF, stack.kernel[...] / 0.7 * kept, rtol=1e-6)
+    assert_share(kept, 0.7)
+    for first, second in zip(kept[1:], kept[:-1], strict=True):
+        assert_share(first & second, 0.7**2)
+    np.testing.assert_array_equal(bias_NxF, stack.bias[...])
+    np.testing.assert_array_equal(run(None)[0], stack.kernel[...])
