@@ -1,0 +1,211 @@
+"""Eight devices and two processes take the steps of one: the same masks, losses and parameters."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from launch import EXIT_INTERRUPTED
+from layerdrop_jax.training import settings as settings_lib
+from layerdrop_jax.training.checkpoints import restore_params
+from layerdrop_jax.training.metrics import read_metrics
+from layerdrop_jax.training.state import abstract_params
+from layerdrop_jax.training.train import STEPS_BETWEEN_AGREEMENTS, train
+from tests import tiny_run
+
+ROOT = pathlib.Path(__file__).parents[2]
+HERE = pathlib.Path(__file__).parent
+LAYERS = {"encoder": 11, "decoder": 13}  # of eight_devices.py
+
+# float32 has 6e-8 of relative rounding. Losses and gradients are sums of some hundred terms of some
+# hundred operations each, added in another order; a few such steps have taken 1e-6 at most.
+TOLERANCE = 1e-5
+
+TIMEOUT = 300  # seconds for what takes twenty: processes that wait for each other are killed
+
+
+# Eight devices, one process
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory, compile_cache):
+    """What eight_devices.py says of one device, and of eight with parameters whole and sharded."""
+    output = tmp_path_factory.mktemp("eight") / "runs.json"
+    environment = tiny_run.quick_environment(compile_cache)
+    environment |= {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "PYTHONPATH": str(ROOT),
+    }
+    child = subprocess.run(
+        [sys.executable, str(HERE / "eight_devices.py"), str(output)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert child.returncode == 0, child.stderr
+    return json.loads(output.read_text())
+
+
+@pytest.mark.parametrize("rate", ["0.5", "0.0", "1.0"])
+@pytest.mark.parametrize("layout", ["whole", "sharded"])
+def test_eight_devices_take_the_steps_of_one(eight, layout, rate):
+    one, many = (eight[name]["steps"][rate] for name in ("one", layout))
+    for a, b in zip(one, many, strict=True):
+        for name in ("layers_run", "tokens", "encoder_layers", "decoder_layers"):
+            assert a[name] == b[name]
+        for name in ("loss", "nll", "grad_norm", "param_norm"):
+            assert b[name] == pytest.approx(a[name], rel=TOLERANCE)
+    drawn = 2 * len(many)  # micro-batches
+    for counts in many[-1]["layers_run"].values():
+        if rate == "0.5":
+            assert 0 < np.mean(counts) < drawn
+        else:
+            assert set(counts) == {drawn if rate == "0.0" else 0}
+
+
+def test_each_device_holds_its_part(eight):
+    assert all(whole == part for whole, part in eight["whole"]["parts"].values())
+    split = 0
+    for name, (whole, part) in eight["sharded"]["parts"].items():
+        stacked = bool(LAYERS.keys() & set(name.split("/")))
+        if stacked:
+            assert whole[0] == part[0] in LAYERS.values()
+        if len(whole) > stacked:
+            assert np.prod(part) * 8 == np.prod(whole), name
+            split += 1
+    assert split > 3 * 40  # parameters and two moments
+
+
+@pytest.mark.parametrize("layout", ["whole", "sharded"])
+def test_no_stack_is_gathered_or_summed_whole(eight, layout):
+    collectives = [
+        (loops, what, tuple(shape)) for loops, what, shape in eight[layout]["collectives"]
+    ]
+    # In the loops over layers, which are inside the one over micro-batches: one layer at a time.
+    assert (2, "all-reduce", (16, 24)) in collectives
+    assert ((2, "all-gather", (16, 24)) in collectives) == (layout == "sharded")
+    stacks = [c for c in collectives if set(LAYERS.values()) & set(c[2])]
+    assert stacks == []
+
+
+# Two processes
+
+
+@contextlib.contextmanager
+def pair(config_file, workdir, cache, further):
+    """Two processes of one run, with launch.py, given what Open MPI gives; killed at the end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = os.environ | tiny_run.quick_environment(cache)
+    environment |= {
+        "PYTHONPATH": str(ROOT),
+        "FURTHER_RUNS": json.dumps(further),
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_COORDINATOR_BIND_ADDRESS": address,
+        "OMPI_MCA_orte_hnp_uri": "not read, since there is an address above",
+        "OMPI_COMM_WORLD_SIZE": "2",
+    }
+    command = [sys.executable, str(HERE / "two_processes.py"), f"--config={config_file}"]
+    command += [f"--workdir={workdir}", "--distributed"]
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for rank in "01":
+            errors = stack.enter_context(tempfile.TemporaryFile("w+"))
+            process = subprocess.Popen(
+                command,
+                env=environment
+                | {"OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_LOCAL_RANK": rank},
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+            process.errors = errors
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            timer = threading.Timer(TIMEOUT, process.kill)
+            timer.start()
+            stack.callback(timer.cancel)
+            processes.append(process)
+        yield processes
+
+
+def finish(processes, code):
+    """What each has said of its steps and of its saves, once all have ended with an exit code."""
+    said = []
+    for process in processes:
+        out, _ = process.communicate()
+        process.errors.seek(0)
+        assert process.returncode == code, f"{process.returncode}: {out}\n{process.errors.read()}"
+        said.append(
+            [
+                [json.loads(line[5:]) for line in out.splitlines() if line.startswith(kind)]
+                for kind in ("step ", "save ")
+            ]
+        )
+    return said
+
+
+def test_two_processes_take_the_steps_of_one(text, tmp_path, compile_cache):
+    """One of the two is told to stop: both save, stop and go on; then again, sharded."""
+    # No kink, as in eight_devices.py; and Adam passes over gradients that are nothing but rounding,
+    # as those of the keys' biases are.
+    config = tiny_run.tiny_config(
+        text,
+        model={"activation": "gelu", "encoder_layers": 1, "decoder_layers": 2},
+        drop={"encoder": 0.5, "decoder": 0.5},
+        optimizer={"epsilon": 1e-4},
+        train={"steps": 20, "accumulate": 1},
+    )
+    short = {"steps": 4, "eval_every": 4, "shard_parameters": True}
+    sharded = config | {"train": config["train"] | short}
+    further = [(config, str(tmp_path / "two")), (sharded, str(tmp_path / "sharded"))]
+    file = tiny_run.write_config_file(tmp_path / "config.py", config)
+    with pair(file, tmp_path / "two", compile_cache, further) as processes:
+        for line in processes[1].stdout:
+            if line.startswith("step "):  # the first: it is not told of again below
+                processes[1].send_signal(signal.SIGTERM)
+                break
+        (steps, saves), (other_steps, other_saves) = finish(processes, EXIT_INTERRUPTED)
+    with tiny_run.quick_compile(compile_cache):
+        train(config, tmp_path / "one", command="")
+
+    # The two of each other: every number, and every bit of the parameters.
+    assert len(steps) == 20 + 4
+    assert steps[1:] == other_steps
+    assert saves == other_saves
+    assert [step for step, _, _ in saves] == [STEPS_BETWEEN_AGREEMENTS, 20, 4]
+    assert saves[2][1] < 0.51 * saves[1][1]
+
+    # The two of one.
+    one = [record for record in read_metrics(tmp_path / "one") if record["kind"] == "train"]
+    two = [record for record in read_metrics(tmp_path / "two") if record["kind"] == "train"]
+    for a, b in zip(one, two, strict=True):
+        for name in ("tokens", "encoder_layers", "decoder_layers"):
+            assert a[name] == b[name]
+        for name in ("loss", "grad_norm", "param_norm"):
+            assert b[name] == pytest.approx(a[name], rel=TOLERANCE)
+    depths = {record["encoder_layers"] + record["decoder_layers"] for record in one}
+    assert {0, 3} <= depths  # all layers dropped, and none
+    for a, b in zip(steps[:4], steps[20:], strict=True):
+        assert b == pytest.approx(a, rel=TOLERANCE)
+
+    model = settings_lib.parse(config).model
+    params, again = (
+        restore_params(tmp_path / name / "checkpoints", abstract_params(model), which="latest")[0]
+        for name in ("one", "two")
+    )
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=TOLERANCE), again, params)
