@@ -11,6 +11,7 @@ from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.core.structured import sample_groups
 from layerdrop_jax.models.attention import causal_mask
 from layerdrop_jax.models.blocks import SAVED, BlockConfig, EncoderLayer, make_stack, run_stack
+from layerdrop_jax.models.embeddings import Embedding
 from layerdrop_jax.models.layers import dropout, layer_norm
 from layerdrop_jax.training.losses import label_smoothed_nll
 from layerdrop_jax.training.optimizers import OptimizerConfig, make_optimizer
@@ -45,19 +46,18 @@ class LM(nnx.Module):
 
     def __init__(self, config, num_layers, *, rngs):
         self.config = config
-        table = jax.random.normal(rngs.params(), (VOCABULARY, config.embed_dim))
-        self.embedding = nnx.Param(table * config.embed_dim**-0.5)
+        self.embedding = Embedding(VOCABULARY, config.embed_dim, rngs=rngs)
         self.layers = make_stack(lambda rngs: EncoderLayer(config, rngs=rngs), num_layers, rngs)
         self.norm = layer_norm(config, rngs)
 
     def __call__(self, ids_BxT, run, key=None):
         """Logits [B, T, V]; ``run(layers, x, mask_BxTxT)`` runs the stack."""
         config = self.config
-        x_BxTxD = config.embed_dim**0.5 * self.embedding[...][ids_BxT]
+        x_BxTxD = config.embed_dim**0.5 * self.embedding(ids_BxT)
         x_BxTxD = dropout(x_BxTxD, config.dropout, key)
         mask_BxTxT = jnp.broadcast_to(causal_mask(LENGTH), (ROWS, LENGTH, LENGTH))
         x_BxTxD = self.norm(run(self.layers, x_BxTxD, mask_BxTxT))
-        return jnp.einsum("btd,vd->btv", x_BxTxD, self.embedding[...])
+        return self.embedding.logits(x_BxTxD)
 
 
 def skipping(keep_N, mode, key=None, rates=None):

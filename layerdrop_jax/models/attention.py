@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from layerdrop_jax.core.structured import drop_heads
 from layerdrop_jax.models.layers import dropout, linear, xavier_uniform
@@ -15,6 +16,9 @@ _qkv_kernel = nnx.initializers.variance_scaling(0.5, "fan_avg", "uniform")
 # The score of what a query does not see; softmax runs in float32. Finite: a padding query sees
 # nothing at all, and must come out as a number that nobody reads rather than as NaN.
 HIDDEN = -1e30
+
+# By which a `jax.checkpoint` policy knows the output of attention.
+SAVED_NAME = "attention"
 
 
 def _qkv_bias(key, shape, dtype=jnp.float32):
@@ -48,6 +52,7 @@ class Attention(nnx.Module):
         # Weights [B, H, T, S] are computed again in the backward pass: storing them costs more.
         weighted = jax.checkpoint(partial(_weighted_values, self.config.attention_dropout))
         out_BxTxHxK = weighted(q_BxTxHxK, k_BxSxHxK, v_BxSxHxK, mask_BxTxS, key)
+        out_BxTxHxK = checkpoint_name(out_BxTxHxK, SAVED_NAME)
         if keep_H is not None:
             out_BxTxHxK = drop_heads(out_BxTxHxK, keep_H)
         return self.out_proj(out_BxTxHxK.reshape(x_BxTxD.shape))

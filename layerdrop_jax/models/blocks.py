@@ -9,7 +9,7 @@ from flax import nnx
 from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.core.skip_scan import skip_scan
 from layerdrop_jax.core.structured import drop_block, drop_connect, drop_path, drop_path_rows
-from layerdrop_jax.models.attention import Attention
+from layerdrop_jax.models.attention import SAVED_NAME, Attention
 from layerdrop_jax.models.layers import ACTIVATIONS, FeedForward, dropout, layer_norm
 
 NORMS = ("post", "pre")
@@ -20,7 +20,11 @@ ROWS = ("all", "kept")
 # benchmarks/step_cost.py measures all three: docs/performance.md has the figures.
 SAVED = {
     "all": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    # Products with weights, and what comes out of attention, but not the products inside it.
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(SAVED_NAME),
+    ),
     "nothing": jax.checkpoint_policies.nothing_saveable,
 }
 

@@ -30,7 +30,10 @@ class Embedding(nnx.Module):
         """``x`` times the transposed table, float32 [B, T, V]; not rescaled, no bias."""
         table_VxD = self.table[...].astype(x_BxTxD.dtype)
         # Not rounded to the type of the computation: 8 bits cannot tell likely words apart.
-        return jnp.einsum("btd,vd->btv", x_BxTxD, table_VxD, preferred_element_type=jnp.float32)
+        # One axis of tokens: over two XLA transposes the gradient of all logits, on CPU.
+        x_MxD = x_BxTxD.reshape(-1, x_BxTxD.shape[-1])
+        logits_MxV = jnp.einsum("md,vd->mv", x_MxD, table_VxD, preferred_element_type=jnp.float32)
+        return logits_MxV.reshape(*x_BxTxD.shape[:-1], -1)
 
 
 def sinusoids(num_rows: int, dim: int, padding_id: int | None = PADDING_ID) -> np.ndarray:
