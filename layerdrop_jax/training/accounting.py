@@ -45,15 +45,16 @@ def micro_batch_flops(config, rows: int, source_length: int, target_length: int)
     }
 
 
-def executed_flops(costs: dict, ran: dict):
+def executed_flops(costs: dict, ran: dict, row_share: float = 1.0):
     """FLOPs of the sub-layers that ran, and of what always runs.
 
     Args:
       costs: from `micro_batch_flops`.
       ran: bool[N, S] for each stack.
+      row_share: the share of the rows that a sub-layer computes.
     """
     layers = [jnp.sum(ran_NxS * jnp.array(costs[stack])[None]) for stack, ran_NxS in ran.items()]
-    return costs["rest"] + sum(layers)
+    return costs["rest"] + row_share * sum(layers)
 
 
 def nominal_flops(costs: dict, num_layers: dict) -> float:

@@ -6,6 +6,7 @@ import optax
 from flax import nnx
 
 from layerdrop_jax.core.randomness import named_key
+from layerdrop_jax.core.structured import rows_kept
 from layerdrop_jax.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from layerdrop_jax.training.accounting import executed_flops, micro_batch_flops, nominal_flops
 from layerdrop_jax.training.dropping import draw, restore_dropped
@@ -81,6 +82,8 @@ def train_step(
     config = nnx.merge(graph, state["params"]).config
     num_micro, rows, source_length = batch["source"].shape
     costs = micro_batch_flops(config, rows, source_length, batch["target_input"].shape[2])
+    some_rows = config.drop_path and config.drop_path_rows == "kept"
+    row_share = rows_kept(rows, config.drop_path) / rows if some_rows else 1.0
 
     def micro_loss(params, micro, key):
         keep, groups, ran = {}, {}, {}
@@ -98,7 +101,7 @@ def train_step(
         counts = {
             "layers": jax.tree.map(jnp.int32, keep),
             "sublayers": jax.tree.map(jnp.int32, ran),
-            "flops": executed_flops(costs, ran),
+            "flops": executed_flops(costs, ran, row_share),
         }
         return loss, (sums, counts)
 

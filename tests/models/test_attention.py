@@ -99,6 +99,34 @@ def test_dropout_falls_on_the_attention_weights():
     assert abs((left_BxTxH[:, 0] != left_BxTxH[:, 1]).mean() - 0.68) < 0.1
 
 
+@pytest.mark.parametrize("keep", [(True, False), (False, True), (False, False), (True, True)])
+def test_a_dropped_head_adds_nothing(attention, keep):
+    """Its rows of the output's matrix might as well be zero; NaNs in it reach nothing."""
+    keep_H, rows_D = np.array(keep), np.repeat(keep, D // H)
+    graph, params = nnx.split(attention)
+    params = nnx.to_pure_dict(params)
+
+    @fast_jit
+    def run(params, keep_H):
+        def total(params):
+            out_BxTxD = nnx.merge(graph, params)(*map(jnp.asarray, inputs()), None, keep_H)
+            return (jnp.cos(jnp.arange(D))[None, None] * out_BxTxD).sum(), out_BxTxD
+
+        return jax.grad(total, has_aux=True)(params)
+
+    def replaced(name, **leaves):
+        return params | {name: params[name] | leaves}
+
+    gradient, out_BxTxD = run(params, keep_H)
+    zeroed = params["out_proj"]["kernel"] * rows_D[:, None]
+    wanted = run(replaced("out_proj", kernel=zeroed), np.ones(H, bool))[1]
+    np.testing.assert_allclose(out_BxTxD, wanted, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(gradient["v_proj"]["kernel"].any(0), rows_D)
+    np.testing.assert_array_equal(gradient["out_proj"]["kernel"].any(1), rows_D)
+    bias = np.where(rows_D, params["v_proj"]["bias"], np.nan)
+    np.testing.assert_array_equal(run(replaced("v_proj", bias=bias), keep_H)[1], out_BxTxD)
+
+
 def test_segments_see_themselves_and_padding_sees_nothing():
     query_BxT = jnp.array([[1, 2, 0]])
     key_BxS = jnp.array([[0, 1, 1, 2, 3]])

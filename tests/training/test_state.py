@@ -12,7 +12,10 @@ import pytest
 from flax import nnx
 
 from layerdrop_jax.data.packing import fill_row
+from layerdrop_jax.models.seq2seq import Seq2Seq
 from layerdrop_jax.training import settings as settings_lib
+from layerdrop_jax.training.accounting import executed_flops, micro_batch_flops, nominal_flops
+from layerdrop_jax.training.dropping import draw
 from layerdrop_jax.training.optimizers import make_optimizer
 from layerdrop_jax.training.state import (
     abstract_params,
@@ -47,12 +50,13 @@ def settings(dropout=0.0):
 
 
 @functools.cache
-def compiled(*, dropout=0.0, dropped_layers="momentum", **drop):
+def compiled(*, dropout=0.0, dropped_layers="momentum", weight_decay=0.0, **drop):
     """step(state, batch, rates=..., seed=..., smoothing=...), and the state before the first.
 
     Gradients are clipped without dropout, and left alone with it.
     """
-    optimizer = optax.chain(RECORDER, make_optimizer(settings().optimizer)[0])
+    config = dataclasses.replace(settings().optimizer, weight_decay=weight_decay)
+    optimizer = optax.chain(RECORDER, make_optimizer(config)[0])
     step = functools.partial(
         train_step,
         graph=model_graph(settings(dropout).model),
@@ -319,6 +323,100 @@ def test_a_dropped_layer_still_moves_by_its_momentum():
         lambda a, b: np.any(a[1] != b[1]), *(s["params"]["encoder"] for s in (after, before))
     )
     assert all(jax.tree.leaves(moved))
+
+
+def sub_layers_that_moved(new, old):
+    """bool[N, S] by stack: where any number of the sub-layer or its norm differs."""
+    found = {}
+    for stack, layer in Seq2Seq.STACKS.items():
+        moved = [
+            [
+                np.reshape(np.asarray(a) != np.asarray(b), (len(a), -1))
+                for part in (name, f"{name}_norm")
+                for a, b in zip(
+                    *(jax.tree.leaves(tree[stack][part]) for tree in (new, old)), strict=True
+                )
+            ]
+            for name in layer.SUBLAYERS
+        ]
+        found[stack] = np.array([np.any([a.any(1) for a in of], axis=0) for of in moved]).T
+    return found
+
+
+@pytest.mark.parametrize(("dropped_layers", "weight_decay"), [("freeze", 0.1), ("momentum", 0.0)])
+def test_freezing_leaves_what_ran_in_no_micro_batch_bit_for_bit(dropped_layers, weight_decay):
+    """Weights and both moments, of layers and of sub-layers; what ran at all moves as ever."""
+    step, state = compiled(dropped_layers=dropped_layers, weight_decay=weight_decay)
+    rates = {
+        stack: {name: np.full(n, 0.5, np.float32) for name in ("layers", "sublayers")}
+        for stack, n in LAYERS.items()
+    }
+    everything = jax.tree.map(np.zeros_like, rates)
+    for _ in range(2):  # moments, and a learning rate that is not its first, tiny one
+        state, _ = step(state, BATCH, rates=everything)
+
+    @jax.jit
+    def draws(number):
+        """What runs in the micro-batches of a step: bool[A, N, S] by stack."""
+        step_key = jax.random.fold_in(jax.random.key(1), number)
+        micro_keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(jnp.arange(A))
+        of_stack = functools.partial(draw, drop=settings().drop, num_heads=2)
+        return {
+            stack: jax.vmap(lambda key, stack=stack, of=of: of_stack(key, stack, of, number)[2])(
+                micro_keys
+            )
+            for stack, of in rates.items()
+        }
+
+    shares = []
+    for number in range(5, 9):
+        before = at_step(state, number)
+        after, metrics = step(before, BATCH, rates=rates)
+        drawn = jax.device_get(draws(number))
+        trees = [
+            [s["params"], s["optimizer"][1][0].mu, s["optimizer"][1][0].nu] for s in (after, before)
+        ]
+        for new, old in zip(*trees, strict=True):
+            moved = sub_layers_that_moved(new, old)
+            for stack, ran_AxNxS in drawn.items():
+                expected_NxS = ran_AxNxS.any(0) | (dropped_layers == "momentum")
+                np.testing.assert_array_equal(moved[stack], expected_NxS)
+            assert np.any(new["source_embedding"]["table"] != old["source_embedding"]["table"])
+        shares.extend(ran_AxNxS.mean(0).ravel() for ran_AxNxS in drawn.values())
+        costs = micro_batch_flops(
+            settings().model, B, BATCH["source"].shape[2], BATCH["target_input"].shape[2]
+        )
+        wanted = sum(
+            float(executed_flops(costs, {stack: ran[a] for stack, ran in drawn.items()}))
+            for a in range(A)
+        )
+        np.testing.assert_allclose(metrics["flops"], wanted, rtol=1e-6)
+        np.testing.assert_allclose(metrics["flops_nominal"], A * nominal_flops(costs, LAYERS))
+        counted = jax.tree.map(np.subtract, after["layers_run"], before["layers_run"])
+        for stack, count_N in counted.items():
+            assert count_N.sum() == A * metrics[f"{stack}_layers"]
+    # Some ran in no micro-batch, some in one, some in both.
+    assert set(np.concatenate(shares)) == {0.0, 0.5, 1.0}
+
+
+def test_flops_of_a_drop_path_that_computes_some_rows():
+    """2 of 3 rows: two thirds of what the layers cost, and all of the output layer."""
+    model = dataclasses.replace(settings().model, drop_path=0.3, drop_path_rows="kept")
+    step = functools.partial(
+        train_step,
+        graph=model_graph(model),
+        optimizer=RECORDER,
+        rates=NONE_DROPPED,
+        drop=settings().drop,
+        seed=1,
+        smoothing=0.0,
+        clip_norm=0.0,
+        dropped_layers="momentum",
+    )
+    metrics = jax.jit(step)(make_state(params(), RECORDER), BATCH)[1]
+    costs = micro_batch_flops(model, B, BATCH["source"].shape[2], BATCH["target_input"].shape[2])
+    layers = metrics["flops_nominal"] - A * costs["rest"]
+    np.testing.assert_allclose(metrics["flops"], A * costs["rest"] + layers * 2 / 3, rtol=1e-5)
 
 
 # Parameters and state
