@@ -13,7 +13,9 @@ import pytest
 
 from layerdrop_jax.training import metrics, state, train
 from layerdrop_jax.training import settings as settings_lib
+from layerdrop_jax.training.accounting import micro_batch_flops, nominal_flops
 from layerdrop_jax.training.checkpoints import CheckpointConfig, Checkpoints, restore_params
+from layerdrop_jax.training.evaluate import evaluate
 from layerdrop_jax.training.metrics import read_metrics
 from layerdrop_jax.training.optimizers import make_optimizer
 from layerdrop_jax.training.prune import prune
@@ -102,6 +104,31 @@ def test_layers_are_dropped_at_the_configured_rates(run):
         assert abs(dropped - layers * rate) < 4 * deviation
 
 
+def test_lines_count_flops_and_the_depth_so_far(run, config):
+    lines = [r for r in read_metrics(run) if r["kind"] == "train"]
+    settings = settings_lib.parse(config)
+    layers = {"encoder": settings.model.encoder_layers, "decoder": settings.model.decoder_layers}
+    data = settings.data
+    costs = micro_batch_flops(
+        settings.model, data.batch_rows, data.source_length, data.target_length
+    )
+    nominal = settings.train.accumulate * nominal_flops(costs, layers)
+    for number, line in enumerate(lines, 1):
+        assert line["flops_nominal"] == pytest.approx(nominal, rel=1e-6)
+        whole = all(line[f"{side}_layers"] == count for side, count in layers.items())
+        assert (line["flops"] == pytest.approx(nominal, rel=1e-6)) == whole
+        assert line["flops"] <= nominal * (1 + 1e-6)
+        for name, flops in (("", line["flops"]), ("nominal_", nominal)):
+            speed = line[f"{name}flops_per_second"]
+            assert speed == pytest.approx(flops * line["steps"] / line["seconds"], rel=1e-6)
+            peak = line["flops_per_second"] / line["utilisation"]
+            assert line[f"{name}utilisation"] == pytest.approx(speed / peak, rel=1e-6)
+            assert 0 < line[f"{name}utilisation"] < 1
+        for side in layers:
+            mean = np.mean([before[f"{side}_layers"] for before in lines[:number]])
+            assert line[f"{side}_depth"] == pytest.approx(mean, rel=1e-6)
+
+
 # Stopping
 
 
@@ -133,6 +160,52 @@ def test_an_interrupt_saves_and_a_damaged_save_is_passed_over(
     assert "using step 30 instead" in caplog.text
     assert_same_end(folder, run)
     assert [r["command"] for r in read_metrics(folder) if r["kind"] == "start"] == ["first"]
+
+
+EVERYTHING = {
+    "model": {"drop_path": 0.1, "drop_path_rows": "kept", "drop_block": 0.1, "drop_block_size": 2}
+    | {"drop_connect": 0.05, "attention_dropout": 0.1, "activation_dropout": 0.1},
+    "drop": {"sublayers": 0.2, "heads": 0.2, "ffns": 0.2, "schedule": "linear", "protect": "0"}
+    | {"over_time": "warm-up", "over_steps": 4, "rescale": True},
+    "optimizer": {"dropped_layers": "freeze", "weight_decay": 0.01, "clip_norm": 1.0},
+    "train": {"steps": 8, "eval_every": 4},
+    "checkpoint": {"every": 4},
+}
+
+
+def test_with_all_that_drops_at_once_it_trains_and_resumes(text, tmp_path, monkeypatch):
+    config = tiny_run.tiny_config(text, **EVERYTHING)
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    train.train(config, whole, command="")
+    lines = train_lines(whole)
+    assert len(lines) == 8
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    # Warm-up: in the first step nothing of the groups is dropped.
+    assert (lines[0]["encoder_layers"], lines[0]["decoder_layers"]) == (2, 4)
+    assert min(line["decoder_layers"] for line in lines) < 4
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+    add = metrics.Window.add
+
+    def add_and_interrupt(window, sums):
+        add(window, sums)
+        if not interrupts and len(train_lines(folder)) == 5:
+            interrupts.append(os.kill(os.getpid(), signal.SIGINT))
+
+    interrupts = []
+    monkeypatch.setattr(metrics.Window, "add", add_and_interrupt)
+    with pytest.raises(train.Interrupted, match=r"stopped at step [67]"):
+        train.train(config, folder, command="")
+    train.train(config, folder, command="")
+    assert_same_end(folder, whole)
+    assert train_lines(folder)[-1]["decoder_depth"] == pytest.approx(
+        np.mean([line["decoder_layers"] for line in train_lines(folder)])
+    )
+
+    evaluate(folder)
+    assert {r["kind"] for r in read_metrics(folder)} >= {"test", "depth"}
+    record = prune(folder, tmp_path / "small", decoder_keep="layers:0,3")
+    assert record["decoder_layers"] == [0, 3]
 
 
 def test_a_signal_in_the_last_step_is_not_forgotten(config, tmp_path, monkeypatch):
