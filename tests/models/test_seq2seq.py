@@ -8,6 +8,7 @@ from flax import nnx
 
 from layerdrop_jax.core.skip_scan import MODES
 from layerdrop_jax.models.seq2seq import Seq2Seq
+from layerdrop_jax.training.losses import label_smoothed_nll
 from tests.models.networks import (
     EOS,
     PAD,
@@ -101,29 +102,67 @@ def test_what_stands_at_padding_changes_nothing():
     jax.tree.map(np.testing.assert_array_equal, gradient, gradient_2)
 
 
-def test_every_mode_gives_the_same_with_dropout_on():
-    config = small_config(norm="pre", dropout=0.3, attention_dropout=0.2, activation_dropout=0.1)
-    params = random_params(config)
-    batch = packed_batch(ROWS, SOURCE_LENGTH, TARGET_LENGTH)
+def test_every_mode_gives_the_same_with_all_that_drops_at_once():
+    """Layers, sub-layers, heads, rows, positions, weights, activations; and what runs is scaled."""
+    config = small_config(
+        norm="pre",
+        dropout=0.3,
+        attention_dropout=0.2,
+        activation_dropout=0.1,
+        drop_path=0.3,
+        drop_path_rows="kept",
+        drop_block=0.2,
+        drop_connect=0.1,
+    )
+    graph, params = model_graph(config), random_params(config)
+    batch = packed_batch([*ROWS, *ROWS[::-1]], SOURCE_LENGTH, TARGET_LENGTH)
+    batch = jax.tree.map(jnp.asarray, batch)
     keep = {"encoder": np.array([1, 0, 1], bool), "decoder": np.array([0, 1], bool)}
-    losses, gradients = [], []
-    key, other_key = jax.random.key(0), jax.random.key(1)
-    for mode in MODES:
-        differentiate = fast_jit(jax.value_and_grad(loss_function(config, mode), has_aux=True))
-        (loss, _), gradient = jax.device_get(differentiate(params, batch, keep, key))
-        losses.append(loss)
-        gradients.append(gradient)
-    np.testing.assert_allclose(losses, losses[0], rtol=1e-6)
-    for gradient in gradients[1:]:
+    # Of what the kept layers have, some runs and some does not.
+    groups = {
+        "encoder": {
+            "sublayers": np.array([[1, 1], [0, 1], [1, 0]], bool),
+            "heads": np.array([[[1, 0]], [[1, 1]], [[1, 1]]], bool),
+            "scale": np.array([[1.1, 1.2], [1.3, 1.4], [1.5, 1.6]], np.float32),
+        },
+        "decoder": {
+            "sublayers": np.array([[1, 0, 1], [1, 1, 0]], bool),
+            "heads": np.array([[[1, 1], [0, 1]], [[1, 0], [1, 1]]], bool),
+            "scale": np.array([[1.1, 1.2, 1.3], [1.4, 1.5, 1.6]], np.float32),
+        },
+    }
+
+    def differentiated(mode):
+        def loss(params, groups, key):
+            logits_BxTxV = nnx.merge(graph, params)(
+                batch, keep=keep, groups=groups, key=key, mode=mode
+            )
+            real_BxT = batch["target_segment"] > 0
+            _, nll = label_smoothed_nll(logits_BxTxV, batch["target_output"], real_BxT * 1.0, 0.0)
+            return nll
+
+        return fast_jit(jax.value_and_grad(loss))
+
+    key = jax.random.key(0)
+    runs = {mode: differentiated(mode) for mode in MODES}
+    loss, gradient = jax.device_get(runs["skip"](params, groups, key))
+    for mode in ("cond", "mask"):
+        found, gradient_found = jax.device_get(runs[mode](params, groups, key))
+        np.testing.assert_allclose(found, loss, rtol=1e-6)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(
                 a, b, rtol=0, atol=2e-5 * max(1, np.abs(b).max())
             ),
+            gradient_found,
             gradient,
-            gradients[0],
         )
-    (other, _), _ = differentiate(params, batch, keep, other_key)
-    assert abs(other - losses[0]) > 0.1
+    # And all of it takes part.
+    assert abs(runs["skip"](params, groups, jax.random.key(1))[0] - loss) > 0.1
+    for name in ("sublayers", "heads", "scale"):
+        for stack in groups:
+            ones = {name: np.ones_like(groups[stack][name])}
+            other = groups | {stack: groups[stack] | ones}
+            assert abs(runs["skip"](params, other, key)[0] - loss) > 1e-3, (name, stack)
 
 
 def test_embeddings_are_scaled_and_dropped():
