@@ -97,11 +97,12 @@ def scanning(kept):
     return run
 
 
-def make(config, num_layers=LAYERS):
+def make(config, num_layers=None):
     """(start, train_step): ``train_step(start(), ids, targets, key, make_run) -> (state, loss)``.
 
     ``make_run(key)`` gives what runs the stack; the state is parameters and Adam's moments.
     """
+    num_layers = LAYERS if num_layers is None else num_layers
     optimizer, _ = make_optimizer(OptimizerConfig(schedule="inverse_sqrt", rate=1e-4))
     graph = nnx.graphdef(nnx.eval_shape(lambda: LM(config, num_layers, rngs=nnx.Rngs(0))))
 

@@ -18,6 +18,7 @@ What is compared, on a 16-layer language model, forward, backward and Adam:
 
 import functools
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
@@ -211,15 +212,16 @@ def dropout_times(width, progress):
 
             jitted = jax.jit(functools.partial(timed_step, step, make_run), donate_argnums=0)
             compiled = jitted.lower(holder["state"], ids, target, jax.random.key(0)).compile()
-            keys = iter(jax.random.split(jax.random.key(1), 2 * ROUNDS.value + 2))
+            count = itertools.count()
 
-            def call(compiled=compiled, keys=keys):
-                holder["state"], loss = compiled(holder["state"], ids, target, next(keys))
+            def call(compiled=compiled, count=count):
+                key = jax.random.fold_in(jax.random.key(1), next(count))
+                holder["state"], loss = compiled(holder["state"], ids, target, key)
                 jax.block_until_ready((holder["state"], loss))
 
             calls[name, rate] = call
             progress.advance(task)
-    seconds = interleaved(calls, progress, "dropouts: timing", rounds=2 * ROUNDS.value)
+    seconds = interleaved(calls, progress, "dropouts: timing")
     return [
         {"width": width, "variant": name, "rate": rate, "seconds": times}
         for (name, rate), times in seconds.items()
@@ -246,21 +248,34 @@ def compile_times(progress):
     return [{"layers": n, "seconds": times} for n, times in seconds.items()]
 
 
-def interleaved(calls, progress, text, rounds=None):
-    """Seconds of each call, in rounds; each round begins with another one."""
-    rounds = rounds or ROUNDS.value
-    task = progress.add_task(text, total=(rounds + 1) * len(calls))
+def interleaved(calls, progress, text):
+    """Seconds of each call, in rounds, each of which begins with another one.
+
+    A call that does not follow another of the same name is made once untimed: the memory that its
+    executable asks for has gone back to the system meanwhile, and getting it again can take half
+    a second. Training repeats one executable.
+    """
+    rounds = ROUNDS.value
+    task = progress.add_task(text, total=rounds * len(calls))
     names = list(calls)
     seconds = {name: [] for name in names}
-    for number in range(rounds + 1):
-        first = number * 7 % len(names)
+    for number in range(rounds):
+        first = number * len(names) // rounds
+        before = None
         for name in names[first:] + names[:first]:
+            if executable(name) != before:
+                calls[name]()
+            before = executable(name)
             start = time.perf_counter()
             calls[name]()
-            if number:  # the first round warms up
-                seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.perf_counter() - start)
             progress.advance(task)
     return seconds
+
+
+def executable(name):
+    """What tells the executable of a call by its name, (variant, rate)."""
+    return name[0] if isinstance(name, tuple) and name[0] in MODES else name
 
 
 # ---------------------------------------------------------------------------------------------

@@ -242,6 +242,17 @@ def make_stack(make_layer, num_layers: int, rngs):
     return nnx.vmap(lambda key: make_layer(nnx.Rngs(params=key)))(keys)
 
 
+def _split_by_rows(x):
+    """Keeps the rows of a batch where they are, under a mesh with an axis ``data``.
+
+    Weights may be split over the same axis. The partitioner should then move one layer's weights,
+    and left to itself it moves rows too.
+    """
+    if "data" not in jax.sharding.get_abstract_mesh().auto_axes:
+        return x
+    return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec("data"))
+
+
 def run_stack(layers, x, keep_N, step, *, key=None, mode="skip", extra=None):
     """Runs the layers that ``keep_N`` marks.
 
@@ -264,6 +275,7 @@ def run_stack(layers, x, keep_N, step, *, key=None, mode="skip", extra=None):
 
     def run_layer(x, inputs):
         params, key, extra = inputs
+        x = _split_by_rows(x)
         if key is not None and config.drop_connect:
             params = drop_connect(named_key(key, "connect"), params, config.drop_connect)
         return step(nnx.merge(graphdef, params), x, key, extra)

@@ -50,6 +50,20 @@ def state_sharding(state, mesh, *, stacks, shard: bool):
     return jax.tree_util.tree_map_with_path(sharding, state)
 
 
+def gather_outside(stacks, params: dict) -> dict:
+    """The parameters, with those outside of the stacks whole on every device of the mesh in use.
+
+    A layer's are gathered when it runs. Without this the partitioner would multiply by parts of the
+    embeddings and for that gather the rows of all devices.
+    """
+    if "data" not in jax.sharding.get_abstract_mesh().auto_axes:
+        return params
+    return {
+        name: part if name in stacks else jax.lax.with_sharding_constraint(part, PartitionSpec())
+        for name, part in params.items()
+    }
+
+
 def check_rows(rows: int, mesh) -> None:
     """Raises a ValueError where ``rows`` do not split evenly over the devices."""
     if rows % mesh.size:

@@ -12,6 +12,7 @@ from layerdrop_jax.training.accounting import executed_flops, micro_batch_flops,
 from layerdrop_jax.training.dropping import draw, restore_dropped
 from layerdrop_jax.training.losses import label_smoothed_nll
 from layerdrop_jax.training.optimizers import clip_by_norm
+from layerdrop_jax.training.sharding import gather_outside
 
 
 def make_params(config: Seq2SeqConfig, seed: int) -> dict:
@@ -91,7 +92,7 @@ def train_step(
             keep[stack], groups[stack], ran[stack] = draw(
                 key, stack, of_group, state["step"], drop=drop, num_heads=config.attention_heads
             )
-        model = nnx.merge(graph, params)
+        model = nnx.merge(graph, gather_outside(rates, params))
         logits_BxTxV = model(
             micro, keep=keep, groups=groups, key=named_key(key, "dropout"), mode=drop.mode
         )

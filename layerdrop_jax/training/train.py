@@ -131,7 +131,8 @@ def train(config, workdir, *, command: str) -> None:
             with window.waiting():
                 batch = next(batches)
             batch = sharding.shard_rows(batch, mesh, axis=1)
-            previous, (state, metrics) = metrics, train_step(state, batch)
+            with jax.set_mesh(mesh):  # around nothing else: some of the rest is done by one process
+                previous, (state, metrics) = metrics, train_step(state, batch)
             step += 1
             window.add(metrics)
             # The step before is done, or nearly: looking at it does not hold up this one.

@@ -64,7 +64,8 @@ def run(step, state, mesh, *, shard):
         )
         for rate in (0.5, 0.0, 1.0)
     }
-    step = step.lower(first, batch, rates=rates[0.5]).compile()
+    with jax.set_mesh(mesh):
+        step = step.lower(first, batch, rates=rates[0.5]).compile()
     result = {"steps": {}, "collectives": collectives(step.as_text())}
     for rate, rates_of_layers in rates.items():
         state, steps = first, []

@@ -99,6 +99,10 @@ def test_no_stack_is_gathered_or_summed_whole(eight, layout):
     assert ((2, "all-gather", (16, 24)) in collectives) == (layout == "sharded")
     stacks = [c for c in collectives if set(LAYERS.values()) & set(c[2])]
     assert stacks == []
+    # Weights and their gradients travel, and the rows of a batch stay.
+    assert {what for _, what, _ in collectives} <= {"all-gather", "all-reduce"}
+    weights = {(16,), (24,), (16, 16), (16, 24), (24, 16), (336, 16), ()}
+    assert {shape for _, _, shape in collectives} <= weights
 
 
 # Two processes
