@@ -1,5 +1,7 @@
 """The network that the benchmarks time: a pre-norm language model made of the project's layers."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import optax
 from flax import nnx
 from jax import lax
 
+from configs import architectures
 from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.core.structured import sample_groups
 from layerdrop_jax.models.attention import causal_mask
@@ -21,23 +24,10 @@ LAYERS, VOCABULARY, ROWS, LENGTH, HEAD_SIZE = 16, 8000, 8, 128, 64
 
 def block_config(width: int, **changes) -> BlockConfig:
     """Layers of a given width, four times that inside the FFN, without any dropout."""
-    fields = {
-        "embed_dim": width,
-        "ffn_dim": 4 * width,
-        "attention_heads": max(width // HEAD_SIZE, 1),
-        "norm": "pre",
-        "activation": "relu",
-        "dropout": 0.0,
-        "attention_dropout": 0.0,
-        "activation_dropout": 0.0,
-        "drop_path": 0.0,
-        "drop_path_rows": "all",
-        "drop_block": 0.0,
-        "drop_block_size": 4,
-        "drop_connect": 0.0,
-        "dtype": "float32",
-        "saved": "dots",
-    }
+    names = {field.name for field in dataclasses.fields(BlockConfig)}
+    fields = {k: v for k, v in architectures.transformer_wmt_en_de.items() if k in names}
+    fields |= {"norm": "pre", "dropout": 0.0, "embed_dim": width, "ffn_dim": 4 * width}
+    fields |= {"attention_heads": max(width // HEAD_SIZE, 1)}
     return BlockConfig(**(fields | changes))
 
 

@@ -26,7 +26,7 @@ ALLOWED = {
     "launch": {"core", "models", "decoding", "data", "training", "analysis", "interop"}
     | {"launch", "configs"},
     "configs": {"configs"},
-    "benchmarks": {"core", "models", "training", "analysis", "benchmarks"},
+    "benchmarks": {"core", "models", "training", "analysis", "benchmarks", "configs"},
 }
 JAX_FAMILY = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 WITHOUT_JAX = {"data", "configs"}

@@ -12,40 +12,19 @@ from flax import nnx
 from layerdrop_jax.decoding.batching import decode_sentences
 from layerdrop_jax.decoding.beam import BeamConfig, beam_search, search_options
 from layerdrop_jax.interop.fairseq import seq2seq_params
-from layerdrop_jax.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from layerdrop_jax.models.seq2seq import Seq2Seq
 from tests.decoding.plain_beam import plain_beam_search
+from tests.models.networks import small_config
 
 PAD, EOS = 1, 2
 STATIC = ("beam", "no_repeat_ngram", "buffer_length")
 
 
 def seq2seq(**changes):
-    fields = {
-        "embed_dim": 12,
-        "ffn_dim": 17,
-        "attention_heads": 3,
-        "norm": "post",
-        "activation": "relu",
-        "dropout": 0.0,
-        "attention_dropout": 0.0,
-        "activation_dropout": 0.0,
-        "drop_path": 0.0,
-        "drop_path_rows": "all",
-        "drop_block": 0.0,
-        "drop_block_size": 2,
-        "drop_connect": 0.0,
-        "saved": "dots",
-        "dtype": "float32",
-        "source_vocab_size": 19,
-        "target_vocab_size": 19,
-        "encoder_layers": 2,
-        "decoder_layers": 3,
-        "share_embeddings": "all",
-        "positions": "sinusoidal",
-        "max_source_length": 23,
-        "max_target_length": 29,
-    }
-    config = Seq2SeqConfig(**(fields | changes))
+    sizes = {"embed_dim": 12, "ffn_dim": 17, "attention_heads": 3, "decoder_layers": 3}
+    sizes |= {"source_vocab_size": 19, "target_vocab_size": 19, "encoder_layers": 2}
+    shared = {"share_embeddings": "all", "positions": "sinusoidal"}
+    config = small_config(**(sizes | shared | changes))
     # Shapes alone: drawing initial values that are replaced anyway would take seconds.
     return nnx.eval_shape(lambda: Seq2Seq(config, rngs=nnx.Rngs(0)))
 
