@@ -343,10 +343,9 @@ def sub_layers_that_moved(new, old):
     return found
 
 
-@pytest.mark.parametrize(("dropped_layers", "weight_decay"), [("freeze", 0.1), ("momentum", 0.0)])
-def test_freezing_leaves_what_ran_in_no_micro_batch_bit_for_bit(dropped_layers, weight_decay):
+def test_freezing_leaves_what_ran_in_no_micro_batch_bit_for_bit():
     """Weights and both moments, of layers and of sub-layers; what ran at all moves as ever."""
-    step, state = compiled(dropped_layers=dropped_layers, weight_decay=weight_decay)
+    step, state = compiled(dropped_layers="freeze", weight_decay=0.1)
     rates = {
         stack: {name: np.full(n, 0.5, np.float32) for name in ("layers", "sublayers")}
         for stack, n in LAYERS.items()
@@ -379,8 +378,7 @@ def test_freezing_leaves_what_ran_in_no_micro_batch_bit_for_bit(dropped_layers, 
         for new, old in zip(*trees, strict=True):
             moved = sub_layers_that_moved(new, old)
             for stack, ran_AxNxS in drawn.items():
-                expected_NxS = ran_AxNxS.any(0) | (dropped_layers == "momentum")
-                np.testing.assert_array_equal(moved[stack], expected_NxS)
+                np.testing.assert_array_equal(moved[stack], ran_AxNxS.any(0))
             assert np.any(new["source_embedding"]["table"] != old["source_embedding"]["table"])
         shares.extend(ran_AxNxS.mean(0).ravel() for ran_AxNxS in drawn.values())
         costs = micro_batch_flops(
