@@ -47,6 +47,13 @@ MODES = {
     "cond": {"mode": "cond", "saved": "dots"},
     "mask": {"mode": "mask", "saved": "dots"},
 }
+RATIOS = (
+    ("skip", "static, all updated"),
+    ("cond", "skip"),
+    ("mask", "skip"),
+    ("skip", "torch"),
+    ("skip", "torch.compile"),
+)
 # The structured dropouts, each alone: the config of the model, or the rates of groups.
 DROPOUTS = {
     "nothing": {},
@@ -321,6 +328,19 @@ def report(results) -> str:
                 for name in variants
             ],
         )
+        lines += ["Ratios of two, round by round.", ""]
+        lines += table(
+            ["", *(f"rate {rate:g}" for rate in RATES)],
+            [
+                [f"{name} / {other}"]
+                + [
+                    shown(ratio(steps[width, name, rate], steps[width, other, rate]))
+                    for rate in RATES
+                ]
+                for name, other in RATIOS
+                if name in variants and other in variants
+            ],
+        )
         memory = {
             (m["variant"], m["rate"]): m["bytes"] for m in results["memory"] if m["width"] == width
         }
@@ -381,7 +401,8 @@ def plot(results, path) -> None:
                 )  # fmt: skip
             axis.set(title=f"16 layers, width {width}", xlabel="drop rate", ylim=(0, None))
             axis.set_ylabel("milliseconds a step")
-        axes[-1].legend()
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
         figure.savefig(path)
 
 

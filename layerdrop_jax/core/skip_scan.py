@@ -154,14 +154,12 @@ def _forward(step, consts, init, xs, keep):
 
 def _forward_and_save(step, consts, init, xs, keep):
     order, count = _kept_first(keep)
-    (_, y), _, _, saved = _pullback_layout(step, consts, init, xs)
+    run, ((_, y), saved), _, _ = _trace_pullback(step, consts, init, xs)
 
     def body(trip, state):
         carry, ys, saved = state
         i = order[trip]
-        inputs = (consts, carry, _at(xs, i))
-        (carry, y), pullback = jax.vjp(step, *inputs)
-        _, _, kept = _split_residuals(pullback, inputs)
+        (carry, y), kept = run(consts, carry, _at(xs, i))
         return carry, _put(ys, y, i), _put(saved, kept, trip)
 
     # Rows of `saved` past the last trip are never read, so they are left as the allocator gives
@@ -175,7 +173,7 @@ def _forward_and_save(step, consts, init, xs, keep):
 
 def _backward(step, consts, init, xs, keep, saved, ct_carry, ct_ys):
     order, count = _kept_first(keep)
-    _, tree, origins, _ = _pullback_layout(step, consts, init, xs)
+    _, _, tree, origins = _trace_pullback(step, consts, init, xs)
 
     def body(trip, state):
         ct_carry, ct_consts, ct_xs = state
@@ -218,11 +216,12 @@ def _kept_first(keep):
     return jnp.argsort(~keep, stable=True), jnp.sum(keep, dtype=jnp.int32)
 
 
-def _pullback_layout(step, consts, init, xs):
-    """Traces `jax.vjp` of one step without computing it.
+def _trace_pullback(step, consts, init, xs):
+    """Traces `jax.vjp` of one step.
 
-    Returns (out, tree, origins, saved): the step's output, the tree of its pullback, where each
-    leaf of that tree comes from, and the leaves that have to be saved; arrays as avals.
+    Returns (run, shapes, tree, origins): ``run(consts, carry, x) -> (out, saved)``, the step and
+    what has to be saved of it; the shapes of that; the tree of its pullback; and where each leaf of
+    that tree comes from.
     """
     layout = []
 
@@ -232,8 +231,16 @@ def _pullback_layout(step, consts, init, xs):
         layout.extend((tree, origins))
         return out, saved
 
-    out, saved = jax.eval_shape(trace, consts, init, _step_avals(xs))
-    return out, *layout, saved
+    # What runs is this trace and no other: differentiated again in the loop, among arrays that are
+    # known while compiling, a pullback may have its leaves in another order.
+    jaxpr, out = jax.make_jaxpr(trace, return_shape=True)(consts, init, _step_avals(xs))
+
+    def run(consts, carry, x):
+        inputs = jax.tree.leaves((consts, carry, x))
+        leaves = jax.core.eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *inputs)
+        return jax.tree.unflatten(jax.tree.structure(out), leaves)
+
+    return run, jax.eval_shape(run, consts, init, _step_avals(xs)), *layout
 
 
 def _split_residuals(pullback, inputs):
