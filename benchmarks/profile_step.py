@@ -6,6 +6,7 @@ Prints a Markdown table for each. Operations overlap, and a profiler costs time 
 of a table is more than a step.
 """
 
+import argparse
 import collections
 import gzip
 import importlib.util
@@ -16,13 +17,8 @@ import tempfile
 import time
 
 import jax
-from absl import app, flags
 
 from benchmarks import lm
-
-WIDTH = flags.DEFINE_integer("width", 512, "model width")
-RATE = flags.DEFINE_float("rate", 0.0, "share of the layers dropped", 0.0, 1.0)
-STEPS = flags.DEFINE_integer("steps", 3, "steps to average over", lower_bound=1)
 
 # The first whose operations occur in an instruction, or in what it calls, names its kind.
 KINDS = (
@@ -38,20 +34,26 @@ KINDS = (
 INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = .*?[\])}] ([a-z][\w\-]*)\(")
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}")
-    keep = lm.mask(lm.kept_layers(RATE.value))
-    print(f"width {WIDTH.value}, {keep.sum()} of {lm.LAYERS} layers\n")
-    print_table("JAX, mode skip", *profile_jax(keep))
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--width", type=int, default=512, help="model width")
+    parser.add_argument("--rate", type=float, default=0.0, help="share of the layers dropped")
+    parser.add_argument("--steps", type=int, default=3, help="steps to average over")
+    arguments = parser.parse_args(argv)
+    if arguments.width < 1 or arguments.steps < 1 or not 0 <= arguments.rate <= 1:
+        parser.error("--width and --steps are 1 or more, and --rate lies in [0, 1]")
+    width, count = arguments.width, arguments.steps
+    keep = lm.mask(lm.kept_layers(arguments.rate))
+    print(f"width {width}, {keep.sum()} of {lm.LAYERS} layers\n")
+    print_table("JAX, mode skip", *profile_jax(width, keep, count))
     if importlib.util.find_spec("torch"):
-        print_table("PyTorch, eager", *profile_torch(keep.tolist()))
+        print_table("PyTorch, eager", *profile_torch(width, keep.tolist(), count))
 
 
-def profile_jax(keep):
+def profile_jax(width, keep, count):
     """(milliseconds of a step, milliseconds by kind)."""
     ids, target = lm.batch()
-    start, step = lm.make(lm.block_config(WIDTH.value))
+    start, step = lm.make(lm.block_config(width))
 
     def run(state, keep):
         key = jax.random.key(0)
@@ -63,9 +65,9 @@ def profile_jax(keep):
 
     def steps(state):
         begin = time.perf_counter()
-        for _ in range(STEPS.value):
+        for _ in range(count):
             state, _ = jax.block_until_ready(compiled(state, keep))
-        return state, 1e3 * (time.perf_counter() - begin) / STEPS.value
+        return state, 1e3 * (time.perf_counter() - begin) / count
 
     state, _ = steps(state)
     state, milliseconds = steps(state)
@@ -78,7 +80,7 @@ def profile_jax(keep):
     for event in events["traceEvents"] if isinstance(events, dict) else events:
         kind = kinds.get(event.get("name"))
         if kind and "dur" in event:
-            spent[kind] += event["dur"] / 1e3 / STEPS.value
+            spent[kind] += event["dur"] / 1e3 / count
     return milliseconds, spent
 
 
@@ -105,28 +107,28 @@ def kinds_of_instructions(text) -> dict:
     return kinds
 
 
-def profile_torch(keep):
+def profile_torch(width, keep, count):
     """(milliseconds of a step, milliseconds by PyTorch's own names)."""
     from torch.profiler import ProfilerActivity, profile
 
     from benchmarks import torch_lm
 
-    step = torch_lm.make_step(WIDTH.value, compiled=False)
+    step = torch_lm.make_step(width, compiled=False)
     step(keep)
     begin = time.perf_counter()
-    for _ in range(STEPS.value):
+    for _ in range(count):
         step(keep)
-    milliseconds = 1e3 * (time.perf_counter() - begin) / STEPS.value
+    milliseconds = 1e3 * (time.perf_counter() - begin) / count
     activities = [ProfilerActivity.CPU]
     if torch_lm.DEVICE == "cuda":
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities) as recorded:
-        for _ in range(STEPS.value):
+        for _ in range(count):
             step(keep)
     spent = collections.Counter()
     for row in recorded.key_averages():
         time_us = getattr(row, f"self_{'cpu' if torch_lm.DEVICE == 'cpu' else 'device'}_time_total")
-        spent[row.key] += time_us / 1e3 / STEPS.value
+        spent[row.key] += time_us / 1e3 / count
     return milliseconds, spent
 
 
@@ -139,4 +141,4 @@ def print_table(title, milliseconds, spent):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

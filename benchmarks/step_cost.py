@@ -16,6 +16,7 @@ What is compared, on a 16-layer language model, forward, backward and Adam:
 * ``torch``, ``torch.compile``: where PyTorch is installed.
 """
 
+import argparse
 import functools
 import importlib.util
 import itertools
@@ -29,7 +30,6 @@ import time
 import jax
 import matplotlib
 import numpy as np
-from absl import app, flags
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import Progress
@@ -70,24 +70,31 @@ DROPOUTS = {
     "heads + sub-layers": {"group": "heads+sublayers"},
 }
 
-OUT = flags.DEFINE_string("out", None, "folder to write to", required=True)
-WIDTHS = flags.DEFINE_list("widths", ["256", "512"], "model widths")
-ROUNDS = flags.DEFINE_integer("rounds", 9, "timed steps of each kind", lower_bound=2)
 
-
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}")
-    out = pathlib.Path(OUT.value)
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write to")
+    parser.add_argument("--widths", type=int, nargs="+", default=[256, 512], help="model widths")
+    parser.add_argument("--rounds", type=int, default=9, help="timed steps of each kind")
+    arguments = parser.parse_args(argv)
+    out, rounds = arguments.out, arguments.rounds
+    if rounds < 1 or min(arguments.widths) < 1:
+        parser.error(f"--rounds={rounds} and --widths={arguments.widths} must be 1 or more")
     out.mkdir(parents=True, exist_ok=True)
-    results = {"machine": machine(), "steps": [], "memory": [], "dropouts": [], "compile": []}
+    results = {
+        "machine": machine() | {"rounds": rounds},
+        "steps": [],
+        "memory": [],
+        "dropouts": [],
+        "compile": [],
+    }
     with Progress(console=Console(stderr=True)) as progress:
-        for width in map(int, WIDTHS.value):
-            steps, memory = step_times(width, progress)
+        for width in arguments.widths:
+            steps, memory = step_times(width, rounds, progress)
             results["steps"] += steps
             results["memory"] += memory
-        results["dropouts"] = dropout_times(int(WIDTHS.value[0]), progress)
-        results["compile"] = compile_times(progress)
+        results["dropouts"] = dropout_times(arguments.widths[0], rounds, progress)
+        results["compile"] = compile_times(rounds, progress)
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     text = report(results)
     (out / "report.md").write_text(text)
@@ -104,7 +111,6 @@ def machine() -> dict:
         "python": platform.python_version(),
         "jax": jax.__version__,
         "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ""),
-        "rounds": ROUNDS.value,
     }
     if importlib.util.find_spec("torch"):
         import torch
@@ -125,7 +131,7 @@ def processor() -> str:
 # timing
 
 
-def step_times(width, progress):
+def step_times(width, rounds, progress):
     """Seconds of every kind of step at every rate, and the memory of each executable."""
     ids, target = lm.batch()
     key = jax.random.key(0)
@@ -178,7 +184,7 @@ def step_times(width, progress):
         for rate in RATES:
             calls[name, rate] = functools.partial(step, lm.mask(kept[rate]).tolist())
         progress.advance(task)
-    seconds = interleaved(calls, progress, f"width {width}: timing")
+    seconds = interleaved(calls, rounds, progress, f"width {width}: timing")
     rows = [
         {"width": width, "variant": name, "rate": rate, "layers": len(kept[rate]), "seconds": times}
         for (name, rate), times in seconds.items()
@@ -196,7 +202,7 @@ def passing_by(layers, x_BxTxD, mask_BxTxT):
     return x_BxTxD
 
 
-def dropout_times(width, progress):
+def dropout_times(width, rounds, progress):
     """Seconds of a step with each structured dropout alone, at the rates 0.2 and 0.5."""
     ids, target = lm.batch()
     start, _ = lm.make(lm.block_config(width))
@@ -228,14 +234,14 @@ def dropout_times(width, progress):
 
             calls[name, rate] = call
             progress.advance(task)
-    seconds = interleaved(calls, progress, "dropouts: timing")
+    seconds = interleaved(calls, rounds, progress, "dropouts: timing")
     return [
         {"width": width, "variant": name, "rate": rate, "seconds": times}
         for (name, rate), times in seconds.items()
     ]
 
 
-def compile_times(progress):
+def compile_times(rounds, progress):
     """Seconds to compile a step of 12 and of 96 layers, in turn."""
     ids, target = lm.batch()
     calls = {}
@@ -251,18 +257,17 @@ def compile_times(progress):
             jitted.lower(state, ids, target, jax.random.key(0), keep_N).compile()
 
         calls[num_layers] = call
-    seconds = interleaved(calls, progress, "compiling 12 and 96 layers")
+    seconds = interleaved(calls, rounds, progress, "compiling 12 and 96 layers")
     return [{"layers": n, "seconds": times} for n, times in seconds.items()]
 
 
-def interleaved(calls, progress, text):
+def interleaved(calls, rounds, progress, text):
     """Seconds of each call, in rounds, each of which begins with another one.
 
     A call that does not follow another of the same name is made once untimed: the memory that its
     executable asks for has gone back to the system meanwhile, and getting it again can take half
     a second. Training repeats one executable.
     """
-    rounds = ROUNDS.value
     task = progress.add_task(text, total=rounds * len(calls))
     names = list(calls)
     seconds = {name: [] for name in names}
@@ -407,4 +412,4 @@ def plot(results, path) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -56,9 +56,7 @@ def test_a_whole_run(monkeypatch, tmp_path):
     some = ("nothing", "DropPath, kept rows computed", "heads + layers")
     monkeypatch.setattr(step_cost, "DROPOUTS", {name: step_cost.DROPOUTS[name] for name in some})
     monkeypatch.setattr(step_cost.jax, "clear_caches", lambda: None)
-    flags = ["step_cost", f"--out={tmp_path}", "--widths=64", "--rounds=2"]
-    step_cost.flags.FLAGS(flags)
-    step_cost.main(flags[:1])
+    step_cost.main([f"--out={tmp_path}", "--widths", "64", "--rounds=2"])
     results = json.loads((tmp_path / "results.json").read_text())
     variants = {(r["variant"], r["rate"]) for r in results["steps"]}
     names = ("skip", "static", "static, all updated")
