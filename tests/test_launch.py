@@ -12,25 +12,17 @@ import subprocess
 import sys
 import time
 
-import jax
-import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
 
 import launch
-from layerdrop_jax.training import settings as settings_lib
-from layerdrop_jax.training import state
-from layerdrop_jax.training.checkpoints import CheckpointConfig, Checkpoints
 from layerdrop_jax.training.metrics import read_metrics
-from layerdrop_jax.training.optimizers import make_optimizer
 from tests import tiny_run
+from tests.tiny_run import train_lines
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 150
-# What the clock says: no two runs agree in it.
-CLOCK = ("seconds", "data_wait", "words_per_second", "flops_per_second", "nominal_flops_per_second")
-CLOCK += ("utilisation", "nominal_utilisation")
 
 
 # Real processes, really killed
@@ -106,35 +98,9 @@ def records(workdir):
         return []
 
 
-def train_lines(workdir):
-    return [
-        {name: value for name, value in record.items() if name not in CLOCK}
-        for record in read_metrics(workdir)
-        if record["kind"] == "train"
-    ]
-
-
-def last_checkpoint(workdir):
-    settings = settings_lib.parse(json.loads((workdir / "config.json").read_text()))
-    optimizer, _ = make_optimizer(settings.optimizer)
-    abstract = jax.eval_shape(
-        lambda: state.make_state(state.make_params(settings.model, 0), optimizer)
-    )
-    config = CheckpointConfig(every=1, keep_last=9, average=1)
-    checkpoints = Checkpoints(workdir / "checkpoints", config)
-    restored = checkpoints.restore_latest(abstract)
-    checkpoints.close()
-    return restored.step, restored.state, restored.iterator_state
-
-
 def assert_same_end(workdir, other):
-    (step, tree, place), (other_step, other_tree, other_place) = map(
-        last_checkpoint, (workdir, other)
-    )
-    assert (step, place) == (other_step, other_place)
-    jax.tree.map(np.testing.assert_array_equal, tree, other_tree)
+    tiny_run.assert_same_end(workdir, other)
     assert [line["step"] for line in train_lines(workdir)] == list(range(1, STEPS + 1))
-    assert train_lines(workdir) == train_lines(other)
     for kind in ("valid", "test"):
         found, wanted = (
             [r for r in read_metrics(w) if r["kind"] == kind] for w in (workdir, other)

@@ -9,6 +9,7 @@ import pathlib
 
 from layerdrop_jax.analysis import plots
 from layerdrop_jax.training.metrics import read_metrics
+from layerdrop_jax.training.settings import flatten
 
 # What a reader asks first; all settings follow at the end of the report.
 SETTINGS = (
@@ -106,13 +107,7 @@ def _settings(run: pathlib.Path) -> dict:
     path = run / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{run} has no config.json; is it the folder of a run?")
-
-    def flatten(prefix, value):
-        if isinstance(value, dict):
-            return {k: v for n, x in value.items() for k, v in flatten(f"{prefix}.{n}", x).items()}
-        return {prefix[1:]: value}
-
-    return flatten("", json.loads(path.read_text(encoding="utf-8")))
+    return flatten(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _measured(records):

@@ -14,9 +14,11 @@ from layerdrop_jax.core import drop_schedule
 from layerdrop_jax.core.drop_schedule import drop_rates, rate_at, sample_keep
 from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.core.skip_scan import MODES
-from layerdrop_jax.core.structured import rescale, sample_groups, survival
+from layerdrop_jax.core.structured import GROUPS, rescale, sample_groups, survival
 from layerdrop_jax.models.blocks import BlockConfig, check_choice
 from layerdrop_jax.models.seq2seq import Seq2Seq
+
+INSIDE = tuple(group for group in GROUPS if group != "layers")  # a layer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ class DropConfig:
         check_choice("drop", "schedule", self.schedule, drop_schedule.SCHEDULES)
         check_choice("drop", "over_time", self.over_time, drop_schedule.TIME_SCHEDULES)
         check_choice("drop", "mode", self.mode, MODES)
-        for name in ("encoder", "decoder", "sublayers", "heads", "ffns"):
+        for name in (*Seq2Seq.STACKS, *INSIDE):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"drop.{name}={getattr(self, name)} is not in [0, 1]")
         if self.over_steps < 1:
@@ -91,7 +93,7 @@ class DropConfig:
         rates = {}
         for stack in Seq2Seq.STACKS:
             of_group = {"layers": getattr(self, stack)}
-            of_group |= {g: getattr(self, g) for g in ("sublayers", "heads", "ffns")}
+            of_group |= {g: getattr(self, g) for g in INSIDE}
             num_layers = getattr(model, f"{stack}_layers")
             try:
                 rates[stack] = {
@@ -184,7 +186,7 @@ def describe_rates(settings) -> list[str]:
             f"{stack}: {layers_N.size} layers, drop rate {_rates_text(layers_N)}, "
             f"expected {expected}"
         )
-        for group in ("sublayers", "heads", "ffns"):
+        for group in INSIDE:
             if group in rates:
                 line += f"; {group} {_rates_text(rates[group])}"
         if drop.over_time != "constant":

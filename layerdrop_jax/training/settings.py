@@ -143,7 +143,7 @@ def _check_type(name, value, wanted):
 
 def differences(old: Mapping, new: Mapping) -> list[str]:
     """The dotted keys whose values differ, each as ``key: old -> new``."""
-    old, new = _flat(old), _flat(new)
+    old, new = flatten(old), flatten(new)
     absent = object()
     return [
         f"{key}: {old.get(key, 'absent')!r} -> {new.get(key, 'absent')!r}"
@@ -152,11 +152,12 @@ def differences(old: Mapping, new: Mapping) -> list[str]:
     ]
 
 
-def _flat(mapping, prefix=""):
+def flatten(mapping: Mapping, prefix: str = "") -> dict:
+    """The values of nested mappings by dotted names."""
     flat = {}
     for key, value in mapping.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

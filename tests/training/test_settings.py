@@ -93,7 +93,7 @@ def test_differences_are_named_with_both_values():
 
 
 def test_changeable_keys_exist():
-    names = settings._flat(changed())
+    names = settings.flatten(changed())
     for key in settings.CHANGEABLE:
         assert any(name == key or (key.endswith(".") and name.startswith(key)) for name in names)
     # A name that merely begins like one of them would pass as changeable.

@@ -14,51 +14,15 @@ import pytest
 from layerdrop_jax.training import metrics, state, train
 from layerdrop_jax.training import settings as settings_lib
 from layerdrop_jax.training.accounting import micro_batch_flops, nominal_flops
-from layerdrop_jax.training.checkpoints import CheckpointConfig, Checkpoints, restore_params
+from layerdrop_jax.training.checkpoints import restore_params
 from layerdrop_jax.training.evaluate import evaluate
 from layerdrop_jax.training.metrics import read_metrics
 from layerdrop_jax.training.optimizers import make_optimizer
 from layerdrop_jax.training.prune import prune
 from tests import tiny_run
+from tests.tiny_run import assert_same_end, last_checkpoint, train_lines
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
-
-# What the clock says: no two runs agree in it.
-CLOCK = ("seconds", "data_wait", "words_per_second", "flops_per_second", "nominal_flops_per_second")
-CLOCK += ("utilisation", "nominal_utilisation")
-
-
-def train_lines(run):
-    """The lines of training steps, without what the clock says."""
-    return [
-        {name: value for name, value in record.items() if name not in CLOCK}
-        for record in read_metrics(run)
-        if record["kind"] == "train"
-    ]
-
-
-def last_checkpoint(run):
-    """(step, state, state of the data iterator)."""
-    settings = settings_lib.parse(train.read_config(run))
-    optimizer, _ = make_optimizer(settings.optimizer)
-    abstract = jax.eval_shape(
-        lambda: state.make_state(state.make_params(settings.model, 0), optimizer)
-    )
-    checkpoints = Checkpoints(
-        run / "checkpoints", CheckpointConfig(every=1, keep_last=9, average=1)
-    )
-    restored = checkpoints.restore_latest(abstract)
-    checkpoints.close()
-    return restored.step, restored.state, restored.iterator_state
-
-
-def assert_same_end(run, other):
-    """Bitwise the same parameters, moments, step and place in the data; the same metrics."""
-    (step, tree, place), (other_step, other_tree, other_place) = map(last_checkpoint, (run, other))
-    assert (step, place) == (other_step, other_place)
-    jax.tree.map(np.testing.assert_array_equal, tree, other_tree)
-    assert train_lines(run) == train_lines(other)
-
 
 # What a run leaves behind
 
