@@ -58,6 +58,7 @@ def translation(dataset, source, target, architecture):
     )
     config.optimizer = ml_collections.ConfigDict(
         {
+            "name": "adam",
             "schedule": "inverse_sqrt",
             "rate": 5e-4,
             "min_rate": 0.0,
@@ -66,6 +67,7 @@ def translation(dataset, source, target, architecture):
             "period_updates": 20000,
             "period_mult": 1.0,
             "period_shrink": 1.0,
+            "momentum": 0.99,
             "beta1": 0.9,
             "beta2": 0.98,
             "epsilon": 1e-8,

@@ -1,4 +1,4 @@
-"""Adam, clipping and learning-rate schedules with the reference implementation's arithmetic.
+"""Adam, NAG, clipping and learning-rate schedules with the reference implementation's arithmetic.
 
 In every schedule n counts the updates already made: update number n + 1 uses rate(n). All of it is
 float32 inside jit, and arranged so that no result loses more than a few of its 24 bits.
@@ -7,23 +7,26 @@ float32 inside jit, and arranged so that no result loses more than a few of its 
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+NAMES = ("adam", "nag")
 SCHEDULES = ("inverse_sqrt", "cosine")
 DROPPED_LAYERS = ("momentum", "freeze")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Adam and the course of its learning rate. Rates are per update, the rest as named.
+    """An optimizer and the course of its learning rate. Rates are per update, the rest as named.
 
     Raises ValueError for a value that no run could use.
     """
 
+    name: str = "adam"  # or "nag", Nesterov's accelerated gradient
     schedule: str = "inverse_sqrt"  # or "cosine"
     rate: float = 5e-4  # the peak, reached at the end of the warm-up
     min_rate: float = 0.0  # cosine: the rate at the end of the first period
@@ -32,7 +35,8 @@ class OptimizerConfig:
     period_updates: int = 20000  # cosine: updates in the first period, after the warm-up
     period_mult: float = 1.0  # cosine: each period is this many times as long as the one before
     period_shrink: float = 1.0  # cosine: both ends of the rate shrink by this with each period
-    beta1: float = 0.9
+    momentum: float = 0.99  # nag: how much of its velocity an update keeps
+    beta1: float = 0.9  # adam, like the next two
     beta2: float = 0.98
     epsilon: float = 1e-8
     weight_decay: float = 0.0  # decoupled, on every parameter
@@ -43,16 +47,12 @@ class OptimizerConfig:
     dropped_layers: str = "momentum"
 
     def __post_init__(self):
-        if self.schedule not in SCHEDULES:
-            raise ValueError(
-                f"optimizer.schedule {self.schedule!r} is unknown: "
-                f"it is one of {', '.join(SCHEDULES)}"
-            )
-        if self.dropped_layers not in DROPPED_LAYERS:
-            raise ValueError(
-                f"optimizer.dropped_layers {self.dropped_layers!r} is unknown: "
-                f"it is one of {', '.join(DROPPED_LAYERS)}"
-            )
+        choices = {"name": NAMES, "schedule": SCHEDULES, "dropped_layers": DROPPED_LAYERS}
+        for field, known in choices.items():
+            if (value := getattr(self, field)) not in known:
+                raise ValueError(
+                    f"optimizer.{field} {value!r} is unknown: it is one of {', '.join(known)}"
+                )
         cosine = self.schedule == "cosine"
         rules = {
             "rate": (self.rate >= 0, "at least 0"),
@@ -64,6 +64,7 @@ class OptimizerConfig:
             "period_updates": (self.period_updates >= 1, "at least 1"),
             "period_mult": (self.period_mult >= 1, "at least 1"),
             "period_shrink": (0 < self.period_shrink <= 1, "above 0 and at most 1"),
+            "momentum": (0 <= self.momentum < 1, "from 0 to below 1"),
             "beta1": (0 <= self.beta1 < 1, "from 0 to below 1"),
             "beta2": (0 <= self.beta2 < 1, "from 0 to below 1"),
             "epsilon": (self.epsilon >= 0, "at least 0"),
@@ -78,6 +79,8 @@ class OptimizerConfig:
 def make_optimizer(config: OptimizerConfig) -> tuple[optax.GradientTransformation, Callable]:
     """The optimizer, which does not clip, and rate(n), the learning rate after n updates."""
     rate = {"inverse_sqrt": inverse_sqrt_rate, "cosine": cosine_rate}[config.schedule](config)
+    if config.name == "nag":
+        return nag(rate, momentum=config.momentum, weight_decay=config.weight_decay), rate
     optimizer = optax.chain(
         scale_by_adam(beta1=config.beta1, beta2=config.beta2, epsilon=config.epsilon),
         optax.add_decayed_weights(config.weight_decay),
@@ -193,6 +196,63 @@ def scale_by_adam(*, beta1: float, beta2: float, epsilon: float) -> optax.Gradie
 def one_minus_power(beta: float, t) -> jax.Array:
     """1 - beta**t without the cancellation that costs float32 up to 1e-6 of it in early steps."""
     return -jnp.expm1(jnp.float32(t) * math.log(beta)) if beta > 0 else jnp.float32(1)
+
+
+class NagState(NamedTuple):
+    """What `nag` remembers: all that a restart needs besides the parameters."""
+
+    count: jax.Array  # int32: updates made
+    rate: jax.Array  # float32: of the last update; before the first one, of that
+    velocity: Any  # float32, shaped like the parameters: how far the last update's velocity goes
+
+
+def nag(rate: Callable, *, momentum: float, weight_decay: float) -> optax.GradientTransformation:
+    """Nesterov's accelerated gradient as the reference computes it, in float32.
+
+    With mu = momentum, r = rate(n), and rho = r / (the rate before), or r where that was 0:
+
+        p <- p (1 - r weight_decay) + mu**2 rho v - (1 + mu) r g
+        v <- mu rho v - r g
+
+    The velocity has the rate in it, so rho takes it from one rate to the next. As long as rates
+    are above 0 this is `torch.optim.SGD(nesterov=True)`, which multiplies by the rate last. It
+    differs where an update has the rate 0, which here clears the velocity, and in a velocity that
+    was frozen for some updates (`dropping.restore_dropped`): only the last rho reaches it.
+
+    Args:
+      rate: the learning rate by the number of updates made.
+      momentum: mu, from 0 to below 1.
+      weight_decay: decoupled, on every parameter.
+
+    Returns:
+      A transformation to whose result parameters are added as they are: it includes the rate, the
+      sign and the decay. Its state is a `NagState`.
+    """
+
+    def rate_after(count):
+        return jnp.asarray(rate(count), jnp.float32)
+
+    def init(params):
+        count = jnp.zeros((), jnp.int32)
+        velocity = optax.tree.zeros_like(params, dtype=jnp.float32)
+        return NagState(count=count, rate=rate_after(count), velocity=velocity)
+
+    def update(grads, state, params):
+        now = rate_after(state.count)
+        rho = now / jnp.where(state.rate > 0, state.rate, 1)
+        kept = jax.tree.map(lambda v: momentum * rho * v, state.velocity)
+        pushes = jax.tree.map(lambda g: -now * g.astype(jnp.float32), grads)
+        steps = jax.tree.map(
+            lambda k, push, p: momentum * k + (1 + momentum) * push - now * weight_decay * p,
+            kept,
+            pushes,
+            optax.tree.cast(params, jnp.float32),
+        )
+        velocity = jax.tree.map(jnp.add, kept, pushes)
+        count = optax.safe_increment(state.count)
+        return steps, NagState(count=count, rate=now, velocity=velocity)
+
+    return optax.GradientTransformation(init, update)
 
 
 def clip_by_norm(grads, max_norm: float):
