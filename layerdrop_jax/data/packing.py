@@ -123,6 +123,11 @@ class PackedRows:
             self.pairs(row), source_length=self.source_length, target_length=self.target_length
         )
 
+    @property
+    def padding(self) -> dict[str, np.ndarray]:
+        """A row without a pair, which counts nothing in a sum over tokens."""
+        return fill_row([], source_length=self.source_length, target_length=self.target_length)
+
 
 def pack_pairs(
     encoded: EncodedPairs,

@@ -1,32 +1,46 @@
-"""Joint byte-level BPE, in one `tokenizer.json` that the `tokenizers` library reads by itself.
+"""Three tokenizers, each in one `tokenizer.json` that the `tokenizers` library reads by itself.
 
-Byte level, because then every text has a tokenisation (`<unk>` never occurs, a decimal sign or a
-script the training text lacks included) and decoding gives the text back exactly, up to the
-normalisation: Unicode NFC, white space at both ends removed, runs of ASCII white space turned
-into one space. Words, punctuation and single digits are kept apart; digits one by one because
-numbers are then copied by rule and not learned one after the other.
+`train_tokenizer`, for translation: joint byte-level BPE. Byte level, because then every text has
+a tokenisation (`<unk>` never occurs, a decimal sign or a script the training text lacks included)
+and decoding gives the text back exactly, up to the normalisation: Unicode NFC, white space at
+both ends removed, runs of ASCII white space turned into one space. Words, punctuation and single
+digits are kept apart; digits one by one because numbers are then copied by rule and not learned
+one after the other.
+
+For language modelling, `train_word_vocabulary`: words between white space, as in the reference's
+Dictionary; and `train_text_bpe`: byte-level BPE that keeps every character, for source code.
 """
 
+import collections
 import dataclasses
 import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
+from layerdrop_jax.data.progress import progress
+
 SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")  # the reference's order: ids 0, 1, 2, 3
 BOS, PAD, EOS, UNK = range(4)
-# Fills the vocabulary up. No text gives it: digits stand alone in a word of their own.
+# Fills the vocabulary up. No BPE gives it: digits stand in a piece of their own.
 MADE_UP = re.compile(r"madeupword\d{4,}")
-CHUNK = 4096  # pairs encoded at a time
+CHUNK = 4096  # pairs or texts encoded at a time
+CHUNK_CHARACTERS = 2**20  # of texts encoded at a time; the library needs 100 bytes for each token
 
 # A space belongs to what follows it. White space other than a single space (a no-break space
 # before a currency sign, say) stands for itself.
 _PIECES = r" ?\p{N}| ?[\p{L}\p{M}]+| ?[^\s\p{L}\p{M}\p{N}]+|\s+"
+# Line ends and the indentation behind them are one piece, and so is any other run of white space
+# but its last space, which belongs to what follows; an identifier is one piece. So merges learn
+# the levels of indentation, and none goes on from one line to the words of the next.
+_CODE_PIECES = r"[\r\n]+[ \t]*| ?[\p{L}\p{M}_]+| ?\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}_]+|\s+(?!\S)|\s+"
+# What Python's str.split takes for white space, which decides in the reference.
+_WHITE_SPACE = r"[\s\x1c-\x1f]+"
 
 
 def train_tokenizer(
@@ -46,13 +60,7 @@ def train_tokenizer(
       ValueError: a vocabulary that cannot hold the special symbols and the 256 bytes; a file
         that cannot be written; no text.
     """
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    smallest = len(SPECIAL_SYMBOLS) + len(alphabet)
-    if vocab_size < smallest:
-        raise ValueError(
-            f"data.vocab_size={vocab_size} is too small: {len(SPECIAL_SYMBOLS)} special symbols "
-            f"and the {len(alphabet)} bytes alone are {smallest}; 1000 or more is a useful size"
-        )
+    alphabet = _byte_alphabet(vocab_size)
     if not len(pairs):
         raise ValueError("the training split has no sentences to train a tokenizer on")
     tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
@@ -79,16 +87,121 @@ def train_tokenizer(
         show_progress=len(pairs) > 100_000,
     )
     tokenizer.train_from_iterator((text for pair in pairs for text in pair), trainer)
+    return _fill_up_and_write(tokenizer, vocab_size, path)
+
+
+def train_word_vocabulary(
+    texts: Sequence[str], vocab_size: int, path: str | os.PathLike
+) -> tokenizers.Tokenizer:
+    """Makes a vocabulary of the most frequent words, writes it to `path` and returns it.
+
+    Words stand between white space. Ids are those of the reference's Dictionary: the special
+    symbols, then words by falling frequency and, where that is equal, in alphabetical order, then
+    `madeupwordNNNN` up to `vocab_size`. Words beyond it, and all others, are `<unk>`; the words
+    `<s>`, `<pad>`, `</s>` and `<unk>` in a text are the special symbols.
+
+    Args:
+      texts: of the training split.
+      vocab_size: entries of the vocabulary, special symbols included; exact.
+      path: the tokenizer.json to write; it appears complete or not at all.
+
+    Raises:
+      ValueError: a vocabulary that cannot hold any word; a file that cannot be written; no text.
+    """
+    if vocab_size <= len(SPECIAL_SYMBOLS):
+        raise ValueError(
+            f"data.vocab_size={vocab_size} has no room for a word: {len(SPECIAL_SYMBOLS)} entries "
+            "are special symbols"
+        )
+    counts = collections.Counter()
+    with progress("counting words", len(texts)) as advance:
+        for chunk in _chunks(texts):
+            counts.update(" ".join(chunk).split())
+            advance(len(chunk))
+    for symbol in SPECIAL_SYMBOLS:
+        counts.pop(symbol, None)
+    if not counts:
+        raise ValueError("the training split has no words to make a vocabulary of")
+    words = sorted(counts, key=lambda word: (-counts[word], word))
+    entries = (*SPECIAL_SYMBOLS, *words[: vocab_size - len(SPECIAL_SYMBOLS)])
+    vocabulary = {word: number for number, word in enumerate(entries)}
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_WHITE_SPACE), "removed")
+    return _fill_up_and_write(tokenizer, vocab_size, path)
+
+
+def train_text_bpe(
+    texts: Sequence[str], vocab_size: int, path: str | os.PathLike
+) -> tokenizers.Tokenizer:
+    """Trains a BPE that keeps text exactly, writes it to `path` and returns it.
+
+    For source code: no normalisation, and indentation takes few tokens. The same texts give the
+    same file, of exactly `vocab_size` entries, as in `train_tokenizer`.
+
+    Args:
+      texts: of the training split.
+      vocab_size: entries of the vocabulary, special symbols included; exact.
+      path: the tokenizer.json to write; it appears complete or not at all.
+
+    Raises:
+      ValueError: a vocabulary that cannot hold the special symbols and the 256 bytes; a file
+        that cannot be written; no text.
+    """
+    alphabet = _byte_alphabet(vocab_size)
+    if not any(len(text) for text in texts):
+        raise ValueError("the training split has no text to train a tokenizer on")
+    tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_CODE_PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_SYMBOLS),
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    with progress("training a tokenizer", len(texts)) as advance:
+
+        def counted() -> Iterator[str]:
+            for text in texts:
+                yield text
+                advance(1)
+
+        tokenizer.train_from_iterator(counted(), trainer)
+    return _fill_up_and_write(tokenizer, vocab_size, path)
+
+
+def _byte_alphabet(vocab_size: int) -> list[str]:
+    """The 256 bytes as the library writes them; ValueError where `vocab_size` has no room."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    smallest = len(SPECIAL_SYMBOLS) + len(alphabet)
+    if vocab_size < smallest:
+        raise ValueError(
+            f"data.vocab_size={vocab_size} is too small: {len(SPECIAL_SYMBOLS)} special symbols "
+            f"and the {len(alphabet)} bytes alone are {smallest}; 1000 or more is a useful size"
+        )
+    return alphabet
+
+
+def _fill_up_and_write(
+    tokenizer: tokenizers.Tokenizer, vocab_size: int, path: str | os.PathLike
+) -> tokenizers.Tokenizer:
+    """Adds `madeupwordNNNN` up to `vocab_size`, writes the file, and reads it again."""
     content = json.loads(tokenizer.to_str())
     vocabulary = content["model"]["vocab"]
-    for number in range(vocab_size - len(vocabulary)):
-        vocabulary[f"madeupword{number:04d}"] = len(vocabulary)
+    names = (f"madeupword{number:04d}" for number in itertools.count())
+    while len(vocabulary) < vocab_size:
+        vocabulary.setdefault(next(names), len(vocabulary))
     write_atomically(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
     return load_tokenizer(path)
 
 
 def load_tokenizer(path: str | os.PathLike) -> tokenizers.Tokenizer:
-    """Reads a tokenizer.json. Text that looks like a special symbol is encoded as text.
+    """Reads a tokenizer.json. Text that looks like a special symbol is encoded as text by a BPE.
 
     Raises:
       FileNotFoundError: no such file.
@@ -111,6 +224,49 @@ def encode(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[i
     """Token ids of each text, without eos."""
     encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     return [encoding.ids for encoding in encodings]
+
+
+def encode_texts(
+    tokenizer: tokenizers.Tokenizer,
+    texts: Sequence[str],
+    advance: Callable[[int], None] = lambda texts: None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """All texts as one stream of token ids, with eos behind every text.
+
+    `advance` is called now and then with the number of texts encoded since the last call.
+
+    Returns:
+      tokens: the stream, uint16 where ids allow it, else int32.
+      offsets: int64[P + 1]; text p is `tokens[offsets[p]:offsets[p + 1]]`, its eos included.
+    """
+    dtype = _id_dtype(tokenizer)
+    tokens, lengths = [np.zeros(0, dtype)], [np.zeros(1, np.int64)]
+    for chunk in _chunks(texts):
+        sequences = encode(tokenizer, chunk)
+        for ids in sequences:
+            ids.append(EOS)
+        tokens.append(np.fromiter(itertools.chain.from_iterable(sequences), dtype))
+        lengths.append(np.array([len(ids) for ids in sequences], np.int64))
+        advance(len(chunk))
+    return np.concatenate(tokens), np.cumsum(np.concatenate(lengths))
+
+
+def _id_dtype(tokenizer: tokenizers.Tokenizer) -> type:
+    # Half the memory where ids allow it: 4.5M pairs are some 300M tokens.
+    return np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.int32
+
+
+def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Lists of at most CHUNK texts, and of few texts where texts are long."""
+    chunk, characters = [], 0
+    for text in texts:
+        chunk.append(text)
+        characters += len(text)
+        if len(chunk) == CHUNK or characters >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -146,8 +302,7 @@ def encode_pairs(
 
     `advance` is called now and then with the number of pairs encoded since the last call.
     """
-    # Half the memory where ids allow it: 4.5M pairs are some 300M tokens.
-    dtype = np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.int32
+    dtype = _id_dtype(tokenizer)
     tokens = ([np.zeros(0, dtype)], [np.zeros(0, dtype)])
     lengths = ([np.zeros(1, np.int64)], [np.zeros(1, np.int64)])
     too_long = empty = 0
@@ -178,9 +333,12 @@ def encode_pairs(
 def decode(tokenizer: tokenizers.Tokenizer, sequences: Iterable[Iterable[int]]) -> list[str]:
     """The text of each sequence of ids, up to its first eos.
 
-    Other special symbols are dropped, and so are the entries that stand for no text.
+    Words are joined by spaces, pieces of a BPE as they were. Other special symbols are dropped,
+    and so are the entries that stand for no text; `<unk>` stays where it is a word of the text.
     """
     silent = set(range(len(SPECIAL_SYMBOLS)))
+    if isinstance(tokenizer.model, models.WordLevel):
+        silent.remove(UNK)
     silent |= {n for token, n in tokenizer.get_vocab().items() if MADE_UP.fullmatch(token)}
     kept = []
     for sequence in sequences:

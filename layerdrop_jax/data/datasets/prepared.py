@@ -1,28 +1,39 @@
-"""Any data set by its name: prepared on first use, then read at random, as pairs of strings."""
+"""Any data set by its name: prepared on first use, then read at random, as strings or pairs."""
 
 import collections.abc
 import contextlib
 import io
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import tensorflow_datasets as tfds
 from absl import logging
 
-from layerdrop_jax.data.datasets import cldr, iwslt14, multi30k, text, wmt14
+from layerdrop_jax.data.datasets import (
+    cldr,
+    iwslt14,
+    multi30k,
+    pystdlib,
+    text,
+    wikitext,
+    wmt14,
+)
 
 DATASETS = ("wmt14_translate/de-en", "iwslt14", "multi30k", "cldr", "text")
-CHUNK = 4096  # pairs read at a time
+TEXT_DATASETS = (*wikitext.DATASETS, "pystdlib", "text")
+CHUNK = 4096  # records read at a time
 
 
-class Pairs(collections.abc.Sequence):
-    """(source, target) strings of a split, read from its ArrayRecord files as they are asked for.
+class Records(collections.abc.Sequence):
+    """What `convert` makes of a split's records, read from ArrayRecord files as it is asked for.
 
     Iterating reads in chunks and is much faster than indexing one by one.
     """
 
-    def __init__(self, records, source: str, target: str):
-        self.records, self._source, self._target = records, source, target
+    def __init__(self, records, convert: Callable[[dict], Any]):
+        self.records, self._convert = records, convert
 
     def __len__(self) -> int:
         return len(self.records)
@@ -36,11 +47,22 @@ class Pairs(collections.abc.Sequence):
         for start in range(0, len(self), CHUNK):
             yield from self._read(range(start, min(start + CHUNK, len(self))))
 
-    def _read(self, indices) -> list[tuple[str, str]]:
-        return [
-            (record[self._source].decode(), record[self._target].decode())
-            for record in self.records.__getitems__(list(indices))
-        ]
+    def _read(self, indices) -> list:
+        return [self._convert(record) for record in self.records.__getitems__(list(indices))]
+
+
+class Pairs(Records):
+    """(source, target) strings of a split."""
+
+    def __init__(self, records, source: str, target: str):
+        super().__init__(records, lambda record: (record[source].decode(), record[target].decode()))
+
+
+class Texts(Records):
+    """The texts of a split."""
+
+    def __init__(self, records):
+        super().__init__(records, lambda record: record["text"].decode())
 
 
 def open_split(
@@ -52,7 +74,7 @@ def open_split(
       ValueError: an unknown split or locale, bad files, a folder that cannot be written.
       FileNotFoundError: missing files, or a set that has to be prepared by hand.
     """
-    data_dir = os.path.abspath(os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR))
+    data_dir = _prepared_folder(data_dir)
     if dataset == "wmt14_translate/de-en":
         builder = wmt14.open_builder(data_dir, source, target)
         split = {"valid": "validation"}.get(split, split)
@@ -67,10 +89,41 @@ def open_split(
         split = {"test": "test_2016_flickr"}.get(split, split)
     else:
         builder = prepare(text.Text, text.text_config(path, source, target), data_dir)
+    _check_split(builder, dataset, split)
+    return Pairs(builder.as_data_source(split), source, target)
+
+
+def open_texts(dataset: str, split: str, *, data_dir: str, path: str) -> Texts:
+    """The texts of a split, in a fixed order; the arguments are the fields of `StreamConfig`.
+
+    Raises:
+      ValueError: an unknown split, bad files, a failed download, a folder that cannot be written.
+      FileNotFoundError: missing files.
+    """
+    data_dir = _prepared_folder(data_dir)
+    if dataset in wikitext.DATASETS:
+        config = wikitext.wikitext_config(dataset, path)
+        builder = prepare(wikitext.Wikitext, config, data_dir)
+        if path and split in text.SPLITS and split not in builder.info.splits:
+            raise FileNotFoundError(
+                f"neither {wikitext.FILES[split][0]} nor {wikitext.FILES[split][0]}.gz is in {path}"
+            )
+    elif dataset == "pystdlib":
+        builder = prepare(pystdlib.Pystdlib, pystdlib.pystdlib_config(), data_dir)
+    else:
+        builder = prepare(text.TextLines, text.text_lines_config(path), data_dir)
+    _check_split(builder, dataset, split)
+    return Texts(builder.as_data_source(split))
+
+
+def _prepared_folder(data_dir: str) -> str:
+    return os.path.abspath(os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR))
+
+
+def _check_split(builder: tfds.core.DatasetBuilder, dataset: str, split: str) -> None:
     if split not in builder.info.splits:
         known = ", ".join(sorted(builder.info.splits))
         raise ValueError(f"{dataset} has no split {split!r}; it has {known}")
-    return Pairs(builder.as_data_source(split), source, target)
 
 
 def prepare(make, config: tfds.core.BuilderConfig, data_dir: str) -> tfds.core.DatasetBuilder:

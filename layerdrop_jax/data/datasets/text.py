@@ -1,8 +1,9 @@
-"""`text`: a user's own parallel files, one sentence a line, plain or gzip.
+"""`text`: a user's own files, one sentence a line, plain or gzip.
 
-A folder with `train.en`, `train.de`, `valid.en`, `valid.de`, `test.en`, `test.de` (any two language
-codes; each file may end in `.gz`). The builder's config is named after the content of the files,
-so that an edited file makes a new prepared set and an old one is never served for it.
+For translation a folder with `train.en`, `train.de`, `valid.en`, `valid.de`, `test.en`, `test.de`
+(any two language codes), for language modelling one with `train.txt`, `valid.txt`, `test.txt`;
+each file may end in `.gz`. The builder's config is named after the content of the files, so that
+an edited file makes a new prepared set and an old one is never served for it.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ import gzip
 import hashlib
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 import tensorflow_datasets as tfds
@@ -26,6 +27,13 @@ class ParallelConfig(tfds.core.BuilderConfig):
     source: str = ""
     target: str = ""
     stems: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(kw_only=True)
+class LinesConfig(tfds.core.BuilderConfig):
+    """Which file makes which split; no file means that the builder has a source of its own."""
+
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def text_config(folder: str | os.PathLike, source: str, target: str) -> ParallelConfig:
@@ -76,6 +84,34 @@ def parallel_config(
     )
 
 
+def text_lines_config(folder: str | os.PathLike) -> LinesConfig:
+    """The config of `train.txt`, `valid.txt` and `test.txt` in `folder`.
+
+    Raises:
+      FileNotFoundError: a missing folder or file.
+    """
+    if not folder:
+        raise FileNotFoundError(
+            "the text data set is read from a folder: set data.path to the one that holds "
+            "train.txt, valid.txt and test.txt (each may end in .gz)"
+        )
+    folder = os.path.abspath(os.path.expanduser(folder))
+    return lines_config({split: find_file(folder, f"{split}.txt") for split in SPLITS})
+
+
+def lines_config(files: Mapping[str, str], prefix: str = "") -> LinesConfig:
+    """The config of a file for each split, named `prefix` and a digest of what the files hold."""
+    digest = hashlib.sha256()
+    for split, path in files.items():
+        with open(path, "rb") as file:
+            digest.update(f"{split} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return LinesConfig(
+        name=f"{prefix}{digest.hexdigest()[:16]}",
+        description=f"lines of {', '.join(files.values())}",
+        files=dict(files),
+    )
+
+
 class Text(tfds.core.GeneratorBasedBuilder):
     """Sentence pairs of a folder, in the order of the files; needs a `text_config`."""
 
@@ -100,6 +136,38 @@ class Text(tfds.core.GeneratorBasedBuilder):
             yield number, {source: pair[0], target: pair[1]}
 
 
+class TextLines(tfds.core.GeneratorBasedBuilder):
+    """The lines of a folder's files, in order; needs a `text_lines_config`."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return texts_info(self)
+
+    def _split_generators(self, dl_manager):
+        del dl_manager
+        return {
+            split: self._generate_examples(path)
+            for split, path in self.builder_config.files.items()
+        }
+
+    def _generate_examples(self, path):
+        number = -1
+        for number, line in enumerate(iterate_lines(path)):
+            yield number, {"text": line}
+        if number < 0:
+            raise ValueError(f"{path} is empty: 0 lines")
+
+
+def texts_info(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetInfo:
+    """Features of every language-modelling set here: one `text`, in the order generated."""
+    return tfds.core.DatasetInfo(
+        builder=builder,
+        features=tfds.features.FeaturesDict({"text": tfds.features.Text()}),
+        disable_shuffling=True,
+    )
+
+
 def pairs_info(builder: tfds.core.DatasetBuilder, source: str, target: str):
     """Features of every data set here: two texts named by language, in the order generated."""
     return tfds.core.DatasetInfo(
@@ -119,7 +187,7 @@ def find_file(folder: str | os.PathLike, name: str) -> str:
       FileNotFoundError: neither is there, or the folder is not.
     """
     if not os.path.isdir(folder):
-        raise FileNotFoundError(f"no folder {folder}; data.path is where the parallel files lie")
+        raise FileNotFoundError(f"no folder {folder}; data.path is where the files lie")
     for candidate in (name, f"{name}.gz"):
         path = os.path.join(folder, candidate)
         if os.path.isfile(path):
@@ -133,23 +201,35 @@ def read_lines(path: str | os.PathLike) -> list[str]:
     Raises:
       ValueError: bytes that are not UTF-8 (names the line), or a damaged gzip file.
     """
+    return list(iterate_lines(path))
+
+
+def iterate_lines(path: str | os.PathLike) -> Iterator[str]:
+    """Yields what `read_lines` returns, and raises what it raises, a line at a time."""
     try:
         with gzip.open(path) if str(path).endswith(".gz") else open(path, "rb") as file:
-            lines = file.read().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+            yield from decode_lines(file, path)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is not a whole gzip file: {error}") from error
-    if not lines[-1]:
-        lines.pop()
-    texts = []
+
+
+def decode_lines(lines: Iterable[bytes], name: str | os.PathLike) -> Iterator[str]:
+    """Yields lines of UTF-8 as text, without line ends and without a byte-order mark.
+
+    Raises:
+      ValueError: bytes that are not UTF-8; the message has `name` and the line.
+    """
     for number, line in enumerate(lines, start=1):
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        line = line.removesuffix(b"\n").removesuffix(b"\r")
         try:
-            texts.append(line.removesuffix(b"\r").decode("utf-8"))
+            yield line.decode("utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(
-                f"{path}, line {number}: not UTF-8 (byte 0x{line[error.start]:02x} at position "
+                f"{name}, line {number}: not UTF-8 (byte 0x{line[error.start]:02x} at position "
                 f"{error.start + 1} of the line)"
             ) from None
-    return texts
 
 
 def read_parallel(

@@ -1,0 +1,308 @@
+"""From a data set's name to rows of running text, for language modelling.
+
+`load_texts` -> `prepare_blocks` for training, or `tokenizers.encode_texts` -> `Windows` for
+evaluation. All texts of a split are one stream of tokens with eos behind every text; the input of
+a token is the token before it, and eos is before the first.
+
+Every row is a dict of int32 arrays [T]: `input`, `target`, and `weight`, which is 1 where the
+target counts.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import platform
+from collections.abc import Sequence
+
+import numpy as np
+import tokenizers
+
+from layerdrop_jax.data import tokenizers as vocabulary
+from layerdrop_jax.data.datasets import prepared, text
+from layerdrop_jax.data.progress import progress
+
+DATASETS = prepared.TEXT_DATASETS
+TOKENIZERS = ("word", "bpe")
+BREAK_MODES = ("none", "complete")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StreamConfig:
+    """Which texts, and the shapes of the batches.
+
+    Attributes:
+      dataset: one of DATASETS.
+      data_dir: where prepared TFDS sets live; "" is TFDS's default, ~/tensorflow_datasets.
+      path: folder of the user's files (text, wikitext-103, wikitext-2); "" downloads WikiText, and
+        pystdlib does not look at it.
+      tokenizer: "word", words between white space, or "bpe", pieces that keep text exactly.
+      vocab_size: entries of the vocabulary, special symbols included.
+      batch_rows: blocks in a micro-batch, all processes together.
+      length: T, tokens of a block.
+      workers: Grain worker processes, each with a copy of the token ids; 0 fills rows in threads
+        of this process.
+    """
+
+    dataset: str
+    data_dir: str = ""
+    path: str = ""
+    tokenizer: str
+    vocab_size: int = 8192
+    batch_rows: int = 16
+    length: int
+    workers: int = 0
+
+    def __post_init__(self):
+        if self.dataset not in DATASETS:
+            known = ", ".join(DATASETS)
+            raise ValueError(f"unknown data.dataset {self.dataset!r}; known: {known}")
+        if self.tokenizer not in TOKENIZERS:
+            known = ", ".join(TOKENIZERS)
+            raise ValueError(f"unknown data.tokenizer {self.tokenizer!r}; known: {known}")
+        for name in ("batch_rows", "length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.{name}={getattr(self, name)} must be at least 1")
+        if self.workers < 0:
+            raise ValueError(f"data.workers={self.workers} must be 0 or more")
+
+
+def load_texts(config: StreamConfig, split: str) -> Sequence[str]:
+    """The texts of a split in a fixed order: files of pystdlib, lines of the other sets.
+
+    Every set is prepared (written as ArrayRecord files under `data_dir`) on first use. Blank
+    lines are texts too, as in the reference.
+
+    Args:
+      config: names the set.
+      split: "train", "valid" or "test".
+
+    Raises:
+      ValueError: an unknown split, bad files, a failed download, a folder that cannot be written.
+      FileNotFoundError: missing files.
+    """
+    return prepared.open_texts(config.dataset, split, data_dir=config.data_dir, path=config.path)
+
+
+def source_record(config: StreamConfig) -> dict:
+    """What a run with this config reads, to tell whether another run reads the same.
+
+    Returns:
+      JSON-able: `dataset`, `python` (the version, for pystdlib alone), `texts` (of each split) and
+      `sha256` of all texts, split by split. Splits that are not there are left out.
+
+    Raises:
+      what `load_texts` raises, for the validation split.
+    """
+    splits = {}
+    for split in text.SPLITS:
+        try:
+            splits[split] = load_texts(config, split)
+        except FileNotFoundError:
+            if split == "valid":
+                raise
+    digest = hashlib.sha256()
+    with progress("reading", sum(map(len, splits.values()))) as advance:
+        for split, texts in splits.items():
+            digest.update(f"{split} {len(texts)}\n".encode())
+            for content in texts:
+                content = content.encode()
+                digest.update(b"%d\n" % len(content) + content)
+                advance(1)
+    record = {
+        "dataset": config.dataset,
+        "sha256": digest.hexdigest(),
+        "texts": {split: len(texts) for split, texts in splits.items()},
+    }
+    if config.dataset == "pystdlib":
+        record["python"] = platform.python_version()
+    return record
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Blocks:
+    """A stream cut every `length` tokens; `blocks[i]` is the arrays of one row.
+
+    Attributes:
+      tokens: integers, the whole stream.
+      length: T.
+      stats: texts, tokens, rows, and unknown, the share (0 to 1) of tokens that are `<unk>`.
+    """
+
+    tokens: np.ndarray
+    length: int
+    stats: dict[str, int | float]
+
+    def __len__(self) -> int:
+        return -(-len(self.tokens) // self.length)
+
+    def __getitem__(self, row: int) -> dict[str, np.ndarray]:
+        start = range(len(self))[row] * self.length
+        end = min(start + self.length, len(self.tokens))
+        return fill_row(self.tokens, start, start, end, length=self.length)
+
+    @property
+    def padding(self) -> dict[str, np.ndarray]:
+        return fill_row(self.tokens, 0, 0, 0, length=self.length)
+
+
+def prepare_blocks(
+    config: StreamConfig, tokenizer: tokenizers.Tokenizer, texts: Sequence[str]
+) -> Blocks:
+    """Tokenises texts once, as one stream cut into blocks of `config.length` tokens.
+
+    Raises:
+      ValueError: a tokenizer of another size than `config.vocab_size`, or no text.
+    """
+    if tokenizer.get_vocab_size() != config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.get_vocab_size()} entries, "
+            f"data.vocab_size is {config.vocab_size}"
+        )
+    with progress("tokenising", len(texts)) as advance:
+        tokens, _ = vocabulary.encode_texts(tokenizer, texts, advance)
+    if not len(tokens):
+        raise ValueError(f"{config.dataset} has no text to make blocks of")
+    return Blocks(
+        tokens=tokens,
+        length=config.length,
+        stats={
+            "texts": len(texts),
+            "tokens": len(tokens),
+            "rows": -(-len(tokens) // config.length),
+            "unknown": float(np.mean(tokens == vocabulary.UNK)),
+        },
+    )
+
+
+class Windows:
+    """Blocks of new tokens, each behind the tokens before it; `windows[i]` is one row.
+
+    Every token of the stream is scored, has weight 1, in exactly one row. Follows the reference's
+    LMContextWindowDataset: a row has `length - context` new tokens or, with break mode
+    "complete", the whole texts that fit into as many; in front of them stand up to `context`
+    inputs from before, fewer where the row would be longer than `length` or the stream begins.
+    Targets of the context are padding.
+
+    A text with more than `length - context` tokens is a block of its own, as there. One with more
+    than `length`, which there makes a longer row, is cut every `length - context` tokens.
+    """
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        offsets: np.ndarray,
+        *,
+        length: int,
+        context: int,
+        break_mode: str,
+    ):
+        """Takes what `encode_texts` returns.
+
+        Args:
+          tokens: integers, the stream.
+          offsets: int64[P + 1], where texts begin and the last one ends.
+          length: T, tokens of a row.
+          context: most inputs of a row that come before its new tokens.
+          break_mode: "none", blocks are cut anywhere, or "complete", between texts.
+
+        Raises:
+          ValueError: a context that leaves no room for new tokens, an unknown break mode.
+        """
+        if not 0 <= context < length:
+            raise ValueError(
+                f"evaluate.context={context} must be 0 or more and less than "
+                f"evaluate.length={length}"
+            )
+        if break_mode not in BREAK_MODES:
+            known = ", ".join(BREAK_MODES)
+            raise ValueError(f"unknown evaluate.break_mode {break_mode!r}; known: {known}")
+        self.tokens, self.length, self.context = tokens, length, context
+        if break_mode == "complete":
+            starts = _complete_starts(offsets.tolist(), length - context, length)
+        else:
+            starts = range(0, len(tokens), length - context)
+        self.starts = np.array([*starts, len(tokens)], np.int64)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, row: int) -> dict[str, np.ndarray]:
+        row = range(len(self))[row]
+        start, end = (int(place) for place in self.starts[row : row + 2])
+        context = min(self.context, self.length - (end - start), start)
+        return fill_row(self.tokens, start - context, start, end, length=self.length)
+
+    @property
+    def padding(self) -> dict[str, np.ndarray]:
+        return fill_row(self.tokens, 0, 0, 0, length=self.length)
+
+
+def _complete_starts(offsets: list[int], size: int, longest: int) -> list[int]:
+    """Where blocks of whole texts begin, packed in order up to `size` tokens."""
+    starts = []
+    block = offsets[0]  # where the open block begins; it may be empty
+    for start, end in itertools.pairwise(offsets):
+        if end - block > size and start > block:
+            starts.append(block)
+            block = start
+        if end - start > longest:
+            starts.extend(range(start, end, size))
+            block = end
+    return starts if block == offsets[-1] else [*starts, block]
+
+
+def fill_row(
+    tokens: np.ndarray, begin: int, start: int, end: int, *, length: int
+) -> dict[str, np.ndarray]:
+    """One row of the stream: tokens `begin` to `end`, of which those from `start` on count.
+
+    Returns:
+      `input`, `target` and `weight`, int32[length]. Targets before `start` and everything behind
+      the last token are padding, with weight 0.
+    """
+    inputs = np.full(length, vocabulary.PAD, np.int32)
+    target = np.full(length, vocabulary.PAD, np.int32)
+    weight = np.zeros(length, np.int32)
+    if end > begin:
+        inputs[0] = tokens[begin - 1] if begin else vocabulary.EOS
+        inputs[1 : end - begin] = tokens[begin : end - 1]
+    target[start - begin : end - begin] = tokens[start:end]
+    weight[start - begin : end - begin] = 1
+    return {"input": inputs, "target": target, "weight": weight}
+
+
+def save_texts(folder: str | os.PathLike, split: str, texts: Sequence[str]) -> None:
+    """Writes `folder/data/split.jsonl`, a JSON string a line.
+
+    Raises:
+      ValueError: a file that cannot be written.
+    """
+    lines = [json.dumps(content, ensure_ascii=False) + "\n" for content in texts]
+    vocabulary.write_atomically(_saved(folder, split), "".join(lines))
+
+
+def load_saved_texts(folder: str | os.PathLike, split: str) -> list[str]:
+    """The texts that `save_texts` wrote.
+
+    Raises:
+      FileNotFoundError: they are not there.
+      ValueError: a line that is no JSON string.
+    """
+    path = _saved(folder, split)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"no texts at {path}; a run's folder holds those it is judged by")
+    texts = []
+    for number, line in enumerate(text.iterate_lines(path), start=1):
+        try:
+            texts.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
+        if not isinstance(texts[-1], str):
+            raise ValueError(f"{path}, line {number}: not a string but {texts[-1]!r:.50}")
+    return texts
+
+
+def _saved(folder: str | os.PathLike, split: str) -> str:
+    return os.path.join(folder, "data", f"{split}.jsonl")
