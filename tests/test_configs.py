@@ -150,7 +150,8 @@ def test_every_leaf_is_read(tmp_path):
     with recorded_reads(classes) as reads:
         train(config, tmp_path / "run", command="")
         evaluate(tmp_path / "run")
-        for schedule in ("inverse_sqrt", "cosine"):  # the tiny run has only one of them
-            config["optimizer"]["schedule"] = schedule
+        # The tiny run has only one of the optimizers, and of the schedules.
+        for name, schedule in (("adam", "inverse_sqrt"), ("nag", "cosine")):
+            config["optimizer"] |= {"name": name, "schedule": schedule}
             make_optimizer(settings.parse(config).optimizer)
     assert unread(classes, reads) == []
