@@ -24,7 +24,8 @@ from layerdrop_jax.training import settings
 from layerdrop_jax.training.evaluate import evaluate
 from layerdrop_jax.training.generate import generate
 from layerdrop_jax.training.prune import prune
-from layerdrop_jax.training.train import Interrupted, read_config, train
+from layerdrop_jax.training.runs import read_config
+from layerdrop_jax.training.train import Interrupted, train
 
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: try again
 MODES = ["train", "evaluate", "prune", "generate", "describe"]
@@ -35,7 +36,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder")
 MODE = flags.DEFINE_enum("mode", "train", MODES, "what to do")
 INPUT = flags.DEFINE_string("input", "", "generate: file to read instead of standard input")
 OUTPUT = flags.DEFINE_string("output", "", "generate: file to write; prune: folder to make")
-ENCODER_KEEP = flags.DEFINE_string("encoder_keep", "all", KEEP)
+ENCODER_KEEP = flags.DEFINE_string("encoder_keep", "", f"{KEEP}; all without it")
 DECODER_KEEP = flags.DEFINE_string("decoder_keep", "every_other:0.5", KEEP)
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "one run on many hosts (jax.distributed)")
 
@@ -63,8 +64,10 @@ def main(argv):
         print(f"report: {write_report(WORKDIR.value)}", file=sys.stderr)
     elif mode == "prune":
         output = OUTPUT.value or f"{WORKDIR.value.rstrip('/')}-pruned"
-        kept = {"encoder_keep": ENCODER_KEEP.value, "decoder_keep": DECODER_KEEP.value}
-        print(json.dumps({"output": output} | prune(WORKDIR.value, output, **kept)))
+        keep = {"decoder": DECODER_KEEP.value}
+        if ENCODER_KEEP.value:
+            keep["encoder"] = ENCODER_KEEP.value
+        print(json.dumps({"output": output} | prune(WORKDIR.value, output, keep=keep)))
     elif mode == "generate":
         generate(WORKDIR.value, INPUT.value, OUTPUT.value)
     else:

@@ -17,33 +17,13 @@ def choose(variant, variants):
     return config.lock()
 
 
-def translation(dataset, source, target, architecture):
-    """A translation config with the reference's defaults; the variants change what differs."""
+def _common(task):
+    """The sections that are the same for every task."""
     config = ml_collections.ConfigDict()
+    config.task = task
     config.seed = 1
-    config.data = ml_collections.ConfigDict(
-        {
-            "dataset": dataset,
-            "source": source,
-            "target": target,
-            "data_dir": "",
-            "path": "",
-            "seed": 0,
-            "vocab_size": 32768,
-            "batch_rows": 64,
-            "source_length": 256,
-            "target_length": 256,
-            "max_length": 256,
-            "workers": 0,
-        }
-    )
-    config.model = ml_collections.ConfigDict(dict(architecture))
-    for side in ("source", "target"):
-        config.model[f"{side}_vocab_size"] = config.data.get_oneway_ref("vocab_size")
     config.drop = ml_collections.ConfigDict(
         {
-            "encoder": 0.2,
-            "decoder": 0.2,
             "sublayers": 0.0,
             "heads": 0.0,
             "ffns": 0.0,
@@ -87,6 +67,32 @@ def translation(dataset, source, target, architecture):
         }
     )
     config.checkpoint = ml_collections.ConfigDict({"every": 1000, "keep_last": 10, "average": 10})
+    return config
+
+
+def translation(dataset, source, target, architecture):
+    """A translation config with the reference's defaults; the variants change what differs."""
+    config = _common("translation")
+    config.data = ml_collections.ConfigDict(
+        {
+            "dataset": dataset,
+            "source": source,
+            "target": target,
+            "data_dir": "",
+            "path": "",
+            "seed": 0,
+            "vocab_size": 32768,
+            "batch_rows": 64,
+            "source_length": 256,
+            "target_length": 256,
+            "max_length": 256,
+            "workers": 0,
+        }
+    )
+    config.model = ml_collections.ConfigDict(dict(architecture))
+    for side in ("source", "target"):
+        config.model[f"{side}_vocab_size"] = config.data.get_oneway_ref("vocab_size")
+    config.drop.update({"encoder": 0.2, "decoder": 0.2})
     config.decode = ml_collections.ConfigDict(
         {
             "beam": 5,
@@ -143,4 +149,40 @@ def demo(config):
     config.checkpoint.update({"every": 150, "keep_last": 2, "average": 1})
     # Small batches: on a CPU the caches of a beam should fit into the processor's.
     config.decode.update({"beam": 2, "max_length_a": 1.2, "max_length_b": 10, "batch_tokens": 4096})
+    return config
+
+
+def language_modelling(dataset, architecture):
+    """A language model's config with the reference's defaults; the variants change what differs."""
+    config = _common("language_modelling")
+    config.data = ml_collections.ConfigDict(
+        {
+            "dataset": dataset,
+            "data_dir": "",
+            "path": "",
+            "tokenizer": "word",
+            "vocab_size": 267744,
+            "batch_rows": 8,
+            "length": 3072,
+            "workers": 0,
+        }
+    )
+    config.model = ml_collections.ConfigDict(dict(architecture))
+    config.model.vocab_size = config.data.get_oneway_ref("vocab_size")
+    config.drop.decoder = 0.2
+    config.train.label_smoothing = 0.0
+    config.evaluate = ml_collections.ConfigDict(
+        {"length": 3072, "context": 2560, "break_mode": "complete", "batch_rows": 4}
+    )
+    config.decode = ml_collections.ConfigDict(
+        {
+            "max_tokens": 128,
+            "temperature": 1.0,
+            "top_k": 0,
+            "top_p": 0.9,
+            "stop_at_eos": False,
+            "seed": 1,
+            "batch_rows": 16,
+        }
+    )
     return config

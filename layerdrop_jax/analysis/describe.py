@@ -25,7 +25,7 @@ def describe(settings: Settings) -> str:
         modules[module] = (shapes + [f"{leaf} {'x'.join(map(str, shape))}"], total + size)
     lines = [("module", "parameters", "shapes (a stack's layers first)")]
     lines += [(name, f"{total:,}", ", ".join(shapes)) for name, (shapes, total) in modules.items()]
-    for stack in ("encoder", "decoder"):
+    for stack in settings.model.stacks:
         lines.append((f"{stack}, whole", f"{count_params(params[stack]):,}", ""))
     lines.append(("total", f"{count_params(params):,}", ""))
     widths = [max(len(line[column]) for line in lines) for column in (0, 1)]

@@ -4,7 +4,6 @@
 on the seed alone; the place in the data is one number, which `get_state` of the iterator returns.
 """
 
-import contextlib
 import dataclasses
 import os
 import re
@@ -12,19 +11,17 @@ from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
-import rich.console
-import rich.progress
 import tokenizers
 from absl import flags, logging
 
 from layerdrop_jax.data import packing
 from layerdrop_jax.data import tokenizers as bpe
 from layerdrop_jax.data.datasets import prepared, text
+from layerdrop_jax.data.progress import progress
 
 DATASETS = prepared.DATASETS
 # Endless: more than any training takes, yet exact in the floats by which Grain divides lengths.
 MOST_ROWS = 2**52
-PROGRESS_FROM = 100_000  # pairs; fewer take less than ten seconds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,7 +128,7 @@ def prepare_rows(
             f"the tokenizer has {tokenizer.get_vocab_size()} entries, "
             f"data.vocab_size is {config.vocab_size}"
         )
-    with _progress("tokenising", len(pairs)) as advance:
+    with progress("tokenising", len(pairs)) as advance:
         encoded = bpe.encode_pairs(tokenizer, pairs, config.max_length, advance)
     count = len(encoded.source_offsets) - 1
     if not count:
@@ -140,7 +137,7 @@ def prepare_rows(
             f"data.max_length={config.max_length} tokens, {encoded.skipped_empty} have an empty "
             "side"
         )
-    with _progress("packing", count) as advance:
+    with progress("packing", count) as advance:
         rows = packing.pack_pairs(
             encoded,
             source_length=config.source_length,
@@ -165,19 +162,6 @@ def _warn_of_padding(rows: packing.PackedRows) -> None:
                 "%.0f %% of the %s tokens are padding; data.%s_length=%d would suit this data",
                 100 * padding, side, side, fitting,
             )  # fmt: skip
-
-
-@contextlib.contextmanager
-def _progress(what: str, total: int):
-    """Yields a function that advances a bar on standard error; no bar for what is quick."""
-    with rich.progress.Progress(
-        *rich.progress.Progress.get_default_columns(),
-        rich.progress.MofNCompleteColumn(),
-        console=rich.console.Console(stderr=True),
-        disable=total < PROGRESS_FROM,
-    ) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda pairs: progress.advance(task, pairs)
 
 
 class TrainIterator:
@@ -273,14 +257,12 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Every row once, in order, in dicts of int32 arrays [batch_rows / process_count, S or T].
+    """Every row once, in order, in dicts of int32 arrays [batch_rows / process_count, length].
 
     The last batch is filled up with rows of padding, which count nothing in a sum over tokens.
     """
     local_rows = _local_rows(config, process_count)
-    padding = packing.fill_row(
-        [], source_length=rows.source_length, target_length=rows.target_length
-    )
+    padding = rows.padding
     for first in range(0, len(rows), config.batch_rows):
         first += process_index * local_rows
         batch = [

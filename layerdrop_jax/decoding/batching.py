@@ -92,14 +92,22 @@ def decode_sentences(
     return Decoded(hypotheses, cut)
 
 
+def padded_width(length: int, limit: int) -> int:
+    """The width of a batch whose longest row has ``length`` tokens: a power of two, or the limit.
+
+    Few widths mean few compilations.
+    """
+    width = SHORTEST_WIDTH
+    while width < length:
+        width *= 2
+    return min(width, limit)
+
+
 def _batches(sources, *, config, max_source, max_positions):
     """Yields (rows, width, buffer length, indices), longest sentences first."""
     order = sorted(range(len(sources)), key=lambda i: -len(sources[i]))
     while order:
-        width = SHORTEST_WIDTH
-        while width < len(sources[order[0]]):
-            width *= 2
-        width = min(width, max_source)
+        width = padded_width(len(sources[order[0]]), max_source)
         buffer_length = length_limit(width, config=config, max_positions=max_positions) + 1
         rows = max(1, config.batch_tokens // (config.beam * max(width, buffer_length)))
         indices, order = order[:rows], order[rows:]

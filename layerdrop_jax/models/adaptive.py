@@ -118,7 +118,8 @@ class AdaptiveSoftmax(nnx.Module):
       rngs: for the initial values.
 
     Raises:
-      ValueError: tied projections without tied tables, a dropout or buffer out of range; as `bands`.
+      ValueError: tied projections without tied tables, a dropout or buffer out of range; what
+        `bands` raises.
     """
 
     def __init__(
@@ -137,9 +138,7 @@ class AdaptiveSoftmax(nnx.Module):
         rngs,
     ):
         if tie_projections and not tie_weights:
-            raise ValueError(
-                "model.tie_adaptive_projections=True needs model.tie_adaptive_weights=True"
-            )
+            raise ValueError("model.tie_projections=True needs model.tie_embeddings=True")
         if not 0 <= dropout < 1:
             raise ValueError(f"model.adaptive_dropout={dropout} is not in [0, 1)")
         if not 0 < buffer <= 1:

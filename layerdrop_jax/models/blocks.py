@@ -50,6 +50,8 @@ class BlockConfig:
       drop_connect: DropConnect, of single weights; scales what stays.
       saved: what a layer keeps for its backward pass: ``all``, the matrix products (``dots``) or
         ``nothing``; what is not kept is computed again.
+      share_layers: how many adjacent layers have one set of weights; 1 = each its own. The paper's
+        appendix shares chunks of two.
       dtype: type of the computation, ``float32`` or ``bfloat16``; parameters are float32.
     """
 
@@ -68,12 +70,20 @@ class BlockConfig:
     drop_connect: float
     dtype: str
     saved: str
+    share_layers: int
 
     def __post_init__(self):
         choices = {"norm": NORMS, "activation": tuple(ACTIVATIONS), "dtype": DTYPES}
         for name, known in (choices | {"drop_path_rows": ROWS, "saved": tuple(SAVED)}).items():
             check_choice("model", name, getattr(self, name), known)
-        check_sizes("model", self, ("embed_dim", "ffn_dim", "attention_heads", "drop_block_size"))
+        sizes = ("embed_dim", "ffn_dim", "attention_heads", "drop_block_size", "share_layers")
+        check_sizes("model", self, (*sizes, *(f"{stack}_layers" for stack in self.stacks)))
+        for stack in self.stacks:
+            if self.depth(stack) % self.share_layers:
+                raise ValueError(
+                    f"model.{stack}_layers={self.depth(stack)} is not a multiple of "
+                    f"model.share_layers={self.share_layers}"
+                )
         if self.embed_dim % self.attention_heads:
             raise ValueError(
                 f"model.embed_dim={self.embed_dim} is not a multiple of "
@@ -83,6 +93,19 @@ class BlockConfig:
         for name in (*dropouts, "drop_path", "drop_block", "drop_connect"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"model.{name}={getattr(self, name)} is not in [0, 1)")
+
+    @property
+    def stacks(self) -> dict:
+        """The class of the layers of each stack, by its name; layers alone have none."""
+        return {}
+
+    def depth(self, stack: str) -> int:
+        """The number of layers of a stack, N."""
+        return getattr(self, f"{stack}_layers")
+
+    def stored_layers(self, stack: str) -> int:
+        """The number of layers with weights of their own: the length of axis 0 of a stack."""
+        return self.depth(stack) // self.share_layers
 
 
 def check_choice(section: str, name: str, value, known) -> None:
@@ -169,7 +192,7 @@ class _SubLayers(nnx.Module):
 
 
 class EncoderLayer(_SubLayers):
-    """Self-attention, then feed-forward."""
+    """Self-attention, then feed-forward; under a causal mask, a layer of a language model."""
 
     SUBLAYERS = ("self_attn", "ffn")
 
@@ -185,6 +208,11 @@ class EncoderLayer(_SubLayers):
             return self.self_attn(x_BxTxD, x_BxTxD, _take(mask_BxTxT, rows), key, keep_H)
 
         return self._run(x_BxTxD, (self_attention, self._feed_forward), key, groups, mode)
+
+    def step(self, x_BxTxD, self_attention):
+        """The layer with attention over a cache: the argument maps [B, T, D] to [B, T, D]."""
+        functions = (lambda x, *_, **__: self_attention(x), self._feed_forward)
+        return self._run(x_BxTxD, functions, None, None, "skip")
 
 
 class DecoderLayer(_SubLayers):
@@ -280,5 +308,23 @@ def run_stack(layers, x, keep_N, step, *, key=None, mode="skip", extra=None):
             params = drop_connect(named_key(key, "connect"), params, config.drop_connect)
         return step(nnx.merge(graphdef, params), x, key, extra)
 
-    policy = SAVED[config.saved]
-    return skip_scan(run_layer, x, (params, keys, extra), keep_N, mode=mode, policy=policy)
+    policy, share = SAVED[config.saved], config.share_layers
+    if share == 1:
+        return skip_scan(run_layer, x, (params, keys, extra), keep_N, mode=mode, policy=policy)
+
+    # A step is a chunk of layers over the same weights: they are neither copied nor read twice
+    # from the stack, and the chunk's own loop adds their gradients up.
+    def run_chunk(x, inputs):
+        params, keep_S, keys, extra = inputs
+
+        def run_one(x, inputs):
+            return run_layer(x, (params, *inputs))
+
+        return skip_scan(run_one, x, (keys, extra), keep_S, mode=mode, policy=policy)
+
+    keep_CxS, keys, extra = jax.tree.map(
+        lambda a: a.reshape(-1, share, *a.shape[1:]), (keep_N, keys, extra)
+    )
+    inputs = (params, keep_CxS, keys, extra)
+    x, ys = skip_scan(run_chunk, x, inputs, keep_CxS.any(axis=1), mode=mode)
+    return x, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), ys)

@@ -6,6 +6,7 @@ import numpy as np
 from flax import nnx
 
 PADDING_ID = 1
+POSITIONS = ("sinusoidal", "learned")
 
 # The reference counts positions from padding_id + 1; batches count them from 0.
 POSITION_OFFSET = PADDING_ID + 1
@@ -50,6 +51,14 @@ def sinusoids(num_rows: int, dim: int, padding_id: int | None = PADDING_ID) -> n
     if padding_id is not None:
         table[padding_id] = 0
     return table
+
+
+def check_sinusoids(dim: int) -> None:
+    """Raises a ValueError where a model is too narrow for `sinusoids`."""
+    if dim < 4:
+        raise ValueError(
+            f"model.embed_dim={dim} is too narrow for sinusoidal positions: they need 4 or more"
+        )
 
 
 class Positions(nnx.Module):

@@ -1,7 +1,6 @@
 """The encoder-decoder Transformer, with the reference's semantics (fairseq v0.9.0 and v0.10.0)."""
 
 import dataclasses
-from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +17,10 @@ from layerdrop_jax.models.blocks import (
     make_stack,
     run_stack,
 )
-from layerdrop_jax.models.embeddings import Embedding, Positions
+from layerdrop_jax.models.embeddings import POSITIONS, Embedding, Positions, check_sinusoids
 from layerdrop_jax.models.layers import dropout, layer_norm
 
 SHARING = ("all", "decoder", "none")
-POSITIONS = ("sinusoidal", "learned")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,20 +54,21 @@ class Seq2SeqConfig(BlockConfig):
                 "model.share_embeddings='all' needs one vocabulary, not "
                 f"{self.source_vocab_size} and {self.target_vocab_size} symbols"
             )
-        for side, stack in (("source", "encoder"), ("target", "decoder")):
-            names = (f"{side}_vocab_size", f"max_{side}_length", f"{stack}_layers")
-            check_sizes("model", self, names)
-        if self.positions == "sinusoidal" and self.embed_dim < 4:
-            raise ValueError(
-                f"model.embed_dim={self.embed_dim} is too narrow for sinusoidal positions: they "
-                "need 4 or more"
-            )
+        for side in ("source", "target"):
+            check_sizes("model", self, (f"{side}_vocab_size", f"max_{side}_length"))
+        if self.positions == "sinusoidal":
+            check_sinusoids(self.embed_dim)
+
+    @property
+    def stacks(self):
+        return {"encoder": EncoderLayer, "decoder": DecoderLayer}
+
+    def make_model(self, rngs):
+        return Seq2Seq(self, rngs=rngs)
 
 
 class Seq2Seq(nnx.Module):
     """Encoder and decoder over packed rows; also the steps of a decoder with a cache."""
-
-    STACKS = MappingProxyType({"encoder": EncoderLayer, "decoder": DecoderLayer})
 
     def __init__(self, config: Seq2SeqConfig, *, rngs):
         self.config = config
@@ -86,10 +85,10 @@ class Seq2Seq(nnx.Module):
             config.positions, config.max_target_length, dim, rngs=rngs
         )
         self.encoder = make_stack(
-            lambda rngs: EncoderLayer(config, rngs=rngs), config.encoder_layers, rngs
+            lambda rngs: EncoderLayer(config, rngs=rngs), config.stored_layers("encoder"), rngs
         )
         self.decoder = make_stack(
-            lambda rngs: DecoderLayer(config, rngs=rngs), config.decoder_layers, rngs
+            lambda rngs: DecoderLayer(config, rngs=rngs), config.stored_layers("decoder"), rngs
         )
         if config.norm == "pre":
             self.encoder_norm = layer_norm(config, rngs)

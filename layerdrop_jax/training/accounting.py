@@ -9,47 +9,77 @@ import time
 import jax
 import jax.numpy as jnp
 
+from layerdrop_jax.models.adaptive import bands
+
 FORWARD_AND_BACKWARD = 3  # the backward pass has two products for each of the forward pass
 
 
-def micro_batch_flops(config, rows: int, source_length: int, target_length: int) -> dict:
+def seq2seq_flops(config, batch: dict) -> dict:
     """FLOPs of an encoder-decoder over one micro-batch of packed rows, padding included.
 
     Args:
       config: `Seq2SeqConfig`.
-      rows: B.
-      source_length, target_length: S and T.
+      batch: arrays, or their shapes.
 
     Returns:
       ``{"encoder": [...], "decoder": [...], "rest": float}``: for one layer of a stack the FLOPs of
       each sub-layer, and those of what always runs, the output layer.
     """
-    dim = config.embed_dim
-
-    def attention(queries, keys):
-        projections = 4 * dim * dim * (queries + keys)  # q and out; k and v
-        return projections + 4 * dim * queries * keys  # scores, weighted values
-
-    def ffn(tokens):
-        return 4 * dim * config.ffn_dim * tokens
-
-    source, target = source_length, target_length
-    encoder = [attention(source, source), ffn(source)]
-    decoder = [attention(target, target), attention(target, source), ffn(target)]
-    rest = 2 * dim * config.target_vocab_size * target
+    rows, source = batch["source"].shape
+    target = batch["target_input"].shape[1]
     factor = float(FORWARD_AND_BACKWARD * rows)
+    encoder = [_attention(config, source, source), _ffn(config, source)]
+    cross = _attention(config, target, source)
+    decoder = [_attention(config, target, target), cross, _ffn(config, target)]
     return {
         "encoder": [factor * flops for flops in encoder],
         "decoder": [factor * flops for flops in decoder],
-        "rest": factor * rest,
+        "rest": factor * 2 * config.embed_dim * config.target_vocab_size * target,
     }
+
+
+def lm_flops(config, batch: dict) -> dict:
+    """As `seq2seq_flops`, of a language model: ``{"decoder": [...], "rest": float}``.
+
+    Of the tails of an adaptive softmax the share ``adaptive_buffer`` of the tokens is counted: how
+    many there are depends on the text.
+
+    Args:
+      config: `LMConfig`.
+      batch: arrays, or their shapes.
+    """
+    rows, length = batch["input"].shape
+    factor = float(FORWARD_AND_BACKWARD * rows)
+    layer = [_attention(config, length, length), _ffn(config, length)]
+    dim, rest = config.embed_dim, config.embed_dim * config.vocab_size
+    if config.cutoffs:
+        first, *tails = bands(
+            config.vocab_size, config.cutoffs, config.adaptive_factor, config.embed_dim
+        )
+        rest = dim * (first[1] + len(tails))
+        rest += config.adaptive_buffer * sum(
+            dim * width + width * (stop - start) for start, stop, width in tails
+        )
+    return {
+        "decoder": [factor * flops for flops in layer],
+        "rest": factor * 2 * rest * length,
+    }
+
+
+def _attention(config, queries, keys):
+    projections = 4 * config.embed_dim**2 * (queries + keys)  # q and out; k and v
+    return projections + 4 * config.embed_dim * queries * keys  # scores, weighted values
+
+
+def _ffn(config, tokens):
+    return 4 * config.embed_dim * config.ffn_dim * tokens
 
 
 def executed_flops(costs: dict, ran: dict, row_share: float = 1.0):
     """FLOPs of the sub-layers that ran, and of what always runs.
 
     Args:
-      costs: from `micro_batch_flops`.
+      costs: from `seq2seq_flops` or `lm_flops`.
       ran: bool[N, S] for each stack.
       row_share: the share of the rows that a sub-layer computes.
     """
@@ -61,7 +91,7 @@ def nominal_flops(costs: dict, num_layers: dict) -> float:
     """FLOPs of a micro-batch in which every layer runs.
 
     Args:
-      costs: from `micro_batch_flops`.
+      costs: from `seq2seq_flops` or `lm_flops`.
       num_layers: N of each stack.
     """
     return costs["rest"] + sum(n * sum(costs[stack]) for stack, n in num_layers.items())

@@ -16,7 +16,6 @@ from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.core.skip_scan import MODES
 from layerdrop_jax.core.structured import GROUPS, rescale, sample_groups, survival
 from layerdrop_jax.models.blocks import BlockConfig, check_choice
-from layerdrop_jax.models.seq2seq import Seq2Seq
 
 INSIDE = tuple(group for group in GROUPS if group != "layers")  # a layer
 
@@ -26,10 +25,10 @@ class DropConfig:
     """Which groups of weights are dropped, and how they are skipped. Rates are in [0, 1].
 
     Groups may overlap: a sub-layer runs where its layer, it itself and, if it is one, its FFN are
-    kept. Nothing is scaled up, unless ``rescale`` asks for it.
+    kept. Nothing is scaled up, unless ``rescale`` asks for it. The config of a kind of model adds,
+    by the name of each of its stacks, the rate of whole layers: the paper's LayerDrop.
 
     Attributes:
-      encoder, decoder: rate of the layers of each stack. The paper's LayerDrop.
       sublayers: rate of every sub-layer of every layer.
       heads: rate of every head of every attention.
       ffns: rate of every feed-forward sub-layer.
@@ -42,8 +41,6 @@ class DropConfig:
       mode: how `skip_scan` runs the stacks in training.
     """
 
-    encoder: float
-    decoder: float
     sublayers: float
     heads: float
     ffns: float
@@ -59,7 +56,7 @@ class DropConfig:
         check_choice("drop", "schedule", self.schedule, drop_schedule.SCHEDULES)
         check_choice("drop", "over_time", self.over_time, drop_schedule.TIME_SCHEDULES)
         check_choice("drop", "mode", self.mode, MODES)
-        for name in (*Seq2Seq.STACKS, *INSIDE):
+        for name in (*self.stacks, *INSIDE):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"drop.{name}={getattr(self, name)} is not in [0, 1]")
         if self.over_steps < 1:
@@ -70,6 +67,12 @@ class DropConfig:
                 "chance of a layer to run is not 1 - rate"
             )
         self.protected()
+
+    @property
+    def stacks(self) -> tuple[str, ...]:
+        """The stacks that have a rate."""
+        own = {field.name for field in dataclasses.fields(DropConfig)}
+        return tuple(f.name for f in dataclasses.fields(self) if f.name not in own)
 
     def protected(self) -> tuple[int, ...]:
         """``protect`` as numbers."""
@@ -91,13 +94,12 @@ class DropConfig:
           ValueError: a layer to protect that a stack does not have.
         """
         rates = {}
-        for stack in Seq2Seq.STACKS:
+        for stack in self.stacks:
             of_group = {"layers": getattr(self, stack)}
             of_group |= {g: getattr(self, g) for g in INSIDE}
-            num_layers = getattr(model, f"{stack}_layers")
             try:
                 rates[stack] = {
-                    group: drop_rates(num_layers, rate, self.schedule, self.protected())
+                    group: drop_rates(model.depth(stack), rate, self.schedule, self.protected())
                     for group, rate in of_group.items()
                     if rate or group == "layers"
                 }
@@ -106,7 +108,22 @@ class DropConfig:
         return rates
 
 
-def draw(key, stack: str, rates: dict, step, *, drop: DropConfig, num_heads: int):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderDecoderDrop(DropConfig):
+    """Drop rates of an encoder-decoder."""
+
+    encoder: float
+    decoder: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderDrop(DropConfig):
+    """Drop rates of a language model."""
+
+    decoder: float
+
+
+def draw(key, stack: str, rates: dict, step, *, drop: DropConfig, model: BlockConfig):
     """Draws what one micro-batch runs of a stack.
 
     Args:
@@ -115,20 +132,23 @@ def draw(key, stack: str, rates: dict, step, *, drop: DropConfig, num_heads: int
       rates: float32[N] for each group in use, from `DropConfig.rates`.
       step: updates made so far; may be traced.
       drop: the config.
-      num_heads: H.
+      model: the config of the model that has the stack.
 
     Returns:
       ``(keep_N, groups, ran_NxS)``: the layers that run; what runs inside them, for the model; and
       which sub-layers run at all.
     """
     key = named_key(key, stack)
-    num_sublayers = len(Seq2Seq.STACKS[stack].SUBLAYERS)
+    num_sublayers = len(model.stacks[stack].SUBLAYERS)
     factor = rate_at(step, drop.over_time, drop.over_steps)
     rates = {group: factor * rate_N for group, rate_N in rates.items()}
     exact = exact_depth(rates["layers"]) if drop.exact else None
     keep_N = sample_keep(named_key(key, "keep"), rates["layers"], exact=exact)
     groups = sample_groups(
-        named_key(key, "groups"), rates, num_sublayers=num_sublayers, num_heads=num_heads
+        named_key(key, "groups"),
+        rates,
+        num_sublayers=num_sublayers,
+        num_heads=model.attention_heads,
     )
     if drop.rescale:
         groups["scale"] = rescale(survival(rates, num_sublayers=num_sublayers))
@@ -144,13 +164,14 @@ def exact_depth(rates_N):
     return jnp.floor(jnp.sum(1 - rates_N) + 0.5 + 1e-4)
 
 
-def restore_dropped(new, old, ran: dict):
+def restore_dropped(new, old, ran: dict, model: BlockConfig):
     """Takes the rows of sub-layers that did not run from ``old``: ``dropped_layers="freeze"``.
 
     Args:
       new, old: trees of parameters, of moments, or of both; below the name of a stack come the
         names of sub-layers and their norms, and then arrays with the layers on axis 0.
       ran: bool[N, S] for each stack.
+      model: the config of the model.
 
     Returns:
       ``new`` where the sub-layer ran, ``old`` elsewhere, bit for bit.
@@ -161,7 +182,9 @@ def restore_dropped(new, old, ran: dict):
         for stack in ran:
             if stack in names:
                 sublayer = names[names.index(stack) + 1].removesuffix("_norm")
-                ran_N = ran[stack][:, Seq2Seq.STACKS[stack].SUBLAYERS.index(sublayer)]
+                ran_N = ran[stack][:, model.stacks[stack].SUBLAYERS.index(sublayer)]
+                # Weights that several layers share have run where one of them has.
+                ran_N = ran_N.reshape(-1, model.share_layers).any(axis=1)
                 return jnp.where(ran_N.reshape(-1, *[1] * (new.ndim - 1)), new, old)
         return new
 

@@ -1,18 +1,16 @@
-"""Translating lines of text with a run's folder."""
+"""Lines of text in, lines of text out, with a run's folder."""
 
 import os
 import sys
 
-from absl import logging
-
-from layerdrop_jax.training.evaluate import load_run, make_translator
+from layerdrop_jax.training import tasks
+from layerdrop_jax.training.runs import load_run
 
 
 def generate(workdir, source: str = "", target: str = "") -> None:
-    """Translates lines from a file or standard input, in order, one line each.
+    """Answers lines from a file or standard input, in order, one line each.
 
-    An empty line stays empty. A line with more tokens than the model has positions for loses its
-    end, and a warning names it.
+    What an answer is depends on the task: see `translation.answer`, `language_modelling.answer`.
 
     Args:
       workdir: a run's folder.
@@ -27,19 +25,8 @@ def generate(workdir, source: str = "", target: str = "") -> None:
     lines = _read_lines(source)
     if target:
         _check_writable(target)  # before the work, not after it
-    filled = [number for number, line in enumerate(lines) if line.strip()]
-    translate = make_translator(run)
-    translations, cut = translate([lines[n] for n in filled], description="translating")
-    for index in cut:
-        logging.warning(
-            "line %d has more than %d tokens: its end was cut off",
-            filled[index] + 1,
-            run.settings.model.max_source_length - 1,
-        )
-    results = [""] * len(lines)
-    for number, translation in zip(filled, translations, strict=True):
-        results[number] = translation
-    text = "".join(line + "\n" for line in results).encode()
+    answers = tasks.of(run.settings).answer(run, lines)
+    text = "".join(line + "\n" for line in answers).encode()
     if not target:
         sys.stdout.buffer.write(text)
         sys.stdout.buffer.flush()

@@ -3,6 +3,42 @@
 import jax
 import jax.numpy as jnp
 
+from layerdrop_jax.core.randomness import named_key
+
+
+def seq2seq_loss(model, batch, *, smoothing: float, **how):
+    """The label-smoothed loss of an encoder-decoder over packed rows.
+
+    Args:
+      model: `Seq2Seq`.
+      batch: arrays [B, length], see `layerdrop_jax.data.packing`.
+      smoothing: see `label_smoothed_nll`.
+      how: keep, groups, key and mode of `Seq2Seq.__call__`.
+
+    Returns:
+      ``(loss, nll, tokens)``: sums over the target tokens, and their number.
+    """
+    weight_BxT = (batch["target_segment"] > 0).astype(jnp.float32)
+    logits_BxTxV = model(batch, **how)
+    loss, nll = label_smoothed_nll(logits_BxTxV, batch["target_output"], weight_BxT, smoothing)
+    return loss, nll, jnp.sum(weight_BxT)
+
+
+def lm_loss(model, batch, *, smoothing: float, key=None, **how):
+    """The loss of a language model over blocks of tokens; arguments and result as `seq2seq_loss`.
+
+    Smoothing needs the logits of all words, and so a model without adaptive softmax.
+    """
+    target_BxT, weight_BxT = batch["target"], batch["weight"].astype(jnp.float32)
+    x_BxTxD = model(batch["input"], key=key, **how)
+    if smoothing:
+        logits_BxTxV = model.logits(x_BxTxD)
+        loss, nll = label_smoothed_nll(logits_BxTxV, target_BxT, weight_BxT, smoothing)
+    else:
+        key = None if key is None else named_key(key, "output")
+        loss = nll = jnp.sum(model.nll(x_BxTxD, target_BxT, weight_BxT, key))
+    return loss, nll, jnp.sum(weight_BxT)
+
 
 def label_smoothed_nll(logits_BxTxV, target_BxT, weight_BxT, smoothing: float):
     """Label-smoothed cross-entropy, as the reference of the paper's time has it (v0.9.0).

@@ -221,11 +221,18 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
-    def update(self, step: int, *, loss, lr, encoder_layers, decoder_layers, words_per_second):
-        """Shows a step and the numbers of its window; the layers are means over the window."""
+    def update(self, step: int, *, loss, lr, layers, words_per_second):
+        """Shows a step and the numbers of its window.
+
+        Args:
+          step: the step.
+          loss, lr, words_per_second: of the window.
+          layers: how many ran in each stack, mean over the window.
+        """
+        running = "+".join(f"{number:.1f}" for number in layers)
         text = (
             f"{_clock(self._seconds_left(step)):>7} left  loss {loss:6.3f}  lr {lr:.1e}  "
-            f"layers {encoder_layers:4.1f}+{decoder_layers:.1f}  {words_per_second:8,.0f} words/s"
+            f"layers {running}  {words_per_second:8,.0f} words/s"
         )
         now = time.monotonic()
         if self._bar:

@@ -10,19 +10,18 @@ import jax
 import numpy as np
 from flax import nnx
 
-from layerdrop_jax.core.pruning import parse_layers, take_layers
+from layerdrop_jax.core.pruning import parse_layers
 from layerdrop_jax.data import pipeline, tokenizers
+from layerdrop_jax.training import tasks
 from layerdrop_jax.training.checkpoints import write_params
-from layerdrop_jax.training.evaluate import PRUNED, Run, load_run, original_layers
+from layerdrop_jax.training.runs import PRUNED, Run, cut_model, load_run, original_layers
 from layerdrop_jax.training.state import count_params, model_graph
-
-STACKS = ("encoder", "decoder")
 
 # The two networks compute the same sums in the same order; a compiler may still fuse them apart.
 TOLERANCE = 1e-4
 
 
-def prune(workdir, output, *, encoder_keep: str = "all", decoder_keep: str = "all") -> dict:
+def prune(workdir, output, *, keep: dict) -> dict:
     """Writes the sub-network of a run as a run's folder of its own.
 
     The folder holds the parameters and nothing of the optimizer, the config with the new depths,
@@ -33,35 +32,43 @@ def prune(workdir, output, *, encoder_keep: str = "all", decoder_keep: str = "al
     Args:
       workdir: the parent's folder.
       output: the folder to make.
-      encoder_keep, decoder_keep: which layers stay, in a form of `pruning.parse_layers`.
+      keep: for each stack which layers stay, in a form of `pruning.parse_layers`; a stack of the
+        model that is absent stays whole.
 
     Returns:
       what pruned.json holds.
 
     Raises:
-      ValueError: bad layers, an ``output`` that is in use, or a result that is not the parent's.
+      ValueError: bad layers, a stack that the model does not have, an ``output`` that is in use, or
+        a result that is not the parent's.
     """
     output = pathlib.Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"--output={output} is in use: name a folder that is new or empty")
     parent = load_run(workdir)
     model = parent.settings.model
+    for stack in keep:
+        if stack not in model.stacks:
+            raise ValueError(f"--{stack}_keep: the model of {workdir} has no {stack}")
     layers = {
-        "encoder": parse_layers(encoder_keep, model.encoder_layers),
-        "decoder": parse_layers(decoder_keep, model.decoder_layers),
+        stack: parse_layers(keep.get(stack, "all"), model.depth(stack)) for stack in model.stacks
     }
+    cut, rows = cut_model(model, layers)
     params = dict(parent.params)
     config = json.loads(json.dumps(parent.config))
-    for side in STACKS:
-        params[side] = take_layers(params[side], layers[side])
-        config["model"][f"{side}_layers"] = len(layers[side])
+    for stack in layers:
+        index = np.asarray(rows[stack])
+        params[stack] = jax.tree.map(lambda leaf, index=index: leaf[index], params[stack])
+        config["model"][f"{stack}_layers"] = cut.depth(stack)
+    config["model"]["share_layers"] = cut.share_layers
     config["checkpoint"]["average"] = 1
     record = {
         "parent_sha256": hash_params(parent.params),
         "parent_steps": list(parent.steps),
         "parameters": count_params(params),
         **{
-            f"{side}_layers": original_layers(parent.workdir, side, layers[side]) for side in STACKS
+            f"{stack}_layers": original_layers(parent.workdir, stack, kept)
+            for stack, kept in layers.items()
         },
     }
 
@@ -73,16 +80,16 @@ def prune(workdir, output, *, encoder_keep: str = "all", decoder_keep: str = "al
         tokenizers.write_atomically(partial / "config.json", json.dumps(config, indent=2) + "\n")
         tokenizers.write_atomically(partial / PRUNED, json.dumps(record, indent=2) + "\n")
         shutil.copy(parent.workdir / "tokenizer.json", partial / "tokenizer.json")
-        (partial / "data").mkdir()
-        data = parent.settings.data
-        for split in ("valid", "test"):
-            for language in (data.source, data.target):
-                shutil.copy(parent.workdir / "data" / f"{split}.{language}", partial / "data")
+        shutil.copytree(
+            parent.workdir / "data",
+            partial / "data",
+            ignore=shutil.ignore_patterns("*.hypotheses.*"),
+        )
         difference = _compare(parent, load_run(partial), layers)
         if not difference <= TOLERANCE:
             raise ValueError(
                 f"the pruned network differs from its masked parent by {difference:.1e} in the "
-                "logits of the validation split: nothing was written"
+                "outputs on the validation split: nothing was written"
             )
         if output.exists():
             output.rmdir()
@@ -102,25 +109,20 @@ def hash_params(params) -> str:
 
 
 def _compare(parent: Run, child: Run, layers) -> float:
-    """The largest difference of logits between the child and the masked parent, on real batches."""
-    data = parent.settings.data
-    pairs = pipeline.load_eval_text(parent.workdir, "valid", languages=(data.source, data.target))
-    rows = pipeline.prepare_rows(data, parent.tokenizer, pairs)
-    keep = {
-        side: np.isin(np.arange(getattr(parent.settings.model, f"{side}_layers")), layers[side])
-        for side in STACKS
-    }
+    """The largest difference between the child's and the masked parent's outputs, on real text."""
+    task, data = tasks.of(parent.settings), parent.settings.data
+    model = parent.settings.model
+    keep = {stack: np.isin(np.arange(model.depth(stack)), kept) for stack, kept in layers.items()}
     # In float32, whatever the type of the run: rounding would hide, or look like, a difference.
     models = [dataclasses.replace(r.settings.model, dtype="float32") for r in (parent, child)]
     graphs = [model_graph(model) for model in models]
 
     @jax.jit
     def difference(parent_params, child_params, batch):
-        masked = nnx.merge(graphs[0], parent_params)(batch, keep=keep)
-        cut = nnx.merge(graphs[1], child_params)(batch)
-        real = (batch["target_segment"] > 0)[..., None]
-        return jax.numpy.max(jax.numpy.abs(masked - cut) * real)
+        masked, real = task.outputs(nnx.merge(graphs[0], parent_params), batch, keep)
+        cut, _ = task.outputs(nnx.merge(graphs[1], child_params), batch)
+        return jax.numpy.max(jax.numpy.abs(masked - cut) * real[..., None])
 
-    batches = pipeline.eval_batches(data, rows)
+    batches = pipeline.eval_batches(data, task.valid_rows(parent))
     # np.max, unlike max, passes a NaN on
     return float(np.max([difference(parent.params, child.params, batch) for batch in batches]))

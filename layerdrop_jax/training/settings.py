@@ -6,10 +6,14 @@ import pathlib
 from collections.abc import Mapping
 
 from layerdrop_jax.data.pipeline import DataConfig
+from layerdrop_jax.data.streams import BREAK_MODES, StreamConfig
 from layerdrop_jax.decoding.beam import BeamConfig
+from layerdrop_jax.decoding.sampling import SampleConfig
+from layerdrop_jax.models.blocks import check_choice, check_sizes
+from layerdrop_jax.models.lm import LMConfig
 from layerdrop_jax.models.seq2seq import Seq2SeqConfig
 from layerdrop_jax.training.checkpoints import CheckpointConfig
-from layerdrop_jax.training.dropping import DropConfig
+from layerdrop_jax.training.dropping import DecoderDrop, EncoderDecoderDrop
 from layerdrop_jax.training.optimizers import OptimizerConfig
 
 
@@ -41,21 +45,37 @@ class TrainConfig:
             raise ValueError(f"train.label_smoothing={self.label_smoothing} is not in [0, 1)")
 
 
-_SECTIONS = {
-    "data": DataConfig,
-    "model": Seq2SeqConfig,
-    "drop": DropConfig,
-    "optimizer": OptimizerConfig,
-    "train": TrainConfig,
-    "checkpoint": CheckpointConfig,
-    "decode": BeamConfig,
-}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WindowConfig:
+    """How a language model's perplexity is measured: see `layerdrop_jax.data.streams.Windows`.
+
+    Attributes:
+      length: tokens of a window, context included.
+      context: the most tokens before those that are scored.
+      break_mode: ``complete``, no line is cut in two, or ``none``.
+      batch_rows: windows computed at a time; moves no result.
+    """
+
+    length: int
+    context: int
+    break_mode: str
+    batch_rows: int
+
+    def __post_init__(self):
+        check_choice("evaluate", "break_mode", self.break_mode, BREAK_MODES)
+        check_sizes("evaluate", self, ("length", "batch_rows"))
+        if not 0 <= self.context < self.length:
+            raise ValueError(
+                f"evaluate.context={self.context} is not in [0, {self.length}), the window's length"
+            )
+
 
 # What may change between the start of a run and its resumption: nothing here moves a parameter
 # of a step already taken.
 CHANGEABLE = (
     "checkpoint.",
     "decode.",
+    "evaluate.",
     "data.data_dir",
     "data.path",
     "data.workers",
@@ -67,13 +87,14 @@ CHANGEABLE = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """A whole config; each section maps one to one onto its dataclass."""
+class TranslationSettings:
+    """A whole config for an encoder-decoder; each section maps one to one onto its dataclass."""
 
+    task: str
     seed: int
     data: DataConfig
     model: Seq2SeqConfig
-    drop: DropConfig
+    drop: EncoderDecoderDrop
     optimizer: OptimizerConfig
     train: TrainConfig
     checkpoint: CheckpointConfig
@@ -92,35 +113,89 @@ class Settings:
                     f"model.{side}_vocab_size={getattr(self.model, f'{side}_vocab_size')} differs "
                     f"from data.vocab_size={self.data.vocab_size}"
                 )
-            if self.model.drop_block and self.model.drop_block_size > (
-                length := getattr(self.data, f"{side}_length")
-            ):
-                raise ValueError(
-                    f"model.drop_block_size={self.model.drop_block_size} is more than "
-                    f"data.{side}_length={length}, the positions of a row"
-                )
+            _check_block(self.model, f"{side}_length", getattr(self.data, f"{side}_length"))
         self.drop.rates(self.model)  # refuses a layer to protect that there is not
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageModelSettings:
+    """A whole config for a language model; each section maps one to one onto its dataclass."""
+
+    task: str
+    seed: int
+    data: StreamConfig
+    model: LMConfig
+    drop: DecoderDrop
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    checkpoint: CheckpointConfig
+    evaluate: WindowConfig
+    decode: SampleConfig
+
+    def __post_init__(self):
+        if self.model.vocab_size != self.data.vocab_size:
+            raise ValueError(
+                f"model.vocab_size={self.model.vocab_size} differs from "
+                f"data.vocab_size={self.data.vocab_size}"
+            )
+        for name, length in (
+            ("data.length", self.data.length),
+            ("evaluate.length", self.evaluate.length),
+            ("decode.max_tokens", self.decode.max_tokens),
+        ):
+            if length > self.model.max_length:
+                raise ValueError(
+                    f"{name}={length} is more than model.max_length={self.model.max_length}, the "
+                    "positions that the model has"
+                )
+        if self.model.cutoffs and self.train.label_smoothing:
+            raise ValueError(
+                f"train.label_smoothing={self.train.label_smoothing} needs the logits of all "
+                "words, which an adaptive softmax never computes: set it to 0"
+            )
+        _check_block(self.model, "length", self.data.length)
+        self.drop.rates(self.model)  # refuses a layer to protect that there is not
+
+
+Settings = TranslationSettings | LanguageModelSettings
+
+TASKS = {"translation": TranslationSettings, "language_modelling": LanguageModelSettings}
+
+
+def _check_block(model, name, length):
+    if model.drop_block and model.drop_block_size > length:
+        raise ValueError(
+            f"model.drop_block_size={model.drop_block_size} is more than "
+            f"data.{name}={length}, the positions of a row"
+        )
+
+
 def parse(config: Mapping) -> Settings:
-    """Builds `Settings` from a config or from a run's config.json.
+    """Builds the settings of a task from a config or from a run's config.json.
 
     Raises:
       ValueError: a section or key that is missing or unknown (the known ones are listed), or a
         value that its dataclass refuses.
     """
-    _check_names("the config", config, {"seed"} | set(_SECTIONS))
-    sections = {}
-    for name, section in _SECTIONS.items():
-        fields = dataclasses.fields(section)
+    if config.get("task") not in TASKS:
+        raise ValueError(f"task={config.get('task')!r} is unknown: it is one of {', '.join(TASKS)}")
+    settings = TASKS[config["task"]]
+    kinds = {field.name: field.type for field in dataclasses.fields(settings)}
+    _check_names("the config", config, set(kinds))
+    values = {}
+    for name, kind in kinds.items():
+        if not dataclasses.is_dataclass(kind):
+            _check_type(name, config[name], kind)
+            values[name] = config[name]
+            continue
+        fields = dataclasses.fields(kind)
         _check_names(f"section {name}", config[name], {field.name for field in fields})
         for field in fields:
             _check_type(f"{name}.{field.name}", config[name][field.name], field.type)
-        sections[name] = section(**config[name])
-    _check_type("seed", config["seed"], int)
+        values[name] = kind(**config[name])
     if not 0 <= config["seed"] < 2**32:
         raise ValueError(f"seed={config['seed']} is not from 0 to {2**32 - 1:,}")
-    return Settings(seed=config["seed"], **sections)
+    return settings(**values)
 
 
 def _check_names(where, mapping, known):

@@ -7,31 +7,30 @@ from flax import nnx
 
 from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.core.structured import rows_kept
-from layerdrop_jax.models.seq2seq import Seq2Seq, Seq2SeqConfig
-from layerdrop_jax.training.accounting import executed_flops, micro_batch_flops, nominal_flops
+from layerdrop_jax.models.blocks import BlockConfig
+from layerdrop_jax.training.accounting import executed_flops, nominal_flops
 from layerdrop_jax.training.dropping import draw, restore_dropped
-from layerdrop_jax.training.losses import label_smoothed_nll
 from layerdrop_jax.training.optimizers import clip_by_norm
 from layerdrop_jax.training.sharding import gather_outside
 
 
-def make_params(config: Seq2SeqConfig, seed: int) -> dict:
+def make_params(config: BlockConfig, seed: int) -> dict:
     """Initial parameters: nested dict, float32, the layers of a stack on axis 0."""
-    model = Seq2Seq(config, rngs=nnx.Rngs(params=named_key(jax.random.key(seed), "params")))
+    model = config.make_model(nnx.Rngs(params=named_key(jax.random.key(seed), "params")))
     return nnx.to_pure_dict(nnx.state(model))
 
 
-def abstract_params(config: Seq2SeqConfig) -> dict:
+def abstract_params(config: BlockConfig) -> dict:
     """The shapes and types of `make_params`, without allocating them."""
     return jax.eval_shape(lambda: make_params(config, 0))
 
 
-def model_graph(config: Seq2SeqConfig):
+def model_graph(config: BlockConfig):
     """What turns parameters into a model: ``nnx.merge(model_graph(config), params)``."""
-    return nnx.graphdef(nnx.eval_shape(lambda: Seq2Seq(config, rngs=nnx.Rngs(0))))
+    return nnx.graphdef(nnx.eval_shape(lambda: config.make_model(nnx.Rngs(0))))
 
 
-def make_state(params: dict, optimizer: optax.GradientTransformation) -> dict:
+def make_state(config: BlockConfig, params: dict, optimizer: optax.GradientTransformation) -> dict:
     """The state before the first step.
 
     ``layers_run`` counts for each layer the micro-batches in which it ran, int32[N] by stack.
@@ -40,10 +39,7 @@ def make_state(params: dict, optimizer: optax.GradientTransformation) -> dict:
         "params": params,
         "optimizer": optimizer.init(params),
         "step": jnp.zeros((), jnp.int32),
-        "layers_run": {
-            stack: jnp.zeros(jax.tree.leaves(params[stack])[0].shape[:1], jnp.int32)
-            for stack in Seq2Seq.STACKS
-        },
+        "layers_run": {stack: jnp.zeros(config.depth(stack), jnp.int32) for stack in config.stacks},
     }
 
 
@@ -53,7 +49,19 @@ def count_params(params) -> int:
 
 
 def train_step(
-    state, batch, *, graph, optimizer, rates, drop, seed, smoothing, clip_norm, dropped_layers
+    state,
+    batch,
+    *,
+    graph,
+    loss,
+    flops,
+    optimizer,
+    rates,
+    drop,
+    seed,
+    smoothing,
+    clip_norm,
+    dropped_layers,
 ):
     """One update.
 
@@ -64,6 +72,9 @@ def train_step(
       state: from `make_state`.
       batch: arrays [A, B, length]; A micro-batches of B rows.
       graph: from `model_graph`.
+      loss: the task's, ``loss(model, batch, *, smoothing, keep, groups, key, mode) -> (loss, nll,
+        tokens)``, sums over the tokens of a micro-batch.
+      flops: the task's, ``flops(config, batch)``, what the layers of a micro-batch cost.
       optimizer: an optax transformation that takes the summed gradient divided by all tokens.
       rates: the drop rates, from `DropConfig.rates`.
       drop: `DropConfig`; how to draw, and how `skip_scan` runs the stacks.
@@ -81,8 +92,9 @@ def train_step(
     """
     step_key = jax.random.fold_in(jax.random.key(seed), state["step"])
     config = nnx.merge(graph, state["params"]).config
-    num_micro, rows, source_length = batch["source"].shape
-    costs = micro_batch_flops(config, rows, source_length, batch["target_input"].shape[2])
+    num_micro, rows = jax.tree.leaves(batch)[0].shape[:2]
+    first = jax.tree.map(lambda a: a[0], batch)
+    costs = flops(config, first)
     some_rows = config.drop_path and config.drop_path_rows == "kept"
     row_share = rows_kept(rows, config.drop_path) / rows if some_rows else 1.0
 
@@ -90,21 +102,24 @@ def train_step(
         keep, groups, ran = {}, {}, {}
         for stack, of_group in rates.items():
             keep[stack], groups[stack], ran[stack] = draw(
-                key, stack, of_group, state["step"], drop=drop, num_heads=config.attention_heads
+                key, stack, of_group, state["step"], drop=drop, model=config
             )
-        model = nnx.merge(graph, gather_outside(rates, params))
-        logits_BxTxV = model(
-            micro, keep=keep, groups=groups, key=named_key(key, "dropout"), mode=drop.mode
+        total, nll, tokens = loss(
+            nnx.merge(graph, gather_outside(rates, params)),
+            micro,
+            smoothing=smoothing,
+            keep=keep,
+            groups=groups,
+            key=named_key(key, "dropout"),
+            mode=drop.mode,
         )
-        weight_BxT = (micro["target_segment"] > 0).astype(jnp.float32)
-        loss, nll = label_smoothed_nll(logits_BxTxV, micro["target_output"], weight_BxT, smoothing)
-        sums = {"loss": loss, "nll": nll, "tokens": jnp.sum(weight_BxT)}
+        sums = {"loss": total, "nll": nll, "tokens": tokens}
         counts = {
             "layers": jax.tree.map(jnp.int32, keep),
             "sublayers": jax.tree.map(jnp.int32, ran),
             "flops": executed_flops(costs, ran, row_share),
         }
-        return loss, (sums, counts)
+        return total, (sums, counts)
 
     def accumulate(total, inputs):
         index, micro = inputs
@@ -112,7 +127,6 @@ def train_step(
         grads, sums = jax.grad(micro_loss, has_aux=True)(state["params"], micro, key)
         return jax.tree.map(jnp.add, total, (grads, sums)), None
 
-    first = jax.tree.map(lambda a: a[0], batch)
     shapes = jax.eval_shape(
         lambda: jax.grad(micro_loss, has_aux=True)(state["params"], first, step_key)
     )
@@ -126,7 +140,7 @@ def train_step(
     moved = {"params": optax.apply_updates(state["params"], updates), "optimizer": moments}
     if dropped_layers == "freeze":
         ran = jax.tree.map(lambda count_NxS: count_NxS > 0, counts["sublayers"])
-        moved = restore_dropped(moved, {name: state[name] for name in moved}, ran)
+        moved = restore_dropped(moved, {name: state[name] for name in moved}, ran, config)
     num_layers = {stack: count_N.size for stack, count_N in counts["layers"].items()}
     metrics = sums | {
         "grad_norm": norm,

@@ -1,8 +1,6 @@
 """Training, from a config and a folder to checkpoints and a report; a run resumes by itself."""
 
 import functools
-import hashlib
-import json
 import math
 import os
 import pathlib
@@ -15,15 +13,15 @@ from absl import logging
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from layerdrop_jax.data import pipeline, tokenizers
+from layerdrop_jax.data import pipeline
 from layerdrop_jax.training import settings as settings_lib
-from layerdrop_jax.training import sharding
+from layerdrop_jax.training import sharding, tasks
 from layerdrop_jax.training.accounting import peak_flops
 from layerdrop_jax.training.checkpoints import Checkpoints
 from layerdrop_jax.training.dropping import describe_rates
-from layerdrop_jax.training.losses import label_smoothed_nll
 from layerdrop_jax.training.metrics import MetricWriter, Progress, Window
 from layerdrop_jax.training.optimizers import make_optimizer
+from layerdrop_jax.training.runs import check_folder
 from layerdrop_jax.training.state import count_params, make_params, make_state, model_graph
 from layerdrop_jax.training.state import train_step as pure_train_step
 
@@ -50,17 +48,18 @@ def train(config, workdir, *, command: str) -> None:
     """
     settings = settings_lib.parse(config)
     workdir = pathlib.Path(workdir)
+    task = tasks.of(settings)
     mesh = sharding.make_mesh()
     sharding.check_rows(settings.data.batch_rows, mesh)
     if mesh.size > 1 and settings.model.drop_path and settings.model.drop_path_rows == "kept":
         raise ValueError(
             f"model.drop_path_rows='kept' picks rows across {mesh.size} devices: use 'all' there"
         )
-    _check_folder(workdir, config)
+    check_folder(workdir, config)
 
     # Data
-    rows, valid_rows = _prepare_data(settings, workdir, config)
-    fingerprint = _fingerprint(rows)
+    rows, valid_rows = task.prepare(settings, workdir, config)
+    fingerprint = task.fingerprint(rows)
     batches = pipeline.train_iterator(
         settings.data,
         rows,
@@ -76,7 +75,8 @@ def train(config, workdir, *, command: str) -> None:
     rates = settings.drop.rates(settings.model)
 
     def start():
-        return make_state(make_params(settings.model, settings.seed), optimizer)
+        params = make_params(settings.model, settings.seed)
+        return make_state(settings.model, params, optimizer)
 
     layout = sharding.state_sharding(
         jax.eval_shape(start), mesh, stacks=rates, shard=settings.train.shard_parameters
@@ -86,6 +86,8 @@ def train(config, workdir, *, command: str) -> None:
         functools.partial(
             pure_train_step,
             graph=graph,
+            loss=task.loss,
+            flops=task.flops,
             optimizer=optimizer,
             rates=rates,
             drop=settings.drop,
@@ -97,7 +99,7 @@ def train(config, workdir, *, command: str) -> None:
         donate_argnums=0,
         out_shardings=(layout, sharding.replicated(mesh)),
     )
-    valid_step = jax.jit(functools.partial(_valid_step, graph))
+    valid_step = jax.jit(functools.partial(_valid_step, task, graph))
     print(f"{count_params(state['params']):,} parameters on {mesh.size} device(s)")
     print(*describe_rates(settings), sep="\n", flush=True)
 
@@ -186,102 +188,14 @@ def _agree_to_stop(stop, step) -> bool:
     return bool(multihost_utils.process_allgather(np.array(stop.is_set())).any())
 
 
-def _check_folder(workdir, config):
-    """A run's folder is new, empty, or one that was started with this config."""
-    if (workdir / "config.json").exists():
-        changed = settings_lib.differences(read_config(workdir), config)
-        fixed = [line for line in changed if not line.startswith(settings_lib.CHANGEABLE)]
-        if fixed:
-            raise ValueError(
-                f"{workdir} holds a run with another config; it differs in {'; '.join(fixed)}. "
-                "Use another --workdir, or the config of that run"
-            )
-    # A start that failed or was killed leaves what it had written before config.json.
-    elif workdir.is_dir() and any(
-        path.name not in ("tokenizer.json", "data") and path.suffix != ".tmp"
-        for path in workdir.iterdir()
-    ):
-        raise ValueError(
-            f"{workdir} is not empty and is no run's folder (it has no config.json): "
-            "use another --workdir"
-        )
-
-
-def read_config(workdir) -> dict:
-    """A run's config.json.
-
-    Raises:
-      FileNotFoundError: no such folder, or one that is not a run's.
-      ValueError: config.json is not JSON.
-    """
-    path = pathlib.Path(workdir) / "config.json"
-    if not path.exists():
-        what = (
-            "has no config.json: it is not a run's folder" if path.parent.is_dir() else "is missing"
-        )
-        raise FileNotFoundError(f"--workdir={workdir} {what}; train makes one")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is not a config: it is a {type(config).__name__}")
-    return config
-
-
-def _prepare_data(settings, workdir, config):
-    """The packed rows of train and valid; a new folder is filled once all of it works."""
-    data = settings.data
-    pairs, valid, test = (pipeline.load_pairs(data, s) for s in ("train", "valid", "test"))
-    fresh = not (workdir / "config.json").exists()
-    path = workdir / "tokenizer.json"
-    if jax.process_index() == 0 and (fresh or not path.exists()):
-        print(f"training a tokenizer of {data.vocab_size:,} entries", flush=True)
-        tokenizers.train_tokenizer(pairs, data.vocab_size, path)
-    multihost_utils.sync_global_devices("the run's folder has its tokenizer")
-    tokenizer = tokenizers.load_tokenizer(path)
-    rows = pipeline.prepare_rows(data, tokenizer, pairs, seed=settings.seed)
-    valid_rows = pipeline.prepare_rows(data, tokenizer, valid)
-    stats = rows.stats
-    print(
-        f"{stats['pairs']:,} sentence pairs in {stats['rows']:,} rows; "
-        f"{stats['skipped_too_long']:,} longer than {data.max_length} tokens skipped; "
-        f"padding {stats['source_padding']:.1%} of source tokens, "
-        f"{stats['target_padding']:.1%} of target tokens",
-        flush=True,
-    )
-    if jax.process_index() == 0:
-        if fresh:  # evaluate, prune and generate need nothing but the run's folder
-            for split, held_out in (("valid", valid), ("test", test)):
-                languages = data.source, data.target
-                pipeline.save_eval_text(workdir, split, held_out, languages=languages)
-        tokenizers.write_atomically(workdir / "config.json", json.dumps(config, indent=2) + "\n")
-    return rows, valid_rows
-
-
-def _fingerprint(rows) -> str:
-    """SHA-256 of the training rows: what the data iterator's position counts in."""
-    digest = hashlib.sha256()
-    encoded = rows.encoded
-    for array in (
-        *(encoded.source_tokens, encoded.source_offsets),
-        *(encoded.target_tokens, encoded.target_offsets),
-        *(rows.row_pairs, rows.row_offsets),
-    ):
-        digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()
-
-
-def _valid_step(graph, params, batch):
-    """(sum of -log p over target tokens, their number)."""
-    weight_BxT = (batch["target_segment"] > 0).astype(np.float32)
-    logits_BxTxV = nnx.merge(graph, params)(batch)
-    _, nll = label_smoothed_nll(logits_BxTxV, batch["target_output"], weight_BxT, 0.0)
-    return nll, weight_BxT.sum()
+def _valid_step(task, graph, params, batch):
+    """(sum of -log p over the tokens to predict, their number)."""
+    _, nll, tokens = task.loss(nnx.merge(graph, params), batch, smoothing=0.0)
+    return nll, tokens
 
 
 def _validate(valid_step, params, settings, rows, mesh):
-    """Mean -log p of the validation split's target tokens, in nats, every layer running."""
+    """Mean -log p of the validation split's tokens, in nats, every layer running."""
     batches = pipeline.eval_batches(
         settings.data,
         rows,
@@ -331,8 +245,9 @@ def _numbers(sums, rate, peak):
         "utilisation": sums["flops"] / seconds / peak,
         "nominal_utilisation": sums["flops_nominal"] / seconds / peak,
     }
-    means = ("encoder_layers", "decoder_layers", "grad_norm", "param_norm", "flops")
-    numbers |= {name: sums[name] / steps for name in (*means, "flops_nominal")}
+    means = [name for name in sums if name.endswith("_layers")]
+    means += ["grad_norm", "param_norm", "flops", "flops_nominal"]
+    numbers |= {name: sums[name] / steps for name in means}
     return numbers | {name: sums[name] for name in ("tokens", "steps", "seconds", "data_wait")}
 
 
@@ -346,8 +261,9 @@ def _depths(layers_run, micro_batches):
 
 def _log(numbers, step, writer, progress):
     writer.write("train", step, numbers)
-    shown = ("loss", "lr", "encoder_layers", "decoder_layers", "words_per_second")
-    progress.update(step, **{name: numbers[name] for name in shown})
+    layers = [numbers[name] for name in numbers if name.endswith("_layers")]
+    shown = ("loss", "lr", "words_per_second")
+    progress.update(step, layers=layers, **{name: numbers[name] for name in shown})
 
 
 def _exp(nats):

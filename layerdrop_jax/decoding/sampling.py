@@ -1,0 +1,111 @@
+"""Continuing sequences token by token, greedily or by sampling, over a step function."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from layerdrop_jax.decoding.constraints import EOS, PAD
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """How a language model continues a prompt.
+
+    Attributes:
+      max_tokens: the most tokens that are added.
+      temperature: divides log p before sampling; 0 is greedy.
+      top_k: sample from the k likeliest tokens alone; 0 = all.
+      top_p: sample from the fewest tokens whose probabilities reach p in sum; 1 = all.
+      stop_at_eos: whether eos ends a continuation; where texts are lines, it is a line break, and
+        the next line may follow.
+      seed: of the sampling.
+      batch_rows: prompts continued at a time; moves no result.
+    """
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    stop_at_eos: bool
+    seed: int
+    batch_rows: int
+
+    def __post_init__(self):
+        rules = {
+            "max_tokens": (self.max_tokens >= 1, "at least 1"),
+            "temperature": (self.temperature >= 0, "at least 0; 0 is greedy"),
+            "top_k": (self.top_k >= 0, "at least 0; 0 is all"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "seed": (0 <= self.seed < 2**32, f"from 0 to {2**32 - 1:,}"),
+            "batch_rows": (self.batch_rows >= 1, "at least 1"),
+        }
+        for name, (holds, range_text) in rules.items():
+            if not holds:
+                raise ValueError(f"decode.{name}={getattr(self, name)} is not {range_text}")
+
+
+def filter_log_probs(log_probs_BxV, *, temperature: float, top_k: int, top_p: float):
+    """log p up to a constant after temperature, top-k and top-p, in that order; -inf where cut.
+
+    Tokens as likely as the last one kept are kept too, so that ties do not hang on their order.
+    """
+    scores_BxV = log_probs_BxV / temperature
+    if top_k and top_k < scores_BxV.shape[-1]:
+        kth_Bx1 = jax.lax.top_k(scores_BxV, top_k)[0][:, -1:]
+        scores_BxV = jnp.where(scores_BxV >= kth_Bx1, scores_BxV, -jnp.inf)
+    if top_p < 1:
+        p_BxV = jax.nn.softmax(scores_BxV)
+        sorted_BxV = -jnp.sort(-p_BxV, axis=-1)
+        # A token stays while those before it do not reach p: the first always does.
+        before_BxV = jnp.cumsum(sorted_BxV, axis=-1) - sorted_BxV
+        last_Bx1 = jnp.min(jnp.where(before_BxV < top_p, sorted_BxV, jnp.inf), -1, keepdims=True)
+        scores_BxV = jnp.where(p_BxV >= last_Bx1, scores_BxV, -jnp.inf)
+    return scores_BxV
+
+
+def continue_sequences(step_fn, log_probs_BxV, cache, key_B, config: SampleConfig):
+    """Adds up to ``max_tokens`` tokens to each sequence.
+
+    Args:
+      step_fn: ``step_fn(cache, token_B, step) -> (log_probs_BxV, cache)``.
+      log_probs_BxV: of the first token, float32.
+      cache: of the step function.
+      key_B: a PRNG key for each sequence: what is drawn for it depends on nothing else.
+      config: how to choose.
+
+    Returns:
+      int32 [B, max_tokens]: the tokens, eos included where it ends a sequence, then padding.
+    """
+    batch = log_probs_BxV.shape[0]
+
+    def choose(log_probs_BxV, step):
+        # Not part of any text.
+        log_probs_BxV = log_probs_BxV.at[:, PAD].set(-jnp.inf)
+        if config.temperature == 0:
+            return jnp.argmax(log_probs_BxV, axis=-1).astype(jnp.int32)
+        scores_BxV = filter_log_probs(
+            log_probs_BxV,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+        )
+        keys_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(key_B, step)
+        return jax.vmap(jax.random.categorical)(keys_B, scores_BxV).astype(jnp.int32)
+
+    def more(carry):
+        step, _, _, done_B, _ = carry
+        return (step < config.max_tokens) & ~done_B.all()
+
+    def advance(carry):
+        step, log_probs_BxV, cache, done_B, tokens_BxT = carry
+        token_B = jnp.where(done_B, PAD, choose(log_probs_BxV, step))
+        tokens_BxT = tokens_BxT.at[:, step].set(token_B)
+        if config.stop_at_eos:
+            done_B = done_B | (token_B == EOS)
+        log_probs_BxV, cache = step_fn(cache, token_B, step)
+        return step + 1, log_probs_BxV, cache, done_B, tokens_BxT
+
+    tokens_BxT = jnp.full((batch, config.max_tokens), PAD, jnp.int32)
+    start = (jnp.int32(0), log_probs_BxV, cache, jnp.zeros(batch, bool), tokens_BxT)
+    return jax.lax.while_loop(more, advance, start)[-1]

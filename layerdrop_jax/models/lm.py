@@ -1,0 +1,288 @@
+"""The decoder-only language model, with the reference's semantics (fairseq's transformer_lm)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from layerdrop_jax.core.randomness import named_key
+from layerdrop_jax.models.adaptive import AdaptiveEmbedding, AdaptiveSoftmax
+from layerdrop_jax.models.attention import causal_mask
+from layerdrop_jax.models.blocks import (
+    BlockConfig,
+    EncoderLayer,
+    check_choice,
+    check_sizes,
+    make_stack,
+    run_stack,
+)
+from layerdrop_jax.models.embeddings import POSITIONS, Embedding, Positions, check_sinusoids
+from layerdrop_jax.models.layers import dropout, layer_norm
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LMConfig(BlockConfig):
+    """A decoder-only language model.
+
+    Attributes:
+      vocab_size: V.
+      decoder_layers: depth of the stack.
+      positions: ``sinusoidal`` or ``learned``.
+      max_length: longest sequence in tokens.
+      final_norm: whether a layer norm follows the last layer; only in a pre-norm network. The
+        reference's WikiText-103 model has none.
+      tie_embeddings: whether the output layer's tables are the input's.
+      adaptive_cutoffs: where the bands of adaptive input and softmax begin, "20000,60000" say; ""
+        is one table for all words, and the fields below mean nothing.
+      adaptive_factor: by how much each band is narrower than the one before.
+      tie_projections: whether the softmax projects to a band's width by the input's projection.
+      adaptive_dropout: inside the adaptive softmax, before the head and in each tail.
+      adaptive_buffer: share of the tokens that a tail band computes at a time, see
+        `AdaptiveSoftmax`; it moves no number.
+      adaptive_ignored_targets, adaptive_padding_rows: the reference's two quirks. It takes the
+        padding's id, 1, for an id within every band: a target that is word 1 of a tail has no loss
+        in that tail; and up to v0.9.0 the input table's row 1 in every band has no gradient.
+    """
+
+    vocab_size: int
+    decoder_layers: int
+    positions: str
+    max_length: int
+    final_norm: bool
+    tie_embeddings: bool
+    adaptive_cutoffs: str
+    adaptive_factor: int
+    tie_projections: bool
+    adaptive_dropout: float
+    adaptive_buffer: float
+    adaptive_ignored_targets: bool
+    adaptive_padding_rows: bool
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choice("model", "positions", self.positions, POSITIONS)
+        check_sizes("model", self, ("vocab_size", "max_length", "adaptive_factor"))
+        if self.positions == "sinusoidal":
+            check_sinusoids(self.embed_dim)
+        if self.final_norm and self.norm != "pre":
+            raise ValueError("model.final_norm=True needs model.norm='pre'")
+        if self.cutoffs:  # what the bands and the softmax refuse is refused now
+            nnx.eval_shape(lambda: _make_output(self, nnx.Rngs(0)))
+
+    @property
+    def cutoffs(self) -> tuple[int, ...]:
+        """``adaptive_cutoffs`` as numbers."""
+        try:
+            return tuple(int(n) for n in self.adaptive_cutoffs.split(",") if self.adaptive_cutoffs)
+        except ValueError:
+            raise ValueError(
+                f'model.adaptive_cutoffs={self.adaptive_cutoffs!r} is not like "20000,60000"'
+            ) from None
+
+    @property
+    def stacks(self):
+        return {"decoder": EncoderLayer}
+
+    def make_model(self, rngs):
+        return LM(self, rngs=rngs)
+
+
+class LM(nnx.Module):
+    """Embedding, a stack of causal self-attention and FFN layers, and an output layer."""
+
+    def __init__(self, config: LMConfig, *, rngs):
+        self.config = config
+        vocabulary, dim = config.vocab_size, config.embed_dim
+        if config.cutoffs:
+            self.embedding = AdaptiveEmbedding(
+                vocabulary,
+                dim,
+                config.cutoffs,
+                config.adaptive_factor,
+                padding_rows=config.adaptive_padding_rows,
+                rngs=rngs,
+            )
+            self.output = _make_output(config, rngs)
+        else:
+            self.embedding = Embedding(vocabulary, dim, rngs=rngs)
+            if not config.tie_embeddings:
+                self.output = Embedding(vocabulary, dim, rngs=rngs, zero_padding=False)
+        self.positions = Positions(config.positions, config.max_length, dim, rngs=rngs)
+        self.decoder = make_stack(
+            lambda rngs: EncoderLayer(config, rngs=rngs), config.stored_layers("decoder"), rngs
+        )
+        if config.final_norm:
+            self.decoder_norm = layer_norm(config, rngs)
+
+    def __call__(self, ids_BxT, *, keep=None, groups=None, key=None, mode="skip"):
+        """Hidden states [B, T, D]: what the output layer reads.
+
+        Padding may follow a row's tokens; they do not see it, and its states mean nothing.
+
+        Args:
+          ids_BxT: ids of the tokens before those to predict; position t sees 0 to t.
+          keep: ``{"decoder": bool[N]}``; None or absent runs every layer.
+          groups: ``{"decoder": ...}``, what is dropped inside the layers, see `EncoderLayer`.
+          key: PRNG key of the dropouts; None, as in evaluation, drops nothing.
+          mode: how `skip_scan` runs the stack.
+        """
+        batch, length = ids_BxT.shape
+        mask_BxTxT = jnp.broadcast_to(causal_mask(length), (batch, length, length))
+
+        def step(layer, x_BxTxD, key, groups):
+            return layer(x_BxTxD, mask_BxTxT, key, groups, mode), None
+
+        x_BxTxD, _ = run_stack(
+            self.decoder,
+            self._embed(ids_BxT, jnp.arange(length)[None], key),
+            self._layers_kept(keep),
+            step,
+            key=key,
+            mode=mode,
+            extra=(groups or {}).get("decoder"),
+        )
+        return self._finish(x_BxTxD)
+
+    def nll(self, x_BxTxD, target_BxT, weight_BxT, key=None):
+        """-log p of each target, float32 [B, T], in nats; 0 where the weight is 0.
+
+        Args:
+          x_BxTxD: from `__call__`.
+          target_BxT: ids.
+          weight_BxT: 1 for a token that counts, 0 for padding.
+          key: PRNG key of the dropouts in the adaptive softmax, or None.
+        """
+        if self.config.cutoffs:
+            return self.output.nll(self.embedding, x_BxTxD, target_BxT, weight_BxT, key)
+        logits_BxTxV = self.logits(x_BxTxD)
+        picked_BxTx1 = jnp.take_along_axis(logits_BxTxV, target_BxT[..., None], axis=-1)
+        nll_BxT = jax.nn.logsumexp(logits_BxTxV, axis=-1) - picked_BxTx1[..., 0]
+        return jnp.where(weight_BxT > 0, nll_BxT, 0.0)
+
+    def logits(self, x_BxTxD):
+        """Logits float32 [B, T, V]; not of an adaptive softmax, which has none over all words."""
+        return (self.embedding if self.config.tie_embeddings else self.output).logits(x_BxTxD)
+
+    def log_probs(self, x_BxTxD):
+        """log p of every token, float32 [B, T, V]."""
+        if self.config.cutoffs:
+            return self.output.log_probs(self.embedding, x_BxTxD)
+        return jax.nn.log_softmax(self.logits(x_BxTxD))
+
+    # -- decoding step by step ------------------------------------------------------------------
+
+    def start_cache(self, ids_BxP, length_B, *, max_tokens: int, keep=None):
+        """Runs over prompts and makes a cache for the tokens that follow.
+
+        Args:
+          ids_BxP: prompts that begin with eos, padded at the end.
+          length_B: int32, tokens of each, eos included.
+          max_tokens: the most tokens that will follow.
+          keep: as in `__call__`; kept with the cache for the steps to come.
+
+        Returns:
+          (log p of the first token that follows, float32 [B, V], cache).
+        """
+        batch, length = ids_BxP.shape
+        mask_BxPxP = jnp.broadcast_to(causal_mask(length), (batch, length, length))
+        keep_N = self._layers_kept(keep)
+
+        def run_layer(layer, x_BxPxD, _, __):
+            now = ()
+
+            def self_attention(x_BxPxD):
+                nonlocal now
+                now = layer.self_attn.keys_values(x_BxPxD)
+                return layer.self_attn.attend(x_BxPxD, *now, mask_BxPxP)
+
+            x_BxPxD = layer.step(x_BxPxD, self_attention)
+            return x_BxPxD, jax.tree.map(_heads_first, now)
+
+        x_BxPxD = self._embed(ids_BxP, jnp.arange(length)[None], None)
+        x_BxPxD, past = run_stack(self.decoder, x_BxPxD, keep_N, run_layer)
+        last_Bx1xD = jnp.take_along_axis(x_BxPxD, (length_B - 1)[:, None, None], axis=1)
+        room = ((0, 0), (0, 0), (0, 0), (0, max_tokens), (0, 0))
+        cache = {
+            "keep": keep_N,
+            "past": jax.tree.map(lambda a_NxBxHxPxK: jnp.pad(a_NxBxHxPxK, room), past),
+            "length": length_B,
+            "begin": jnp.int32(length),
+        }
+        return self._next(last_Bx1xD), cache
+
+    def step(self, cache, token_B, step):
+        """One decoding step.
+
+        Args:
+          cache: from `start_cache` or the step before.
+          token_B: the tokens chosen last.
+          step: int32 scalar, 0 for the first token after the prompt.
+
+        Returns:
+          (log p of the next token, float32 [B, V], cache).
+        """
+        length_B, begin, (keys, _) = cache["length"], cache["begin"], cache["past"]
+        # Tokens that follow lie behind the longest prompt, step after step.
+        places = jnp.arange(keys.shape[3])[None]
+        seen_BxS = (places < length_B[:, None]) | ((places >= begin) & (places < begin + step))
+        x_Bx1xD = self._embed(token_B[:, None], (length_B + step)[:, None], None)
+
+        def run_layer(layer, x_Bx1xD, _, past):
+            now = ()
+
+            def self_attention(x_Bx1xD):
+                nonlocal now
+                now = layer.self_attn.keys_values(x_Bx1xD)
+                return layer.self_attn.attend_cache(x_Bx1xD, *past, seen_BxS[:, None], now)
+
+            x_Bx1xD = layer.step(x_Bx1xD, self_attention)
+            return x_Bx1xD, jax.tree.map(_heads_first, now)
+
+        x_Bx1xD, now = run_stack(
+            self.decoder, x_Bx1xD, cache["keep"], run_layer, extra=cache["past"]
+        )
+        past = jax.tree.map(
+            lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, begin + step, 3),
+            cache["past"],
+            now,
+        )
+        return self._next(x_Bx1xD), cache | {"past": past}
+
+    # -- parts ----------------------------------------------------------------------------------
+
+    def _embed(self, ids, positions, key):
+        # The reference scales the output of adaptive input too.
+        x = self.config.embed_dim**0.5 * self.embedding(ids) + self.positions(positions)
+        x = x.astype(self.config.dtype)
+        return dropout(x, self.config.dropout, None if key is None else named_key(key, "embedding"))
+
+    def _layers_kept(self, keep):
+        keep_N = (keep or {}).get("decoder")
+        return jnp.ones(self.config.decoder_layers, bool) if keep_N is None else keep_N
+
+    def _finish(self, x):
+        return self.decoder_norm(x) if self.config.final_norm else x
+
+    def _next(self, x_Bx1xD):
+        return self.log_probs(self._finish(x_Bx1xD))[:, 0]
+
+
+def _make_output(config, rngs):
+    return AdaptiveSoftmax(
+        config.vocab_size,
+        config.embed_dim,
+        config.cutoffs,
+        config.adaptive_factor,
+        tie_weights=config.tie_embeddings,
+        tie_projections=config.tie_projections,
+        dropout=config.adaptive_dropout,
+        buffer=config.adaptive_buffer,
+        ignored_targets=config.adaptive_ignored_targets,
+        dtype=config.dtype,
+        rngs=rngs,
+    )
+
+
+def _heads_first(x_BxSxHxK):
+    return jnp.swapaxes(x_BxSxHxK, 1, 2)

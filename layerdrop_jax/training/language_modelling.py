@@ -1,0 +1,281 @@
+"""Language modelling as a task: its data, its perplexity, and what a run makes of a prompt."""
+
+import functools
+import hashlib
+import json
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax import nnx
+from jax.experimental import multihost_utils
+
+from layerdrop_jax.core.pruning import evenly_spaced, every_other
+from layerdrop_jax.data import pipeline, streams, tokenizers
+from layerdrop_jax.data.progress import progress
+from layerdrop_jax.decoding.batching import padded_width
+from layerdrop_jax.decoding.constraints import EOS, PAD
+from layerdrop_jax.decoding.sampling import continue_sequences
+from layerdrop_jax.training import accounting, losses
+from layerdrop_jax.training.metrics import MetricWriter
+from layerdrop_jax.training.runs import Run, original_layers, params_at_depth
+from layerdrop_jax.training.state import model_graph
+
+loss = losses.lm_loss
+flops = accounting.lm_flops
+
+
+def prepare(settings, workdir, config):
+    """The blocks of train and valid; a new folder is filled once all of it works."""
+    data = settings.data
+    texts, valid, test = (streams.load_texts(data, s) for s in ("train", "valid", "test"))
+    fresh = not (workdir / "config.json").exists()
+    path = workdir / "tokenizer.json"
+    if jax.process_index() == 0 and (fresh or not path.exists()):
+        print(f"making a vocabulary of {data.vocab_size:,} entries", flush=True)
+        make = {"word": tokenizers.train_word_vocabulary, "bpe": tokenizers.train_text_bpe}
+        make[data.tokenizer](texts, data.vocab_size, path)
+    multihost_utils.sync_global_devices("the run's folder has its tokenizer")
+    tokenizer = tokenizers.load_tokenizer(path)
+    rows = streams.prepare_blocks(data, tokenizer, texts)
+    valid_rows = streams.prepare_blocks(data, tokenizer, valid)
+    stats = rows.stats
+    print(
+        f"{stats['texts']:,} texts, {stats['tokens']:,} tokens in {stats['rows']:,} blocks of "
+        f"{data.length:,}; {stats['unknown']:.2%} unknown",
+        flush=True,
+    )
+    if jax.process_index() == 0:
+        if fresh:  # evaluate, prune and generate need nothing but the run's folder
+            for split, held_out in (("valid", valid), ("test", test)):
+                streams.save_texts(workdir, split, held_out)
+            record = json.dumps(streams.source_record(data), indent=2) + "\n"
+            tokenizers.write_atomically(workdir / "data" / "source.json", record)
+        tokenizers.write_atomically(workdir / "config.json", json.dumps(config, indent=2) + "\n")
+    return rows, valid_rows
+
+
+def fingerprint(rows) -> str:
+    """SHA-256 of the training tokens: what the data iterator's position counts in."""
+    return hashlib.sha256(np.ascontiguousarray(rows.tokens)).hexdigest()
+
+
+def evaluate(run: Run) -> list[dict]:
+    """Perplexity of valid and test, and of valid at every depth; appends to the metrics.
+
+    exp(-sum of log p / tokens) over all tokens, line ends and unknown words included; each is
+    predicted once, from as much context as `streams.Windows` gives it. The depths keep
+    `evenly_spaced` layers, without fine-tuning; those that Every Other keeps at some rate are
+    named after it.
+
+    Returns:
+      the whole network's scores, one record for each split.
+    """
+    model, windows = run.settings.model, run.settings.evaluate
+    measure = make_measure(run)
+    splits = {split: _windows(run, split) for split in ("valid", "test")}
+    results, depths = [], []
+    for split, rows in splits.items():
+        nats, _ = measure(rows, description=f"perplexity of {split}")
+        results.append(
+            {
+                "split": split,
+                "perplexity": _exp(nats),
+                "nats": nats,
+                "tokens": len(rows.tokens),
+                "unknown": float(np.mean(rows.tokens == tokenizers.UNK)),
+                "signature": (
+                    f"base:e|eos:yes|unk:yes|break:{windows.break_mode}"
+                    f"|window:{windows.length}|context:{windows.context}"
+                ),
+                "averaged": list(run.steps),
+            }
+        )
+    num_layers = model.decoder_layers
+    by_rule = {every_other(num_layers, 1 / period) for period in range(2, num_layers + 1)}
+    for depth in range(num_layers, 0, -1):
+        layers = evenly_spaced(num_layers, depth)
+        nats, seconds = measure(
+            splits["valid"],
+            {"decoder": np.isin(np.arange(num_layers), layers)},
+            description=f"{depth} of {num_layers} layers",
+        )
+        depths.append(
+            {
+                "split": "valid",
+                "decoder_layers": original_layers(run.workdir, "decoder", layers),
+                "strategy": "every_other" if layers in by_rule else "evenly_spaced",
+                "parameters": params_at_depth(model, "decoder", layers),
+                "perplexity": _exp(nats),
+                "nats": nats,
+                "words_per_second": len(splits["valid"].tokens) / seconds,
+            }
+        )
+    writer = MetricWriter(run.workdir)
+    for kind, records in (("test", results), ("depth", depths)):
+        for record in records:
+            writer.write(kind, max(run.steps), record)
+    writer.close()
+    return results
+
+
+def make_measure(run: Run):
+    """``measure(windows, keep=None, description="") -> (mean of -log p in nats, seconds)``.
+
+    ``keep`` is as in `LM.__call__`; it is data, so one executable serves every depth. Each token's
+    log p depends on its window alone, and they are added up in double precision: the batch has no
+    part in the result. The first call of all compiles, which its seconds do not count.
+    """
+    model, graph = run.settings.model, model_graph(run.settings.model)
+    batch_rows = run.settings.evaluate.batch_rows
+
+    @functools.partial(jax.jit, static_argnames="scored")
+    def step(params, keep, batch, scored):
+        network = nnx.merge(graph, params)
+        x_BxTxD = network(batch["input"], keep=keep)
+        # Only new tokens reach the output layer, which costs more than many layers do.
+        length = batch["weight"].shape[1]
+        first_Bx1 = jnp.argmax(batch["weight"] > 0, axis=1, keepdims=True)
+        place_BxS = first_Bx1 + jnp.arange(scored)[None]
+        inside_BxS = place_BxS < length
+        place_BxS = jnp.minimum(place_BxS, length - 1)
+        target_BxS, weight_BxS = (
+            jnp.take_along_axis(batch[name], place_BxS, axis=1) for name in ("target", "weight")
+        )
+        x_BxSxD = jnp.take_along_axis(x_BxTxD, place_BxS[..., None], axis=1)
+        return network.nll(x_BxSxD, target_BxS, jnp.where(inside_BxS, weight_BxS, 0))
+
+    everything = {"decoder": np.ones(model.decoder_layers, bool)}
+    compiled = set()
+
+    def measure(windows, keep=None, description=""):
+        keep, scored = everything | (keep or {}), int(np.diff(windows.starts).max())
+        total, seconds = 0.0, 0.0
+        with progress(description, len(windows)) as advance:
+            for batch in pipeline.eval_batches(run.settings.evaluate, windows):
+                if scored not in compiled:
+                    jax.block_until_ready(step(run.params, keep, batch, scored))
+                    compiled.add(scored)
+                start = time.perf_counter()
+                nll_BxS = jax.device_get(step(run.params, keep, batch, scored))
+                seconds += time.perf_counter() - start
+                total += float(np.sum(nll_BxS, dtype=np.float64))
+                advance(batch_rows)
+        return total / len(windows.tokens), seconds
+
+    return measure
+
+
+def answer(run: Run, lines) -> list[str]:
+    """Continues each line; an answer is a JSON object with ``prompt`` and ``continuation``.
+
+    A line that is itself a JSON string ("def f(x):\\n") stands for the text in it, so that a prompt
+    can have several lines.
+    """
+    prompts = [_prompt(line) for line in lines]
+    continuations = continue_prompts(run, prompts)
+    return [
+        json.dumps({"prompt": prompt, "continuation": continuation}, ensure_ascii=False)
+        for prompt, continuation in zip(prompts, continuations, strict=True)
+    ]
+
+
+def continue_prompts(run: Run, prompts) -> list[str]:
+    """The text that a run's model adds to each prompt, by its config's section ``decode``.
+
+    What is sampled for a prompt depends on the seed, on its place in the list and on its text. Of
+    a prompt with more tokens than the model has positions for, the last ones count, and a
+    warning names it.
+    """
+    config, model = run.settings.decode, run.settings.model
+    graph = model_graph(model)
+    room = model.max_length - config.max_tokens + 1  # the last token is never read
+
+    @jax.jit
+    def continue_batch(params, ids_BxP, length_B, number_B):
+        network = nnx.merge(graph, params)
+        log_probs_BxV, cache = network.start_cache(ids_BxP, length_B, max_tokens=config.max_tokens)
+        keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), number_B)
+        return continue_sequences(network.step, log_probs_BxV, cache, keys_B, config)
+
+    encoded = []
+    for number, ids in enumerate(tokenizers.encode(run.tokenizer, prompts)):
+        if len(ids) + 1 > room:
+            logging.warning(
+                "prompt %d has %d tokens: only its last %d count", number + 1, len(ids), room - 1
+            )
+        encoded.append([EOS, *ids][-room:])
+    order = sorted(range(len(encoded)), key=lambda n: len(encoded[n]))
+    results = [""] * len(encoded)
+    with progress("continuing", len(encoded)) as advance:
+        for start in range(0, len(order), config.batch_rows):
+            numbers = order[start : start + config.batch_rows]
+            rows = [encoded[n] for n in numbers]
+            rows += [[EOS]] * (config.batch_rows - len(rows))
+            width = padded_width(max(map(len, rows)), room)
+            ids_BxP = np.full((len(rows), width), PAD, np.int32)
+            for row, ids in zip(ids_BxP, rows, strict=True):
+                row[: len(ids)] = ids
+            length_B = np.array([len(ids) for ids in rows], np.int32)
+            number_B = np.array(numbers + [0] * (len(rows) - len(numbers)), np.uint32)
+            tokens_BxT = jax.device_get(continue_batch(run.params, ids_BxP, length_B, number_B))
+            for number, tokens_T in zip(numbers, tokens_BxT, strict=False):
+                results[number] = _text(run, tokens_T)
+            advance(len(numbers))
+    return results
+
+
+def valid_rows(run: Run):
+    """The blocks of the validation split that a run's folder holds."""
+    texts = streams.load_saved_texts(run.workdir, "valid")
+    return streams.prepare_blocks(run.settings.data, run.tokenizer, texts)
+
+
+def outputs(model, batch, keep=None):
+    """(hidden states [B, T, D] before the output layer, bool[B, T]: which mean something)."""
+    return model(batch["input"], keep=keep), batch["weight"] > 0
+
+
+def _windows(run, split):
+    windows = run.settings.evaluate
+    texts = streams.load_saved_texts(run.workdir, split)
+    tokens, offsets = tokenizers.encode_texts(run.tokenizer, texts)
+    return streams.Windows(
+        tokens,
+        offsets,
+        length=windows.length,
+        context=windows.context,
+        break_mode=windows.break_mode,
+    )
+
+
+def _prompt(line: str) -> str:
+    if line.startswith('"'):
+        try:
+            text = json.loads(line)
+        except ValueError:
+            return line
+        return text if isinstance(text, str) else line
+    return line
+
+
+def _text(run, tokens_T) -> str:
+    """Ids as text; an eos is a line break, since texts are lines where they go on behind one."""
+    tokens = [int(token) for token in tokens_T if token != PAD]
+    pieces, piece = [], []
+    for token in tokens:
+        if token == EOS:
+            pieces.append(piece)
+            piece = []
+        else:
+            piece.append(token)
+    ended = run.settings.decode.stop_at_eos
+    pieces += [] if ended and not piece and pieces else [piece]
+    return "\n".join(tokenizers.decode(run.tokenizer, pieces))
+
+
+def _exp(nats: float) -> float:
+    return math.exp(min(nats, 700.0))

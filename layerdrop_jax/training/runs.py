@@ -1,0 +1,125 @@
+"""A run's folder: what it may hold, and reading it for inference."""
+
+import dataclasses
+import json
+import pathlib
+import typing
+
+from layerdrop_jax.data import tokenizers
+from layerdrop_jax.models.blocks import BlockConfig
+from layerdrop_jax.training import settings
+from layerdrop_jax.training.checkpoints import restore_params
+from layerdrop_jax.training.state import abstract_params, count_params
+
+PRUNED = "pruned.json"  # in the folder of a run that was cut out of another
+
+
+def check_folder(workdir, config):
+    """Raises a ValueError where a folder is not new, empty, or started with this config."""
+    if (workdir / "config.json").exists():
+        changed = settings.differences(read_config(workdir), config)
+        fixed = [line for line in changed if not line.startswith(settings.CHANGEABLE)]
+        if fixed:
+            raise ValueError(
+                f"{workdir} holds a run with another config; it differs in {'; '.join(fixed)}. "
+                "Use another --workdir, or the config of that run"
+            )
+    # A start that failed or was killed leaves what it had written before config.json.
+    elif workdir.is_dir() and any(
+        path.name not in ("tokenizer.json", "data") and path.suffix != ".tmp"
+        for path in workdir.iterdir()
+    ):
+        raise ValueError(
+            f"{workdir} is not empty and is no run's folder (it has no config.json): "
+            "use another --workdir"
+        )
+
+
+def read_config(workdir) -> dict:
+    """A run's config.json.
+
+    Raises:
+      FileNotFoundError: no such folder, or one that is not a run's.
+      ValueError: config.json is not JSON.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.exists():
+        what = (
+            "has no config.json: it is not a run's folder" if path.parent.is_dir() else "is missing"
+        )
+        raise FileNotFoundError(f"--workdir={workdir} {what}; train makes one")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is not a config: it is a {type(config).__name__}")
+    return config
+
+
+class Run(typing.NamedTuple):
+    """A run's folder, read for inference; ``steps`` are those of the checkpoints used."""
+
+    workdir: pathlib.Path
+    config: dict
+    settings: settings.Settings
+    tokenizer: typing.Any
+    params: dict
+    steps: list
+
+
+def load_run(workdir) -> Run:
+    """Reads config, tokenizer and parameters: the mean of the last checkpoints, or the best.
+
+    Raises:
+      FileNotFoundError, ValueError, OSError: not a run's folder, or one that does not fit itself.
+    """
+    workdir = pathlib.Path(workdir)
+    config = read_config(workdir)
+    parsed = settings.parse(config)
+    average = parsed.checkpoint.average
+    params, steps = restore_params(
+        workdir / "checkpoints",
+        abstract_params(parsed.model),
+        which="average" if average > 1 else "best",
+        average=average,
+    )
+    tokenizer = tokenizers.load_tokenizer(workdir / "tokenizer.json")
+    return Run(workdir, config, parsed, tokenizer, params, steps)
+
+
+def original_layers(workdir, side: str, layers) -> list[int]:
+    """The numbers that ``layers`` have in the network that was trained, before any pruning."""
+    path = workdir / PRUNED
+    if not path.exists():
+        return list(layers)
+    numbers = json.loads(path.read_text(encoding="utf-8"))[f"{side}_layers"]
+    return [numbers[layer] for layer in layers]
+
+
+def cut_model(model: BlockConfig, layers: dict) -> tuple[BlockConfig, dict]:
+    """The config of the network that keeps some layers, and where its weights come from.
+
+    Weights that layers share stay shared where whole chunks of them are kept, and are repeated
+    otherwise.
+
+    Args:
+      model: config of the whole network.
+      layers: for each stack the layers kept, in order.
+
+    Returns:
+      ``(config, rows)``; rows has for each stack the rows of the whole network's parameters.
+    """
+    share = model.share_layers
+    chunks = {stack: [layer // share for layer in kept] for stack, kept in layers.items()}
+    rows = {stack: list(dict.fromkeys(of_layer)) for stack, of_layer in chunks.items()}
+    if any(len(rows[stack]) * share != len(layers[stack]) for stack in layers):
+        rows, share = chunks, 1
+    depths = {f"{stack}_layers": len(kept) for stack, kept in layers.items()}
+    return dataclasses.replace(model, share_layers=share, **depths), rows
+
+
+def params_at_depth(model: BlockConfig, stack: str, layers) -> int:
+    """The parameters of a network in which a stack keeps ``layers`` and the others all theirs."""
+    kept = {name: range(model.depth(name)) for name in model.stacks} | {stack: layers}
+    return count_params(abstract_params(cut_model(model, kept)[0]))

@@ -1,0 +1,215 @@
+"""Translation as a task: its data, its test, and what a run does with lines of text."""
+
+import functools
+import hashlib
+import json
+import re
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax import nnx
+from jax.experimental import multihost_utils
+
+from layerdrop_jax.core.pruning import evenly_spaced
+from layerdrop_jax.data import pipeline, tokenizers
+from layerdrop_jax.decoding.batching import decode_sentences
+from layerdrop_jax.decoding.beam import beam_search, search_options
+from layerdrop_jax.models.embeddings import PADDING_ID
+from layerdrop_jax.training import accounting, losses
+from layerdrop_jax.training.bleu import bleu_scores
+from layerdrop_jax.training.metrics import MetricWriter
+from layerdrop_jax.training.runs import Run, original_layers, params_at_depth
+from layerdrop_jax.training.state import model_graph
+
+loss = losses.seq2seq_loss
+flops = accounting.seq2seq_flops
+
+
+def prepare(settings, workdir, config):
+    """The packed rows of train and valid; a new folder is filled once all of it works."""
+    data = settings.data
+    pairs, valid, test = (pipeline.load_pairs(data, s) for s in ("train", "valid", "test"))
+    fresh = not (workdir / "config.json").exists()
+    path = workdir / "tokenizer.json"
+    if jax.process_index() == 0 and (fresh or not path.exists()):
+        print(f"training a tokenizer of {data.vocab_size:,} entries", flush=True)
+        tokenizers.train_tokenizer(pairs, data.vocab_size, path)
+    multihost_utils.sync_global_devices("the run's folder has its tokenizer")
+    tokenizer = tokenizers.load_tokenizer(path)
+    rows = pipeline.prepare_rows(data, tokenizer, pairs, seed=settings.seed)
+    valid_rows = pipeline.prepare_rows(data, tokenizer, valid)
+    stats = rows.stats
+    print(
+        f"{stats['pairs']:,} sentence pairs in {stats['rows']:,} rows; "
+        f"{stats['skipped_too_long']:,} longer than {data.max_length} tokens skipped; "
+        f"padding {stats['source_padding']:.1%} of source tokens, "
+        f"{stats['target_padding']:.1%} of target tokens",
+        flush=True,
+    )
+    if jax.process_index() == 0:
+        if fresh:  # evaluate, prune and generate need nothing but the run's folder
+            for split, held_out in (("valid", valid), ("test", test)):
+                languages = data.source, data.target
+                pipeline.save_eval_text(workdir, split, held_out, languages=languages)
+        tokenizers.write_atomically(workdir / "config.json", json.dumps(config, indent=2) + "\n")
+    return rows, valid_rows
+
+
+def fingerprint(rows) -> str:
+    """SHA-256 of the training rows: what the data iterator's position counts in."""
+    digest = hashlib.sha256()
+    encoded = rows.encoded
+    for array in (
+        *(encoded.source_tokens, encoded.source_offsets),
+        *(encoded.target_tokens, encoded.target_offsets),
+        *(rows.row_pairs, rows.row_offsets),
+    ):
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
+def make_translator(run: Run):
+    """``translate(lines, keep=None, description=None) -> (translations, cut)``.
+
+    ``keep`` is as in `Seq2Seq.__call__`; it is data, so one executable serves every depth. ``cut``
+    holds the indices of the lines that were too long and lost their end.
+    """
+    settings, model = run.settings, run.settings.model
+    graph = model_graph(model)
+
+    @functools.partial(jax.jit, static_argnums=4)
+    def decode(params, keep, source_BxS, max_length_B, buffer_length):
+        network = nnx.merge(graph, params)
+        segment_BxS = (source_BxS != PADDING_ID).astype(jnp.int32)
+        position_BxS = jnp.broadcast_to(jnp.arange(source_BxS.shape[1]), source_BxS.shape)
+        cache = network.start_cache(
+            source_BxS,
+            segment_BxS,
+            position_BxS,
+            beam=settings.decode.beam,
+            max_length=buffer_length,
+            keep=keep,
+        )
+        return beam_search(
+            network.step,
+            cache,
+            max_length_B,
+            buffer_length=buffer_length,
+            **search_options(settings.decode),
+        )
+
+    everything = {
+        "encoder": np.ones(model.encoder_layers, bool),
+        "decoder": np.ones(model.decoder_layers, bool),
+    }
+
+    def translate(lines, keep=None, description=None):
+        decoded = decode_sentences(
+            tokenizers.encode(run.tokenizer, lines),
+            functools.partial(decode, run.params, everything | (keep or {})),
+            config=settings.decode,
+            max_source=model.max_source_length,
+            max_positions=model.max_target_length,
+            description=description,
+        )
+        best = [n_best[0].tokens if n_best else [] for n_best in decoded.hypotheses]
+        texts = tokenizers.decode(run.tokenizer, best)
+        # Every byte is in the vocabulary, so a poor model can say a line break.
+        return [re.sub(r"[\r\n]+", " ", text) for text in texts], decoded.cut
+
+    return translate
+
+
+def evaluate(run: Run) -> list[dict]:
+    """BLEU of the test split, whole and cut to every decoder depth; appends to the metrics.
+
+    The depths keep `evenly_spaced` layers, without fine-tuning. Their words per second are source
+    words (split at blanks) over the time of translating the split, compilation left out.
+
+    Returns:
+      the whole network's scores on the test split, one record for each kind of BLEU.
+    """
+    settings = run.settings
+    pairs = pipeline.load_eval_text(
+        run.workdir, "test", languages=(settings.data.source, settings.data.target)
+    )
+    sources, references = (list(side) for side in zip(*pairs, strict=True))
+    words = sum(len(line.split()) for line in sources)
+    translate = make_translator(run)
+    step = max(run.steps)
+
+    # The whole network goes first: it compiles what all depths then share.
+    translations, cut = translate(sources, description="translating the test split")
+    scores = bleu_scores(translations, references)
+    results = [
+        {
+            "bleu": score.score,
+            "signature": score.signature,
+            "sentences": len(sources),
+            "cut": len(cut),
+            "averaged": list(run.steps),
+        }
+        for score in scores.values()
+    ]
+    depths = []
+    num_layers = settings.model.decoder_layers
+    for depth in range(num_layers, 0, -1):
+        layers = evenly_spaced(num_layers, depth)
+        keep = {"decoder": np.isin(np.arange(num_layers), layers)}
+        start = time.perf_counter()
+        cut_down, _ = translate(
+            sources, keep, description=f"{depth} of {num_layers} decoder layers"
+        )
+        seconds = time.perf_counter() - start
+        depths.append(
+            {
+                "decoder_layers": original_layers(run.workdir, "decoder", layers),
+                "parameters": params_at_depth(settings.model, "decoder", layers),
+                "bleu": bleu_scores(cut_down, references)["sacrebleu"].score,
+                "words_per_second": words / seconds,
+                "signature": scores["sacrebleu"].signature,
+            }
+        )
+    writer = MetricWriter(run.workdir)
+    for kind, records in (("test", results), ("depth", depths)):
+        for record in records:
+            writer.write(kind, step, record)
+    writer.close()
+    (run.workdir / "data" / f"test.hypotheses.{settings.data.target}").write_text(
+        "".join(line + "\n" for line in translations), encoding="utf-8"
+    )
+    return results
+
+
+def answer(run: Run, lines) -> list[str]:
+    """Translates lines, one line each; an empty one stays empty.
+
+    A line with more tokens than the model has positions for loses its end, and a warning names it.
+    """
+    filled = [number for number, line in enumerate(lines) if line.strip()]
+    translations, cut = make_translator(run)([lines[n] for n in filled], description="translating")
+    for index in cut:
+        logging.warning(
+            "line %d has more than %d tokens: its end was cut off",
+            filled[index] + 1,
+            run.settings.model.max_source_length - 1,
+        )
+    results = [""] * len(lines)
+    for number, translation in zip(filled, translations, strict=True):
+        results[number] = translation
+    return results
+
+
+def valid_rows(run: Run):
+    """The packed rows of the validation split that a run's folder holds."""
+    data = run.settings.data
+    pairs = pipeline.load_eval_text(run.workdir, "valid", languages=(data.source, data.target))
+    return pipeline.prepare_rows(data, run.tokenizer, pairs)
+
+
+def outputs(model, batch, keep=None):
+    """(logits [B, T, V], bool[B, T]: which of them mean something)."""
+    return model(batch, keep=keep), batch["target_segment"] > 0
