@@ -1,13 +1,16 @@
-"""BLEU against decoder depth, with LayerDrop and without (the translation curves of Figure 2).
+"""The score at every depth, with LayerDrop and without (Figure 2): BLEU, or a perplexity.
 
   python -m experiments.depth_curve --config=configs/wmt.py:demo --out=runs/demo
-  python -m experiments.depth_curve --config=configs/multi30k.py:small --out=runs/multi30k
+  python -m experiments.depth_curve --config=configs/wikitext103.py:demo --out=runs/lm \\
+      --runs=0:1,0:2,0.2:1,0.2:2,0.5:1
 
 trains the config's network twice, once as it stands and once with every drop rate 0, cuts both to
-every decoder depth without fine-tuning, and puts the two in one picture and one table. A run that
-was stopped goes on where it was; one that is trained and evaluated is left alone. --parallel trains
-the two side by side, each on half of the processor. --results=FOLDER copies what is worth keeping.
-Everything else on the command line is handed to launch.py (--config.data.path=FOLDER, say).
+every depth without fine-tuning, and puts them in one picture and one table. --runs=RATE:SEED,...
+trains it once for each pair instead, with that drop rate in every stack; runs of one rate become
+one curve, their mean and range. A run that was stopped goes on where it was; one that is trained
+and evaluated is left alone. --parallel trains two at a time, each on half of the processor.
+--results=FOLDER copies what is worth keeping. Everything else on the command line is handed to
+launch.py (--config.data.path=FOLDER, say).
 """
 
 import argparse
@@ -16,67 +19,73 @@ import json
 import os
 import pathlib
 import platform
+import runpy
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import typing
 
 from layerdrop_jax.analysis.report import compare_runs
 from layerdrop_jax.training.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
-RUNS = {
-    "without LayerDrop": (
-        "without",
-        ["--config.drop.encoder=0", "--config.drop.decoder=0"],
-    ),
-    "with LayerDrop": ("with", []),
-}
 KEPT = ("results.json", "comparison.md", "comparison.png", "learning_curves.png")
+STACKS = ("encoder", "decoder")
 SECONDS_BETWEEN_LINES = 10
 
 
-def main():
+class Job(typing.NamedTuple):
+    """A run: its curve's label, its own name, its folder, and the flags that launch.py gets."""
+
+    label: str
+    name: str
+    workdir: pathlib.Path
+    flags: tuple
+
+
+def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True)
     parser.add_argument("--out", required=True, type=pathlib.Path)
+    parser.add_argument("--runs", type=pairs, metavar="RATE:SEED,...")
     parser.add_argument("--results", type=pathlib.Path)
     parser.add_argument("--parallel", action="store_true")
-    arguments, overrides = parser.parse_known_args()
-    command = shlex.join(["python", "-m", "experiments.depth_curve", *sys.argv[1:]])
+    argv = sys.argv[1:] if argv is None else argv
+    arguments, overrides = parser.parse_known_args(argv)
+    try:
+        jobs = plan(arguments.config, arguments.out, arguments.runs, overrides)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    command = shlex.join(["python", "-m", "experiments.depth_curve", *argv])
     arguments.out.mkdir(parents=True, exist_ok=True)
 
     started = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     waiting = []
-    for half, (label, (folder, drop)) in enumerate(RUNS.items()):
-        workdir = arguments.out / folder
-        if is_done(workdir):
-            print(f"{label}: done before, in {workdir}", flush=True)
-            continue
-        flags = [f"--config={arguments.config}", *drop, *overrides]
-        waiting.append((label, workdir, flags, half if arguments.parallel else None))
-    at_once = 2 if arguments.parallel else 1
-    for first in range(0, len(waiting), at_once):
-        code = run(waiting[first : first + at_once])
-        if code:
-            sys.exit(code)
+    for job in jobs:
+        if is_done(job.workdir):
+            print(f"{job.name}: done before, in {job.workdir}", flush=True)
+        else:
+            waiting.append(job)
+    code = run(waiting, halves=(0, 1) if arguments.parallel else (None,))
+    if code:
+        sys.exit(code)
 
-    folders = [arguments.out / folder for folder, _ in RUNS.values()]
-    table = compare_runs(folders, list(RUNS), arguments.out)
+    groups = {}
+    for job in jobs:
+        groups.setdefault(job.label, []).append(job.workdir)
+    table = compare_runs(groups, arguments.out)
     results = {
         "command": command,
         "python": platform.python_version(),
         "jax": importlib.metadata.version("jax"),
         "cores": os.cpu_count(),
-        "runs": {
-            label: [r for r in read_metrics(folder) if r["kind"] in ("data", "test", "depth")]
-            for label, folder in zip(RUNS, folders, strict=True)
-        },
+        "runs": {job.name: what_came_out(job.workdir) for job in jobs},
     }
     (arguments.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     if arguments.results:
@@ -85,10 +94,68 @@ def main():
             shutil.copy(arguments.out / name, arguments.results / name)
     print(table.read_text(encoding="utf-8"))
     print(f"{(time.monotonic() - started) / 60:.1f} minutes. Results in {arguments.out}:")
-    print(f"  {arguments.out / 'comparison.png'}    the picture: BLEU against decoder depth")
+    print(f"  {arguments.out / 'comparison.png'}    the picture: every depth")
     print(f"  {table}    the table above")
-    for label, folder in zip(RUNS, folders, strict=True):
-        print(f"  {folder / 'report.md'}    the run {label}")
+    for job in jobs:
+        print(f"  {job.workdir / 'report.md'}    the run {job.name}")
+
+
+def pairs(text) -> list[tuple[float, int]]:
+    """``0:1,0.2:1`` as [(rate, seed)]."""
+    found = []
+    for item in text.split(","):
+        rate, _, seed = item.partition(":")
+        try:
+            found.append((float(rate), int(seed)))
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"{item!r} is not RATE:SEED, as in --runs=0:1,0.2:1,0.2:2"
+            ) from None
+        if not 0 <= found[-1][0] <= 1:
+            raise argparse.ArgumentTypeError(f"the drop rate of {item!r} is not in [0, 1]")
+    if len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"{text!r} has a run twice")
+    return found
+
+
+def plan(config, out, runs, overrides) -> list[Job]:
+    """The runs: one for each (rate, seed), or without any the config as it stands and at rate 0.
+
+    Raises:
+      OSError: the config cannot be read.
+      ValueError: it is no config or has no such variant; an override sets what --runs sets.
+    """
+    stacks = stacks_that_drop(config)
+    if runs is None:
+        zero = tuple(f"--config.drop.{stack}=0" for stack in stacks)
+        own = [("without LayerDrop", "without LayerDrop", "without", zero),
+               ("with LayerDrop", "with LayerDrop", "with", ())]  # fmt: skip
+    else:
+        own = []
+        for rate, seed in runs:
+            label = f"LayerDrop {rate:g}" if rate else "without LayerDrop"
+            flags = [f"--config.drop.{stack}={rate:g}" for stack in stacks]
+            flags.append(f"--config.seed={seed}")
+            own.append((label, f"{label}, seed {seed}", f"rate_{rate:g}_seed_{seed}", tuple(flags)))
+        taken = {flag.partition("=")[0] for *_, flags in own for flag in flags}
+        twice = [flag for flag in overrides if flag.partition("=")[0] in taken]
+        if twice:
+            raise ValueError(f"--runs sets what {twice[0]} sets: leave one of the two out")
+    # A run's own flags come last and win: a run without LayerDrop has none, whatever else is set.
+    return [
+        Job(label, name, out / folder, (f"--config={config}", *overrides, *flags))
+        for label, name, folder, flags in own
+    ]
+
+
+def stacks_that_drop(config) -> list[str]:
+    """The stacks for whose layers a config, given as PATH[:VARIANT], has a drop rate."""
+    path, _, variant = config.partition(":")
+    get_config = runpy.run_path(str(ROOT / path)).get("get_config")
+    if get_config is None:
+        raise ValueError(f"--config={config} names no config file: {path} has no get_config")
+    drop = (get_config(variant) if variant else get_config()).drop
+    return [stack for stack in STACKS if stack in drop]
 
 
 def is_done(workdir) -> bool:
@@ -101,42 +168,67 @@ def is_done(workdir) -> bool:
     return evaluated and max(reached, default=0) == steps
 
 
-def run(jobs) -> int:
-    """Runs launch.py for each job, side by side, saying how far they are; returns an exit code."""
-    processes = {label: start(label, *job) for label, *job in jobs}
-    shown = dict.fromkeys(processes)
+def what_came_out(workdir) -> dict:
+    """A run's seed, drop rates, command and results, from its folder."""
+    config = json.loads((workdir / "config.json").read_text())
+    drop = config.get("drop", {})
+    records = read_metrics(workdir)
+    return {
+        "seed": config["seed"],
+        "drop": {stack: drop[stack] for stack in STACKS if stack in drop},
+        "command": next((r["command"] for r in records if r["kind"] == "start"), None),
+        "lines": [r for r in records if r["kind"] in ("data", "test", "depth")],
+    }
+
+
+def run(jobs, halves) -> int:
+    """Runs launch.py for each job, one at a time on each of `halves`, saying how far they are.
+
+    Args:
+      halves: 0 and 1 for the halves of the processor, None for the whole.
+
+    Returns:
+      an exit code: 0, or that of the first job that failed.
+    """
+    waiting, processes, busy, shown = list(jobs), {}, {}, {}
+    code = 0
     try:
-        while any(process.poll() is None for process in processes.values()):
+        while waiting or any(process.poll() is None for process in busy.values()):
+            for half in halves:
+                if waiting and (half not in busy or busy[half].poll() == 0):
+                    job = waiting.pop(0)
+                    busy[half] = processes[job] = start(job, half)
             time.sleep(SECONDS_BETWEEN_LINES)
-            for label, workdir, *_ in jobs:
-                line = last_line(workdir)
-                if processes[label].poll() is None and line != shown[label]:
-                    print(f"{label}: {line}", flush=True)
-                    shown[label] = line
+            for job, process in processes.items():
+                if process.poll() is None and (line := last_line(job.workdir)) != shown.get(job):
+                    print(f"{job.name}: {line}", flush=True)
+                    shown[job] = line
             if any(process.poll() for process in processes.values()):
                 break
     except KeyboardInterrupt:
         print("stopping: the runs save themselves", flush=True)
+        code = 130
     finally:  # Ctrl-C, SIGTERM, or the failure of one: the others save themselves
         for process in processes.values():
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
-        codes = {label: process.wait() for label, process in processes.items()}
-    for label, workdir, *_ in jobs:
-        if codes[label]:
-            log = workdir.with_suffix(".log")
-            last = log.read_text().strip().splitlines()[-1:]
-            print(f"{label}: exit code {codes[label]}; {log} ends: {''.join(last)}", flush=True)
-    return next((code for code in codes.values() if code), 0)
+        codes = {job: process.wait() for job, process in processes.items()}
+    for job, failed in codes.items():
+        if failed:
+            last = log_of(job).read_text().strip().splitlines()[-1:]
+            print(
+                f"{job.name}: exit code {failed}; {log_of(job)} ends: {''.join(last)}", flush=True
+            )
+    return next((failed for failed in codes.values() if failed), code)
 
 
-def start(label, workdir, flags, half):
+def start(job, half):
     """Starts launch.py in the background, on one half of the processor where ``half`` is 0 or 1."""
-    log = workdir.with_suffix(".log")
-    print(f"{label}: training; everything it says is in {log}", flush=True)
-    with log.open("a") as file:
+    print(f"{job.name}: training; everything it says is in {log_of(job)}", flush=True)
+    workdir = os.path.relpath(job.workdir, ROOT)
+    with log_of(job).open("a") as file:
         process = subprocess.Popen(
-            [sys.executable, "launch.py", f"--workdir={os.path.relpath(workdir, ROOT)}", *flags],
+            [sys.executable, "launch.py", f"--workdir={workdir}", *job.flags],
             stdout=file,
             stderr=subprocess.STDOUT,
             cwd=ROOT,
@@ -149,6 +241,10 @@ def start(label, workdir, flags, half):
     return process
 
 
+def log_of(job) -> pathlib.Path:
+    return job.workdir.with_name(f"{job.workdir.name}.log")
+
+
 def last_line(workdir) -> str:
     records = read_metrics(workdir)
     steps_taken = [r for r in records if r["kind"] in ("train", "valid")]
@@ -157,7 +253,7 @@ def last_line(workdir) -> str:
     last = steps_taken[-1]
     steps = json.loads((workdir / "config.json").read_text())["train"]["steps"]
     if last["step"] == steps:
-        return "translating the test split at every depth"
+        return "scoring every depth"
     return f"step {last['step']:,} of {steps:,}, {last['kind']} loss {last['loss']:.3f}"
 
 

@@ -1,16 +1,21 @@
 """Pictures of a run and of several runs together, from the lines of metrics.jsonl.
 
+Runs come in groups: `{label: [lines of a run, lines of another, ...]}`. The runs of a group differ
+in their seed alone and are drawn as one curve, their mean, in a band from lowest to highest.
+
 Colours are Okabe and Ito's, which stay apart under the common kinds of colour blindness; markers
 and dashes differ too, for print in grey.
 """
 
 import math
+import typing
 
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -35,151 +40,262 @@ STYLE = {
 }
 
 
+class Measure(typing.NamedTuple):
+    """What a network that is cut to a depth is scored by, and how tables and pictures say it."""
+
+    key: str  # in metrics.jsonl
+    name: str  # for a reader
+    best: typing.Callable  # min or max
+    layers: str  # what the depths count
+    speed: str  # what is timed
+
+
+MEASURES = (
+    Measure("bleu", "BLEU", max, "decoder layers kept", "Decoding"),
+    Measure("perplexity", "valid perplexity", min, "layers kept", "Scoring"),
+)
+
+
 def of_kind(records, kind, *names):
     """The lines of one kind in which all of `names` are numbers, in the order of their steps."""
     lines = [r for r in records if r["kind"] == kind and all(r.get(n) is not None for n in names)]
     return sorted(lines, key=lambda r: r["step"])
 
 
-def depth_lines(records):
-    """The last measurement of each set of decoder layers, shallow first."""
-    lines = {tuple(r["decoder_layers"]): r for r in of_kind(records, "depth", "bleu")}
-    return [lines[layers] for layers in sorted(lines, key=lambda layers: (len(layers), layers))]
+def depth_measure(runs) -> Measure | None:
+    """What the depths of these runs are scored by; None where none was scored.
+
+    Raises:
+      ValueError: some runs have BLEU and others perplexity.
+    """
+    found = [m for m in MEASURES if any(of_kind(run, "depth", m.key) for run in runs)]
+    if len(found) > 1:
+        names = " and others by ".join(m.name for m in found)
+        raise ValueError(f"some runs are scored by {names}: compare runs of one task")
+    return found[0] if found else None
 
 
-def plot_learning_curves(runs: dict[str, list[dict]], path) -> bool:
+def depth_sets(runs) -> dict[tuple, list[dict]]:
+    """{layers kept: [each run's last measurement of them]}, shallow first.
+
+    Layers are numbered as in the network that was trained; a run that was not measured with them
+    has no line there.
+    """
+    measure = depth_measure(runs)
+    sets = {}
+    for run in runs if measure else ():
+        last = {tuple(r["decoder_layers"]): r for r in of_kind(run, "depth", measure.key)}
+        for layers, row in last.items():
+            sets.setdefault(layers, []).append(row)
+    return {layers: sets[layers] for layers in sorted(sets, key=lambda k: (len(k), k))}
+
+
+def mean_and_range(values) -> tuple[float, float, float]:
+    """(mean, lowest, highest)."""
+    return sum(values) / len(values), min(values), max(values)
+
+
+def plot_learning_curves(groups: dict[str, list[list[dict]]], path) -> bool:
     """Loss and perplexity against the step, training and validation, of one run or more.
 
     Args:
-      runs: label -> lines of metrics.jsonl.
+      groups: label -> the lines of metrics.jsonl of each of its runs.
       path: where the PNG goes.
 
     Returns:
       False, and nothing is drawn, where no run has a line to draw.
     """
+    runs = [run for group in groups.values() for run in group]
     panels = [
         (name, title)
         for name, title in (("loss", "Loss (nats per token)"), ("perplexity", "Perplexity"))
-        if any(of_kind(records, "valid", name) for records in runs.values())
-        or any(len(of_kind(records, "train", name)) > 1 for records in runs.values())
+        if any(of_kind(run, "valid", name) for run in runs)
+        or any(len(of_kind(run, "train", name)) > 1 for run in runs)
     ]
     if not panels:
         return False
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.2 * len(panels), 3.6))
+        entries = len(groups) * (2 if len(groups) <= 2 else 1)
+        figure = Figure(figsize=(5.2 * len(panels), 3.3 + 0.22 * entries))
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for axis, (name, title) in zip(axes, panels, strict=True):
-            for index, (label, records) in enumerate(runs.items()):
-                prefix = f"{label}: " if len(runs) > 1 else ""
-                # One run: training and validation are two colours. More: a colour for each run.
+            for index, (label, group) in enumerate(groups.items()):
+                prefix = f"{label}: " if len(groups) > 1 else ""
+                # One label: training and validation are two colours. More: a colour for each.
                 color = COLORS[index % 7]
-                valid_color = color if len(runs) > 1 else COLORS[1]
-                train = of_kind(records, "train", name)
-                if train and len(runs) <= 2:  # more lines cannot be told apart
-                    axis.plot(*_xy(train, name), color=color, lw=1, alpha=0.6,
-                              label=f"{prefix}training")  # fmt: skip
-                valid = of_kind(records, "valid", name)
+                train = _by_step(group, "train", name)
+                if train and len(groups) <= 2:  # more lines cannot be told apart
+                    _draw(axis, train, color=color, lw=1, alpha=0.6, label=f"{prefix}training")
+                valid = _by_step(group, "valid", name)
                 if valid:
-                    best = min(valid, key=lambda r: r[name])
-                    text = f"best {best[name]:.3g} at step {best['step']:,}"
-                    axis.plot(*_xy(valid, name), color=valid_color, marker=MARKERS[index % 7],
-                              markersize=4, markevery=max(1, len(valid) // 20),
-                              label=f"{prefix}validation, {text}")  # fmt: skip
+                    step, best, *_ = min(valid, key=lambda point: point[1])
+                    text = f"best{' mean' * (len(group) > 1)} {best:.3g} at step {step:,}"
+                    _draw(axis, valid, color=color if len(groups) > 1 else COLORS[1],
+                          marker=MARKERS[index % 7], markersize=4,
+                          markevery=max(1, len(valid) // 20),
+                          label=f"{prefix}validation, {text}")  # fmt: skip
             axis.set(title=title, xlabel="step")
             axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
             if name == "perplexity":
-                axis.set_yscale("log")
-                axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.6g}"))
-                axis.yaxis.set_minor_formatter(NullFormatter())
-            axis.legend(loc="upper right")
+                _log_scale(axis)
+            # below, where it covers no curve
+            axis.legend(loc="upper left", bbox_to_anchor=(0, -0.15), fontsize=9)
         figure.savefig(path)
     return True
 
 
-def plot_depth(runs: dict[str, list[dict]], path) -> bool:
-    """BLEU, decoding speed and parameters against the number of decoder layers kept.
+def plot_depth(groups: dict[str, list[list[dict]]], path) -> bool:
+    """The score, the speed and the parameters against the number of layers kept.
 
-    Where several sets of layers of one size were measured, the line goes through the best.
+    Where several sets of layers of one size were measured, the line goes through the best of those
+    that all runs of the group have. BLEU is drawn from zero, perplexity on a logarithmic axis.
 
     Args:
-      runs: label -> lines of metrics.jsonl.
+      groups: label -> the lines of metrics.jsonl of each of its runs.
       path: where the PNG goes.
 
     Returns:
-      False, and nothing is drawn, where no run was measured at two depths.
+      False, and nothing is drawn, where no group was measured at two depths.
+
+    Raises:
+      ValueError: some runs have BLEU and others perplexity.
     """
-    lines = {label: depth_lines(records) for label, records in runs.items()}
-    lines = {label: rows for label, rows in lines.items() if len({_depth(r) for r in rows}) > 1}
-    if not lines:
+    measure = depth_measure([run for group in groups.values() for run in group])
+    best = {label: _best_sets(group, measure) for label, group in groups.items()}
+    best = {label: rows for label, rows in best.items() if len(rows) > 1}
+    if not best:
         return False
-    rows = [row for rows in lines.values() for row in rows]
-    panels = [("bleu", "BLEU"), ("words_per_second", "Decoding, words per second"),
+    panels = [(measure.key, measure.name[0].upper() + measure.name[1:]),
+              ("words_per_second", f"{measure.speed}, words per second"),
               ("parameters", "Parameters, millions")]  # fmt: skip
-    panels = [(n, title) for n, title in panels if any(r.get(n) is not None for r in rows)]
+    curves = {
+        name: [_by_depth(rows, name, 1e-6 if name == "parameters" else 1) for rows in best.values()]
+        for name, _ in panels
+    }
+    panels = [(name, title) for name, title in panels if any(curves[name])]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.4 + 3.0 * (len(panels) - 1), 3.9))
         widths = [1.7] + [1] * (len(panels) - 1)
         axes = figure.subplots(1, len(panels), width_ratios=widths, squeeze=False)[0]
         for axis, (name, title) in zip(axes, panels, strict=True):
-            scale = 1e-6 if name == "parameters" else 1
-            curves = [_curve(rows, name, scale) for rows in lines.values()]
-            if len(curves) > 1 and all(curve == curves[0] for curve in curves):
-                axis.plot(*_columns(curves[0]), color="#555555", marker=".")
-            else:
-                for index, curve in enumerate(curves):
-                    axis.plot(*_columns(curve), color=COLORS[index % 7],
-                              marker=MARKERS[index % 7], ls=DASHES[index % 7])  # fmt: skip
-            axis.set(title=title, xlabel="decoder layers kept")
-            axis.xaxis.set_major_locator(MaxNLocator(12 if name == "bleu" else 6, integer=True))
-            axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.6g}"))
-            # From zero, since a cut axis makes small differences look large; room for the numbers.
-            values = [value for curve in curves for _, value in curve]
-            top = max(values) or 1
-            axis.set_ylim(-0.12 * top if min(values) < 0.12 * top else 0, 1.12 * top)
-            if name == "bleu" and len(lines) <= 2:
-                _write_values(axis, curves)
-        if len(lines) > 1:
-            handles = [
-                Line2D([], [], color=COLORS[i % 7], marker=MARKERS[i % 7], ls=DASHES[i % 7])
-                for i in range(len(lines))
-            ]
-            figure.legend(handles, list(lines), loc="outside upper left", ncols=min(len(lines), 4))
+            numbers = name == measure.key and len(best) <= 2 and max(map(max, best.values())) <= 16
+            _draw_panel(axis, curves[name], log=name == "perplexity", numbers=numbers)
+            axis.set(title=title, xlabel=measure.layers)
+            axis.xaxis.set_major_locator(
+                MaxNLocator(12 if name == measure.key else 6, integer=True)
+            )
+            if numbers:
+                _write_values(axis, curves[name])
+        handles, labels = _legend(best)
+        if len(labels) > 1:
+            figure.legend(handles, labels, loc="outside upper left", ncols=4)
         figure.savefig(path)
     return True
 
 
-def _xy(lines, name):
-    return [r["step"] for r in lines], [r[name] for r in lines]
+def _by_step(group, kind, name):
+    """[(step, mean, lowest, highest)] at the steps that all runs have, of those that have any."""
+    runs = [{r["step"]: r[name] for r in of_kind(run, kind, name)} for run in group]
+    runs = [run for run in runs if run]
+    steps = sorted(set.intersection(*map(set, runs))) if runs else ()
+    return [(step, *mean_and_range([run[step] for run in runs])) for step in steps]
 
 
-def _columns(curve):
-    return [depth for depth, _ in curve], [value for _, value in curve]
-
-
-def _depth(row):
-    return len(row["decoder_layers"])
-
-
-def _curve(rows, name, scale):
-    """[(depth, value)], of the best set of layers at each depth."""
+def _best_sets(group, measure):
+    """{depth: lines of the runs with the set of layers that scores best there}."""
     best = {}
-    for row in rows:
-        if row["bleu"] >= best.get(_depth(row), row)["bleu"]:
-            best[_depth(row)] = row
-    found = [(depth, best[depth].get(name)) for depth in sorted(best)]
-    return [(depth, value * scale) for depth, value in found if value is not None]
+    sets = depth_sets(group)
+    runs = max((len(rows) for rows in sets.values()), default=0)
+    for layers, rows in sets.items():
+        if len(rows) == runs:
+            score = sum(r[measure.key] for r in rows)
+            held = best.get(len(layers))
+            if held is None or measure.best(score, held[0]) == score:
+                best[len(layers)] = score, rows
+    return {depth: rows for depth, (_, rows) in sorted(best.items())}
+
+
+def _by_depth(best, name, scale):
+    """[(depth, mean, lowest, highest)] of what `_best_sets` found, where it has such a number."""
+    points = []
+    for depth, rows in best.items():
+        values = [r[name] * scale for r in rows if r.get(name) is not None]
+        if values:
+            points.append((depth, *mean_and_range(values)))
+    return points
+
+
+def _draw(axis, points, **style):
+    """A line through the means, and a band where values differ."""
+    x, mean, low, high = zip(*points, strict=True) if points else ((), (), (), ())
+    axis.plot(x, mean, **style)
+    if low != high:
+        axis.fill_between(x, low, high, color=style["color"], alpha=0.2, lw=0)
+
+
+def _draw_panel(axis, curves, *, log, numbers):
+    """One line for each curve; one in grey where all are the same and so belong to none."""
+    if len(curves) > 1 and all(curve == curves[0] for curve in curves):
+        _draw(axis, curves[0], color="#555555", marker=".")
+    else:
+        for index, curve in enumerate(curves):
+            _draw(axis, curve, color=COLORS[index % 7], marker=MARKERS[index % 7],
+                  ls=DASHES[index % 7])  # fmt: skip
+    lows = [low for curve in curves for _, _, low, _ in curve]
+    top = max(high for curve in curves for *_, high in curve)
+    if log:
+        room = max((top / min(lows)) ** 0.12, 1.1)  # for the numbers
+        axis.set_ylim(min(lows) / room, top * room)
+        _log_scale(axis)
+    else:
+        # From zero, since a cut axis makes small differences look large; room for the numbers.
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.6g}"))
+        top = top or 1
+        axis.set_ylim(-0.12 * top if numbers and min(lows) < 0.12 * top else 0, 1.12 * top)
+
+
+def _log_scale(axis):
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    if high < 10 * low:  # too few powers of ten to tell values by
+        axis.yaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
+        axis.yaxis.set_minor_locator(NullLocator())
+    else:
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.6g}"))
+
+
+def _legend(best):
+    """Handles and labels: a line for each group, and what the bands are."""
+    handles, labels, seeds = [], [], 1
+    for index, (label, sets) in enumerate(best.items()):
+        style = {"marker": MARKERS[index % 7], "ls": DASHES[index % 7]}
+        handles.append(Line2D([], [], color=COLORS[index % 7], **style))
+        runs = len(next(iter(sets.values())))
+        labels.append(f"{label}, mean of {runs} seeds" if runs > 1 else label)
+        seeds = max(seeds, runs)
+    if seeds > 1:
+        handles.append(Patch(color="#555555", alpha=0.2, lw=0))
+        labels.append("range of the seeds")
+    return handles, labels
 
 
 def _write_values(axis, curves):
     """The numbers at the points: above the upper curve, below the lower one."""
     for index, curve in enumerate(curves):
-        others = dict(curves[1 - index]) if len(curves) == 2 else {}
-        for depth, value in curve:
-            other = others.get(depth, -math.inf)
+        others = {x: mean for x, mean, *_ in curves[1 - index]} if len(curves) == 2 else {}
+        for x, value, *_ in curve:
+            other = others.get(x, -math.inf)
             above = value > other or (value == other and index == 0)
-            axis.annotate(f"{value:.1f}", (depth, value), xytext=(0, 7 if above else -7),
+            axis.annotate(_short(value), (x, value), xytext=(0, 7 if above else -7),
                           textcoords="offset points", ha="center", va="bottom" if above else "top",
                           fontsize=8, color=COLORS[index],
                           path_effects=[withStroke(linewidth=2, foreground="white")])  # fmt: skip
+
+
+def _short(value):
+    if value < 1000:
+        return f"{value:.1f}" if value < 100 else f"{value:.0f}"
+    return f"{value / 1000:.1f}k" if value < 10_000 else f"{value / 1000:,.0f}k"

@@ -13,9 +13,10 @@ from layerdrop_jax.training.settings import flatten
 
 # What a reader asks first; all settings follow at the end of the report.
 SETTINGS = (
-    *("data.dataset", "data.source", "data.target", "data.vocab_size"),
-    *("model.encoder_layers", "model.decoder_layers", "model.embed_dim"),
-    *("train.steps", "checkpoint.average", "decode.beam", "decode.length_penalty", "seed"),
+    *("task", "data.dataset", "data.source", "data.target", "data.tokenizer", "data.vocab_size"),
+    *("model.encoder_layers", "model.decoder_layers", "model.embed_dim", "model.share_layers"),
+    *("model.adaptive_cutoffs", "train.steps", "checkpoint.average", "decode.beam"),
+    *("decode.length_penalty", "evaluate.length", "evaluate.context", "seed"),
 )
 
 
@@ -38,13 +39,16 @@ def write_report(run) -> pathlib.Path:
         _table(["", "result"], _outcome_rows(records)),
         _signatures(_measured(records)),
     ]
-    depth = plots.depth_lines(records)
-    if depth:
-        sections.append("## The decoder cut to every depth, without fine-tuning")
-        if plots.plot_depth({run.name: records}, run / "depth_curve.png"):
-            sections.append("![BLEU, speed and parameters against depth](depth_curve.png)")
-        sections.append(_depth_table(depth))
-    if plots.plot_learning_curves({run.name: records}, run / "learning_curves.png"):
+    measure = plots.depth_measure([records])
+    if measure:
+        what = "network" if measure.key == "perplexity" else "decoder"
+        sections.append(f"## The {what} cut to every depth, without fine-tuning")
+        if plots.plot_depth({run.name: [records]}, run / "depth_curve.png"):
+            sections.append(
+                f"![{measure.name}, speed and parameters against depth](depth_curve.png)"
+            )
+        sections.append(_depth_table({"": [records]}))
+    if plots.plot_learning_curves({run.name: [records]}, run / "learning_curves.png"):
         sections += ["## Learning curves", "![loss and perplexity](learning_curves.png)"]
     chosen = {k: v for k, v in settings.items() if k in SETTINGS or k.startswith("drop.")}
     sections += ["## Settings", _table(["setting", "value"], chosen.items())]
@@ -59,47 +63,57 @@ def write_report(run) -> pathlib.Path:
     return path
 
 
-def compare_runs(runs, labels, out) -> pathlib.Path:
+def compare_runs(groups, out) -> pathlib.Path:
     """Several runs in one picture and one table: comparison.md and its pictures, in `out`.
 
     Args:
-      runs: folders of runs.
-      labels: what each is called, all different.
+      groups: label -> folders of runs that differ in their seed alone. They are one curve, their
+        mean, and one column, with the mean and the range.
 
     Returns:
       the path of comparison.md.
 
     Raises:
       FileNotFoundError: a folder has no config.json.
-      ValueError: not one label for each run.
+      ValueError: a group without a run or with two runs of one seed; runs of different tasks.
       OSError: `out` cannot be written.
     """
-    if len(set(labels)) != len(runs) or len(labels) != len(runs):
-        raise ValueError(f"{len(runs)} runs need as many different labels, not {list(labels)}")
-    runs = [pathlib.Path(run) for run in runs]
-    for run in runs:
-        _settings(run)
-    lines = {label: read_metrics(run) for label, run in zip(labels, runs, strict=True)}
+    lines = {label: [read_metrics(run) for run in runs] for label, runs in groups.items()}
+    named = _name_runs(groups)
+    every_run = [records for group in lines.values() for records in group]
+    measure = plots.depth_measure(every_run)
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    sections = [f"# {', '.join(labels)}"]
+    sections = [f"# {', '.join(lines)}"]
     if plots.plot_depth(lines, out / "comparison.png"):
-        sections.append("![BLEU, speed and parameters against decoder depth](comparison.png)")
-    sections.append(_comparison_table(lines))
-    outcomes = {label: dict(_outcome_rows(records)) for label, records in lines.items()}
-    names = dict.fromkeys(name for outcome in outcomes.values() for name in outcome)
-    rows = [[name, *(outcome.get(name, "") for outcome in outcomes.values())] for name in names]
-    sections.append(_table(["", *labels], rows))
-    sections.append(_signatures([r for records in lines.values() for r in _measured(records)]))
+        against = f"{measure.name}, speed and parameters against {measure.layers}"
+        sections.append(f"![{against}](comparison.png)")
+    sections.append(_depth_table(lines))
+    outcomes = [dict(_outcome_rows(records)) for records in every_run]
+    names = dict.fromkeys(name for outcome in outcomes for name in outcome)
+    rows = [[name, *(outcome.get(name, "") for outcome in outcomes)] for name in names]
+    sections.append(_table(["", *named], rows))
+    sections.append(_signatures([r for records in every_run for r in _measured(records)]))
     if plots.plot_learning_curves(lines, out / "learning_curves.png"):
         sections.append("![loss and perplexity](learning_curves.png)")
-    commands = [r["command"] for records in lines.values() for r in records
+    commands = [r["command"] for records in every_run for r in records
                 if r["kind"] == "start" and r.get("command")]  # fmt: skip
     if commands:
         sections.append("```\n" + "\n".join(dict.fromkeys(commands)) + "\n```")
     path = out / "comparison.md"
     path.write_text("\n\n".join(s for s in sections if s) + "\n", encoding="utf-8")
     return path
+
+
+def _name_runs(groups) -> list[str]:
+    """What each run is called: its group's label, and its seed where the group has several."""
+    names = []
+    for label, runs in groups.items():
+        seeds = [_settings(pathlib.Path(run)).get("seed") for run in runs]
+        if len(set(seeds)) < max(len(seeds), 1):
+            raise ValueError(f"the runs of {label!r} must differ in their seeds, not have {seeds}")
+        names += [f"{label}, seed {seed}" for seed in seeds] if len(seeds) > 1 else [label]
+    return names
 
 
 def _settings(run: pathlib.Path) -> dict:
@@ -110,18 +124,29 @@ def _settings(run: pathlib.Path) -> dict:
     return flatten(json.loads(path.read_text(encoding="utf-8")))
 
 
-def _measured(records):
-    """The lines whose BLEU the reports show."""
-    return plots.of_kind(records, "test", "bleu") + plots.depth_lines(records)
+def _tests(records) -> list[dict]:
+    """The last score of each kind of BLEU, and the last perplexity of each split."""
+    bleu = {r.get("signature"): r for r in plots.of_kind(records, "test", "bleu")}
+    perplexity = {r["split"]: r for r in plots.of_kind(records, "test", "perplexity")}
+    return [*bleu.values(), *perplexity.values()]
+
+
+def _measured(records) -> list[dict]:
+    """The lines whose scores the reports show."""
+    return _tests(records) + [r for rows in plots.depth_sets([records]).values() for r in rows]
 
 
 def _outcome_rows(records) -> list[tuple[str, str]]:
     rows = []
-    tests = {r.get("signature"): r for r in plots.of_kind(records, "test", "bleu")}
-    for signature, line in tests.items():
+    for line in _tests(records):
         averaged = line.get("averaged") or []
         mean = f", mean of {len(averaged)} checkpoints" if len(averaged) > 1 else ""
-        rows.append((f"test BLEU ({_kind_of_bleu(signature)})", f"**{line['bleu']:.2f}**{mean}"))
+        if "bleu" in line:
+            rows.append((f"test BLEU ({_kind_of_score(line)})", f"**{line['bleu']:.2f}**{mean}"))
+        else:
+            tokens = f"{line['nats']:.4f} nats a token, {line['tokens']:,.0f} tokens"
+            score = f"**{line['perplexity']:,.2f}**, {tokens}{mean}"
+            rows.append((f"{line['split']} perplexity", score))
     valid = plots.of_kind(records, "valid", "loss")
     if valid:
         best = min(valid, key=lambda r: r["loss"])
@@ -131,8 +156,10 @@ def _outcome_rows(records) -> list[tuple[str, str]]:
     if train:
         seconds = sum(r["seconds"] for r in train)
         rows.append(("training", f"{train[-1]['step']:,} steps in {seconds / 60:,.1f} minutes"))
+        # words_per_second counts the tokens to predict, and only a translation has others
+        tokens = "target tokens" if "encoder_layers" in train[-1] else "tokens"
         for name, text, form in (
-            ("words_per_second", "training speed", "{:,.0f} target tokens/s"),
+            ("words_per_second", "training speed", f"{{:,.0f}} {tokens}/s"),
             ("data_wait", "time waiting for data", "{:.2%}"),
             ("encoder_layers", "encoder layers run, on average", "{:.2f}"),
             ("decoder_layers", "decoder layers run, on average", "{:.2f}"),
@@ -148,8 +175,11 @@ def _outcome_rows(records) -> list[tuple[str, str]]:
     return rows
 
 
-def _kind_of_bleu(signature) -> str:
+def _kind_of_score(line) -> str:
     """The name by which a signature is known; the whole of it stands below the table."""
+    signature = line.get("signature")
+    if "perplexity" in line:
+        return "perplexity"
     if not signature:
         return "unsigned"
     if not signature.startswith("tokenized"):
@@ -158,36 +188,36 @@ def _kind_of_bleu(signature) -> str:
 
 
 def _signatures(lines) -> str:
-    known = dict.fromkeys(r["signature"] for r in lines if r.get("signature"))
-    return "\n".join(f"- {_kind_of_bleu(s)}: `{s}`" for s in known)
+    known = dict.fromkeys((_kind_of_score(r), r["signature"]) for r in lines if r.get("signature"))
+    return "\n".join(f"- {kind}: `{signature}`" for kind, signature in known)
 
 
-def _depth_table(lines) -> str:
-    """One row for each set of decoder layers, numbered from 0 as in the run that was trained."""
-    header = ["decoder layers kept", "which", "parameters", "BLEU", "words/s"]
-    return _table(header, [
-        [len(r["decoder_layers"]), _layers(r["decoder_layers"]), _number(r, "parameters", ",d"),
-         _number(r, "bleu", ".2f"), _number(r, "words_per_second", ",.0f")]
-        for r in lines
-    ])  # fmt: skip
+def _depth_table(groups: dict[str, list[list[dict]]]) -> str:
+    """Score and speed of each group, a row for each set of layers that any of its runs has.
 
-
-def _comparison_table(lines: dict[str, list[dict]]) -> str:
-    """BLEU and speed of each run, a row for each set of decoder layers that any of them has."""
-    cells = {
-        label: {tuple(r["decoder_layers"]): r for r in plots.depth_lines(records)}
-        for label, records in lines.items()
-    }
-    layers = sorted({key for rows in cells.values() for key in rows}, key=lambda k: (len(k), k))
-    header = ["decoder layers kept", "which", "parameters"]
-    header += [f"{label}: BLEU" for label in lines] + [f"{label}: words/s" for label in lines]
+    Layers are numbered from 0 as in the run that was trained.
+    """
+    measure = plots.depth_measure([records for group in groups.values() for records in group])
+    if not measure:
+        return ""
+    cells = {label: plots.depth_sets(group) for label, group in groups.items()}
+    sets = sorted({key for rows in cells.values() for key in rows}, key=lambda k: (len(k), k))
+    rules = any(
+        r.get("strategy") for rows in cells.values() for found in rows.values() for r in found
+    )
+    prefixes = [f"{label}: " if label else "" for label in groups]
+    header = [measure.layers, "which", *["rule"] * rules, "parameters"]
+    header += [f"{prefix}{name}" for name in (measure.name, "words/s") for prefix in prefixes]
     rows = []
-    for key in layers:
-        found = [cells[label].get(key, {}) for label in lines]
-        sizes = dict.fromkeys(_number(r, "parameters", ",d") for r in found if r)
-        rows.append([len(key), _layers(key), " / ".join(sizes),
-                     *(_number(r, "bleu", ".2f") for r in found),
-                     *(_number(r, "words_per_second", ",.0f") for r in found)])  # fmt: skip
+    for layers in sets:
+        found = [cells[label].get(layers, []) for label in groups]
+        row = [r for lines in found for r in lines]
+        names = dict.fromkeys((r.get("strategy") or "").replace("_", " ") for r in row)
+        sizes = dict.fromkeys(_numbers([r], "parameters", ",.0f") for r in row)
+        texts = [len(layers), _layers(layers), *[" / ".join(names)] * rules, " / ".join(sizes)]
+        texts += [_numbers(lines, measure.key, ",.2f") for lines in found]
+        texts += [_numbers(lines, "words_per_second", ",.0f") for lines in found]
+        rows.append(texts)
     return _table(header, rows)
 
 
@@ -195,8 +225,13 @@ def _layers(layers) -> str:
     return " ".join(str(layer) for layer in layers) or "none"
 
 
-def _number(row, name, form) -> str:
-    return "" if row.get(name) is None else format(row[name], form)
+def _numbers(lines, name, form) -> str:
+    """The number that lines have under a name: where there are several, the mean and the range."""
+    values = [r[name] for r in lines if r.get(name) is not None]
+    if not values:
+        return ""
+    mean, low, high = (format(value, form) for value in plots.mean_and_range(values))
+    return mean if low == high else f"{mean} ({low} to {high})"
 
 
 def _table(header, rows) -> str:

@@ -40,9 +40,37 @@ def depth_lines(shift=0.0):
     ]  # fmt: skip
 
 
-def make_run(folder, *records):
+LM_SIGNATURE = "tokens:bpe|window:31|context:7|breaks:none"
+
+
+def lm_lines(scale=1.0):
+    """A language model's lines; two rules measure two layers, one of them with a better result."""
+    train = {"kind": "train", "step": 10, "loss": 3.0, "seconds": 60, "steps": 5}
+    test = {"kind": "test", "step": 10, "signature": LM_SIGNATURE, "averaged": [5, 10]}
+    depth = {"kind": "depth", "step": 10, "split": "valid", "parameters": 1_000_003}
+    return [
+        START,
+        train | {"words_per_second": 300, "decoder_layers": 2.25},
+        test | {"split": "valid", "perplexity": 90.0, "nats": 4.5, "tokens": 217646},
+        test | {"split": "valid", "perplexity": 20.125 * scale, "nats": 3.0, "tokens": 217646},
+        test | {"split": "test", "perplexity": 1021.5 * scale, "nats": 3.125, "tokens": 245569},
+        *(
+            depth
+            | {"decoder_layers": layers, "strategy": strategy, "perplexity": perplexity * scale}
+            | {"words_per_second": 1200.0 / len(layers)}
+            for layers, strategy, perplexity in (
+                ([0], "evenly_spaced", 40000.0),
+                ([0, 1], "every_other", 30.0),
+                ([0, 2], "evenly_spaced", 50.0),
+                ([0, 1, 2], "every_other", 20.0),
+            )
+        ),
+    ]
+
+
+def make_run(folder, *records, seed=3):
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"seed": seed}))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     return folder
 
@@ -106,14 +134,14 @@ def test_foreign_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="no config.json"):
         report.write_report(tmp_path)
     with pytest.raises(FileNotFoundError, match="no config.json"):
-        report.compare_runs([tmp_path], ["x"], tmp_path / "out")
+        report.compare_runs({"x": [tmp_path]}, tmp_path / "out")
 
 
 def test_comparison(tmp_path):
     with_run = make_run(tmp_path / "with", START, *VALID, *TEST, *depth_lines())
     without = make_run(tmp_path / "without", START, *VALID[:1], *depth_lines(-2.0)[1:])
     out = tmp_path / "deep" / "out"
-    path = report.compare_runs([with_run, without], ["LayerDrop", "none"], out)
+    path = report.compare_runs({"LayerDrop": [with_run], "none": [without]}, out)
     assert path == out / "comparison.md"
     text = path.read_text()
     rows = rows_of(text)
@@ -125,8 +153,69 @@ def test_comparison(tmp_path):
     assert assert_links_lead_somewhere(path) == ["comparison.png", "learning_curves.png"]
 
 
-@pytest.mark.parametrize("labels", [["a"], ["a", "a"], ["a", "b", "c"]])
-def test_labels_must_tell_the_runs_apart(tmp_path, labels):
-    runs = [make_run(tmp_path / name) for name in ("x", "y")]
-    with pytest.raises(ValueError, match="2 runs need as many different labels"):
-        report.compare_runs(runs, labels, tmp_path / "out")
+def test_report_of_a_language_model(tmp_path):
+    run = make_run(tmp_path / "run", *lm_lines())
+    path = report.write_report(run)
+    text = path.read_text()
+    rows = rows_of(text)
+    tail = "tokens, mean of 2 checkpoints"
+    assert ["valid perplexity", f"**20.12**, 3.0000 nats a token, 217,646 {tail}"] in rows
+    assert ["test perplexity", f"**1,021.50**, 3.1250 nats a token, 245,569 {tail}"] in rows
+    assert ["training speed", "300 tokens/s"] in rows
+    assert ["decoder layers run, on average", "2.25"] in rows
+    assert text.count(f"- perplexity: `{LM_SIGNATURE}`") == 1
+    depths = [row for row in rows if row[0] in ("layers kept", "1", "2", "3")]
+    assert depths == [
+        ["layers kept", "which", "rule", "parameters", "valid perplexity", "words/s"],
+        ["1", "0", "evenly spaced", "1,000,003", "40,000.00", "1,200"],
+        ["2", "0 1", "every other", "1,000,003", "30.00", "600"],
+        ["2", "0 2", "evenly spaced", "1,000,003", "50.00", "600"],
+        ["3", "0 1 2", "every other", "1,000,003", "20.00", "400"],
+    ]
+    assert "BLEU" not in text
+    assert "encoder layers run" not in text
+    assert assert_links_lead_somewhere(path) == ["depth_curve.png"]
+
+
+def test_comparison_of_seeds(tmp_path):
+    runs = [
+        make_run(tmp_path / f"run{n}", *lm_lines(scale), seed=seed)
+        for n, (scale, seed) in enumerate([(1.0, 1), (1.5, 2), (2.0, 1)])
+    ]
+    path = report.compare_runs({"a": runs[:2], "b": runs[2:]}, tmp_path / "out")
+    rows = rows_of(path.read_text())
+    names = ["a: valid perplexity", "b: valid perplexity", "a: words/s", "b: words/s"]
+    assert rows[0] == ["layers kept", "which", "rule", "parameters", *names]
+    found = [
+        "2",
+        "0 1",
+        "every other",
+        "1,000,003",
+        "37.50 (30.00 to 45.00)",
+        "60.00",
+        "600",
+        "600",
+    ]
+    assert found in rows
+    assert ["", "a, seed 1", "a, seed 2", "b"] in rows
+    scores = next(row for row in rows if row[0] == "valid perplexity")
+    assert [score.split(",")[0] for score in scores[1:]] == ["**20.12**", "**30.19**", "**40.25**"]
+    assert_links_lead_somewhere(path)
+
+
+@pytest.mark.parametrize("runs", [0, 2])
+def test_seeds_must_tell_the_runs_of_a_group_apart(tmp_path, runs):
+    group = [make_run(tmp_path / f"run{n}") for n in range(runs)]
+    with pytest.raises(ValueError, match="the runs of 'a' must differ in their seeds, not have"):
+        report.compare_runs({"a": group}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_of_two_tasks_are_not_compared(tmp_path):
+    groups = {
+        "a": [make_run(tmp_path / "a", *lm_lines())],
+        "b": [make_run(tmp_path / "b", *depth_lines())],
+    }
+    with pytest.raises(ValueError, match="compare runs of one task"):
+        report.compare_runs(groups, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
