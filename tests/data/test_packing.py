@@ -45,7 +45,8 @@ def test_arrays_of_a_row_by_hand():
 
 
 def test_a_row_without_pairs_is_padding():
-    row = packing.fill_row([], source_length=3, target_length=2)
+    rows = packing.pack_pairs(encoded_pairs([([4], [5])]), source_length=3, target_length=2, seed=0)
+    row = rows.padding
     assert row["source"].tolist() == [1, 1, 1]
     assert row["target_input"].tolist() == row["target_output"].tolist() == [1, 1]
     assert not any(array.any() for name, array in row.items() if "_" in name and "put" not in name)

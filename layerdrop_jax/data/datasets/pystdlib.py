@@ -66,9 +66,11 @@ def read_sources(folder: str) -> dict[str, str]:
     """
     sources = {}
     for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if name not in LEFT_OUT]
+        folders[:] = [
+            name for name in folders if name not in LEFT_OUT and not name.startswith("config-")
+        ]
         for name in names:
-            # _sysconfigdata_... is a table of one machine's build.
+            # Like the folder config-..., a description of the machine that built this Python.
             if not name.endswith(".py") or name.startswith("_sysconfigdata"):
                 continue
             path = os.path.join(parent, name)

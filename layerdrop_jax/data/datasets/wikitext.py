@@ -5,8 +5,11 @@ kept. Both have the same validation and test text. Downloaded from their author'
 from a folder. Licence of the text: CC BY-SA.
 """
 
+import glob
 import hashlib
 import os
+import urllib.error
+import urllib.request
 import zipfile
 from collections.abc import Iterable, Iterator
 
@@ -105,8 +108,9 @@ def _download(dl_manager, dataset: str) -> str:
         "data.path=FOLDER to where they are"
     )
     try:
+        _reach(url, os.fspath(dl_manager.download_dir))
         archive = os.fspath(dl_manager.download(url))
-    except Exception as error:  # of requests, urllib3 or TFDS, by what went wrong
+    except Exception as error:  # of urllib, requests or TFDS, by what went wrong
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"cannot download {url} ({reason}); {way_out}") from error
     with open(archive, "rb") as file:
@@ -117,6 +121,16 @@ def _download(dl_manager, dataset: str) -> str:
             f"delete it and try again, or {way_out}"
         )
     return archive
+
+
+def _reach(url: str, downloads: str) -> None:
+    """Raises OSError at once where nothing answers; TFDS would try again for three minutes."""
+    if glob.glob(os.path.join(downloads, "**", f"*{os.path.basename(url)[:-4]}*"), recursive=True):
+        return  # TFDS has it
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=30).close()
+    except urllib.error.HTTPError:
+        return  # it answers; TFDS says what is wrong
 
 
 def _unzip(archive: str, name: str) -> Iterator[str]:
