@@ -91,7 +91,8 @@ def main(argv=None):
     if arguments.results:
         arguments.results.mkdir(parents=True, exist_ok=True)
         for name in KEPT:
-            shutil.copy(arguments.out / name, arguments.results / name)
+            if (arguments.out / name).exists():  # very short runs have no curves
+                shutil.copy(arguments.out / name, arguments.results / name)
     print(table.read_text(encoding="utf-8"))
     print(f"{(time.monotonic() - started) / 60:.1f} minutes. Results in {arguments.out}:")
     print(f"  {arguments.out / 'comparison.png'}    the picture: every depth")
@@ -188,10 +189,10 @@ def run(jobs, halves) -> int:
       halves: 0 and 1 for the halves of the processor, None for the whole.
 
     Returns:
-      an exit code: 0, or that of the first job that failed.
+      an exit code: 0, that of the job that failed, or that of a run that was told to stop.
     """
     waiting, processes, busy, shown = list(jobs), {}, {}, {}
-    code = 0
+    code, stopped = 0, 0
     try:
         while waiting or any(process.poll() is None for process in busy.values()):
             for half in halves:
@@ -203,11 +204,12 @@ def run(jobs, halves) -> int:
                 if process.poll() is None and (line := last_line(job.workdir)) != shown.get(job):
                     print(f"{job.name}: {line}", flush=True)
                     shown[job] = line
-            if any(process.poll() for process in processes.values()):
+            code = next((process.poll() for process in processes.values() if process.poll()), 0)
+            if code:
                 break
     except KeyboardInterrupt:
         print("stopping: the runs save themselves", flush=True)
-        code = 130
+        stopped = 130
     finally:  # Ctrl-C, SIGTERM, or the failure of one: the others save themselves
         for process in processes.values():
             if process.poll() is None:
@@ -219,7 +221,7 @@ def run(jobs, halves) -> int:
             print(
                 f"{job.name}: exit code {failed}; {log_of(job)} ends: {''.join(last)}", flush=True
             )
-    return next((failed for failed in codes.values() if failed), code)
+    return code or next((failed for failed in codes.values() if failed), stopped)
 
 
 def start(job, half):
