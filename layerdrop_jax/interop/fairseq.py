@@ -34,9 +34,7 @@ def seq2seq_params(state: dict, config) -> dict:
     if config.share_embeddings != "all":
         params["target_embedding"] = {"table": _take(state, "decoder.embed_tokens.weight")}
     if config.share_embeddings == "none":
-        # v0.9.0 calls the untied output matrix embed_out.
-        key = "decoder.output_projection.weight"
-        params["output"] = {"table": _take(state, key if key in state else "decoder.embed_out")}
+        params["output"] = {"table": _output_table(state)}
     if config.positions == "learned":
         params["source_positions"] = {"table": _take(state, "encoder.embed_positions.weight")}
         params["target_positions"] = {"table": _take(state, "decoder.embed_positions.weight")}
@@ -44,6 +42,56 @@ def seq2seq_params(state: dict, config) -> dict:
         params["encoder_norm"] = _norm(state, "encoder.layer_norm")
         params["decoder_norm"] = _norm(state, "decoder.layer_norm")
     return params
+
+
+def lm_params(state: dict, config) -> dict:
+    """Maps a reference state dict of a language model onto the parameters of `LM`.
+
+    Args:
+      state: as for `seq2seq_params`.
+      config: the `LMConfig` of the network.
+
+    Returns:
+      as `seq2seq_params`.
+
+    Raises:
+      ValueError: as `seq2seq_params`.
+    """
+    params = {"decoder": _stack(state, "decoder", config.decoder_layers, ("self_attn",))}
+    if config.cutoffs:
+        tails = range(1, len(config.cutoffs) + 1)
+        embeddings, softmax = "decoder.embed_tokens.embeddings", "decoder.adaptive_softmax"
+        params["embedding"], output = {}, {}
+        for band in (0, *tails):
+            table, projection = (f"{embeddings}.{band}.{part}.weight" for part in (0, 1))
+            params["embedding"][f"table_{band}"] = _take(state, table)
+            params["embedding"][f"projection_{band}"] = _take(state, projection).T
+        if config.tie_embeddings:
+            output["clusters"] = _take(state, f"{softmax}.head.class_proj.weight").T
+        else:
+            output["head"] = _take(state, f"{softmax}.head.weight").T
+        for band in tails:
+            projection, table = (f"{softmax}.tail.{band - 1}.{part}.weight" for part in (0, 2))
+            if not config.tie_projections:
+                output[f"projection_{band}"] = _take(state, projection).T
+            if not config.tie_embeddings:
+                output[f"table_{band}"] = _take(state, table)
+        params["output"] = output
+    else:
+        params["embedding"] = {"table": _take(state, "decoder.embed_tokens.weight")}
+        if not config.tie_embeddings:
+            params["output"] = {"table": _output_table(state)}
+    if config.positions == "learned":
+        params["positions"] = {"table": _take(state, "decoder.embed_positions.weight")}
+    if config.final_norm:
+        params["decoder_norm"] = _norm(state, "decoder.layer_norm")
+    return params
+
+
+def _output_table(state):
+    # v0.9.0 calls the untied output matrix embed_out.
+    key = "decoder.output_projection.weight"
+    return _take(state, key if key in state else "decoder.embed_out")
 
 
 def _stack(state, side, num_layers, attentions):
