@@ -10,8 +10,8 @@ reference's for adaptive inputs: Nesterov's gradient with momentum 0.99, gradien
 0.1, 16,000 updates of warm-up and one cosine period of 270,000, 73,728 tokens an update. The paper
 chooses dropout on the validation split from 0.1, 0.2 and 0.3; 0.2 stands here, 0.1 less than the
 reference without LayerDrop. Its 40 layers have 423M parameters, and it does not say which size it
-cut: an FFN of 2,560 gives 423,352,320. The demo reads the source of Python's standard library: it
-downloads nothing.
+cut: an FFN of 2,560 gives 423,352,320. The demo reads the source of Python's standard library, and
+downloads nothing; its optimizer is Adam.
 
 For a network without LayerDrop add --config.drop.decoder=0; for weights shared by every two layers,
 as in the paper's appendix, --config.model.share_layers=2.
@@ -91,8 +91,18 @@ def demo():
             "dtype": "float32",
         }
     )
+    # Nesterov's gradient needs more updates than a demo has: after 400 of them Adam's perplexity was
+    # 161, and 262 with the recipe above.
     config.optimizer.update(
-        {"warmup_updates": 100, "period_updates": 500, "period_mult": 1.0, "rate": 1.0}
+        {
+            "name": "adam",
+            "rate": 3e-3,
+            "min_rate": 1e-6,
+            "warmup_updates": 100,
+            "period_updates": 500,
+            "period_mult": 1.0,
+            "clip_norm": 0.0,
+        }
     )
     config.train.update({"accumulate": 1, "steps": 600, "log_every": 20, "eval_every": 150})
     config.checkpoint.update({"every": 150, "keep_last": 2})
