@@ -38,7 +38,10 @@ _PIECES = r" ?\p{N}| ?[\p{L}\p{M}]+| ?[^\s\p{L}\p{M}\p{N}]+|\s+"
 # Line ends and the indentation behind them are one piece, and so is any other run of white space
 # but its last space, which belongs to what follows; an identifier is one piece. So merges learn
 # the levels of indentation, and none goes on from one line to the words of the next.
-_CODE_PIECES = r"[\r\n]+[ \t]*| ?[\p{L}\p{M}_]+| ?\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}_]+|\s+(?!\S)|\s+"
+_CODE_PIECES = (
+    r"[\r\n]+[ \t]*| ?[\p{L}\p{M}_]+| ?\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}_]+"
+    r"|[^\S\r\n]+(?!\S)|[^\S\r\n]+"
+)
 # What Python's str.split takes for white space, which decides in the reference.
 _WHITE_SPACE = r"[\s\x1c-\x1f]+"
 
