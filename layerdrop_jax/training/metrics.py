@@ -229,7 +229,7 @@ class Progress:
           loss, lr, words_per_second: of the window.
           layers: how many ran in each stack, mean over the window.
         """
-        running = "+".join(f"{number:.1f}" for number in layers)
+        running = "+".join([f"{layers[0]:4.1f}", *(f"{number:.1f}" for number in layers[1:])])
         text = (
             f"{_clock(self._seconds_left(step)):>7} left  loss {loss:6.3f}  lr {lr:.1e}  "
             f"layers {running}  {words_per_second:8,.0f} words/s"
