@@ -177,7 +177,8 @@ def parse(config: Mapping) -> Settings:
       ValueError: a section or key that is missing or unknown (the known ones are listed), or a
         value that its dataclass refuses.
     """
-    if config.get("task") not in TASKS:
+    _check_mapping("the config", config)
+    if config.get("task") not in tuple(TASKS):
         raise ValueError(f"task={config.get('task')!r} is unknown: it is one of {', '.join(TASKS)}")
     settings = TASKS[config["task"]]
     kinds = {field.name: field.type for field in dataclasses.fields(settings)}
@@ -198,9 +199,13 @@ def parse(config: Mapping) -> Settings:
     return settings(**values)
 
 
-def _check_names(where, mapping, known):
+def _check_mapping(where, mapping):
     if not hasattr(mapping, "keys"):
         raise ValueError(f"{where} is {mapping!r}, not names with values")
+
+
+def _check_names(where, mapping, known):
+    _check_mapping(where, mapping)
     unknown = sorted(set(mapping) - known)
     if unknown:
         raise ValueError(f"{where} has no {unknown[0]!r}: it has {', '.join(sorted(known))}")
