@@ -14,7 +14,7 @@ from layerdrop_jax.training import state
 from layerdrop_jax.training.checkpoints import CheckpointConfig, Checkpoints
 from layerdrop_jax.training.metrics import read_metrics
 from layerdrop_jax.training.optimizers import make_optimizer
-from layerdrop_jax.training.train import read_config
+from layerdrop_jax.training.runs import read_config
 
 # What the clock says: no two runs agree in it.
 CLOCK = ("seconds", "data_wait", "words_per_second", "flops_per_second", "nominal_flops_per_second")
@@ -129,7 +129,7 @@ def last_checkpoint(run):
     settings = settings_lib.parse(read_config(run))
     optimizer, _ = make_optimizer(settings.optimizer)
     abstract = jax.eval_shape(
-        lambda: state.make_state(state.make_params(settings.model, 0), optimizer)
+        lambda: state.make_state(settings.model, state.make_params(settings.model, 0), optimizer)
     )
     checkpoints = Checkpoints(
         run / "checkpoints", CheckpointConfig(every=1, keep_last=9, average=1)

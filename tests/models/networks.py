@@ -40,6 +40,7 @@ def small_config(**changes) -> Seq2SeqConfig:
         "drop_block_size": 2,
         "drop_connect": 0.0,
         "saved": "dots",
+        "share_layers": 1,
         "dtype": "float32",
         "source_vocab_size": 17,
         "target_vocab_size": 19,

@@ -2,8 +2,10 @@
 
 import pytest
 
-from layerdrop_jax.training.evaluate import evaluate, load_run, make_translator
+from layerdrop_jax.training.evaluate import evaluate
+from layerdrop_jax.training.runs import load_run
 from layerdrop_jax.training.train import train
+from layerdrop_jax.training.translation import make_translator
 from tests import tiny_run
 
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from layerdrop_jax.training import settings as settings_lib
-from layerdrop_jax.training import sharding
+from layerdrop_jax.training import sharding, translation
 from layerdrop_jax.training.optimizers import make_optimizer
 from layerdrop_jax.training.state import make_params, make_state, model_graph, train_step
 from tests import tiny_run
@@ -89,10 +89,12 @@ if __name__ == "__main__":
     sizes = {"model": MODEL, "data": {"vocab_size": V, "batch_rows": B}}
     settings = settings_lib.parse(tiny_run.tiny_config(pathlib.Path("unread"), **sizes))
     optimizer, _ = make_optimizer(settings.optimizer)
-    state = jax.jit(lambda: make_state(make_params(settings.model, 1), optimizer))()
+    state = jax.jit(lambda: make_state(settings.model, make_params(settings.model, 1), optimizer))()
     step = functools.partial(
         train_step,
         graph=model_graph(settings.model),
+        loss=translation.loss,
+        flops=translation.flops,
         optimizer=optimizer,
         drop=settings.drop,
         seed=1,

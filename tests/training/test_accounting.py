@@ -11,15 +11,20 @@ from jax.extend.core import jaxprs_in_params
 from layerdrop_jax.training.accounting import (
     FORWARD_AND_BACKWARD,
     executed_flops,
-    micro_batch_flops,
     nominal_flops,
     peak_flops,
+    seq2seq_flops,
 )
 from tests.models.networks import model_graph, small_config
 from tests.models.networks import random_params as make_params
 
 ROWS, SOURCE, TARGET = 5, 13, 11
 STACKS = {"encoder": 3, "decoder": 2}
+BATCH = {
+    name: np.ones((ROWS, TARGET if name.startswith("target") else SOURCE), np.int32)
+    for side in ("source", "target")
+    for name in (side, f"{side}_segment", f"{side}_position", "target_input")
+}
 
 
 def matmul_flops(jaxpr) -> int:
@@ -42,15 +47,10 @@ def config(**layers):
 
 def loss(config):
     graph, params = model_graph(config), make_params(config)
-    batch = {
-        name: np.ones((ROWS, TARGET if name.startswith("target") else SOURCE), np.int32)
-        for side in ("source", "target")
-        for name in (side, f"{side}_segment", f"{side}_position", "target_input")
-    }
 
     def loss(params):
         # Mode mask runs every layer, in a scan whose length stands in the jaxpr.
-        return nnx.merge(graph, params)(batch, mode="mask").sum()
+        return nnx.merge(graph, params)(BATCH, mode="mask").sum()
 
     return loss, params
 
@@ -59,7 +59,7 @@ def loss(config):
 def test_the_forward_pass_by_its_matrix_products(layers):
     size = dict(zip(("encoder_layers", "decoder_layers"), layers, strict=True))
     function, params = loss(config(**size))
-    costs = micro_batch_flops(config(**size), ROWS, SOURCE, TARGET)
+    costs = seq2seq_flops(config(**size), BATCH)
     nominal = nominal_flops(costs, dict(zip(STACKS, layers, strict=True)))
     counted = matmul_flops(jax.make_jaxpr(function)(params).jaxpr)
     assert nominal == FORWARD_AND_BACKWARD * counted
@@ -77,7 +77,7 @@ def test_the_backward_pass_has_two_products_for_each():
 
 
 def test_executed_is_what_ran_and_the_rest():
-    costs = micro_batch_flops(config(), ROWS, SOURCE, TARGET)
+    costs = seq2seq_flops(config(), BATCH)
     nominal = nominal_flops(costs, STACKS)
     ones = {"encoder": np.ones((3, 2), bool), "decoder": np.ones((2, 3), bool)}
     assert float(executed_flops(costs, ones)) == pytest.approx(nominal, rel=1e-6)

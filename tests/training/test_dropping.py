@@ -48,7 +48,7 @@ def draws(drop, stack, *, step=0, seed=0, **layers):
 
 @functools.partial(jax.jit, static_argnames=("stack", "drop"))
 def draw_many(keys, rates, step, stack, drop):
-    return jax.vmap(lambda key: dropping.draw(key, stack, rates, step, drop=drop, num_heads=HEADS))(
+    return jax.vmap(lambda key: dropping.draw(key, stack, rates, step, drop=drop, model=model()))(
         keys
     )
 
@@ -247,7 +247,7 @@ def test_rows_of_what_did_not_run_are_the_old_ones():
     state = {"params": shapes, "optimizer": jax.eval_shape(optimizer.init, shapes)}
     # A NaN is bits like any other.
     old, new = (jax.tree.map(lambda a, v=v: np.full(a.shape, v), state) for v in (np.nan, 1.0))
-    restored = dropping.restore_dropped(new, old, ran)
+    restored = dropping.restore_dropped(new, old, ran, model())
     seen = set()
     for path, leaf in jax.tree_util.tree_flatten_with_path(restored)[0]:
         names = [getattr(entry, "key", "") for entry in path]

@@ -138,7 +138,7 @@ NUMBERS = {"loss": 4.1234, "lr": 5e-4, "words_per_second": 12345.6}
 def run_progress(file, steps, **options):
     with metrics.Progress(1000, file=file, **options) as progress:
         for step in steps:
-            progress.update(step, **NUMBERS, encoder_layers=9.6, decoder_layers=4.75)
+            progress.update(step, **NUMBERS, layers=[9.6, 4.75])
             if step == 20:
                 with progress.paused():
                     progress.print("[valid] loss 3")
@@ -179,7 +179,7 @@ def test_time_left_leaves_out_compilation_and_pauses(monkeypatch):
     with metrics.Progress(1000, start=100, file=file, seconds=0.0) as progress:
 
         def update(step):
-            progress.update(step, **NUMBERS, encoder_layers=12, decoder_layers=6)
+            progress.update(step, **NUMBERS, layers=[12, 6])
 
         now[0] += 500  # compiles
         update(101)

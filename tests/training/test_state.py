@@ -12,10 +12,10 @@ import pytest
 from flax import nnx
 
 from layerdrop_jax.data.packing import fill_row
-from layerdrop_jax.models.seq2seq import Seq2Seq
 from layerdrop_jax.training import settings as settings_lib
-from layerdrop_jax.training.accounting import executed_flops, micro_batch_flops, nominal_flops
+from layerdrop_jax.training.accounting import executed_flops, nominal_flops, seq2seq_flops
 from layerdrop_jax.training.dropping import draw
+from layerdrop_jax.training.losses import seq2seq_loss
 from layerdrop_jax.training.optimizers import make_optimizer
 from layerdrop_jax.training.state import (
     abstract_params,
@@ -60,13 +60,15 @@ def compiled(*, dropout=0.0, dropped_layers="momentum", weight_decay=0.0, **drop
     step = functools.partial(
         train_step,
         graph=model_graph(settings(dropout).model),
+        loss=seq2seq_loss,
+        flops=seq2seq_flops,
         optimizer=optimizer,
         drop=dataclasses.replace(settings().drop, **drop),
         clip_norm=0.0 if dropout else CLIP,
         dropped_layers=dropped_layers,
     )
     step = jax.jit(step)
-    state = make_state(params(), optimizer)
+    state = make_state(settings().model, params(), optimizer)
 
     def run(state, batch, *, rates=NONE_DROPPED, seed=1, smoothing=0.1):
         return step(state, batch, rates=rates, seed=seed, smoothing=smoothing)
@@ -328,7 +330,7 @@ def test_a_dropped_layer_still_moves_by_its_momentum():
 def sub_layers_that_moved(new, old):
     """bool[N, S] by stack: where any number of the sub-layer or its norm differs."""
     found = {}
-    for stack, layer in Seq2Seq.STACKS.items():
+    for stack, layer in settings().model.stacks.items():
         moved = [
             [
                 np.reshape(np.asarray(a) != np.asarray(b), (len(a), -1))
@@ -359,7 +361,7 @@ def test_freezing_leaves_what_ran_in_no_micro_batch_bit_for_bit():
         """What runs in the micro-batches of a step: bool[A, N, S] by stack."""
         step_key = jax.random.fold_in(jax.random.key(1), number)
         micro_keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(jnp.arange(A))
-        of_stack = functools.partial(draw, drop=settings().drop, num_heads=2)
+        of_stack = functools.partial(draw, drop=settings().drop, model=settings().model)
         return {
             stack: jax.vmap(lambda key, stack=stack, of=of: of_stack(key, stack, of, number)[2])(
                 micro_keys
@@ -381,9 +383,7 @@ def test_freezing_leaves_what_ran_in_no_micro_batch_bit_for_bit():
                 np.testing.assert_array_equal(moved[stack], ran_AxNxS.any(0))
             assert np.any(new["source_embedding"]["table"] != old["source_embedding"]["table"])
         shares.extend(ran_AxNxS.mean(0).ravel() for ran_AxNxS in drawn.values())
-        costs = micro_batch_flops(
-            settings().model, B, BATCH["source"].shape[2], BATCH["target_input"].shape[2]
-        )
+        costs = seq2seq_flops(settings().model, FULL)
         wanted = sum(
             float(executed_flops(costs, {stack: ran[a] for stack, ran in drawn.items()}))
             for a in range(A)
@@ -403,6 +403,8 @@ def test_flops_of_a_drop_path_that_computes_some_rows():
     step = functools.partial(
         train_step,
         graph=model_graph(model),
+        loss=seq2seq_loss,
+        flops=seq2seq_flops,
         optimizer=RECORDER,
         rates=NONE_DROPPED,
         drop=settings().drop,
@@ -411,8 +413,8 @@ def test_flops_of_a_drop_path_that_computes_some_rows():
         clip_norm=0.0,
         dropped_layers="momentum",
     )
-    metrics = jax.jit(step)(make_state(params(), RECORDER), BATCH)[1]
-    costs = micro_batch_flops(model, B, BATCH["source"].shape[2], BATCH["target_input"].shape[2])
+    metrics = jax.jit(step)(make_state(model, params(), RECORDER), BATCH)[1]
+    costs = seq2seq_flops(model, FULL)
     layers = metrics["flops_nominal"] - A * costs["rest"]
     np.testing.assert_allclose(metrics["flops"], A * costs["rest"] + layers * 2 / 3, rtol=1e-5)
 
