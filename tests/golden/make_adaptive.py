@@ -30,7 +30,8 @@ CASES = {"tied": (True, True), "tied_tables": (True, False), "untied": (False, F
 
 def adaptive_input(weights, ids):
     flat = ids.flatten()
-    embedded = torch.zeros(len(flat), D, dtype=torch.float64)
+    width = weights["input.projection_0"].shape[0]
+    embedded = torch.zeros(len(flat), width, dtype=torch.float64)
     for b in range(3):
         rows = torch.nonzero((flat >= BOUNDS[b]) & (flat < BOUNDS[b + 1]))[:, 0]
         looked_up = torch.nn.functional.embedding(

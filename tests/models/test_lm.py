@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,25 @@ def tokens(config, shape, seed=0):
     return ids
 
 
-# Against the reference
+# Against PyTorch and the reference
+
+OWN = Path(__file__).parents[1] / "golden" / "lm.npz"
+
+
+def own_golden():
+    """(arrays, config) of tests/golden/make_lm.py."""
+    with np.load(OWN) as file:
+        arrays = dict(file)
+    config = lm_config(
+        vocab_size=61,
+        embed_dim=12,
+        ffn_dim=17,
+        attention_heads=3,
+        decoder_layers=4,
+        adaptive_cutoffs="11,29",
+        max_length=9,
+    )
+    return arrays, config
 
 
 def recorded(golden_dir, name="lm_adaptive"):
@@ -116,6 +135,33 @@ def loss_and_outputs(config, mode="skip"):
         return loss, {"features": x_BxTxD, "log_probs": model.log_probs(x_BxTxD)}
 
     return differentiate
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_own_golden_values(mode):
+    arrays, config = own_golden()
+    weights = part(arrays, "weights/")
+    params = lm_params(weights, config)
+    assert jax.tree.structure(params) == jax.tree.structure(abstract_params(config))
+    differentiate = loss_and_outputs(config, mode)
+    real, ran = arrays["batch/target"] != PAD, []
+    for k in range(3):
+        wanted = part(arrays, f"p{k}/")
+        (loss, out), found = jax.device_get(
+            differentiate(
+                params, arrays["batch/src_tokens"], arrays["batch/target"], wanted["keep"]
+            )
+        )
+        for name in ("features", "log_probs"):
+            np.testing.assert_allclose(
+                out[name][real], wanted[name][real], rtol=1e-6, atol=1e-5, err_msg=name
+            )
+        np.testing.assert_allclose(loss, wanted["loss"], rtol=2e-6)
+        zeros = {name: np.zeros_like(weight) for name, weight in weights.items()}
+        assert_gradients(found, lm_params(zeros | part(wanted, "grad/"), config))
+        ran.append(int(wanted["keep"].sum()))
+    assert ran == [4, 2, 0]
+    assert differentiate._cache_size() == 1
 
 
 def test_reference_states_log_probs_loss_and_gradients(golden_dir):
