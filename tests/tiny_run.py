@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from configs import wmt
+from configs import wikitext103, wmt
 from layerdrop_jax.training import settings as settings_lib
 from layerdrop_jax.training import state
 from layerdrop_jax.training.checkpoints import CheckpointConfig, Checkpoints
@@ -24,18 +24,29 @@ WORDS = {
     **{"one": "eins", "two": "zwei", "three": "drei", "four": "vier", "five": "fünf"},
     **{"six": "sechs", "seven": "sieben", "eight": "acht", "nine": "neun", "ten": "zehn"},
 }
+TRAINING = {
+    "optimizer": {"rate": 0.01, "warmup_updates": 8, "period_updates": 52},
+    "train": {"steps": 60, "accumulate": 2, "log_every": 1, "eval_every": 20},
+    "checkpoint": {"every": 10, "keep_last": 3, "average": 1},
+}
 # No two sizes are equal, but that both sides share a vocabulary.
-SIZES = {
+SIZES = TRAINING | {
     "data": {"vocab_size": 331, "batch_rows": 8, "max_length": 23}
     | {"source_length": 29, "target_length": 31},
     "model": {"embed_dim": 30, "ffn_dim": 37, "attention_heads": 3}
     | {"encoder_layers": 2, "decoder_layers": 4, "dropout": 0.05}
     | {"max_source_length": 41, "max_target_length": 43},
     "drop": {"encoder": 0.1, "decoder": 0.2},
-    "optimizer": {"rate": 0.01, "warmup_updates": 8, "period_updates": 52},
-    "train": {"steps": 60, "accumulate": 2, "log_every": 1, "eval_every": 20},
-    "checkpoint": {"every": 10, "keep_last": 3, "average": 1},
     "decode": {"beam": 2, "max_length_a": 1.0, "max_length_b": 2},
+}
+LM_SIZES = TRAINING | {
+    "data": {"vocab_size": 331, "batch_rows": 8, "length": 23},
+    "model": {"embed_dim": 30, "ffn_dim": 37, "attention_heads": 3}
+    | {"decoder_layers": 4, "dropout": 0.05, "max_length": 47}
+    | {"adaptive_cutoffs": "101,211", "adaptive_factor": 3},
+    "drop": {"decoder": 0.2},
+    "evaluate": {"length": 29, "context": 11, "batch_rows": 5},
+    "decode": {"max_tokens": 13, "batch_rows": 2},
 }
 PAIRS = (("train", 199), ("valid", 11), ("test", 12))
 
@@ -58,7 +69,7 @@ def write_text(folder, sizes=PAIRS):
 
 
 def tiny_config(text, **sections):
-    """configs/wmt.py:demo with small sizes, on the text in a folder; the sections override it."""
+    """configs/wmt.py:demo with small sizes, on the text of `write_text`; the sections override it."""
     config = wmt.demo().to_dict()
     own = {"data": {"dataset": "text", "path": str(text), "data_dir": str(text / "prepared")}}
     for changes in (SIZES, own, sections):
@@ -66,6 +77,29 @@ def tiny_config(text, **sections):
             config[section] |= values
     for side in ("source", "target"):
         config["model"][f"{side}_vocab_size"] = config["data"]["vocab_size"]
+    return config
+
+
+def write_lines(folder, sizes=PAIRS):
+    """Files of lines that count up from some word, for splits of given sizes."""
+    draw, words = random.Random(1), list(WORDS)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in sizes:
+        starts = [draw.randrange(len(words) - 1) for _ in range(count)]
+        lines = [words[start : draw.randint(start + 1, len(words))] for start in starts]
+        text = "".join(" ".join(line) + "\n" for line in lines)
+        (folder / f"{split}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+def tiny_lm_config(text, **sections):
+    """As `tiny_config`, of configs/wikitext103.py:demo and on the text of `write_lines`."""
+    config = wikitext103.demo().to_dict()
+    own = {"data": {"dataset": "text", "path": str(text), "data_dir": str(text / "prepared")}}
+    for changes in (LM_SIZES, own, sections):
+        for section, values in changes.items():
+            config[section] |= values
+    config["model"]["vocab_size"] = config["data"]["vocab_size"]
     return config
 
 

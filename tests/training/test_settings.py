@@ -15,6 +15,10 @@ def changed(**sections):
     return tiny_run.tiny_config(pathlib.Path("no-folder-is-read"), **sections)
 
 
+def lm(**sections):
+    return tiny_run.tiny_lm_config(pathlib.Path("no-folder-is-read"), **sections)
+
+
 def without(config, section, key):
     return config | {section: {k: v for k, v in config[section].items() if k != key}}
 
@@ -24,6 +28,9 @@ def test_sections_become_dataclasses():
     assert parsed.model.encoder_layers == 3
     assert parsed.optimizer.rate == 1  # an int where a float is wanted
     assert (parsed.seed, parsed.data.dataset) == (1, "text")
+    parsed = settings.parse(lm(model={"adaptive_cutoffs": ""}, train={"label_smoothing": 0.1}))
+    assert isinstance(parsed, settings.LanguageModelSettings)
+    assert (parsed.model.cutoffs, parsed.evaluate.length) == ((), 29)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +41,9 @@ def test_sections_become_dataclasses():
         (without(changed(), "model", "ffn_dim"), "section model lacks ffn_dim"),
         ({k: v for k, v in changed().items() if k != "seed"}, "the config lacks seed"),
         (changed() | {"data": 3}, "section data is 3, not names with values"),
+        (changed() | {"task": "summing"}, "task='summing' is unknown: it is one of translation, la"),
+        (changed() | {"task": []}, r"task=\[\] is unknown"),
+        (changed() | {"task": "language_modelling"}, "the config lacks evaluate"),
         ([1], r"the config is \[1\], not names with values"),
         (changed(train={"steps": 1.5}), "train.steps=1.5 is a float, not a int"),
         (changed(train={"steps": True}), "train.steps=True is a bool, not a int"),
@@ -73,6 +83,33 @@ def test_sections_become_dataclasses():
             changed() | {"model": changed()["model"] | {"source_vocab_size": 300}},
             "source_vocab_size=300 differs from data.vocab_size=331|needs one vocabulary",
         ),
+        (changed(model={"share_layers": 0}), "model.share_layers=0 is not 1 or more"),
+        (
+            changed(model={"encoder_layers": 3, "share_layers": 2}),
+            "model.encoder_layers=3 is not a multiple of model.share_layers=2",
+        ),
+        (lm(model={"encoder_layers": 2}), "section model has no 'encoder_layers': it has activ"),
+        (lm(drop={"encoder": 0.1}), "section drop has no 'encoder': it has decoder, exact"),
+        (lm(drop={"decoder": -0.1}), r"drop.decoder=-0.1 is not in \[0, 1\]"),
+        (lm(drop={"protect": "4"}), "drop.protect='4', decoder: cannot protect layer 4"),
+        (
+            lm() | {"model": lm()["model"] | {"vocab_size": 300}},
+            "model.vocab_size=300 differs from data.vocab_size=331",
+        ),
+        (lm(data={"length": 48}), "data.length=48 is more than model.max_length=47"),
+        (lm(evaluate={"length": 48}), "evaluate.length=48 is more than model.max_length=47"),
+        (lm(decode={"max_tokens": 48}), "decode.max_tokens=48 is more than model.max_length=47"),
+        (lm(evaluate={"context": 29}), r"evaluate.context=29 is not in \[0, 29\)"),
+        (lm(evaluate={"break_mode": "eos"}), "evaluate.break_mode='eos' is unknown: it is one of"),
+        (lm(evaluate={"batch_rows": 0}), "evaluate.batch_rows=0 is not 1 or more"),
+        (lm(train={"label_smoothing": 0.1}), "train.label_smoothing=0.1 needs the logits of all"),
+        (lm(model={"norm": "post", "final_norm": True}), "model.final_norm=True needs model.norm"),
+        (lm(model={"adaptive_cutoffs": "9;20"}), "model.adaptive_cutoffs='9;20' is not like"),
+        (lm(model={"adaptive_cutoffs": "331"}), "model.adaptive_cutoffs='331' must increase and"),
+        (
+            lm(model={"drop_block": 0.1, "drop_block_size": 24}),
+            "model.drop_block_size=24 is more than data.length=23",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named_in_one_line(config, message):
@@ -93,7 +130,7 @@ def test_differences_are_named_with_both_values():
 
 
 def test_changeable_keys_exist():
-    names = settings.flatten(changed())
+    names = settings.flatten(changed()) | settings.flatten(lm())
     for key in settings.CHANGEABLE:
         assert any(name == key or (key.endswith(".") and name.startswith(key)) for name in names)
     # A name that merely begins like one of them would pass as changeable.
@@ -156,6 +193,9 @@ def test_rates_and_expected_depth_in_words():
         "warm-up over 3,000 steps",
         "decoder: 4 layers, drop rate 0, 0.5, 0.5, 0.5, expected depth 2.50; "
         "heads 0, 0.1, 0.1, 0.1; ffns 0, 0.25, 0.25, 0.25; warm-up over 3,000 steps",
+    ]
+    assert describe_rates(settings.parse(lm())) == [
+        "decoder: 4 layers, drop rate 0.2 each, expected depth 3.20"
     ]
     exact = settings.parse(changed(drop={"encoder": 0.5, "decoder": 0.5, "exact": True}))
     assert describe_rates(exact)[1].endswith("expected depth 2 in every step")
