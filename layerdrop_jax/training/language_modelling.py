@@ -95,7 +95,8 @@ def evaluate(run: Run) -> list[dict]:
             }
         )
     num_layers = model.decoder_layers
-    by_rule = {every_other(num_layers, 1 / period) for period in range(2, num_layers + 1)}
+    rates = [0.0, *(1 / period for period in range(2, num_layers + 1))]
+    by_rule = {every_other(num_layers, rate) for rate in rates}
     for depth in range(num_layers, 0, -1):
         layers = evenly_spaced(num_layers, depth)
         nats, seconds = measure(

@@ -10,6 +10,7 @@ import threading
 import urllib.request
 import zipfile
 
+import numpy as np
 import pytest
 
 from layerdrop_jax.data import streams
@@ -69,7 +70,11 @@ def test_the_published_number_of_tokens(data_dir, make_config, tmp_path):
     assert list(valid[:3]) == [" ", " = Homarus gammarus = ", " "]
     tokenizer = vocabulary.train_word_vocabulary(valid, 7001, tmp_path / "tokenizer.json")
     assert streams.prepare_blocks(config, tokenizer, valid).stats["tokens"] == 217_646
-    assert len(vocabulary.encode_texts(tokenizer, test)[0]) == 245_569
+    tokens, offsets = vocabulary.encode_texts(tokenizer, test)
+    assert len(tokens) == 245_569
+    windows = streams.Windows(tokens, offsets, length=3072, context=2560, break_mode="complete")
+    scored = [row["target"][row["weight"] > 0] for row in windows]
+    np.testing.assert_array_equal(np.concatenate(scored), tokens)
     assert vocabulary.decode(tokenizer, vocabulary.encode(tokenizer, [valid[1]])) == [
         "= Homarus gammarus ="
     ]

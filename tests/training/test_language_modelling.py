@@ -1,0 +1,289 @@
+"""A small language model, trained, judged, cut and asked to go on with prompts."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from layerdrop_jax.data import streams, tokenizers
+from layerdrop_jax.data.tokenizers import EOS, PAD
+from layerdrop_jax.decoding.sampling import filter_log_probs
+from layerdrop_jax.training import language_modelling, train
+from layerdrop_jax.training.evaluate import evaluate
+from layerdrop_jax.training.language_modelling import answer, continue_prompts, make_measure
+from layerdrop_jax.training.metrics import read_metrics
+from layerdrop_jax.training.prune import prune
+from layerdrop_jax.training.runs import load_run
+from layerdrop_jax.training.state import count_params, model_graph
+from tests import tiny_run
+from tests.models.networks import fast_jit
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return tiny_run.write_lines(tmp_path_factory.mktemp("lines"))
+
+
+@pytest.fixture(scope="module")
+def folder(text, tmp_path_factory, quick_compile):
+    """A run's folder after training and evaluation; no test changes it."""
+    folder = tmp_path_factory.mktemp("runs") / "lm"
+    train.train(tiny_run.tiny_lm_config(text), folder, command="python launch.py")
+    evaluate(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    return load_run(folder)
+
+
+def with_section(run, name, **changes):
+    section = dataclasses.replace(getattr(run.settings, name), **changes)
+    return run._replace(settings=dataclasses.replace(run.settings, **{name: section}))
+
+
+def windows_of(run, split):
+    """The windows of a split, by hand."""
+    texts = streams.load_saved_texts(run.workdir, split)
+    tokens, offsets = tokenizers.encode_texts(run.tokenizer, texts)
+    section = run.settings.evaluate
+    return streams.Windows(
+        tokens,
+        offsets,
+        length=section.length,
+        context=section.context,
+        break_mode=section.break_mode,
+    )
+
+
+def log_probs_of(run, keep=None):
+    """``f(ids_BxT) -> log p of every next token`` by the whole network, without any cache."""
+    graph = model_graph(run.settings.model)
+
+    @fast_jit
+    def log_probs(params, ids_BxT):
+        model = nnx.merge(graph, params)
+        return model.log_probs(model(ids_BxT, keep=keep))
+
+    return lambda ids_BxT: log_probs(run.params, ids_BxT)
+
+
+# Perplexity
+
+
+def test_scores_count_every_token_and_training_helped(folder, run):
+    lines = {r["split"]: r for r in read_metrics(folder) if r["kind"] == "test"}
+    assert list(lines) == ["valid", "test"]
+    for split, line in lines.items():
+        texts = streams.load_saved_texts(folder, split)
+        ids = tokenizers.encode(run.tokenizer, texts)
+        assert line["tokens"] == sum(map(len, ids)) + len(texts)
+        assert line["perplexity"] == pytest.approx(math.exp(line["nats"]))
+        assert line["signature"] == "base:e|eos:yes|unk:yes|break:none|window:29|context:11"
+        assert line["averaged"] == run.steps
+        assert line["perplexity"] < 30  # of 331 tokens
+
+
+def test_perplexity_is_that_of_each_token_behind_its_window(run):
+    rows = windows_of(run, "test")
+    log_probs = log_probs_of(run)
+    total = 0.0
+    for n in range(len(rows)):
+        row = rows[n]
+        log_probs_TxV = np.asarray(log_probs(row["input"][None]))[0]
+        picked = log_probs_TxV[np.arange(len(row["target"])), row["target"]]
+        total -= np.sum(picked * row["weight"], dtype=np.float64)
+    nats, _ = make_measure(run)(rows)
+    assert nats == pytest.approx(total / len(rows.tokens), rel=1e-6)
+
+
+@pytest.mark.parametrize("batch_rows", [1, 7, 64])
+def test_perplexity_does_not_depend_on_the_batch(run, batch_rows):
+    rows = windows_of(run, "valid")
+    keep = {"decoder": np.array([1, 0, 1, 0], bool)}
+    wanted, _ = make_measure(run)(rows, keep)
+    nats, _ = make_measure(with_section(run, "evaluate", batch_rows=batch_rows))(rows, keep)
+    assert math.exp(nats) == pytest.approx(math.exp(wanted), rel=1e-5)
+
+
+# Depth
+
+
+def test_every_depth_is_measured_and_named_after_its_rule(folder, run):
+    lines = [r for r in read_metrics(folder) if r["kind"] == "depth"]
+    found = [(r["decoder_layers"], r["strategy"]) for r in lines]
+    assert found == [
+        ([0, 1, 2, 3], "every_other"),
+        ([0, 1, 2], "every_other"),
+        ([0, 2], "every_other"),
+        ([0], "evenly_spaced"),
+    ]
+    assert {r["split"] for r in lines} == {"valid"}
+    whole = next(r for r in read_metrics(folder) if r["kind"] == "test")
+    assert lines[0]["nats"] == pytest.approx(whole["nats"], rel=1e-6)
+    assert lines[0]["parameters"] == count_params(run.params)
+
+
+def test_a_pruned_folder_is_what_its_depth_was_measured_to_be(folder, tmp_path):
+    record = prune(folder, tmp_path / "small", keep={"decoder": "every_other:0.5"})
+    assert record["decoder_layers"] == [0, 2]
+    measured = next(
+        r for r in read_metrics(folder) if r["kind"] == "depth" and r["decoder_layers"] == [0, 2]
+    )
+    assert record["parameters"] == measured["parameters"]
+    valid = evaluate(tmp_path / "small")[0]
+    assert valid["nats"] == pytest.approx(measured["nats"], rel=1e-5)
+    again = [r for r in read_metrics(tmp_path / "small") if r["kind"] == "depth"]
+    assert [r["decoder_layers"] for r in again] == [[0, 2], [0]]
+
+
+def test_a_language_model_has_no_encoder_to_prune(folder, tmp_path):
+    with pytest.raises(ValueError, match="--encoder_keep: the model of .* has no encoder"):
+        prune(folder, tmp_path / "small", keep={"encoder": "all"})
+    assert not (tmp_path / "small").exists()
+
+
+# Generation
+
+PROMPTS = ["two three", "", "five", "one two three four", "seven eight"]
+
+
+def without_cache(run, prompt, number):
+    """What `continue_prompts` does for one prompt, computing the whole sequence for every token."""
+    config = run.settings.decode
+    log_probs = log_probs_of(run)
+    ids = [EOS, *tokenizers.encode(run.tokenizer, [prompt])[0]]
+    begin = len(ids)
+    key = jax.random.fold_in(jax.random.key(config.seed), number)
+    for step in range(config.max_tokens):
+        row = np.full((1, run.settings.model.max_length), PAD, np.int32)
+        row[0, : len(ids)] = ids
+        log_probs_V = np.asarray(log_probs(row))[0, len(ids) - 1].copy()
+        log_probs_V[PAD] = -np.inf
+        if config.temperature == 0:
+            token = int(np.argmax(log_probs_V))
+        else:
+            scores = filter_log_probs(
+                log_probs_V[None],
+                temperature=config.temperature,
+                top_k=config.top_k,
+                top_p=config.top_p,
+            )
+            token = int(jax.random.categorical(jax.random.fold_in(key, step), scores[0]))
+        ids.append(token)
+        if config.stop_at_eos and token == EOS:
+            break
+    return language_modelling._text(run, ids[begin:])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"temperature": 0.0, "stop_at_eos": True},
+        {"temperature": 1.3, "top_k": 40, "top_p": 0.95, "stop_at_eos": False, "seed": 7},
+    ],
+    ids=["greedy", "sampled"],
+)
+def test_continuations_are_those_without_a_cache(run, changes):
+    run = with_section(run, "decode", **changes)
+    found = continue_prompts(run, PROMPTS)
+    wanted = [without_cache(run, prompt, number) for number, prompt in enumerate(PROMPTS)]
+    assert found == wanted
+    assert len(set(found)) > 2
+    other = with_section(run, "decode", batch_rows=5)
+    assert continue_prompts(other, PROMPTS) == found
+
+
+def test_another_seed_samples_another_text(run):
+    texts = {
+        continue_prompts(with_section(run, "decode", seed=seed, temperature=2.0), ["one"])[0]
+        for seed in range(5)
+    }
+    assert len(texts) == 5
+
+
+def test_an_answer_is_json_and_a_prompt_may_be(run):
+    lines = ["one two", r'"one\ntwo"', '"no json']
+    answers = [json.loads(line) for line in answer(run, lines)]
+    assert [a["prompt"] for a in answers] == ["one two", "one\ntwo", '"no json']
+    assert all(isinstance(a["continuation"], str) and len(a) == 2 for a in answers)
+
+
+def test_a_prompt_that_is_too_long_loses_its_beginning_and_is_named(run, caplog):
+    run = with_section(run, "decode", temperature=0.0)
+    long = " ".join(["one two three four five six"] * 12)
+    room = run.settings.model.max_length - run.settings.decode.max_tokens
+    found = continue_prompts(run, ["one", long])
+    count = len(tokenizers.encode(run.tokenizer, [long])[0])
+    assert f"prompt 2 has {count} tokens: only its last {room} count" in caplog.text
+    assert "prompt 1" not in caplog.text
+    assert len(found) == 2
+
+
+# Folders and resumption
+
+
+def test_the_folder_names_what_was_read(folder):
+    record = json.loads((folder / "data" / "source.json").read_text(encoding="utf-8"))
+    assert record["dataset"] == "text"
+    assert record["texts"] == dict(tiny_run.PAIRS)
+    assert len(record["sha256"]) == 64
+    stats = next(r for r in read_metrics(folder) if r["kind"] == "data")
+    assert stats["texts"] == 199
+
+
+def test_a_run_in_two_parts_is_the_run_in_one(folder, text, tmp_path):
+    shorter = tiny_run.tiny_lm_config(text)
+    shorter["train"] |= {"steps": 20}
+    train.train(shorter, tmp_path / "run", command="first")
+    train.train(tiny_run.tiny_lm_config(text), tmp_path / "run", command="second")
+    tiny_run.assert_same_end(tmp_path / "run", folder)
+
+
+def test_nesterov_in_two_parts_is_nesterov_in_one(text, tmp_path):
+    """Its rate changes in every step, and with it its velocity; layers share weights and freeze."""
+    changes = {
+        "optimizer": {"name": "nag", "rate": 0.1, "clip_norm": 0.1, "dropped_layers": "freeze"},
+        "model": {"share_layers": 2},
+        "drop": {"decoder": 0.5},
+    }
+    for name, parts in (("one", [11]), ("two", [5, 11])):
+        for steps in parts:
+            sizes = {"steps": steps, "eval_every": 5}
+            config = tiny_run.tiny_lm_config(text, **changes, train=sizes)
+            train.train(config, tmp_path / name, command="")
+    tiny_run.assert_same_end(tmp_path / "one", tmp_path / "two")
+
+
+def test_another_text_does_not_go_on(folder, text, tmp_path):
+    config = tiny_run.tiny_lm_config(text, train={"steps": 2, "eval_every": 2})
+    train.train(config, tmp_path / "run", command="")
+    other = tiny_run.write_lines(tmp_path / "other")
+    lines = (other / "train.txt").read_text(encoding="utf-8")
+    (other / "train.txt").write_text(lines + "one two three\n", encoding="utf-8")
+    config = tiny_run.tiny_lm_config(other, train={"steps": 4, "eval_every": 2})
+    with pytest.raises(ValueError, match="the training sentences are not those that"):
+        train.train(config, tmp_path / "run", command="")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": {"label_smoothing": 0.1}}, "train.label_smoothing=0.1 needs the logits of all"),
+        ({"data": {"length": 48}}, "data.length=48 is more than model.max_length=47"),
+        ({"evaluate": {"length": 48}}, "evaluate.length=48 is more than model.max_length=47"),
+        ({"evaluate": {"context": 29}}, r"evaluate.context=29 is not in \[0, 29\)"),
+        ({"decode": {"max_tokens": 48}}, "decode.max_tokens=48 is more than model.max_length=47"),
+    ],
+)
+def test_sections_that_do_not_fit_are_named(text, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train.train(tiny_run.tiny_lm_config(text, **changes), tmp_path / "run", command="")
+    assert not (tmp_path / "run").exists()
