@@ -69,7 +69,7 @@ def write_text(folder, sizes=PAIRS):
 
 
 def tiny_config(text, **sections):
-    """configs/wmt.py:demo with small sizes, on the text of `write_text`; the sections override it."""
+    """configs/wmt.py:demo with small sizes, on `write_text`'s folder; the sections override it."""
     config = wmt.demo().to_dict()
     own = {"data": {"dataset": "text", "path": str(text), "data_dir": str(text / "prepared")}}
     for changes in (SIZES, own, sections):
@@ -93,7 +93,7 @@ def write_lines(folder, sizes=PAIRS):
 
 
 def tiny_lm_config(text, **sections):
-    """As `tiny_config`, of configs/wikitext103.py:demo and on the text of `write_lines`."""
+    """As `tiny_config`, of configs/wikitext103.py:demo and on `write_lines`' folder."""
     config = wikitext103.demo().to_dict()
     own = {"data": {"dataset": "text", "path": str(text), "data_dir": str(text / "prepared")}}
     for changes in (LM_SIZES, own, sections):

@@ -262,3 +262,25 @@ def test_rows_of_what_did_not_run_are_the_old_ones():
         np.testing.assert_array_equal(moved.all(-1), expected_N)
         np.testing.assert_array_equal(moved.any(-1), expected_N)
     assert len(seen) == 2 + 3
+
+
+def test_weights_that_layers_share_have_run_where_one_of_them_has():
+    shared = model(norm="pre", share_layers=2)
+    ran = {
+        "encoder": np.array([[0, 1], [0, 0]], bool),
+        "decoder": np.array([[0, 1, 0], [0, 0, 1], [0, 0, 0], [1, 0, 0]], bool),
+    }
+    shapes = abstract_params(shared)
+    old, new = (jax.tree.map(lambda a, v=v: np.full(a.shape, v), shapes) for v in (0.0, 1.0))
+    restored = dropping.restore_dropped(new, old, ran, shared)
+    expected = {"encoder": [[0, 1]], "decoder": [[0, 1, 1], [1, 0, 0]]}
+    for stack, expected_CxS in expected.items():
+        for s, name in enumerate(shared.stacks[stack].SUBLAYERS):
+            expected_C = np.array(expected_CxS)[:, s]
+            for part in (name, f"{name}_norm"):
+                for leaf in jax.tree.leaves(restored[stack][part]):
+                    assert len(leaf) == len(expected_C)
+                    moved = np.asarray(leaf).reshape(len(leaf), -1)
+                    np.testing.assert_array_equal(moved.min(1), expected_C)
+                    np.testing.assert_array_equal(moved.max(1), expected_C)
+    assert (restored["source_embedding"]["table"] == 1).all()
