@@ -3,7 +3,7 @@
   python launch.py --config=configs/wmt.py[:variant] --workdir=RUN   train (or resume)
   python launch.py --workdir=RUN --mode=evaluate                     score every depth, report
   python launch.py --workdir=RUN --mode=prune --output=SMALL --decoder_keep=evenly_spaced:3
-  python launch.py --workdir=RUN --mode=generate --input=FILE --output=FILE
+  python launch.py --workdir=RUN --mode=generate --input=FILE --output=FILE [--set=decode.beam=4]
   python launch.py --workdir=RUN --mode=describe                     parameters, drop rates
 
 describe also takes a --config without a run. Exit codes: 0 done; 1 an error, said in one line (-v=1
@@ -36,8 +36,9 @@ WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder")
 MODE = flags.DEFINE_enum("mode", "train", MODES, "what to do")
 INPUT = flags.DEFINE_string("input", "", "generate: file to read instead of standard input")
 OUTPUT = flags.DEFINE_string("output", "", "generate: file to write; prune: folder to make")
-ENCODER_KEEP = flags.DEFINE_string("encoder_keep", "", f"{KEEP}; all without it")
+ENCODER_KEEP = flags.DEFINE_string("encoder_keep", None, f"{KEEP}; all without it")
 DECODER_KEEP = flags.DEFINE_string("decoder_keep", "every_other:0.5", KEEP)
+SET = flags.DEFINE_multi_string("set", [], "generate: decode.KEY=VALUE, not the run's")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "one run on many hosts (jax.distributed)")
 
 
@@ -47,6 +48,8 @@ def main(argv):
     mode = MODE.value
     if mode != "train" and WORKDIR.value and (CONFIG.value or DISTRIBUTED.value):
         raise ValueError(f"--mode={mode} takes no --config, which is the run's, nor --distributed")
+    if SET.value and mode != "generate":
+        raise ValueError("--set goes with --mode=generate; train has --config.SECTION.KEY=VALUE")
     if DISTRIBUTED.value:
         jax.distributed.initialize()
     if not WORKDIR.value and not (mode == "describe" and CONFIG.value):
@@ -64,12 +67,10 @@ def main(argv):
         print(f"report: {write_report(WORKDIR.value)}", file=sys.stderr)
     elif mode == "prune":
         output = OUTPUT.value or f"{WORKDIR.value.rstrip('/')}-pruned"
-        keep = {"decoder": DECODER_KEEP.value}
-        if ENCODER_KEEP.value:
-            keep["encoder"] = ENCODER_KEEP.value
+        keep = {"encoder": ENCODER_KEEP.value, "decoder": DECODER_KEEP.value}
         print(json.dumps({"output": output} | prune(WORKDIR.value, output, keep=keep)))
     elif mode == "generate":
-        generate(WORKDIR.value, INPUT.value, OUTPUT.value)
+        generate(WORKDIR.value, INPUT.value, OUTPUT.value, SET.value)
     else:
         config = read_config(WORKDIR.value) if WORKDIR.value else CONFIG.value.to_dict()
         print(describe(settings.parse(config)))

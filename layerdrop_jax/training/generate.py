@@ -7,7 +7,7 @@ from layerdrop_jax.training import tasks
 from layerdrop_jax.training.runs import load_run
 
 
-def generate(workdir, source: str = "", target: str = "") -> None:
+def generate(workdir, source: str = "", target: str = "", changes=()) -> None:
     """Answers lines from a file or standard input, in order, one line each.
 
     What an answer is depends on the task: see `translation.answer`, `language_modelling.answer`.
@@ -16,12 +16,13 @@ def generate(workdir, source: str = "", target: str = "") -> None:
       workdir: a run's folder.
       source: the file to read; "" is standard input.
       target: the file to write; "" is standard output.
+      changes: what to do otherwise than the run's config says, see `settings.change`.
 
     Raises:
       ValueError: text that is not UTF-8; names the line.
       OSError: a file that cannot be read or written.
     """
-    run = load_run(workdir)
+    run = load_run(workdir, changes)
     lines = _read_lines(source)
     if target:
         _check_writable(target)  # before the work, not after it

@@ -32,8 +32,8 @@ def prune(workdir, output, *, keep: dict) -> dict:
     Args:
       workdir: the parent's folder.
       output: the folder to make.
-      keep: for each stack which layers stay, in a form of `pruning.parse_layers`; a stack of the
-        model that is absent stays whole.
+      keep: for each stack which layers stay, in a form of `pruning.parse_layers`; a stack that is
+        absent or None stays whole.
 
     Returns:
       what pruned.json holds.
@@ -47,6 +47,7 @@ def prune(workdir, output, *, keep: dict) -> dict:
         raise ValueError(f"--output={output} is in use: name a folder that is new or empty")
     parent = load_run(workdir)
     model = parent.settings.model
+    keep = {stack: kept for stack, kept in keep.items() if kept is not None}
     for stack in keep:
         if stack not in model.stacks:
             raise ValueError(f"--{stack}_keep: the model of {workdir} has no {stack}")

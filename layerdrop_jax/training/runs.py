@@ -68,14 +68,18 @@ class Run(typing.NamedTuple):
     steps: list
 
 
-def load_run(workdir) -> Run:
+def load_run(workdir, changes=()) -> Run:
     """Reads config, tokenizer and parameters: the mean of the last checkpoints, or the best.
+
+    Args:
+      workdir: the folder.
+      changes: what to do otherwise than its config says, see `settings.change`.
 
     Raises:
       FileNotFoundError, ValueError, OSError: not a run's folder, or one that does not fit itself.
     """
     workdir = pathlib.Path(workdir)
-    config = read_config(workdir)
+    config = settings.change(read_config(workdir), changes)
     parsed = settings.parse(config)
     average = parsed.checkpoint.average
     params, steps = restore_params(

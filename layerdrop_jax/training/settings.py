@@ -1,7 +1,9 @@
 """A run's config as frozen dataclasses, checked before anything is trained or written."""
 
+import copy
 import dataclasses
 import itertools
+import json
 import pathlib
 from collections.abc import Mapping
 
@@ -230,6 +232,30 @@ def differences(old: Mapping, new: Mapping) -> list[str]:
         for key in sorted(old.keys() | new.keys())
         if old.get(key, absent) != new.get(key, absent)
     ]
+
+
+def change(config: Mapping, changes) -> dict:
+    """A copy of a run's config with some other values in its section decode.
+
+    Args:
+      config: nested mappings.
+      changes: strings such as "decode.temperature=0".
+
+    Raises:
+      ValueError: a change that is none, or of a key that there is not; lists those that there are.
+    """
+    changed = copy.deepcopy(dict(config))
+    known = [key for key in flatten(config) if key.startswith("decode.")]
+    for text in changes:
+        key, equals, value = text.partition("=")
+        if not equals or key not in known:
+            raise ValueError(f"--set={text} is not KEY=VALUE for one of {', '.join(known)}")
+        section, name = key.split(".")
+        try:
+            changed[section][name] = json.loads(value.lower())
+        except ValueError:
+            changed[section][name] = value
+    return changed
 
 
 def flatten(mapping: Mapping, prefix: str = "") -> dict:

@@ -201,3 +201,13 @@ def test_rates_and_expected_depth_in_words():
     assert describe_rates(exact)[1].endswith("expected depth 2 in every step")
     scaled = settings.parse(changed(drop={"rescale": True, "sublayers": 0.5}))
     assert describe_rates(scaled)[0].endswith("; sublayers 0.5 each; rescaled")
+
+
+def test_decoding_can_be_changed_for_once():
+    config = {"seed": 1, "decode": {"beam": 2, "flag": True, "name": "a"}, "train": {"steps": 3}}
+    changed = settings.change(config, ["decode.beam=4", "decode.flag=False", "decode.name=b"])
+    assert changed == config | {"decode": {"beam": 4, "flag": False, "name": "b"}}
+    assert config["decode"]["beam"] == 2
+    for text in ("decode.beam", "decode.width=4", "train.steps=4"):
+        with pytest.raises(ValueError, match=f"--set={text} is not KEY=VALUE for one of decode.b"):
+            settings.change(config, [text])
