@@ -13,9 +13,10 @@ import pytest
 
 from layerdrop_jax.training import settings
 from layerdrop_jax.training.evaluate import evaluate
+from layerdrop_jax.training.generate import generate
 from layerdrop_jax.training.optimizers import make_optimizer
 from layerdrop_jax.training.train import train
-from tests.tiny_run import tiny_config, write_text
+from tests.tiny_run import tiny_config, tiny_lm_config, write_lines, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 HELPERS = {"common", "architectures"}
@@ -145,13 +146,45 @@ def test_every_leaf_is_read(tmp_path):
         | {"drop_path": 0.1},  # drop_path_rows is read where there is something to drop
         train={"steps": 2, "accumulate": 1, "eval_every": 2},
     )
-    sections = {field.name: field.type for field in dataclasses.fields(settings.Settings)}
-    classes = [settings.Settings] + [kind for name, kind in sections.items() if name != "seed"]
+    classes = dataclasses_of(settings.TranslationSettings)
     with recorded_reads(classes) as reads:
         train(config, tmp_path / "run", command="")
         evaluate(tmp_path / "run")
-        # The tiny run has only one of the optimizers, and of the schedules.
-        for name, schedule in (("adam", "inverse_sqrt"), ("nag", "cosine")):
-            config["optimizer"] |= {"name": name, "schedule": schedule}
-            make_optimizer(settings.parse(config).optimizer)
+        make_every_optimizer(config)
     assert unread(classes, reads) == []
+
+
+def test_every_leaf_of_a_language_model_is_read(tmp_path):
+    write_lines(tmp_path / "text", (("train", 40), ("valid", 3), ("test", 3)))
+    config = tiny_lm_config(
+        tmp_path / "text",
+        model={"decoder_layers": 1, "drop_path": 0.1},
+        train={"steps": 2, "accumulate": 1, "eval_every": 2},
+    )
+    plain = tiny_lm_config(
+        tmp_path / "text",
+        model={"decoder_layers": 1, "adaptive_cutoffs": "", "tie_embeddings": False},
+        train={"steps": 1, "accumulate": 1, "eval_every": 1, "label_smoothing": 0.1},
+    )
+    (tmp_path / "prompts").write_text("one two\n")
+    classes = dataclasses_of(settings.LanguageModelSettings)
+    with recorded_reads(classes) as reads:
+        train(config, tmp_path / "run", command="")
+        evaluate(tmp_path / "run")
+        generate(tmp_path / "run", str(tmp_path / "prompts"), str(tmp_path / "output"))
+        make_every_optimizer(config)
+        train(plain, tmp_path / "plain", command="")
+    assert unread(classes, reads) == []
+
+
+def dataclasses_of(cls):
+    """The dataclass of a whole config, and those of its sections."""
+    kinds = [field.type for field in dataclasses.fields(cls)]
+    return [cls, *filter(dataclasses.is_dataclass, kinds)]
+
+
+def make_every_optimizer(config):
+    """A tiny run has only one of the optimizers, and of the schedules."""
+    for name, schedule in (("adam", "inverse_sqrt"), ("nag", "cosine")):
+        config["optimizer"] |= {"name": name, "schedule": schedule}
+        make_optimizer(settings.parse(config).optimizer)

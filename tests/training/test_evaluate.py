@@ -11,11 +11,14 @@ import pytest
 from layerdrop_jax.core.pruning import evenly_spaced
 from layerdrop_jax.data.tokenizers import load_tokenizer
 from layerdrop_jax.decoding.batching import Decoded, Hypothesis
-from layerdrop_jax.training import evaluate
+from layerdrop_jax.training import translation
 from layerdrop_jax.training.bleu import sacre_bleu
 from layerdrop_jax.training.checkpoints import restore_params
+from layerdrop_jax.training.evaluate import evaluate
 from layerdrop_jax.training.metrics import read_metrics
+from layerdrop_jax.training.runs import load_run
 from layerdrop_jax.training.state import count_params
+from layerdrop_jax.training.translation import make_translator
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -60,7 +63,7 @@ def test_every_depth_is_measured(run, translate, sources, references):
     depths = of_kind(run, "depth")
     assert [line["decoder_layers"] for line in depths] == [[0, 1, 2, 3], [0, 1, 2], [0, 2], [0]]
     assert depths[0]["bleu"] == of_kind(run, "test")[0]["bleu"]
-    params = evaluate.load_run(run).params
+    params = load_run(run).params
     layer = count_params(params["decoder"]) // 4
     assert [line["parameters"] for line in depths] == [
         count_params(params) - dropped * layer for dropped in range(4)
@@ -84,13 +87,13 @@ def with_average(run, folder, average):
     config = json.loads((folder / "config.json").read_text())
     config["checkpoint"]["average"] = average
     (folder / "config.json").write_text(json.dumps(config))
-    return evaluate.load_run(folder)
+    return load_run(folder)
 
 
 def test_the_best_checkpoint_by_validation_loss_is_taken(run, tmp_path):
     valid = {line["step"]: line["loss"] for line in of_kind(run, "valid")}
     best = min(valid, key=valid.get)
-    assert evaluate.load_run(run).steps == [best]
+    assert load_run(run).steps == [best]
     assert {line["step"] for line in of_kind(run, "test")} == {best}
     # Were the loss of this one larger, in as many digits, it would be another one.
     folder = tmp_path / "run"
@@ -99,7 +102,7 @@ def test_the_best_checkpoint_by_validation_loss_is_taken(run, tmp_path):
     text = about.read_text()
     assert text.count(repr(valid[best])) == 1
     about.write_text(text.replace(repr(valid[best]), "9" + repr(valid[best])[1:]))
-    assert evaluate.load_run(folder).steps == [min(valid.keys() - {best, 20}, key=valid.get)]
+    assert load_run(folder).steps == [min(valid.keys() - {best, 20}, key=valid.get)]
 
 
 def test_or_the_mean_of_the_last_ones(run, tmp_path):
@@ -123,10 +126,10 @@ def test_or_the_mean_of_the_last_ones(run, tmp_path):
 
 
 def test_a_translation_does_not_depend_on_its_batch(run, translate, sources):
-    loaded = evaluate.load_run(run)
+    loaded = load_run(run)
     # 2 beams x 4 rows x 16 positions.
     decode = dataclasses.replace(loaded.settings.decode, batch_tokens=2 * 4 * 18)
-    few = evaluate.make_translator(
+    few = make_translator(
         loaded._replace(settings=dataclasses.replace(loaded.settings, decode=decode))
     )
     assert len(sources) == 12  # three batches of one shape
@@ -140,11 +143,11 @@ def test_a_line_break_in_a_translation_is_a_space(run, monkeypatch):
     assert None not in (newline, letter)
     tokens = [letter, newline, newline, letter]
     monkeypatch.setattr(
-        evaluate,
+        translation,
         "decode_sentences",
         lambda *_, **__: Decoded([[Hypothesis(tokens, 0.0, [])], []], []),
     )
-    translate = evaluate.make_translator(evaluate.load_run(run))
+    translate = make_translator(load_run(run))
     assert translate(["a", "b"]) == (["x x", ""], [])
 
 
@@ -165,5 +168,5 @@ def test_an_incomplete_folder_is_named(run, tmp_path, missing, error, message):
     shutil.copytree(run, folder)
     (shutil.rmtree if (folder / missing).is_dir() else type(folder).unlink)(folder / missing)
     with pytest.raises(error, match=message) as caught:
-        evaluate.evaluate(folder)
+        evaluate(folder)
     assert len(str(caught.value).splitlines()) == 1

@@ -14,7 +14,7 @@ SOURCES = ["three two", "", "nine", "one eight four", " ", "ten"]
 @pytest.fixture(autouse=True)
 def compiled_once(monkeypatch, translate):
     """The real translator of the small run, but not compiled again for every test."""
-    monkeypatch.setattr("layerdrop_jax.training.generate.make_translator", lambda run: translate)
+    monkeypatch.setattr("layerdrop_jax.training.translation.make_translator", lambda run: translate)
 
 
 def translated(run, tmp_path, data):
@@ -100,7 +100,7 @@ def test_files_that_cannot_be_opened_are_named(run, tmp_path, monkeypatch):
     def translate_nothing(run):
         raise AssertionError("an output that cannot be written is known before the work")
 
-    monkeypatch.setattr("layerdrop_jax.training.generate.make_translator", translate_nothing)
+    monkeypatch.setattr("layerdrop_jax.training.translation.make_translator", translate_nothing)
     message = refused(OSError, run, tmp_path / "absent", tmp_path / "output")
     assert f"cannot read --input={tmp_path / 'absent'}: No such file" in message
     (tmp_path / "input").write_text("one\n")
@@ -121,7 +121,7 @@ def test_a_failure_leaves_an_older_output_alone(run, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError
 
-    monkeypatch.setattr("layerdrop_jax.training.generate.make_translator", lambda run: fail)
+    monkeypatch.setattr("layerdrop_jax.training.translation.make_translator", lambda run: fail)
     with pytest.raises(RuntimeError):
         generate(run, str(tmp_path / "input"), str(tmp_path / "output"))
     assert (tmp_path / "output").read_text() == "older\n"

@@ -3,16 +3,21 @@
 import json
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from layerdrop_jax.core.pruning import take_layers
 from layerdrop_jax.training import prune as prune_lib
-from layerdrop_jax.training.evaluate import evaluate, load_run, make_translator
+from layerdrop_jax.training.evaluate import evaluate
 from layerdrop_jax.training.metrics import read_metrics
 from layerdrop_jax.training.prune import hash_params, prune
+from layerdrop_jax.training.runs import cut_model, load_run
 from layerdrop_jax.training.state import count_params
+from layerdrop_jax.training.train import train
+from layerdrop_jax.training.translation import make_translator
+from tests import tiny_run
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -26,11 +31,10 @@ def family(run, tmp_path_factory, quick_compile):
     """The records of two prunings, one after the other, and the second's folder, alone."""
     folder = tmp_path_factory.mktemp("family")
     shutil.copytree(run, folder / "run")
-    once = prune(folder / "run", folder / "child", decoder_keep="layers:0,2,3")
+    once = prune(folder / "run", folder / "child", keep={"decoder": "layers:0,2,3"})
     child = hash_params(load_run(folder / "child").params)
-    twice = prune(
-        folder / "child", folder / "grandchild", encoder_keep="layers:1", decoder_keep="layers:0,2"
-    )
+    keep = {"encoder": "layers:1", "decoder": "layers:0,2"}
+    twice = prune(folder / "child", folder / "grandchild", keep=keep)
     shutil.rmtree(folder / "run")
     shutil.rmtree(folder / "child")
     return once, child, twice, folder / "grandchild"
@@ -68,7 +72,7 @@ def test_the_folder_is_smaller_and_stands_alone(run, family, translate):
 
 
 def test_it_is_evaluated_as_any_run_is(run, tmp_path):
-    prune(run, tmp_path / "small", decoder_keep="layers:0,2")
+    prune(run, tmp_path / "small", keep={"decoder": "layers:0,2"})
     evaluate(tmp_path / "small")
     depths = [r for r in read_metrics(tmp_path / "small") if r["kind"] == "depth"]
     assert [line["decoder_layers"] for line in depths] == [[0, 2], [0]]
@@ -78,6 +82,54 @@ def test_it_is_evaluated_as_any_run_is(run, tmp_path):
     for line in depths:
         for name in ("bleu", "parameters"):
             assert line[name] == parent[tuple(line["decoder_layers"])][name]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory, quick_compile):
+    """The folder of a language model with weights shared by every two of its six layers."""
+    folder = tmp_path_factory.mktemp("shared")
+    config = tiny_run.tiny_lm_config(
+        tiny_run.write_lines(folder / "text"),
+        model={"decoder_layers": 6, "share_layers": 2},
+        train={"steps": 2, "accumulate": 1},
+    )
+    train(config, folder / "run", command="")
+    return folder / "run"
+
+
+def test_whole_chunks_of_layers_go_on_sharing_their_weights(shared, tmp_path):
+    parent = load_run(shared)
+    once = prune(shared, tmp_path / "child", keep={"decoder": "layers:0,1,4,5"})
+    child = load_run(tmp_path / "child")
+    assert (child.settings.model.decoder_layers, child.settings.model.share_layers) == (4, 2)
+    assert once["decoder_layers"] == [0, 1, 4, 5]
+    expected = take_layers(parent.params["decoder"], [0, 2])
+    assert hash_params(child.params["decoder"]) == hash_params(expected)
+    assert once["parameters"] == count_params(child.params) < count_params(parent.params)
+    twice = prune(tmp_path / "child", tmp_path / "grandchild", keep={"decoder": "layers:2,3"})
+    assert twice["decoder_layers"] == [4, 5]
+    assert load_run(tmp_path / "grandchild").settings.model.share_layers == 2
+
+
+def test_half_a_chunk_of_layers_ends_the_sharing(shared, tmp_path):
+    record = prune(shared, tmp_path / "small", keep={"decoder": "layers:1,2,3"})
+    small = load_run(tmp_path / "small")
+    assert (small.settings.model.decoder_layers, small.settings.model.share_layers) == (3, 1)
+    for leaf, parent in zip(
+        *(jax.tree.leaves(load_run(f).params["decoder"]) for f in (tmp_path / "small", shared)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(leaf, parent[np.array([0, 1, 1])])
+    assert record["largest_difference"] <= prune_lib.TOLERANCE  # of outputs on real text
+    evaluate(tmp_path / "small")
+    depths = [r for r in read_metrics(tmp_path / "small") if r["kind"] == "depth"]
+    assert [line["decoder_layers"] for line in depths] == [[1, 2, 3], [1, 2], [1]]
+
+
+def test_a_stack_that_the_model_lacks_is_named(shared, tmp_path):
+    with pytest.raises(ValueError, match="--encoder_keep: the model of .*run has no encoder"):
+        prune(shared, tmp_path / "small", keep={"encoder": "all", "decoder": "layers:0"})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_hash_is_of_names_and_values():
@@ -98,10 +150,13 @@ def test_the_hash_is_of_names_and_values():
 
 
 def test_a_network_that_is_not_its_masked_parent_is_not_written(run, tmp_path, monkeypatch):
-    wrong = {(0, 2): (0, 3), (0, 1): (0, 1)}
-    monkeypatch.setattr(prune_lib, "take_layers", lambda s, layers: take_layers(s, wrong[layers]))
+    def cut_wrongly(model, layers):
+        cut, rows = cut_model(model, layers)
+        return cut, rows | {"decoder": [0, 3]}
+
+    monkeypatch.setattr(prune_lib, "cut_model", cut_wrongly)
     with pytest.raises(ValueError, match="differs from its masked parent by .*nothing was written"):
-        prune(run, tmp_path / "small", decoder_keep="layers:0,2")
+        prune(run, tmp_path / "small", keep={"decoder": "layers:0,2"})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -109,25 +164,25 @@ def test_a_difference_of_nan_is_a_difference(run, tmp_path, monkeypatch):
     monkeypatch.setattr(prune_lib, "_compare", lambda *_: float("nan"))
     (tmp_path / "small").mkdir()  # an empty folder may be named, and is left
     with pytest.raises(ValueError, match="differs from its masked parent by nan"):
-        prune(run, tmp_path / "small", decoder_keep="layers:0,2")
+        prune(run, tmp_path / "small", keep={"decoder": "layers:0,2"})
     assert list(tmp_path.rglob("*")) == [tmp_path / "small"]
 
 
 @pytest.mark.parametrize(
     ("keep", "message"),
     [
-        ({"decoder_keep": "layers:0,0"}, "layer 0 is named twice"),
-        ({"decoder_keep": "layers:2,0"}, "layer 0 follows 2"),
-        ({"encoder_keep": "layers:-1,0"}, "layer -1 does not exist: the layers are 0 to 1"),
-        ({"encoder_keep": "layers:0,2"}, "layer 2 does not exist: the layers are 0 to 1"),
-        ({"decoder_keep": "evenly_spaced:5"}, "cannot keep 5 of 4 layers"),
-        ({"decoder_keep": "every_other:0.7"}, "its rate lies in"),
-        ({"decoder_keep": "every_second"}, "the forms are all, every_other:RATE"),
+        ({"decoder": "layers:0,0"}, "layer 0 is named twice"),
+        ({"decoder": "layers:2,0"}, "layer 0 follows 2"),
+        ({"encoder": "layers:-1,0"}, "layer -1 does not exist: the layers are 0 to 1"),
+        ({"encoder": "layers:0,2"}, "layer 2 does not exist: the layers are 0 to 1"),
+        ({"decoder": "evenly_spaced:5"}, "cannot keep 5 of 4 layers"),
+        ({"decoder": "every_other:0.7"}, "its rate lies in"),
+        ({"decoder": "every_second"}, "the forms are all, every_other:RATE"),
     ],
 )
 def test_bad_layers_are_named_and_nothing_is_written(run, tmp_path, keep, message):
     with pytest.raises(ValueError, match=message) as caught:
-        prune(run, tmp_path / "small", **keep)
+        prune(run, tmp_path / "small", keep=keep)
     assert len(str(caught.value).splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -136,12 +191,12 @@ def test_an_output_in_use_is_left_alone(run, tmp_path):
     (tmp_path / "notes").touch()
     for output in (tmp_path, tmp_path / "notes", run):
         with pytest.raises(ValueError, match="is in use: name a folder that is new or empty"):
-            prune(run, output)
+            prune(run, output, keep={})
     assert list(tmp_path.iterdir()) == [tmp_path / "notes"]
 
 
 def test_an_output_that_cannot_be_written_is_one_line(run, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="cannot save step") as caught:
-        prune(run, tmp_path / "file" / "small", decoder_keep="layers:0,2")
+        prune(run, tmp_path / "file" / "small", keep={"decoder": "layers:0,2"})
     assert len(str(caught.value).splitlines()) == 1

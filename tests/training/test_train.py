@@ -13,12 +13,13 @@ import pytest
 
 from layerdrop_jax.training import metrics, state, train
 from layerdrop_jax.training import settings as settings_lib
-from layerdrop_jax.training.accounting import micro_batch_flops, nominal_flops
+from layerdrop_jax.training.accounting import nominal_flops, seq2seq_flops
 from layerdrop_jax.training.checkpoints import restore_params
 from layerdrop_jax.training.evaluate import evaluate
 from layerdrop_jax.training.metrics import read_metrics
 from layerdrop_jax.training.optimizers import make_optimizer
 from layerdrop_jax.training.prune import prune
+from layerdrop_jax.training.runs import read_config
 from tests import tiny_run
 from tests.tiny_run import assert_same_end, last_checkpoint, train_lines
 
@@ -73,9 +74,9 @@ def test_lines_count_flops_and_the_depth_so_far(run, config):
     settings = settings_lib.parse(config)
     layers = {"encoder": settings.model.encoder_layers, "decoder": settings.model.decoder_layers}
     data = settings.data
-    costs = micro_batch_flops(
-        settings.model, data.batch_rows, data.source_length, data.target_length
-    )
+    lengths = {"source": data.source_length, "target_input": data.target_length}
+    rows = {name: jnp.zeros((data.batch_rows, length)) for name, length in lengths.items()}
+    costs = seq2seq_flops(settings.model, rows)
     nominal = settings.train.accumulate * nominal_flops(costs, layers)
     for number, line in enumerate(lines, 1):
         assert line["flops_nominal"] == pytest.approx(nominal, rel=1e-6)
@@ -168,7 +169,7 @@ def test_with_all_that_drops_at_once_it_trains_and_resumes(text, tmp_path, monke
 
     evaluate(folder)
     assert {r["kind"] for r in read_metrics(folder)} >= {"test", "depth"}
-    record = prune(folder, tmp_path / "small", decoder_keep="layers:0,3")
+    record = prune(folder, tmp_path / "small", keep={"decoder": "layers:0,3"})
     assert record["decoder_layers"] == [0, 3]
 
 
@@ -284,15 +285,15 @@ def test_what_may_change_does(run, config, tmp_path, capsys):
     shutil.copytree(run, folder)
     other = config | {"decode": config["decode"] | {"beam": 3}}
     train.train(other, folder, command="")
-    assert train.read_config(folder)["decode"]["beam"] == 3
+    assert read_config(folder)["decode"]["beam"] == 3
     assert f"resuming {folder} at step 60" in capsys.readouterr().out
     assert_same_end(folder, run)
 
 
 def test_a_pruned_network_is_not_trained_further(run, tmp_path):
-    prune(run, tmp_path / "small", decoder_keep="layers:0,2")
+    prune(run, tmp_path / "small", keep={"decoder": "layers:0,2"})
     with pytest.raises(ValueError, match="holds parameters only: it can be evaluated, not trained"):
-        train.train(train.read_config(tmp_path / "small"), tmp_path / "small", command="")
+        train.train(read_config(tmp_path / "small"), tmp_path / "small", command="")
 
 
 @pytest.mark.parametrize(
@@ -346,6 +347,6 @@ def test_reading_the_config_of_what_is_no_run(tmp_path, content, error, message)
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(error, match=message):
-        train.read_config(tmp_path)
+        read_config(tmp_path)
     with pytest.raises(FileNotFoundError, match="--workdir=.*absent is missing; train makes one"):
-        train.read_config(tmp_path / "absent")
+        read_config(tmp_path / "absent")
