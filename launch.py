@@ -4,10 +4,9 @@
   python launch.py --workdir=RUN --mode=evaluate                     score every depth, report
   python launch.py --workdir=RUN --mode=prune --output=SMALL --decoder_keep=evenly_spaced:3
   python launch.py --workdir=RUN --mode=generate --input=FILE --output=FILE [--set=decode.beam=4]
-  python launch.py --workdir=RUN --mode=describe                     parameters, drop rates
+  python launch.py --workdir=RUN --mode=describe       parameters, drop rates; or of a --config
 
-describe also takes a --config without a run. Exit codes: 0 done; 1 an error, said in one line (-v=1
-shows where); 75 interrupted and saved, the same command goes on; 130 interrupted.
+Exit codes: 0 done; 1 error (-v=1 shows where); 75 saved, the same command goes on; 130 interrupted.
 """
 
 import json
@@ -20,11 +19,10 @@ from ml_collections import config_flags
 
 from layerdrop_jax.analysis.describe import describe
 from layerdrop_jax.analysis.report import write_report
-from layerdrop_jax.training import settings
+from layerdrop_jax.training import runs, settings
 from layerdrop_jax.training.evaluate import evaluate
 from layerdrop_jax.training.generate import generate
 from layerdrop_jax.training.prune import prune
-from layerdrop_jax.training.runs import read_config
 from layerdrop_jax.training.train import Interrupted, train
 
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: try again
@@ -60,9 +58,7 @@ def main(argv):
         train(CONFIG.value.to_dict(), WORKDIR.value, command=shlex.join(["python", *sys.argv]))
         if DISTRIBUTED.value:
             return print("trained; now evaluate it on one host: --mode=evaluate")
-        evaluate(WORKDIR.value)
-        print(f"report: {write_report(WORKDIR.value)}")
-    elif mode == "evaluate":
+    if mode in ("train", "evaluate"):
         print(json.dumps(evaluate(WORKDIR.value)))
         print(f"report: {write_report(WORKDIR.value)}", file=sys.stderr)
     elif mode == "prune":
@@ -72,7 +68,7 @@ def main(argv):
     elif mode == "generate":
         generate(WORKDIR.value, INPUT.value, OUTPUT.value, SET.value)
     else:
-        config = read_config(WORKDIR.value) if WORKDIR.value else CONFIG.value.to_dict()
+        config = runs.read_config(WORKDIR.value) if WORKDIR.value else CONFIG.value.to_dict()
         print(describe(settings.parse(config)))
 
 
