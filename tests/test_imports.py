@@ -32,6 +32,9 @@ JAX_FAMILY = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 WITHOUT_JAX = {"data", "configs"}
 CORE_OUTSIDE = {"jax", "numpy"}
 ORBAX_HOME = f"{PACKAGE}/training/checkpoints.py"
+# What is common to all tasks reaches one through tasks.py, and no task knows another.
+TASKS_HOME = f"{PACKAGE}/training/tasks.py"
+TASKS = {f"{PACKAGE}.training.{task}" for task in ("translation", "language_modelling")}
 
 
 def imported_names(source: str, path: str) -> list[tuple[int, str]]:
@@ -66,6 +69,9 @@ def violations(source: str, path: str) -> list[str]:
         where = f"{path}:{line} imports {name}"
         if there is not None and there not in ALLOWED[here]:
             found.append(f"{where}: {here} may import only {sorted(ALLOWED[here])}")
+        task = {name, name.rpartition(".")[0]} & TASKS
+        if here == "training" and task and path != TASKS_HOME:
+            found.append(f"{where}: within training, {TASKS_HOME} alone imports a task")
         if there is not None:
             continue
         if here in WITHOUT_JAX and outside in JAX_FAMILY:
@@ -109,6 +115,9 @@ def test_every_part_of_the_package_is_known():
         ("layerdrop_jax/data/packing.py", "from layerdrop_jax import skip_scan"),
         ("layerdrop_jax/training/train.py", "import orbax.checkpoint as ocp"),
         ("layerdrop_jax/training/train.py", "from layerdrop_jax.analysis import report"),
+        ("layerdrop_jax/training/train.py", "from layerdrop_jax.training import translation"),
+        ("layerdrop_jax/training/evaluate.py", "import layerdrop_jax.training.language_modelling"),
+        ("layerdrop_jax/training/language_modelling.py", "from .translation import loss"),
         ("layerdrop_jax/analysis/report.py", "import launch"),
         ("configs/wmt.py", "from layerdrop_jax.core import pruning"),
     ],
@@ -123,6 +132,8 @@ def test_a_forbidden_import_is_caught(path, source):
         ("layerdrop_jax/core/pruning.py", "import functools\nimport jax\nfrom . import skip_scan"),
         ("layerdrop_jax/data/datasets/cldr.py", "import babel\nfrom .. import packing"),
         ("layerdrop_jax/decoding/beam.py", "from jax import lax\nfrom .constraints import x"),
+        (TASKS_HOME, "from layerdrop_jax.training import language_modelling, translation"),
+        ("experiments/demo.py", "from layerdrop_jax.training.language_modelling import answer"),
         (ORBAX_HOME, "from orbax.checkpoint import v1 as ocp"),
         ("experiments/demo.py", "import launch\nfrom layerdrop_jax.analysis import report"),
     ],
