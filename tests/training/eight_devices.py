@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from layerdrop_jax.training import settings as settings_lib
-from layerdrop_jax.training import sharding, translation
+from layerdrop_jax.training import sharding, tasks
 from layerdrop_jax.training.optimizers import make_optimizer
 from layerdrop_jax.training.state import make_params, make_state, model_graph, train_step
 from tests import tiny_run
@@ -39,6 +39,15 @@ def make_batch():
     return {name: array.astype(np.int32) for name, array in batch.items()}
 
 
+def make_lm_batch():
+    """Random tokens; every block has another number of them."""
+    draw = np.random.default_rng(3)
+    real = np.arange(T) < T - np.arange(A * B).reshape(A, B, 1)
+    ids = draw.integers(4, V, (2, A, B, T)) * real + ~real
+    batch = {"input": ids[0], "target": ids[1], "weight": real}
+    return {name: array.astype(np.int32) for name, array in batch.items()}
+
+
 def collectives(text):
     """[how many loops it is in, what, shape] of every collective in a compiled program."""
     found = []
@@ -50,16 +59,16 @@ def collectives(text):
     return found
 
 
-def run(step, state, mesh, *, shard):
+def run(step, state, batch, layers, mesh, *, shard):
     """The steps with each rate, [whole, part] of the shape of each array, and the collectives."""
-    layout = sharding.state_sharding(state, mesh, stacks=LAYERS, shard=shard)
+    layout = sharding.state_sharding(state, mesh, stacks=layers, shard=shard)
     step = jax.jit(step, out_shardings=(layout, sharding.replicated(mesh)))
     first = jax.device_put(state, layout)
-    batch = sharding.shard_rows(make_batch(), mesh, axis=1)
+    batch = sharding.shard_rows(batch, mesh, axis=1)
     # All rates in one executable: the masks are data.
     rates = {
         rate: jax.device_put(
-            {side: {"layers": np.full(n, rate, np.float32)} for side, n in LAYERS.items()},
+            {side: {"layers": np.full(n, rate, np.float32)} for side, n in layers.items()},
             sharding.replicated(mesh),
         )
         for rate in (0.5, 0.0, 1.0)
@@ -84,30 +93,53 @@ def run(step, state, mesh, *, shard):
     return result
 
 
-if __name__ == "__main__":
-    assert jax.device_count() == 8
-    sizes = {"model": MODEL, "data": {"vocab_size": V, "batch_rows": B}}
-    settings = settings_lib.parse(tiny_run.tiny_config(pathlib.Path("unread"), **sizes))
+def runs(config, batch, layers, layouts):
+    """`run` of one config on each of some meshes; ``layouts`` maps a name to (mesh, shard)."""
+    settings = settings_lib.parse(config)
     optimizer, _ = make_optimizer(settings.optimizer)
-    state = jax.jit(lambda: make_state(settings.model, make_params(settings.model, 1), optimizer))()
+    params = functools.partial(make_params, settings.model, 1)
+    state = jax.jit(lambda: make_state(settings.model, params(), optimizer))()
     step = functools.partial(
         train_step,
         graph=model_graph(settings.model),
-        loss=translation.loss,
-        flops=translation.flops,
+        loss=tasks.of(settings).loss,
+        flops=tasks.of(settings).flops,
         optimizer=optimizer,
         drop=settings.drop,
         seed=1,
-        smoothing=0.1,
+        smoothing=settings.train.label_smoothing,
         clip_norm=1.0,
         dropped_layers="momentum",
     )
+    return {
+        name: run(step, state, batch, layers, mesh, shard=shard)
+        for name, (mesh, shard) in layouts.items()
+    }
+
+
+if __name__ == "__main__":
+    assert jax.device_count() == 8
     one = jax.make_mesh(
         (1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1]
     )
-    runs = {
-        "one": run(step, state, one, shard=False),
-        "whole": run(step, state, sharding.make_mesh(), shard=False),
-        "sharded": run(step, state, sharding.make_mesh(), shard=True),
-    }
-    pathlib.Path(sys.argv[1]).write_text(json.dumps(runs))
+    eight = sharding.make_mesh()
+    unread = pathlib.Path("unread")
+    sizes = {"model": MODEL, "data": {"vocab_size": V, "batch_rows": B}}
+    found = runs(
+        tiny_run.tiny_config(unread, **sizes),
+        make_batch(),
+        LAYERS,
+        {"one": (one, False), "whole": (eight, False), "sharded": (eight, True)},
+    )
+    # Nesterov's gradient, an adaptive softmax whose buffers are small, layers shared by threes.
+    sizes["model"] = {name: MODEL[name] for name in MODEL if name != "encoder_layers"}
+    sizes["model"] |= {"decoder_layers": 6, "share_layers": 3, "adaptive_buffer": 0.1}
+    sizes["model"] |= {"adaptive_cutoffs": "40,160", "adaptive_factor": 2}
+    sizes["optimizer"] = {"name": "nag", "rate": 0.1}
+    found |= runs(
+        tiny_run.tiny_lm_config(unread, **sizes),
+        make_lm_batch(),
+        {"decoder": 6},
+        {"lm_one": (one, False), "lm_sharded": (eight, True)},
+    )
+    pathlib.Path(sys.argv[1]).write_text(json.dumps(found))

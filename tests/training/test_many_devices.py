@@ -60,11 +60,13 @@ def eight(tmp_path_factory, compile_cache):
 
 
 @pytest.mark.parametrize("rate", ["0.5", "0.0", "1.0"])
-@pytest.mark.parametrize("layout", ["whole", "sharded"])
-def test_eight_devices_take_the_steps_of_one(eight, layout, rate):
-    one, many = (eight[name]["steps"][rate] for name in ("one", layout))
+@pytest.mark.parametrize(
+    ("single", "layout"), [("one", "whole"), ("one", "sharded"), ("lm_one", "lm_sharded")]
+)
+def test_eight_devices_take_the_steps_of_one(eight, single, layout, rate):
+    one, many = (eight[name]["steps"][rate] for name in (single, layout))
     for a, b in zip(one, many, strict=True):
-        for name in ("layers_run", "tokens", "encoder_layers", "decoder_layers"):
+        for name in ("layers_run", "tokens", *(n for n in a if n.endswith("_layers"))):
             assert a[name] == b[name]
         for name in ("loss", "nll", "grad_norm", "param_norm"):
             assert b[name] == pytest.approx(a[name], rel=TOLERANCE)
