@@ -190,6 +190,7 @@ def refused(run_launch):
 
 
 WMT = "--config=configs/wmt.py:demo"
+LM = "--config=configs/wikitext103.py:demo"
 
 
 @pytest.mark.parametrize(
@@ -212,6 +213,10 @@ WMT = "--config=configs/wmt.py:demo"
         (["--nodistributed=1"], "--nodistributed=1 does not take an argument"),
         ([WMT, "evaluate"], "unknown argument 'evaluate': every argument is a flag, see --help"),
         ([], "--mode=train needs --config=configs/NAME.py[:variant]"),
+        ([WMT, "--set=decode.beam=4"], "--set goes with --mode=generate; train has --config"),
+        ([WMT, "--config.task=summing"], "task='summing' is unknown: it is one of translation, la"),
+        ([LM, "--config.drop.encoder=0.1"], "config.drop has no 'encoder': it has decoder, exact,"),
+        ([LM, "--config.data.dataset=books"], "unknown data.dataset 'books'; known: wikitext-103,"),
     ],
 )
 def test_bad_flags_are_one_line_and_nothing_is_written(refused, tmp_path, arguments, message):
@@ -252,6 +257,9 @@ def test_describe_a_config_or_a_run(run_launch, unbroken):
     code, out, error = run_launch("--mode=describe", WMT)
     assert (code, error) == (0, "")
     assert "encoder: 12 layers, drop rate 0.2 each, expected depth 9.60" in out
+    code, out, error = run_launch("--mode=describe", LM)
+    assert (code, error) == (0, "")
+    assert "decoder: 12 layers, drop rate 0.2 each, expected depth 9.60" in out
     code, out, _ = run_launch("--mode=describe", f"--workdir={unbroken[0]}")
     assert code == 0
     assert "encoder: 2 layers, drop rate 0.1 each, expected depth 1.80" in out
