@@ -270,6 +270,17 @@ def test_trips_are_as_many_as_the_tokens_of_a_tail_fill_buffers(monkeypatch):
         assert not keep.any()
 
 
+def test_logits_of_one_buffer_at_a_time_are_in_memory():
+    sizes = {"vocab_size": 5003, "dim": 8, "cutoffs": (7,), "factor": 2}
+    batch = [jax.ShapeDtypeStruct((1, 512, *more), np.float32) for more in ((8,), (), ())]
+    batch[1] = batch[1].update(dtype=np.int32)
+    gradient = fast_jit(jax.grad(bound(summed_nll, sizes=sizes, buffer=0.05)))
+    params = initial(sizes=sizes)
+    memory = gradient.lower(params, *batch).compile().memory_analysis().temp_size_in_bytes
+    one_buffer, all_tokens = (4 * 4996 * tokens for tokens in (26, 512))
+    assert one_buffer < memory < 8 * one_buffer < all_tokens
+
+
 def test_accumulation_in_a_scan_sums_the_gradients():
     params = initial()
     batches = [example(seed) for seed in range(3)]
