@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from layerdrop_jax.models.adaptive import AdaptiveEmbedding, AdaptiveSoftmax
+from tests.models.networks import fast_jit
 
 B, T, D = 16, 11, 13
 SIZES = {"vocab_size": 61, "dim": D, "cutoffs": (11, 29), "factor": 2}
@@ -34,10 +35,6 @@ def test_eight_virtual_devices():
 
 
 def main():
-    options = {
-        "xla_backend_optimization_level": 0,
-        "xla_cpu_use_fusion_emitters": False,
-    }
     rngs = nnx.Rngs(0)
     modules = (
         AdaptiveEmbedding(**SIZES, padding_rows=False, rngs=rngs),
@@ -51,7 +48,7 @@ def main():
         x_BxTxD = embedding(ids_BxT) * mix_BxTxD
         return jnp.sum(softmax.nll(embedding, x_BxTxD, target_BxT, weight_BxT))
 
-    step = jax.jit(jax.value_and_grad(loss), compiler_options=options)
+    step = fast_jit(jax.value_and_grad(loss))
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     rows, whole = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in (("data",), ()))
     draw = np.random.default_rng(0)
@@ -86,7 +83,7 @@ def main():
     wanted, _ = step(params, ids_BxT, mix_BxTxD, target_BxT, weight_BxT)
     batch = (a[:3] for a in (ids_BxT, mix_BxTxD, target_BxT, weight_BxT))
     with jax.set_mesh(mesh):
-        assert_close(jax.jit(loss, compiler_options=options)(params, *batch), wanted)
+        assert_close(fast_jit(loss)(params, *batch), wanted)
     print("uneven")
 
 
