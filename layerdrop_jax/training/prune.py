@@ -63,6 +63,7 @@ def prune(workdir, output, *, keep: dict) -> dict:
         config["model"][f"{stack}_layers"] = cut.depth(stack)
     config["model"]["share_layers"] = cut.share_layers
     config["checkpoint"]["average"] = 1
+    config["drop"]["protect"] = ""  # its numbers are the parent's layers
     record = {
         "parent_sha256": hash_params(parent.params),
         "parent_steps": list(parent.steps),

@@ -92,6 +92,7 @@ def shared(tmp_path_factory, quick_compile):
         tiny_run.write_lines(folder / "text"),
         model={"decoder_layers": 6, "share_layers": 2},
         train={"steps": 2, "accumulate": 1},
+        drop={"protect": "0,5"},  # which a smaller network does not have
     )
     train(config, folder / "run", command="")
     return folder / "run"
