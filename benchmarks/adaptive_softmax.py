@@ -16,6 +16,7 @@ measurement, and report.md.
 
 import argparse
 import json
+import os
 import pathlib
 import statistics
 
@@ -53,6 +54,7 @@ def main(argv=None):
     sizes = {name: value for name, value in vars(arguments).items() if name != "out"}
     with Progress(console=Console(stderr=True)) as progress:
         about = {k: v for k, v in machine().items() if not k.startswith("torch")}
+        about["load before"] = round(os.getloadavg()[0], 1)  # of what else the machine does
         results = {"machine": about, "sizes": sizes} | measure(sizes, progress)
     (arguments.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     text = report(results)
