@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import lm, profile_step, step_cost
 from tests import tiny_run
-from tests.models.networks import fast_jit
+from tests.compiling import fast_jit
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -14,6 +14,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from layerdrop_jax.core.skip_scan import MODES, skip_scan
+from tests.compiling import fast_jit
 
 N, B, D = 5, 3, 7
 VISIBLE = np.arange(D) < 5  # closed over as a numpy array
@@ -22,14 +23,6 @@ POLICIES = {
     "dots": jax.checkpoint_policies.dots_saveable,
     "nothing": jax.checkpoint_policies.nothing_saveable,
 }
-
-
-# Compiling is most of the time. Without the backend's optimisations and without the emitters that
-# compile each fusion by itself it takes a third.
-fast_jit = functools.partial(
-    jax.jit,
-    compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False},
-)
 
 
 def make_problem(num_layers=N):

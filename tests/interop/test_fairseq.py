@@ -10,9 +10,9 @@ from flax import nnx
 from layerdrop_jax.core.pruning import take_layers
 from layerdrop_jax.interop.fairseq import seq2seq_params
 from layerdrop_jax.training.state import abstract_params, model_graph
+from tests.compiling import fast_jit
 from tests.models.networks import (
     SOURCE_FIELDS,
-    fast_jit,
     loss_function,
     recorded_config,
     small_config,

@@ -15,13 +15,6 @@ PAD, EOS = 1, 2
 SOURCE_FIELDS = ("source", "source_segment", "source_position")
 TARGET_FIELDS = ("target_input", "target_output", "target_segment", "target_position")
 
-# Compiling is most of the time. Without the backend's optimisations and without the emitters that
-# compile each fusion by itself it takes a fifth.
-fast_jit = functools.partial(
-    jax.jit,
-    compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False},
-)
-
 
 def small_config(**changes) -> Seq2SeqConfig:
     """A network whose sizes are all different, without dropout."""

@@ -12,7 +12,7 @@ from flax import nnx
 
 from layerdrop_jax.models import adaptive
 from layerdrop_jax.models.adaptive import AdaptiveEmbedding, AdaptiveSoftmax, bands
-from tests.models.networks import fast_jit
+from tests.compiling import fast_jit
 
 PAD = 1
 OWN = Path(__file__).parents[1] / "golden" / "adaptive.npz"

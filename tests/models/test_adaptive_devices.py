@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from layerdrop_jax.models.adaptive import AdaptiveEmbedding, AdaptiveSoftmax
-from tests.models.networks import fast_jit
+from tests.compiling import fast_jit
 
 B, T, D = 16, 11, 13
 SIZES = {"vocab_size": 61, "dim": D, "cutoffs": (11, 29), "factor": 2}

@@ -5,7 +5,8 @@ import pytest
 from flax import nnx
 
 from layerdrop_jax.models.attention import Attention, causal_mask, segment_mask
-from tests.models.networks import fast_jit, small_config
+from tests.compiling import fast_jit
+from tests.models.networks import small_config
 
 B, T, S, D, H = 2, 3, 5, 14, 2
 

@@ -11,7 +11,8 @@ from layerdrop_jax.core.structured import rescale, sample_groups, survival
 from layerdrop_jax.models.attention import Attention
 from layerdrop_jax.models.blocks import DecoderLayer, EncoderLayer, make_stack, run_stack
 from layerdrop_jax.models.layers import FeedForward
-from tests.models.networks import fast_jit, small_config
+from tests.compiling import fast_jit
+from tests.models.networks import small_config
 
 N, B, T, S, D = 5, 30, 7, 3, 14
 NAMES = DecoderLayer.SUBLAYERS

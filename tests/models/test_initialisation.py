@@ -7,7 +7,8 @@ import pytest
 from configs import architectures
 from layerdrop_jax.models.seq2seq import Seq2SeqConfig
 from layerdrop_jax.training.state import abstract_params, count_params, make_params
-from tests.models.networks import fast_jit, small_config
+from tests.compiling import fast_jit
+from tests.models.networks import small_config
 
 D, F, PAD = 48, 67, 1
 CONFIG = small_config(

@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from layerdrop_jax.models.layers import ACTIVATIONS, FeedForward, dropout, layer_norm
-from tests.models.networks import fast_jit, small_config
+from tests.compiling import fast_jit
+from tests.models.networks import small_config
 
 
 def test_dropout_drops_with_its_rate_and_scales_what_is_left():

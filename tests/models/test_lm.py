@@ -17,7 +17,7 @@ from layerdrop_jax.core.skip_scan import MODES
 from layerdrop_jax.interop.fairseq import lm_params
 from layerdrop_jax.models.lm import LMConfig
 from layerdrop_jax.training.state import abstract_params, count_params, make_params, model_graph
-from tests.models.networks import fast_jit
+from tests.compiling import fast_jit
 
 EOS, PAD = 2, 1
 LAYERS = 6

@@ -18,9 +18,9 @@ from layerdrop_jax.core.skip_scan import MODES
 from layerdrop_jax.interop.fairseq import seq2seq_params
 from layerdrop_jax.training.losses import label_smoothed_nll
 from layerdrop_jax.training.state import model_graph
+from tests.compiling import fast_jit
 from tests.models.networks import (
     SOURCE_FIELDS,
-    fast_jit,
     recorded_config,
     small_config,
     unpacked_batch,

@@ -9,11 +9,11 @@ from flax import nnx
 from layerdrop_jax.core.skip_scan import MODES
 from layerdrop_jax.models.seq2seq import Seq2Seq
 from layerdrop_jax.training.losses import label_smoothed_nll
+from tests.compiling import fast_jit
 from tests.models.networks import (
     EOS,
     PAD,
     SOURCE_FIELDS,
-    fast_jit,
     loss_function,
     model_graph,
     packed_batch,

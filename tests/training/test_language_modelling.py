@@ -20,7 +20,7 @@ from layerdrop_jax.training.prune import prune
 from layerdrop_jax.training.runs import load_run
 from layerdrop_jax.training.state import count_params, model_graph
 from tests import tiny_run
-from tests.models.networks import fast_jit
+from tests.compiling import fast_jit
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

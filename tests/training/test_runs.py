@@ -7,8 +7,8 @@ from flax import nnx
 
 from layerdrop_jax.training.runs import cut_model, params_at_depth
 from layerdrop_jax.training.state import abstract_params, count_params
+from tests.compiling import fast_jit
 from tests.models.networks import (
-    fast_jit,
     model_graph,
     packed_batch,
     random_params,
