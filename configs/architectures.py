@@ -3,6 +3,18 @@
 Sizes are those of fairseq's transformer_legacy.py. A config takes one and changes what differs.
 """
 
+# What the reference's architectures do not know, switched off.
+_OURS = {
+    "drop_path": 0.0,
+    "drop_path_rows": "all",
+    "drop_block": 0.0,
+    "drop_block_size": 4,
+    "drop_connect": 0.0,
+    "dtype": "float32",
+    "saved": "dots",
+    "share_layers": 1,
+}
+
 
 def _seq2seq(embed_dim, ffn_dim, heads, encoder_layers, decoder_layers, dropout, attention_dropout):
     return {
@@ -16,14 +28,7 @@ def _seq2seq(embed_dim, ffn_dim, heads, encoder_layers, decoder_layers, dropout,
         "dropout": dropout,
         "attention_dropout": attention_dropout,
         "activation_dropout": 0.0,
-        "drop_path": 0.0,
-        "drop_path_rows": "all",
-        "drop_block": 0.0,
-        "drop_block_size": 4,
-        "drop_connect": 0.0,
-        "dtype": "float32",
-        "saved": "dots",
-        "share_layers": 1,
+        **_OURS,
         "share_embeddings": "none",
         "positions": "sinusoidal",
         "max_source_length": 1024,
@@ -49,14 +54,7 @@ transformer_lm_wiki103 = {
     "dropout": 0.3,
     "attention_dropout": 0.1,
     "activation_dropout": 0.1,
-    "drop_path": 0.0,
-    "drop_path_rows": "all",
-    "drop_block": 0.0,
-    "drop_block_size": 4,
-    "drop_connect": 0.0,
-    "dtype": "float32",
-    "saved": "dots",
-    "share_layers": 1,
+    **_OURS,
     "positions": "sinusoidal",
     "max_length": 3072,
     "tie_embeddings": True,

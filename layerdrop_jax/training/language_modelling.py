@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax import nnx
-from jax.experimental import multihost_utils
 
 from layerdrop_jax.core.pruning import evenly_spaced, every_other
 from layerdrop_jax.data import pipeline, streams, tokenizers
@@ -21,7 +20,13 @@ from layerdrop_jax.decoding.constraints import EOS, PAD
 from layerdrop_jax.decoding.sampling import continue_sequences
 from layerdrop_jax.training import accounting, losses
 from layerdrop_jax.training.metrics import MetricWriter
-from layerdrop_jax.training.runs import Run, original_layers, params_at_depth
+from layerdrop_jax.training.runs import (
+    Run,
+    is_fresh,
+    make_tokenizer,
+    original_layers,
+    params_at_depth,
+)
 from layerdrop_jax.training.state import model_graph
 
 loss = losses.lm_loss
@@ -32,14 +37,9 @@ def prepare(settings, workdir, config):
     """The blocks of train and valid; a new folder is filled once all of it works."""
     data = settings.data
     texts, valid, test = (streams.load_texts(data, s) for s in ("train", "valid", "test"))
-    fresh = not (workdir / "config.json").exists()
-    path = workdir / "tokenizer.json"
-    if jax.process_index() == 0 and (fresh or not path.exists()):
-        print(f"making a vocabulary of {data.vocab_size:,} entries", flush=True)
-        make = {"word": tokenizers.train_word_vocabulary, "bpe": tokenizers.train_text_bpe}
-        make[data.tokenizer](texts, data.vocab_size, path)
-    multihost_utils.sync_global_devices("the run's folder has its tokenizer")
-    tokenizer = tokenizers.load_tokenizer(path)
+    fresh = is_fresh(workdir)
+    train = {"word": tokenizers.train_word_vocabulary, "bpe": tokenizers.train_text_bpe}
+    tokenizer = make_tokenizer(workdir, train[data.tokenizer], texts, data.vocab_size)
     rows = streams.prepare_blocks(data, tokenizer, texts)
     valid_rows = streams.prepare_blocks(data, tokenizer, valid)
     stats = rows.stats

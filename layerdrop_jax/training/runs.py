@@ -5,6 +5,9 @@ import json
 import pathlib
 import typing
 
+import jax
+from jax.experimental import multihost_utils
+
 from layerdrop_jax.data import tokenizers
 from layerdrop_jax.models.blocks import BlockConfig
 from layerdrop_jax.training import settings
@@ -16,7 +19,7 @@ PRUNED = "pruned.json"  # in the folder of a run that was cut out of another
 
 def check_folder(workdir, config):
     """Raises a ValueError where a folder is not new, empty, or started with this config."""
-    if (workdir / "config.json").exists():
+    if not is_fresh(workdir):
         changed = settings.differences(read_config(workdir), config)
         fixed = [line for line in changed if not line.startswith(settings.CHANGEABLE)]
         if fixed:
@@ -33,6 +36,28 @@ def check_folder(workdir, config):
             f"{workdir} is not empty and is no run's folder (it has no config.json): "
             "use another --workdir"
         )
+
+
+def is_fresh(workdir: pathlib.Path) -> bool:
+    """Whether a folder holds no run yet; config.json is the last thing that a start writes."""
+    return not (workdir / "config.json").exists()
+
+
+def make_tokenizer(workdir, train, texts, vocab_size: int):
+    """The tokenizer of a run's folder; a new folder gets one, made by one process.
+
+    Args:
+      workdir: the folder.
+      train: ``train(texts, vocab_size, path)`` writes a tokenizer.
+      texts: of the training split.
+      vocab_size: entries.
+    """
+    path = workdir / "tokenizer.json"
+    if jax.process_index() == 0 and (is_fresh(workdir) or not path.exists()):
+        print(f"training a tokenizer of {vocab_size:,} entries", flush=True)
+        train(texts, vocab_size, path)
+    multihost_utils.sync_global_devices("the run's folder has its tokenizer")
+    return tokenizers.load_tokenizer(path)
 
 
 def read_config(workdir) -> dict:

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax import nnx
-from jax.experimental import multihost_utils
 
 from layerdrop_jax.core.pruning import evenly_spaced
 from layerdrop_jax.data import pipeline, tokenizers
@@ -21,7 +20,13 @@ from layerdrop_jax.models.embeddings import PADDING_ID
 from layerdrop_jax.training import accounting, losses
 from layerdrop_jax.training.bleu import bleu_scores
 from layerdrop_jax.training.metrics import MetricWriter
-from layerdrop_jax.training.runs import Run, original_layers, params_at_depth
+from layerdrop_jax.training.runs import (
+    Run,
+    is_fresh,
+    make_tokenizer,
+    original_layers,
+    params_at_depth,
+)
 from layerdrop_jax.training.state import model_graph
 
 loss = losses.seq2seq_loss
@@ -32,13 +37,8 @@ def prepare(settings, workdir, config):
     """The packed rows of train and valid; a new folder is filled once all of it works."""
     data = settings.data
     pairs, valid, test = (pipeline.load_pairs(data, s) for s in ("train", "valid", "test"))
-    fresh = not (workdir / "config.json").exists()
-    path = workdir / "tokenizer.json"
-    if jax.process_index() == 0 and (fresh or not path.exists()):
-        print(f"training a tokenizer of {data.vocab_size:,} entries", flush=True)
-        tokenizers.train_tokenizer(pairs, data.vocab_size, path)
-    multihost_utils.sync_global_devices("the run's folder has its tokenizer")
-    tokenizer = tokenizers.load_tokenizer(path)
+    fresh = is_fresh(workdir)
+    tokenizer = make_tokenizer(workdir, tokenizers.train_tokenizer, pairs, data.vocab_size)
     rows = pipeline.prepare_rows(data, tokenizer, pairs, seed=settings.seed)
     valid_rows = pipeline.prepare_rows(data, tokenizer, valid)
     stats = rows.stats
