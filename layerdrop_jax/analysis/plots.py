@@ -48,11 +48,12 @@ class Measure(typing.NamedTuple):
     best: typing.Callable  # min or max
     layers: str  # what the depths count
     speed: str  # what is timed
+    unit: str  # of what, in a second
 
 
 MEASURES = (
-    Measure("bleu", "BLEU", max, "decoder layers kept", "Decoding"),
-    Measure("perplexity", "valid perplexity", min, "layers kept", "Scoring"),
+    Measure("bleu", "BLEU", max, "decoder layers kept", "Decoding", "words"),
+    Measure("perplexity", "valid perplexity", min, "layers kept", "Scoring", "tokens"),
 )
 
 
@@ -167,7 +168,7 @@ def plot_depth(groups: dict[str, list[list[dict]]], path) -> bool:
     if not best:
         return False
     panels = [(measure.key, measure.name[0].upper() + measure.name[1:]),
-              ("words_per_second", f"{measure.speed}, words per second"),
+              ("words_per_second", f"{measure.speed}, {measure.unit} per second"),
               ("parameters", "Parameters, millions")]  # fmt: skip
     curves = {
         name: [_by_depth(rows, name, 1e-6 if name == "parameters" else 1) for rows in best.values()]

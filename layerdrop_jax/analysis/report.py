@@ -207,7 +207,8 @@ def _depth_table(groups: dict[str, list[list[dict]]]) -> str:
     )
     prefixes = [f"{label}: " if label else "" for label in groups]
     header = [measure.layers, "which", *["rule"] * rules, "parameters"]
-    header += [f"{prefix}{name}" for name in (measure.name, "words/s") for prefix in prefixes]
+    names = (measure.name, f"{measure.unit}/s")
+    header += [f"{prefix}{name}" for name in names for prefix in prefixes]
     rows = []
     for layers in sets:
         found = [cells[label].get(layers, []) for label in groups]

@@ -48,6 +48,30 @@ def evenly_spaced(num_layers: int, keep: int) -> tuple[int, ...]:
     return tuple(j * num_layers // keep for j in range(keep))
 
 
+def every_depth(num_layers: int) -> list[tuple[str, tuple[int, ...]]]:
+    """A choice of layers for each depth, deep first, and the rule that it comes from.
+
+    Where Every Other reaches a depth, its layers; of several rates that of the layers which are
+    spaced evenly, else the smallest. Elsewhere, evenly spaced ones.
+
+    Returns:
+      ``[("every_other" or "evenly_spaced", layers)]``, from ``num_layers`` to 1.
+    """
+    by_depth = {}
+    for period in range(2, num_layers + 1):
+        layers = every_other(num_layers, 1 / period)
+        by_depth.setdefault(len(layers), []).append(layers)
+    by_depth[num_layers] = [every_other(num_layers, 0)]
+    choices = []
+    for depth in range(num_layers, 0, -1):
+        spaced, by_rule = evenly_spaced(num_layers, depth), by_depth.get(depth, [])
+        if by_rule:
+            choices.append(("every_other", spaced if spaced in by_rule else by_rule[-1]))
+        else:
+            choices.append(("evenly_spaced", spaced))
+    return choices
+
+
 def check_layers(layers, num_layers: int) -> tuple[int, ...]:
     """``layers`` as a tuple of ints, known to name layers of a stack of ``num_layers``.
 

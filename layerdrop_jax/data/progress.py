@@ -1,4 +1,4 @@
-"""A progress bar for the long steps that read and prepare data."""
+"""A progress bar for steps that may take long."""
 
 import contextlib
 import time

@@ -210,14 +210,7 @@ class Windows:
         Raises:
           ValueError: a context that leaves no room for new tokens, an unknown break mode.
         """
-        if not 0 <= context < length:
-            raise ValueError(
-                f"evaluate.context={context} must be 0 or more and less than "
-                f"evaluate.length={length}"
-            )
-        if break_mode not in BREAK_MODES:
-            known = ", ".join(BREAK_MODES)
-            raise ValueError(f"unknown evaluate.break_mode {break_mode!r}; known: {known}")
+        check_windows(length, context, break_mode)
         self.tokens, self.length, self.context = tokens, length, context
         if break_mode == "complete":
             starts = _complete_starts(offsets.tolist(), length - context, length)
@@ -237,6 +230,17 @@ class Windows:
     @property
     def padding(self) -> dict[str, np.ndarray]:
         return fill_row(self.tokens, 0, 0, 0, length=self.length)
+
+
+def check_windows(length: int, context: int, break_mode: str) -> None:
+    """Raises what `Windows` raises."""
+    if not 0 <= context < length:
+        raise ValueError(
+            f"evaluate.context={context} must be 0 or more and less than evaluate.length={length}"
+        )
+    if break_mode not in BREAK_MODES:
+        known = ", ".join(BREAK_MODES)
+        raise ValueError(f"unknown evaluate.break_mode {break_mode!r}; known: {known}")
 
 
 def _complete_starts(offsets: list[int], size: int, longest: int) -> list[int]:

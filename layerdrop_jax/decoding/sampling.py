@@ -1,6 +1,7 @@
 """Continuing sequences token by token, greedily or by sampling, over a step function."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,10 @@ class SampleConfig:
     def __post_init__(self):
         rules = {
             "max_tokens": (self.max_tokens >= 1, "at least 1"),
-            "temperature": (self.temperature >= 0, "at least 0; 0 is greedy"),
+            "temperature": (
+                self.temperature == 0 or 1e-3 <= self.temperature < math.inf,
+                "0, which is greedy, or from 0.001 up",
+            ),
             "top_k": (self.top_k >= 0, "at least 0; 0 is all"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "seed": (0 <= self.seed < 2**32, f"from 0 to {2**32 - 1:,}"),
@@ -93,19 +97,20 @@ def continue_sequences(step_fn, log_probs_BxV, cache, key_B, config: SampleConfi
         keys_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(key_B, step)
         return jax.vmap(jax.random.categorical)(keys_B, scores_BxV).astype(jnp.int32)
 
+    def ended(token_B, done_B):
+        return done_B | (token_B == EOS) if config.stop_at_eos else done_B
+
     def more(carry):
-        step, _, _, done_B, _ = carry
+        step, _, done_B, _ = carry
         return (step < config.max_tokens) & ~done_B.all()
 
     def advance(carry):
-        step, log_probs_BxV, cache, done_B, tokens_BxT = carry
+        step, cache, done_B, tokens_BxT = carry
+        log_probs_BxV, cache = step_fn(cache, tokens_BxT[:, step - 1], step - 1)
         token_B = jnp.where(done_B, PAD, choose(log_probs_BxV, step))
-        tokens_BxT = tokens_BxT.at[:, step].set(token_B)
-        if config.stop_at_eos:
-            done_B = done_B | (token_B == EOS)
-        log_probs_BxV, cache = step_fn(cache, token_B, step)
-        return step + 1, log_probs_BxV, cache, done_B, tokens_BxT
+        return step + 1, cache, ended(token_B, done_B), tokens_BxT.at[:, step].set(token_B)
 
-    tokens_BxT = jnp.full((batch, config.max_tokens), PAD, jnp.int32)
-    start = (jnp.int32(0), log_probs_BxV, cache, jnp.zeros(batch, bool), tokens_BxT)
+    first_B = choose(log_probs_BxV, 0)
+    tokens_BxT = jnp.full((batch, config.max_tokens), PAD, jnp.int32).at[:, 0].set(first_B)
+    start = (jnp.int32(1), cache, ended(first_B, jnp.zeros(batch, bool)), tokens_BxT)
     return jax.lax.while_loop(more, advance, start)[-1]

@@ -106,6 +106,11 @@ def _weighted_values(rate, q_BxTxHxK, k_BxSxHxK, v_BxSxHxK, mask_BxTxS, key):
     return jnp.swapaxes(jnp.einsum("bhts,bhsk->bhtk", weights_BxHxTxS, v_BxHxSxK), 1, 2)
 
 
+def heads_first(x_BxSxHxK):
+    """[B, H, S, K], as caches are kept."""
+    return jnp.swapaxes(x_BxSxHxK, 1, 2)
+
+
 def segment_mask(query_BxT, key_BxS):
     """True where query and key belong to the same segment of a packed row; 0 is padding."""
     return (query_BxT[:, :, None] == key_BxS[:, None, :]) & (key_BxS[:, None, :] > 0)

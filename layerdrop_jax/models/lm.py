@@ -8,7 +8,7 @@ from flax import nnx
 
 from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.models.adaptive import AdaptiveEmbedding, AdaptiveSoftmax
-from layerdrop_jax.models.attention import causal_mask
+from layerdrop_jax.models.attention import causal_mask, heads_first
 from layerdrop_jax.models.blocks import (
     BlockConfig,
     EncoderLayer,
@@ -197,7 +197,7 @@ class LM(nnx.Module):
                 return layer.self_attn.attend(x_BxPxD, *now, mask_BxPxP)
 
             x_BxPxD = layer.step(x_BxPxD, self_attention)
-            return x_BxPxD, jax.tree.map(_heads_first, now)
+            return x_BxPxD, jax.tree.map(heads_first, now)
 
         x_BxPxD = self._embed(ids_BxP, jnp.arange(length)[None], None)
         x_BxPxD, past = run_stack(self.decoder, x_BxPxD, keep_N, run_layer)
@@ -237,7 +237,7 @@ class LM(nnx.Module):
                 return layer.self_attn.attend_cache(x_Bx1xD, *past, seen_BxS[:, None], now)
 
             x_Bx1xD = layer.step(x_Bx1xD, self_attention)
-            return x_Bx1xD, jax.tree.map(_heads_first, now)
+            return x_Bx1xD, jax.tree.map(heads_first, now)
 
         x_Bx1xD, now = run_stack(
             self.decoder, x_Bx1xD, cache["keep"], run_layer, extra=cache["past"]
@@ -282,7 +282,3 @@ def _make_output(config, rngs):
         dtype=config.dtype,
         rngs=rngs,
     )
-
-
-def _heads_first(x_BxSxHxK):
-    return jnp.swapaxes(x_BxSxHxK, 1, 2)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layerdrop_jax.core.randomness import named_key
-from layerdrop_jax.models.attention import causal_mask, segment_mask
+from layerdrop_jax.models.attention import causal_mask, heads_first, segment_mask
 from layerdrop_jax.models.blocks import (
     BlockConfig,
     DecoderLayer,
@@ -219,7 +219,7 @@ class Seq2Seq(nnx.Module):
         keep_N = _all_layers(config.decoder_layers) if keep_N is None else keep_N
 
         def project(layer, carry, _, __):
-            return carry, jax.tree.map(_heads_first, layer.cross_attn.keys_values(memory_BxSxD))
+            return carry, jax.tree.map(heads_first, layer.cross_attn.keys_values(memory_BxSxD))
 
         _, cross = run_stack(self.decoder, jnp.zeros(()), keep_N, project)
         batch, heads = ids_BxS.shape[0], config.attention_heads
@@ -273,7 +273,7 @@ class Seq2Seq(nnx.Module):
                 return layer.cross_attn.attend_cache(x_BxMxD, *cross, memory_mask)
 
             x_BxMxD = layer.step(x_BxMxD, self_attention, cross_attention)
-            return x_BxMxD, jax.tree.map(_heads_first, now)
+            return x_BxMxD, jax.tree.map(heads_first, now)
 
         x_BxMxD, now = run_stack(
             self.decoder, x_BxMxD, cache["keep"], run_layer, extra=(cache["past"], cache["cross"])
@@ -300,10 +300,6 @@ class Seq2Seq(nnx.Module):
         x = self.config.embed_dim**0.5 * tokens + positions
         x = x.astype(self.config.dtype)
         return dropout(x, self.config.dropout, None if key is None else named_key(key, "embedding"))
-
-
-def _heads_first(x_BxSxHxK):
-    return jnp.swapaxes(x_BxSxHxK, 1, 2)
 
 
 def _all_layers(num_layers: int):

@@ -41,8 +41,8 @@ def seq2seq_flops(config, batch: dict) -> dict:
 def lm_flops(config, batch: dict) -> dict:
     """As `seq2seq_flops`, of a language model: ``{"decoder": [...], "rest": float}``.
 
-    Of the tails of an adaptive softmax the share ``adaptive_buffer`` of the tokens is counted: how
-    many there are depends on the text.
+    The tables of an adaptive softmax's tails are counted for the share ``adaptive_buffer`` of the
+    tokens: how many there are depends on the text.
 
     Args:
       config: `LMConfig`.
@@ -57,9 +57,9 @@ def lm_flops(config, batch: dict) -> dict:
             config.vocab_size, config.cutoffs, config.adaptive_factor, config.embed_dim
         )
         rest = dim * (first[1] + len(tails))
-        rest += config.adaptive_buffer * sum(
-            dim * width + width * (stop - start) for start, stop, width in tails
-        )
+        for start, stop, width in tails:
+            rest += dim * width + config.adaptive_buffer * width * (stop - start)
+        rest += sum(width * dim for _, _, width in (first, *tails))  # the input's projections
     return {
         "decoder": [factor * flops for flops in layer],
         "rest": factor * 2 * rest * length,

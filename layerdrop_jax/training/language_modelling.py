@@ -1,9 +1,9 @@
 """Language modelling as a task: its data, its perplexity, and what a run makes of a prompt."""
 
+import dataclasses
 import functools
 import hashlib
 import json
-import math
 import time
 
 import jax
@@ -12,14 +12,14 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
-from layerdrop_jax.core.pruning import evenly_spaced, every_other
+from layerdrop_jax.core.pruning import every_depth
 from layerdrop_jax.data import pipeline, streams, tokenizers
 from layerdrop_jax.data.progress import progress
 from layerdrop_jax.decoding.batching import padded_width
 from layerdrop_jax.decoding.constraints import EOS, PAD
 from layerdrop_jax.decoding.sampling import continue_sequences
 from layerdrop_jax.training import accounting, losses
-from layerdrop_jax.training.metrics import MetricWriter
+from layerdrop_jax.training.metrics import MetricWriter, perplexity
 from layerdrop_jax.training.runs import (
     Run,
     is_fresh,
@@ -67,9 +67,8 @@ def evaluate(run: Run) -> list[dict]:
     """Perplexity of valid and test, and of valid at every depth; appends to the metrics.
 
     exp(-sum of log p / tokens) over all tokens, line ends and unknown words included; each is
-    predicted once, from as much context as `streams.Windows` gives it. The depths keep
-    `evenly_spaced` layers, without fine-tuning; those that Every Other keeps at some rate are
-    named after it.
+    predicted once, from as much context as `streams.Windows` gives it. The depths keep the layers
+    of `pruning.every_depth`, without fine-tuning.
 
     Returns:
       the whole network's scores, one record for each split.
@@ -77,13 +76,13 @@ def evaluate(run: Run) -> list[dict]:
     model, windows = run.settings.model, run.settings.evaluate
     measure = make_measure(run)
     splits = {split: _windows(run, split) for split in ("valid", "test")}
-    results, depths = [], []
+    results, depths, whole = [], [], {}
     for split, rows in splits.items():
-        nats, _ = measure(rows, description=f"perplexity of {split}")
+        nats, seconds = whole[split] = measure(rows, description=f"perplexity of {split}")
         results.append(
             {
                 "split": split,
-                "perplexity": _exp(nats),
+                "perplexity": perplexity(nats),
                 "nats": nats,
                 "tokens": len(rows.tokens),
                 "unknown": float(np.mean(rows.tokens == tokenizers.UNK)),
@@ -95,22 +94,21 @@ def evaluate(run: Run) -> list[dict]:
             }
         )
     num_layers = model.decoder_layers
-    rates = [0.0, *(1 / period for period in range(2, num_layers + 1))]
-    by_rule = {every_other(num_layers, rate) for rate in rates}
-    for depth in range(num_layers, 0, -1):
-        layers = evenly_spaced(num_layers, depth)
-        nats, seconds = measure(
-            splits["valid"],
-            {"decoder": np.isin(np.arange(num_layers), layers)},
-            description=f"{depth} of {num_layers} layers",
-        )
+    for strategy, layers in every_depth(num_layers):
+        nats, seconds = whole["valid"]
+        if len(layers) < num_layers:
+            nats, seconds = measure(
+                splits["valid"],
+                {"decoder": np.isin(np.arange(num_layers), layers)},
+                description=f"{len(layers)} of {num_layers} layers",
+            )
         depths.append(
             {
                 "split": "valid",
                 "decoder_layers": original_layers(run.workdir, "decoder", layers),
-                "strategy": "every_other" if layers in by_rule else "evenly_spaced",
+                "strategy": strategy,
                 "parameters": params_at_depth(model, "decoder", layers),
-                "perplexity": _exp(nats),
+                "perplexity": perplexity(nats),
                 "nats": nats,
                 "words_per_second": len(splits["valid"].tokens) / seconds,
             }
@@ -130,7 +128,9 @@ def make_measure(run: Run):
     log p depends on its window alone, and they are added up in double precision: the batch has no
     part in the result. The first call of all compiles, which its seconds do not count.
     """
-    model, graph = run.settings.model, model_graph(run.settings.model)
+    # The reference's evaluation scores the targets that its loss may ignore.
+    model = dataclasses.replace(run.settings.model, adaptive_ignored_targets=False)
+    graph = model_graph(model)
     batch_rows = run.settings.evaluate.batch_rows
 
     @functools.partial(jax.jit, static_argnames="scored")
@@ -204,9 +204,9 @@ def continue_prompts(run: Run, prompts) -> list[str]:
 
     encoded = []
     for number, ids in enumerate(tokenizers.encode(run.tokenizer, prompts)):
-        if len(ids) + 1 > room:
+        if len(ids) > room:
             logging.warning(
-                "prompt %d has %d tokens: only its last %d count", number + 1, len(ids), room - 1
+                "prompt %d has %d tokens: only its last %d count", number + 1, len(ids), room
             )
         encoded.append([EOS, *ids][-room:])
     order = sorted(range(len(encoded)), key=lambda n: len(encoded[n]))
@@ -214,14 +214,15 @@ def continue_prompts(run: Run, prompts) -> list[str]:
     with progress("continuing", len(encoded)) as advance:
         for start in range(0, len(order), config.batch_rows):
             numbers = order[start : start + config.batch_rows]
-            rows = [encoded[n] for n in numbers]
-            rows += [[EOS]] * (config.batch_rows - len(rows))
+            # Copies fill the batch up: they end when their originals do.
+            filled = numbers + numbers[-1:] * (config.batch_rows - len(numbers))
+            rows = [encoded[n] for n in filled]
             width = padded_width(max(map(len, rows)), room)
             ids_BxP = np.full((len(rows), width), PAD, np.int32)
             for row, ids in zip(ids_BxP, rows, strict=True):
                 row[: len(ids)] = ids
             length_B = np.array([len(ids) for ids in rows], np.int32)
-            number_B = np.array(numbers + [0] * (len(rows) - len(numbers)), np.uint32)
+            number_B = np.array(filled, np.uint32)
             tokens_BxT = jax.device_get(continue_batch(run.params, ids_BxP, length_B, number_B))
             for number, tokens_T in zip(numbers, tokens_BxT, strict=False):
                 results[number] = _text(run, tokens_T)
@@ -257,9 +258,10 @@ def _prompt(line: str) -> str:
     if line.startswith('"'):
         try:
             text = json.loads(line)
+            text.encode()  # half of a surrogate pair is no text
         except ValueError:
             return line
-        return text if isinstance(text, str) else line
+        return text
     return line
 
 
@@ -276,7 +278,3 @@ def _text(run, tokens_T) -> str:
     ended = run.settings.decode.stop_at_eos
     pieces += [] if ended and not piece and pieces else [piece]
     return "\n".join(tokenizers.decode(run.tokenizer, pieces))
-
-
-def _exp(nats: float) -> float:
-    return math.exp(min(nats, 700.0))

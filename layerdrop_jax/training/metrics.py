@@ -23,6 +23,11 @@ from tensorboardX.proto import event_pb2
 FILE = "metrics.jsonl"
 
 
+def perplexity(nats: float) -> float:
+    """exp of a mean -log p; of a hopeless one as much as a float holds."""
+    return math.exp(min(nats, 700.0))
+
+
 def read_metrics(run) -> list[dict]:
     """The lines of a run's metrics.jsonl, in order; [] where there is no such file.
 

@@ -17,7 +17,8 @@ from layerdrop_jax.training.checkpoints import write_params
 from layerdrop_jax.training.runs import PRUNED, Run, cut_model, load_run, original_layers
 from layerdrop_jax.training.state import count_params, model_graph
 
-# The two networks compute the same sums in the same order; a compiler may still fuse them apart.
+# The two networks compute the same sums in the same order; a compiler may still fuse them apart. Of
+# the largest output, and of 1 where all are smaller.
 TOLERANCE = 1e-4
 
 
@@ -111,7 +112,10 @@ def hash_params(params) -> str:
 
 
 def _compare(parent: Run, child: Run, layers) -> float:
-    """The largest difference between the child's and the masked parent's outputs, on real text."""
+    """The largest difference between the child's and the masked parent's outputs, on real text.
+
+    As a share of the parent's largest output, where that is more than 1.
+    """
     task, data = tasks.of(parent.settings), parent.settings.data
     model = parent.settings.model
     keep = {stack: np.isin(np.arange(model.depth(stack)), kept) for stack, kept in layers.items()}
@@ -123,7 +127,9 @@ def _compare(parent: Run, child: Run, layers) -> float:
     def difference(parent_params, child_params, batch):
         masked, real = task.outputs(nnx.merge(graphs[0], parent_params), batch, keep)
         cut, _ = task.outputs(nnx.merge(graphs[1], child_params), batch)
-        return jax.numpy.max(jax.numpy.abs(masked - cut) * real[..., None])
+        largest = jax.numpy.max(jax.numpy.abs(masked) * real[..., None])
+        apart = jax.numpy.max(jax.numpy.abs(masked - cut) * real[..., None])
+        return apart / jax.numpy.maximum(largest, 1)
 
     batches = pipeline.eval_batches(data, task.valid_rows(parent))
     # np.max, unlike max, passes a NaN on

@@ -55,7 +55,10 @@ def make_tokenizer(workdir, train, texts, vocab_size: int):
     path = workdir / "tokenizer.json"
     if jax.process_index() == 0 and (is_fresh(workdir) or not path.exists()):
         print(f"training a tokenizer of {vocab_size:,} entries", flush=True)
-        train(texts, vocab_size, path)
+        trained = train(texts, vocab_size, path)
+        made_up = sum(bool(tokenizers.MADE_UP.fullmatch(word)) for word in trained.get_vocab())
+        if made_up:
+            print(f"{made_up:,} of them are made up: the text has no more", flush=True)
     multihost_utils.sync_global_devices("the run's folder has its tokenizer")
     return tokenizers.load_tokenizer(path)
 

@@ -8,10 +8,10 @@ import pathlib
 from collections.abc import Mapping
 
 from layerdrop_jax.data.pipeline import DataConfig
-from layerdrop_jax.data.streams import BREAK_MODES, StreamConfig
+from layerdrop_jax.data.streams import StreamConfig, check_windows
 from layerdrop_jax.decoding.beam import BeamConfig
 from layerdrop_jax.decoding.sampling import SampleConfig
-from layerdrop_jax.models.blocks import check_choice, check_sizes
+from layerdrop_jax.models.blocks import check_sizes
 from layerdrop_jax.models.lm import LMConfig
 from layerdrop_jax.models.seq2seq import Seq2SeqConfig
 from layerdrop_jax.training.checkpoints import CheckpointConfig
@@ -64,12 +64,8 @@ class WindowConfig:
     batch_rows: int
 
     def __post_init__(self):
-        check_choice("evaluate", "break_mode", self.break_mode, BREAK_MODES)
         check_sizes("evaluate", self, ("length", "batch_rows"))
-        if not 0 <= self.context < self.length:
-            raise ValueError(
-                f"evaluate.context={self.context} is not in [0, {self.length}), the window's length"
-            )
+        check_windows(self.length, self.context, self.break_mode)
 
 
 # What may change between the start of a run and its resumption: nothing here moves a parameter

@@ -19,7 +19,7 @@ from layerdrop_jax.training import sharding, tasks
 from layerdrop_jax.training.accounting import peak_flops
 from layerdrop_jax.training.checkpoints import Checkpoints
 from layerdrop_jax.training.dropping import describe_rates
-from layerdrop_jax.training.metrics import MetricWriter, Progress, Window
+from layerdrop_jax.training.metrics import MetricWriter, Progress, Window, perplexity
 from layerdrop_jax.training.optimizers import make_optimizer
 from layerdrop_jax.training.runs import check_folder
 from layerdrop_jax.training.state import count_params, make_params, make_state, model_graph
@@ -154,10 +154,11 @@ def train(config, workdir, *, command: str) -> None:
             if validate:
                 with progress.paused(), window.paused():
                     valid_loss = _validate(valid_step, state["params"], settings, valid_rows, mesh)
-                perplexity = _exp(valid_loss)
-                writer.write("valid", step, {"loss": valid_loss, "perplexity": perplexity})
+                valid = {"loss": valid_loss, "perplexity": perplexity(valid_loss)}
+                writer.write("valid", step, valid)
                 progress.print(
-                    f"step {step:,}: valid loss {valid_loss:.4f}, perplexity {perplexity:.2f}"
+                    f"step {step:,}: valid loss {valid_loss:.4f}, "
+                    f"perplexity {valid['perplexity']:.2f}"
                 )
             if in_turn or stopping:
                 checkpoints.save(
@@ -202,7 +203,8 @@ def _validate(valid_step, params, settings, rows, mesh):
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    sums = [valid_step(params, sharding.shard_rows(batch, mesh, axis=0)) for batch in batches]
+    with jax.set_mesh(mesh):
+        sums = [valid_step(params, sharding.shard_rows(batch, mesh, axis=0)) for batch in batches]
     nll, tokens = np.sum(jax.device_get(sums), axis=0, dtype=np.float64)
     return float(nll / tokens)
 
@@ -236,7 +238,7 @@ def _numbers(sums, rate, peak):
     tokens, steps, seconds = sums["tokens"], sums["steps"], sums["seconds"]
     numbers = {
         "loss": sums["loss"] / tokens,
-        "perplexity": _exp(sums["nll"] / tokens),
+        "perplexity": perplexity(sums["nll"] / tokens),
         "lr": float(rate),
         "words_per_second": tokens / seconds,
         # of the layers that ran, and as if every layer had run
@@ -264,10 +266,6 @@ def _log(numbers, step, writer, progress):
     layers = [numbers[name] for name in numbers if name.endswith("_layers")]
     shown = ("loss", "lr", "words_per_second")
     progress.update(step, layers=layers, **{name: numbers[name] for name in shown})
-
-
-def _exp(nats):
-    return math.exp(min(nats, 700.0))
 
 
 class _signals:

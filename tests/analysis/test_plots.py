@@ -125,7 +125,7 @@ def test_perplexity_goes_through_the_lowest_on_a_logarithmic_axis(tmp_path, draw
     perplexity, speed, _ = drawn[0].axes
     assert curves(perplexity) == [[[1, 40123.0], [2, 700.0], [3, 20.0]]]
     assert perplexity.get_title(loc="left") == "Valid perplexity"
-    assert speed.get_title(loc="left") == "Scoring, words per second"
+    assert speed.get_title(loc="left") == "Scoring, tokens per second"
     assert perplexity.get_xlabel() == "layers kept"
     assert (perplexity.get_yscale(), speed.get_yscale()) == ("log", "linear")
     assert speed.get_ylim()[0] == 0

@@ -166,7 +166,7 @@ def test_report_of_a_language_model(tmp_path):
     assert text.count(f"- perplexity: `{LM_SIGNATURE}`") == 1
     depths = [row for row in rows if row[0] in ("layers kept", "1", "2", "3")]
     assert depths == [
-        ["layers kept", "which", "rule", "parameters", "valid perplexity", "words/s"],
+        ["layers kept", "which", "rule", "parameters", "valid perplexity", "tokens/s"],
         ["1", "0", "evenly spaced", "1,000,003", "40,000.00", "1,200"],
         ["2", "0 1", "every other", "1,000,003", "30.00", "600"],
         ["2", "0 2", "evenly spaced", "1,000,003", "50.00", "600"],
@@ -184,7 +184,7 @@ def test_comparison_of_seeds(tmp_path):
     ]
     path = report.compare_runs({"a": runs[:2], "b": runs[2:]}, tmp_path / "out")
     rows = rows_of(path.read_text())
-    names = ["a: valid perplexity", "b: valid perplexity", "a: words/s", "b: words/s"]
+    names = ["a: valid perplexity", "b: valid perplexity", "a: tokens/s", "b: tokens/s"]
     assert rows[0] == ["layers kept", "which", "rule", "parameters", *names]
     found = [
         "2",

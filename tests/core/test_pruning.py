@@ -6,6 +6,7 @@ import pytest
 from layerdrop_jax.core.pruning import (
     check_layers,
     evenly_spaced,
+    every_depth,
     every_other,
     parse_layers,
     take_layers,
@@ -132,3 +133,29 @@ def test_parse_layers_lists_the_forms(text):
 def test_parse_layers_passes_on_what_does_not_fit(text, message):
     with pytest.raises(ValueError, match=message):
         parse_layers(text, 6)
+
+
+def test_every_depth_goes_by_the_paper_s_rule_where_it_can():
+    choices = every_depth(16)
+    assert [len(layers) for _, layers in choices] == list(range(16, 0, -1))
+    by_depth = {len(layers): (rule, layers) for rule, layers in choices}
+    assert by_depth[16] == ("every_other", tuple(range(16)))
+    # 1/8 of the layers, at depth 8 and 16; 1/5 of them, at 5, 10 and 15; one half.
+    assert by_depth[14] == ("every_other", (0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14))
+    assert by_depth[13] == ("every_other", (0, 1, 2, 3, 5, 6, 7, 8, 10, 11, 12, 13, 15))
+    assert by_depth[8] == ("every_other", (0, 2, 4, 6, 8, 10, 12, 14))
+    assert by_depth[4] == ("evenly_spaced", (0, 4, 8, 12))
+    assert [depth for depth, (rule, _) in by_depth.items() if rule == "every_other"] == [
+        *(16, 15, 14, 13, 12, 11, 8)
+    ]
+
+
+@pytest.mark.parametrize("num_layers", range(1, 25))
+def test_every_depth_names_its_rule_rightly(num_layers):
+    rates = [0, *(1 / period for period in range(2, num_layers + 1))]
+    reachable = {every_other(num_layers, rate) for rate in rates}
+    for rule, layers in every_depth(num_layers):
+        assert (rule == "every_other") == (layers in reachable)
+        if rule == "evenly_spaced":
+            assert layers == evenly_spaced(num_layers, len(layers))
+            assert len(layers) not in {len(kept) for kept in reachable}

@@ -103,7 +103,9 @@ def test_samples_follow_the_distribution():
     ("changes", "message"),
     [
         ({"max_tokens": 0}, "decode.max_tokens=0 is not at least 1"),
-        ({"temperature": -0.1}, "decode.temperature=-0.1 is not at least 0; 0 is greedy"),
+        ({"temperature": -0.1}, "decode.temperature=-0.1 is not 0, which is greedy, or from 0.001"),
+        ({"temperature": 1e-9}, "decode.temperature=1e-09"),
+        ({"temperature": float("inf")}, "decode.temperature=inf"),
         ({"top_k": -1}, "decode.top_k=-1"),
         ({"top_p": 0.0}, "decode.top_p=0.0 is not above 0"),
         ({"top_p": 1.1}, "decode.top_p=1.1"),

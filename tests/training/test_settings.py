@@ -99,8 +99,11 @@ def test_sections_become_dataclasses():
         (lm(data={"length": 48}), "data.length=48 is more than model.max_length=47"),
         (lm(evaluate={"length": 48}), "evaluate.length=48 is more than model.max_length=47"),
         (lm(decode={"max_tokens": 48}), "decode.max_tokens=48 is more than model.max_length=47"),
-        (lm(evaluate={"context": 29}), r"evaluate.context=29 is not in \[0, 29\)"),
-        (lm(evaluate={"break_mode": "eos"}), "evaluate.break_mode='eos' is unknown: it is one of"),
+        (lm(evaluate={"context": 29}), "evaluate.context=29 must be 0 or more and less than"),
+        (
+            lm(evaluate={"break_mode": "eos"}),
+            "unknown evaluate.break_mode 'eos'; known: none, complete",
+        ),
         (lm(evaluate={"batch_rows": 0}), "evaluate.batch_rows=0 is not 1 or more"),
         (lm(train={"label_smoothing": 0.1}), "train.label_smoothing=0.1 needs the logits of all"),
         (lm(model={"norm": "post", "final_norm": True}), "model.final_norm=True needs model.norm"),
