@@ -18,7 +18,9 @@ import argparse
 import json
 import os
 import pathlib
+import shlex
 import statistics
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +45,7 @@ def main(argv=None):
     parser.add_argument("--width", type=int, default=1024, help="of the model, and of band 0")
     parser.add_argument("--cutoffs", type=int, nargs="+", default=[20_000, 60_000])
     parser.add_argument("--factor", type=int, default=4, help="by which each band is narrower")
-    parser.add_argument("--buffer", type=float, default=0.25, help="share of the tokens")
+    parser.add_argument("--buffer", type=float, default=0.125, help="share of the tokens")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     arguments = parser.parse_args(argv)
     if min(arguments.rounds, arguments.tokens) < 1:
@@ -55,7 +57,10 @@ def main(argv=None):
     with Progress(console=Console(stderr=True)) as progress:
         about = {k: v for k, v in machine().items() if not k.startswith("torch")}
         about["load before"] = round(os.getloadavg()[0], 1)  # of what else the machine does
-        results = {"machine": about, "sizes": sizes} | measure(sizes, progress)
+        arguments_given = shlex.join(sys.argv[1:] if argv is None else argv)
+        command = f"python -m benchmarks.adaptive_softmax {arguments_given}"
+        results = {"command": command, "machine": about, "sizes": sizes}
+        results |= measure(sizes, progress)
     (arguments.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     text = report(results)
     (arguments.out / "report.md").write_text(text)
@@ -172,7 +177,10 @@ def report(results) -> str:
         f"{sizes['tokens']} tokens, vocabulary {sizes['vocabulary']}, width {sizes['width']}, "
         f"cutoffs {sizes['cutoffs']}, factor {sizes['factor']}, buffer {sizes['buffer']:g}, "
         f"{sizes['dtype']}; loss and gradient. Medians of {sizes['rounds']} rounds; in brackets "
-        "the quartiles of the ratio, taken round by round.",
+        "the quartiles of the ratio, taken round by round. Temporary memory is what the compiled "
+        "function takes beside its arguments and results, and the gradients are results.",
+        "",
+        f"```\n{results['command']}\n```",
         "",
     ]
     rows = []

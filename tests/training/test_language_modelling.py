@@ -292,7 +292,7 @@ def test_another_text_does_not_go_on(folder, text, tmp_path):
 
 
 def test_a_config_that_does_not_fit_is_refused_before_anything_is_written(text, tmp_path):
+    config = tiny_run.tiny_lm_config(text, data={"length": 48})
     with pytest.raises(ValueError, match="data.length=48 is more than model.max_length=47"):
-        config = tiny_run.tiny_lm_config(text, data={"length": 48})
         train.train(config, tmp_path / "run", command="")
     assert not (tmp_path / "run").exists()
