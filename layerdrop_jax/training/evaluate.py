@@ -1,6 +1,7 @@
 """Scores a trained run's folder, whole and at every depth."""
 
 from layerdrop_jax.training import tasks
+from layerdrop_jax.training.metrics import MetricWriter
 from layerdrop_jax.training.runs import load_run
 
 
@@ -16,4 +17,10 @@ def evaluate(workdir) -> list[dict]:
       FileNotFoundError, ValueError, OSError: not a run's folder, or one that does not fit itself.
     """
     run = load_run(workdir)
-    return tasks.of(run.settings).evaluate(run)
+    scores, depths = tasks.of(run.settings).evaluate(run)
+    writer = MetricWriter(run.workdir)
+    for kind, records in (("test", scores), ("depth", depths)):
+        for record in records:
+            writer.write(kind, max(run.steps), record)
+    writer.close()
+    return scores

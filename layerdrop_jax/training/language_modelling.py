@@ -19,7 +19,7 @@ from layerdrop_jax.decoding.batching import padded_width
 from layerdrop_jax.decoding.constraints import EOS, PAD
 from layerdrop_jax.decoding.sampling import continue_sequences
 from layerdrop_jax.training import accounting, losses
-from layerdrop_jax.training.metrics import MetricWriter, perplexity
+from layerdrop_jax.training.metrics import perplexity
 from layerdrop_jax.training.runs import (
     Run,
     is_fresh,
@@ -63,15 +63,15 @@ def fingerprint(rows) -> str:
     return hashlib.sha256(np.ascontiguousarray(rows.tokens)).hexdigest()
 
 
-def evaluate(run: Run) -> list[dict]:
-    """Perplexity of valid and test, and of valid at every depth; appends to the metrics.
+def evaluate(run: Run) -> tuple[list[dict], list[dict]]:
+    """Perplexity of valid and test, and of valid at every depth.
 
     exp(-sum of log p / tokens) over all tokens, line ends and unknown words included; each is
     predicted once, from as much context as `streams.Windows` gives it. The depths keep the layers
     of `pruning.every_depth`, without fine-tuning.
 
     Returns:
-      the whole network's scores, one record for each split.
+      ``(scores, depths)``: a record for each split, whole, and one for each depth.
     """
     model, windows = run.settings.model, run.settings.evaluate
     measure = make_measure(run)
@@ -113,12 +113,7 @@ def evaluate(run: Run) -> list[dict]:
                 "words_per_second": len(splits["valid"].tokens) / seconds,
             }
         )
-    writer = MetricWriter(run.workdir)
-    for kind, records in (("test", results), ("depth", depths)):
-        for record in records:
-            writer.write(kind, max(run.steps), record)
-    writer.close()
-    return results
+    return results, depths
 
 
 def make_measure(run: Run):

@@ -12,14 +12,13 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
-from layerdrop_jax.core.pruning import evenly_spaced
+from layerdrop_jax.core.pruning import every_depth
 from layerdrop_jax.data import pipeline, tokenizers
 from layerdrop_jax.decoding.batching import decode_sentences
 from layerdrop_jax.decoding.beam import beam_search, search_options
 from layerdrop_jax.models.embeddings import PADDING_ID
 from layerdrop_jax.training import accounting, losses
 from layerdrop_jax.training.bleu import bleu_scores
-from layerdrop_jax.training.metrics import MetricWriter
 from layerdrop_jax.training.runs import (
     Run,
     is_fresh,
@@ -123,14 +122,14 @@ def make_translator(run: Run):
     return translate
 
 
-def evaluate(run: Run) -> list[dict]:
-    """BLEU of the test split, whole and cut to every decoder depth; appends to the metrics.
+def evaluate(run: Run) -> tuple[list[dict], list[dict]]:
+    """BLEU of the test split, whole and cut to every decoder depth; keeps the translations.
 
-    The depths keep `evenly_spaced` layers, without fine-tuning. Their words per second are source
-    words (split at blanks) over the time of translating the split, compilation left out.
+    The depths keep the layers of `pruning.every_depth`, without fine-tuning. Their words per second
+    are source words (split at blanks) over the time of translating the split, compilation left out.
 
     Returns:
-      the whole network's scores on the test split, one record for each kind of BLEU.
+      ``(scores, depths)``: a record for each kind of BLEU, whole, and one for each depth.
     """
     settings = run.settings
     pairs = pipeline.load_eval_text(
@@ -139,7 +138,6 @@ def evaluate(run: Run) -> list[dict]:
     sources, references = (list(side) for side in zip(*pairs, strict=True))
     words = sum(len(line.split()) for line in sources)
     translate = make_translator(run)
-    step = max(run.steps)
 
     # The whole network goes first: it compiles what all depths then share.
     translations, cut = translate(sources, description="translating the test split")
@@ -156,32 +154,27 @@ def evaluate(run: Run) -> list[dict]:
     ]
     depths = []
     num_layers = settings.model.decoder_layers
-    for depth in range(num_layers, 0, -1):
-        layers = evenly_spaced(num_layers, depth)
+    for strategy, layers in every_depth(num_layers):
         keep = {"decoder": np.isin(np.arange(num_layers), layers)}
         start = time.perf_counter()
         cut_down, _ = translate(
-            sources, keep, description=f"{depth} of {num_layers} decoder layers"
+            sources, keep, description=f"{len(layers)} of {num_layers} decoder layers"
         )
         seconds = time.perf_counter() - start
         depths.append(
             {
                 "decoder_layers": original_layers(run.workdir, "decoder", layers),
+                "strategy": strategy,
                 "parameters": params_at_depth(settings.model, "decoder", layers),
                 "bleu": bleu_scores(cut_down, references)["sacrebleu"].score,
                 "words_per_second": words / seconds,
                 "signature": scores["sacrebleu"].signature,
             }
         )
-    writer = MetricWriter(run.workdir)
-    for kind, records in (("test", results), ("depth", depths)):
-        for record in records:
-            writer.write(kind, step, record)
-    writer.close()
     (run.workdir / "data" / f"test.hypotheses.{settings.data.target}").write_text(
         "".join(line + "\n" for line in translations), encoding="utf-8"
     )
-    return results
+    return results, depths
 
 
 def answer(run: Run, lines) -> list[str]:
