@@ -176,6 +176,10 @@ def parse(config: Mapping) -> Settings:
         value that its dataclass refuses.
     """
     _check_mapping("the config", config)
+    if "task" not in config:
+        raise ValueError(
+            f"the config lacks a task, one of {', '.join(TASKS)}: it may be an older version's"
+        )
     if config.get("task") not in tuple(TASKS):
         raise ValueError(f"task={config.get('task')!r} is unknown: it is one of {', '.join(TASKS)}")
     settings = TASKS[config["task"]]

@@ -41,6 +41,7 @@ def test_sections_become_dataclasses():
         (without(changed(), "model", "ffn_dim"), "section model lacks ffn_dim"),
         ({k: v for k, v in changed().items() if k != "seed"}, "the config lacks seed"),
         (changed() | {"data": 3}, "section data is 3, not names with values"),
+        ({k: v for k, v in changed().items() if k != "task"}, "the config lacks a task, one of tr"),
         (changed() | {"task": "summing"}, "task='summing' is unknown: it is one of transl"),
         (changed() | {"task": []}, r"task=\[\] is unknown"),
         (changed() | {"task": "language_modelling"}, "the config lacks evaluate"),
