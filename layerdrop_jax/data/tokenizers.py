@@ -83,14 +83,8 @@ def train_tokenizer(
         ]
     )
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_SYMBOLS),
-        initial_alphabet=alphabet,
-        show_progress=len(pairs) > 100_000,
-    )
-    tokenizer.train_from_iterator((text for pair in pairs for text in pair), trainer)
-    return _fill_up_and_write(tokenizer, vocab_size, path)
+    texts = (text for pair in pairs for text in pair)
+    return _train_bpe(tokenizer, texts, 2 * len(pairs), alphabet, vocab_size, path)
 
 
 def train_word_vocabulary(
@@ -161,13 +155,18 @@ def train_text_bpe(
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
+    return _train_bpe(tokenizer, texts, len(texts), alphabet, vocab_size, path)
+
+
+def _train_bpe(tokenizer, texts: Iterable[str], count: int, alphabet, vocab_size: int, path):
+    """Learns the merges of a BPE from `count` texts, and writes it."""
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(SPECIAL_SYMBOLS),
         initial_alphabet=alphabet,
         show_progress=False,
     )
-    with progress("training a tokenizer", len(texts)) as advance:
+    with progress("training a tokenizer", count) as advance:
 
         def counted() -> Iterator[str]:
             for text in texts:

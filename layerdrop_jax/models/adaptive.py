@@ -19,7 +19,7 @@ from flax import nnx
 from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.core.skip_scan import skip_scan
 from layerdrop_jax.models.embeddings import PADDING_ID
-from layerdrop_jax.models.layers import dropout, xavier_uniform
+from layerdrop_jax.models.layers import dropout, split_rows, xavier_uniform
 
 # Products of fewer rows than this cost as much as this many.
 SMALLEST_BUFFER = 8
@@ -249,7 +249,8 @@ class AdaptiveSoftmax(nnx.Module):
 
         def buffers(a_GxM___):
             a = a_GxM___.reshape(groups, num_buffers, size, *a_GxM___.shape[2:])
-            return _split_groups(jnp.moveaxis(a, 1, 0), axis=1)
+            a = jnp.moveaxis(a, 1, 0)
+            return split_rows(a, axis=1) if groups > 1 else a  # each group stays on its device
 
         def compute(_, inputs):
             hidden_GxCxW, local_GxC = inputs
@@ -301,11 +302,3 @@ def _row_groups(rows: int) -> int:
     mesh = jax.sharding.get_abstract_mesh()
     size = mesh.shape["data"] if "data" in mesh.auto_axes else 1
     return size if rows % size == 0 else 1
-
-
-def _split_groups(a, axis):
-    """Keeps each group of tokens on its device."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if "data" not in mesh.auto_axes or a.shape[axis] != mesh.shape["data"]:
-        return a
-    return jax.lax.with_sharding_constraint(a, jax.sharding.PartitionSpec(*[None] * axis, "data"))

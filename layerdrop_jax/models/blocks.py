@@ -10,7 +10,7 @@ from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.core.skip_scan import skip_scan
 from layerdrop_jax.core.structured import drop_block, drop_connect, drop_path, drop_path_rows
 from layerdrop_jax.models.attention import SAVED_NAME, Attention
-from layerdrop_jax.models.layers import ACTIVATIONS, FeedForward, dropout, layer_norm
+from layerdrop_jax.models.layers import ACTIVATIONS, FeedForward, dropout, layer_norm, split_rows
 
 NORMS = ("post", "pre")
 DTYPES = ("float32", "bfloat16")
@@ -270,17 +270,6 @@ def make_stack(make_layer, num_layers: int, rngs):
     return nnx.vmap(lambda key: make_layer(nnx.Rngs(params=key)))(keys)
 
 
-def _split_by_rows(x):
-    """Keeps the rows of a batch where they are, under a mesh with an axis ``data``.
-
-    Weights may be split over the same axis. The partitioner should then move one layer's weights,
-    and left to itself it moves rows too.
-    """
-    if "data" not in jax.sharding.get_abstract_mesh().auto_axes:
-        return x
-    return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec("data"))
-
-
 def run_stack(layers, x, keep_N, step, *, key=None, mode="skip", extra=None):
     """Runs the layers that ``keep_N`` marks.
 
@@ -303,7 +292,7 @@ def run_stack(layers, x, keep_N, step, *, key=None, mode="skip", extra=None):
 
     def run_layer(x, inputs):
         params, key, extra = inputs
-        x = _split_by_rows(x)
+        x = split_rows(x)
         if key is not None and config.drop_connect:
             params = drop_connect(named_key(key, "connect"), params, config.drop_connect)
         return step(nnx.merge(graphdef, params), x, key, extra)

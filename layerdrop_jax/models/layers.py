@@ -84,6 +84,18 @@ def dropout(x, rate: float, key):
     return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 
 
+def split_rows(a, axis: int = 0):
+    """Keeps the rows of a batch, on ``axis``, where they are, under a mesh with an axis ``data``.
+
+    Weights may be split over the same axis. The partitioner should then move one layer's weights,
+    and left to itself it moves rows too.
+    """
+    if "data" not in jax.sharding.get_abstract_mesh().auto_axes:
+        return a
+    spec = jax.sharding.PartitionSpec(*[None] * axis, "data")
+    return jax.lax.with_sharding_constraint(a, spec)
+
+
 class FeedForward(nnx.Module):
     """``fc2(dropout(activation(fc1(x))))``."""
 

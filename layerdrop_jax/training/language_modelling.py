@@ -262,14 +262,12 @@ def _prompt(line: str) -> str:
 
 def _text(run, tokens_T) -> str:
     """Ids as text; an eos is a line break, since texts are lines where they go on behind one."""
-    tokens = [int(token) for token in tokens_T if token != PAD]
-    pieces, piece = [], []
-    for token in tokens:
+    pieces = [[]]
+    for token in map(int, tokens_T):
         if token == EOS:
-            pieces.append(piece)
-            piece = []
-        else:
-            piece.append(token)
-    ended = run.settings.decode.stop_at_eos
-    pieces += [] if ended and not piece and pieces else [piece]
+            pieces.append([])
+        elif token != PAD:
+            pieces[-1].append(token)
+    if run.settings.decode.stop_at_eos:
+        del pieces[1:]  # nothing follows the eos that ends it
     return "\n".join(tokenizers.decode(run.tokenizer, pieces))

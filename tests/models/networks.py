@@ -1,6 +1,7 @@
 """Small networks, their recorded counterparts, and batches for both."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,17 @@ from layerdrop_jax.training.losses import label_smoothed_nll
 PAD, EOS = 1, 2
 SOURCE_FIELDS = ("source", "source_segment", "source_position")
 TARGET_FIELDS = ("target_input", "target_output", "target_segment", "target_position")
+
+
+def load(folder, name):
+    """(arrays, description) of a recorded network of the reference."""
+    with np.load(folder / f"{name}.npz") as arrays:
+        return dict(arrays), json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def part(arrays, prefix):
+    """The arrays whose names start with a prefix, under the rest of their names."""
+    return {k.removeprefix(prefix): arrays[k] for k in arrays if k.startswith(prefix)}
 
 
 def small_config(**changes) -> Seq2SeqConfig:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from pathlib import Path
 
 import jax
@@ -18,6 +17,7 @@ from layerdrop_jax.interop.fairseq import lm_params
 from layerdrop_jax.models.lm import LMConfig
 from layerdrop_jax.training.state import abstract_params, count_params, make_params, model_graph
 from tests.compiling import fast_jit
+from tests.models.networks import load, part
 
 EOS, PAD = 2, 1
 LAYERS = 6
@@ -84,11 +84,6 @@ def own_golden():
     return arrays, config
 
 
-def recorded(golden_dir, name="lm_adaptive"):
-    with np.load(golden_dir / f"{name}.npz") as arrays:
-        return dict(arrays), json.loads((golden_dir / f"{name}.json").read_text(encoding="utf-8"))
-
-
 def recorded_config(hyper, **changes):
     return lm_config(
         vocab_size=hyper["vocab"],
@@ -101,10 +96,6 @@ def recorded_config(hyper, **changes):
         adaptive_factor=hyper["factor"],
         **changes,
     )
-
-
-def part(arrays, prefix):
-    return {k.removeprefix(prefix): arrays[k] for k in arrays if k.startswith(prefix)}
 
 
 def assert_gradients(found, wanted):
@@ -166,7 +157,7 @@ def test_own_golden_values(mode):
 
 def test_reference_states_log_probs_loss_and_gradients(golden_dir):
     """With the quirk that v0.10.0 has, and with both that v0.9.0 has."""
-    arrays, description = recorded(golden_dir)
+    arrays, description = load(golden_dir, "lm_adaptive")
     batch = part(arrays, "batch/")
     weights, gradients = part(arrays, "weights/"), part(arrays, "grad/")
     real = batch["mask"]
@@ -191,7 +182,7 @@ def test_reference_states_log_probs_loss_and_gradients(golden_dir):
 
 
 def test_without_the_quirks_the_loss_is_the_whole_likelihood(golden_dir):
-    arrays, description = recorded(golden_dir)
+    arrays, description = load(golden_dir, "lm_adaptive")
     config = recorded_config(description["hyper"])
     differentiate = loss_and_outputs(config)
     params = lm_params(part(arrays, "weights/"), config)
@@ -203,8 +194,8 @@ def test_without_the_quirks_the_loss_is_the_whole_likelihood(golden_dir):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_reference_with_forced_layer_drop(golden_dir, mode):
-    arrays, description = recorded(golden_dir)
-    dropped, cases = recorded(golden_dir, "layers_lm_roberta")
+    arrays, description = load(golden_dir, "lm_adaptive")
+    dropped, cases = load(golden_dir, "layers_lm_roberta")
     config = recorded_config(description["hyper"], adaptive_ignored_targets=True)
     params = lm_params(part(arrays, "weights/"), config)
     differentiate = loss_and_outputs(config, mode)
@@ -238,8 +229,8 @@ def test_reference_with_forced_layer_drop(golden_dir, mode):
 
 
 def test_reference_cut_to_some_layers(golden_dir):
-    arrays, description = recorded(golden_dir)
-    cut, cases = recorded(golden_dir, "layers_lm_roberta")
+    arrays, description = load(golden_dir, "lm_adaptive")
+    cut, cases = load(golden_dir, "layers_lm_roberta")
     whole = recorded_config(description["hyper"], adaptive_ignored_targets=True)
     params, checked = lm_params(part(arrays, "weights/"), whole), 0
     for case in cases["cases"]:

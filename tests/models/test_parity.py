@@ -5,7 +5,6 @@ implementation itself (a folder outside the repository).
 """
 
 import functools
-import json
 from pathlib import Path
 
 import jax
@@ -21,6 +20,8 @@ from layerdrop_jax.training.state import model_graph
 from tests.compiling import fast_jit
 from tests.models.networks import (
     SOURCE_FIELDS,
+    load,
+    part,
     recorded_config,
     small_config,
     unpacked_batch,
@@ -44,11 +45,6 @@ OWN_CONFIGS = {
         max_target_length=11,
     ),
 }
-
-
-def part(arrays, prefix):
-    """The arrays whose names start with a prefix, under the rest of their names."""
-    return {k.removeprefix(prefix): arrays[k] for k in arrays if k.startswith(prefix)}
 
 
 def batch_of(arrays):
@@ -142,12 +138,6 @@ def reference_outputs(arrays, prefix=""):
         "loss": arrays[f"{prefix}loss/v090_loss_sum"],
         "nll": arrays[f"{prefix}loss/nll_sum"],
     }
-
-
-def load(folder, name):
-    """(arrays, description) of a recorded network of the reference."""
-    with np.load(folder / f"{name}.npz") as arrays:
-        return dict(arrays), json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(

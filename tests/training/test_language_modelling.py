@@ -49,20 +49,6 @@ def with_section(run, name, **changes):
     return run._replace(settings=dataclasses.replace(run.settings, **{name: section}))
 
 
-def windows_of(run, split):
-    """The windows of a split, by hand."""
-    texts = streams.load_saved_texts(run.workdir, split)
-    tokens, offsets = tokenizers.encode_texts(run.tokenizer, texts)
-    section = run.settings.evaluate
-    return streams.Windows(
-        tokens,
-        offsets,
-        length=section.length,
-        context=section.context,
-        break_mode=section.break_mode,
-    )
-
-
 def log_probs_of(run, keep=None):
     """``f(ids_BxT) -> log p of every next token`` by the whole network, without any cache."""
     graph = model_graph(run.settings.model)
@@ -92,7 +78,7 @@ def test_scores_count_every_token_and_training_helped(folder, run):
 
 
 def test_perplexity_is_that_of_each_token_behind_its_window(run):
-    rows = windows_of(run, "test")
+    rows = language_modelling._windows(run, "test")
     log_probs = log_probs_of(run)
     total = 0.0
     for n in range(len(rows)):
@@ -106,7 +92,7 @@ def test_perplexity_is_that_of_each_token_behind_its_window(run):
 
 @pytest.mark.parametrize("batch_rows", [1, 7, 64])
 def test_perplexity_does_not_depend_on_the_batch(run, batch_rows):
-    rows = windows_of(run, "valid")
+    rows = language_modelling._windows(run, "valid")
     keep = {"decoder": np.array([1, 0, 1, 0], bool)}
     wanted, _ = make_measure(run)(rows, keep)
     nats, _ = make_measure(with_section(run, "evaluate", batch_rows=batch_rows))(rows, keep)
@@ -115,7 +101,7 @@ def test_perplexity_does_not_depend_on_the_batch(run, batch_rows):
 
 def test_evaluation_scores_what_the_loss_may_ignore(run):
     """The reference's quirk is one of training: word 1 of each tail counts here."""
-    rows = windows_of(run, "valid")
+    rows = language_modelling._windows(run, "valid")
     first = [int(cutoff) + 1 for cutoff in run.settings.model.adaptive_cutoffs.split(",")]
     rows.tokens = np.where(rows.tokens > 200, first[0], rows.tokens)
     assert np.sum(rows.tokens == first[0]) > 3
