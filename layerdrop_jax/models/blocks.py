@@ -270,7 +270,21 @@ def make_stack(make_layer, num_layers: int, rngs):
     return nnx.vmap(lambda key: make_layer(nnx.Rngs(params=key)))(keys)
 
 
-def run_stack(layers, x, keep_N, step, *, key=None, mode="skip", extra=None):
+class Watch:
+    """Asks a model what its layers do: hand one to its call, and read ``seen`` when it returns.
+
+    ``look(stack, before, after)`` is called where a layer of the stack of that name runs, with what
+    enters the layer and what leaves it, and gives a pytree of arrays. ``seen`` then has for each
+    stack these trees with the layers on axis 0, zeros where a layer did not run. All of it belongs
+    to one trace: what leaves a jitted function, or a gradient's, has to be returned from there.
+    """
+
+    def __init__(self, look):
+        self.look = look
+        self.seen = {}
+
+
+def run_stack(layers, x, keep_N, step, *, key=None, mode="skip", extra=None, look=None):
     """Runs the layers that ``keep_N`` marks.
 
     Args:
@@ -281,6 +295,7 @@ def run_stack(layers, x, keep_N, step, *, key=None, mode="skip", extra=None):
       key: one PRNG key for the stack, or None to drop nothing inside the layers.
       mode: how `skip_scan` runs the stack.
       extra: pytree with the layers on axis 0 (caches, say); each step gets its row.
+      look: ``look(before, after)``, what a `Watch` wants of each layer; it takes the place of y.
 
     Returns:
       ``(x, ys)``, as `skip_scan`.
@@ -295,7 +310,8 @@ def run_stack(layers, x, keep_N, step, *, key=None, mode="skip", extra=None):
         x = split_rows(x)
         if key is not None and config.drop_connect:
             params = drop_connect(named_key(key, "connect"), params, config.drop_connect)
-        return step(nnx.merge(graphdef, params), x, key, extra)
+        new, y = step(nnx.merge(graphdef, params), x, key, extra)
+        return new, (y if look is None else look(x, new))
 
     policy, share = SAVED[config.saved], config.share_layers
     if share == 1:

@@ -1,6 +1,7 @@
 """The decoder-only language model, with the reference's semantics (fairseq's transformer_lm)."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +116,7 @@ class LM(nnx.Module):
         if config.final_norm:
             self.decoder_norm = layer_norm(config, rngs)
 
-    def __call__(self, ids_BxT, *, keep=None, groups=None, key=None, mode="skip"):
+    def __call__(self, ids_BxT, *, keep=None, groups=None, key=None, mode="skip", watch=None):
         """Hidden states [B, T, D]: what the output layer reads.
 
         Padding may follow a row's tokens; they do not see it, and its states mean nothing.
@@ -126,6 +127,7 @@ class LM(nnx.Module):
           groups: ``{"decoder": ...}``, what is dropped inside the layers, see `EncoderLayer`.
           key: PRNG key of the dropouts; None, as in evaluation, drops nothing.
           mode: how `skip_scan` runs the stack.
+          watch: a `Watch`, or None.
         """
         batch, length = ids_BxT.shape
         mask_BxTxT = jnp.broadcast_to(causal_mask(length), (batch, length, length))
@@ -133,7 +135,7 @@ class LM(nnx.Module):
         def step(layer, x_BxTxD, key, groups):
             return layer(x_BxTxD, mask_BxTxT, key, groups, mode), None
 
-        x_BxTxD, _ = run_stack(
+        x_BxTxD, seen = run_stack(
             self.decoder,
             self._embed(ids_BxT, jnp.arange(length)[None], key),
             self._layers_kept(keep),
@@ -141,7 +143,10 @@ class LM(nnx.Module):
             key=key,
             mode=mode,
             extra=(groups or {}).get("decoder"),
+            look=watch and partial(watch.look, "decoder"),
         )
+        if watch:
+            watch.seen["decoder"] = seen
         return self._finish(x_BxTxD)
 
     def nll(self, x_BxTxD, target_BxT, weight_BxT, key=None):

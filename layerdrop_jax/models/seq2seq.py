@@ -1,6 +1,7 @@
 """The encoder-decoder Transformer, with the reference's semantics (fairseq v0.9.0 and v0.10.0)."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +95,7 @@ class Seq2Seq(nnx.Module):
             self.encoder_norm = layer_norm(config, rngs)
             self.decoder_norm = layer_norm(config, rngs)
 
-    def __call__(self, batch, *, keep=None, groups=None, key=None, mode="skip"):
+    def __call__(self, batch, *, keep=None, groups=None, key=None, mode="skip", watch=None):
         """Logits float32 [B, T, V] for a batch of packed rows.
 
         Args:
@@ -104,6 +105,7 @@ class Seq2Seq(nnx.Module):
             that is absent drops nothing there.
           key: PRNG key of the dropouts; None, as in evaluation, drops nothing.
           mode: how `skip_scan` runs the stacks.
+          watch: a `Watch`, or None.
         """
         keep, groups = keep or {}, groups or {}
         encoder_key = None if key is None else named_key(key, "encoder")
@@ -116,6 +118,7 @@ class Seq2Seq(nnx.Module):
             groups=groups.get("encoder"),
             key=encoder_key,
             mode=mode,
+            watch=watch,
         )
         x_BxTxD = self.decode(
             batch["target_input"],
@@ -127,6 +130,7 @@ class Seq2Seq(nnx.Module):
             groups=groups.get("decoder"),
             key=decoder_key,
             mode=mode,
+            watch=watch,
         )
         return self.logits(x_BxTxD)
 
@@ -140,6 +144,7 @@ class Seq2Seq(nnx.Module):
         groups=None,
         key=None,
         mode="skip",
+        watch=None,
     ):
         """The encoder's output [B, S, D]; values at padding are without meaning."""
         mask_BxSxS = segment_mask(segment_BxS, segment_BxS)
@@ -150,7 +155,7 @@ class Seq2Seq(nnx.Module):
         def step(layer, x_BxSxD, key, groups):
             return layer(x_BxSxD, mask_BxSxS, key, groups, mode), None
 
-        x_BxSxD, _ = run_stack(
+        x_BxSxD, seen = run_stack(
             self.encoder,
             x_BxSxD,
             _all_layers(self.config.encoder_layers) if keep is None else keep,
@@ -158,7 +163,10 @@ class Seq2Seq(nnx.Module):
             key=key,
             mode=mode,
             extra=groups,
+            look=watch and partial(watch.look, "encoder"),
         )
+        if watch:
+            watch.seen["encoder"] = seen
         return self.encoder_norm(x_BxSxD) if self.config.norm == "pre" else x_BxSxD
 
     def decode(
@@ -173,6 +181,7 @@ class Seq2Seq(nnx.Module):
         groups=None,
         key=None,
         mode="skip",
+        watch=None,
     ):
         """The decoder's output [B, T, D] under teacher forcing."""
         mask_BxTxT = segment_mask(segment_BxT, segment_BxT) & causal_mask(ids_BxT.shape[1])
@@ -185,7 +194,7 @@ class Seq2Seq(nnx.Module):
             masks = (mask_BxTxT, memory_mask_BxTxS)
             return layer(x_BxTxD, memory_BxSxD, *masks, key, groups, mode), None
 
-        x_BxTxD, _ = run_stack(
+        x_BxTxD, seen = run_stack(
             self.decoder,
             x_BxTxD,
             _all_layers(self.config.decoder_layers) if keep is None else keep,
@@ -193,7 +202,10 @@ class Seq2Seq(nnx.Module):
             key=key,
             mode=mode,
             extra=groups,
+            look=watch and partial(watch.look, "decoder"),
         )
+        if watch:
+            watch.seen["decoder"] = seen
         return self.decoder_norm(x_BxTxD) if self.config.norm == "pre" else x_BxTxD
 
     def logits(self, x_BxTxD):
