@@ -77,7 +77,9 @@ class BlockConfig:
         for name, known in (choices | {"drop_path_rows": ROWS, "saved": tuple(SAVED)}).items():
             check_choice("model", name, getattr(self, name), known)
         sizes = ("embed_dim", "ffn_dim", "attention_heads", "drop_block_size", "share_layers")
-        check_sizes("model", self, (*sizes, *(f"{stack}_layers" for stack in self.stacks)))
+        check_sizes("model", self, sizes)
+        # A stack of no layers is what pruning leaves at depth 0.
+        check_sizes("model", self, (f"{stack}_layers" for stack in self.stacks), least=0)
         for stack in self.stacks:
             if self.depth(stack) % self.share_layers:
                 raise ValueError(
@@ -114,11 +116,11 @@ def check_choice(section: str, name: str, value, known) -> None:
         raise ValueError(f"{section}.{name}={value!r} is unknown: it is one of {', '.join(known)}")
 
 
-def check_sizes(section: str, config, names) -> None:
-    """Raises a ValueError where one of the fields ``names`` of a config is not 1 or more."""
+def check_sizes(section: str, config, names, *, least: int = 1) -> None:
+    """Raises a ValueError where one of the fields ``names`` of a config is below ``least``."""
     for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{section}.{name}={getattr(config, name)} is not 1 or more")
+        if getattr(config, name) < least:
+            raise ValueError(f"{section}.{name}={getattr(config, name)} is not {least} or more")
 
 
 class _SubLayers(nnx.Module):
@@ -265,7 +267,7 @@ def _take(a_B___, rows):
 
 
 def make_stack(make_layer, num_layers: int, rngs):
-    """``num_layers`` layers as one module, the layers on axis 0 of every parameter."""
+    """``num_layers`` layers, 0 or more, as one module: they are on axis 0 of every parameter."""
     keys = jax.random.split(rngs.params(), num_layers)
     return nnx.vmap(lambda key: make_layer(nnx.Rngs(params=key)))(keys)
 

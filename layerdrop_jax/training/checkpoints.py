@@ -14,7 +14,8 @@ Layout of `RUN/checkpoints`:
     damaged-1100/           a checkpoint found incomplete, moved out of the way
 
 A tree here is a nested dict of arrays. Arrays may be sharded over the devices of many hosts; none
-is gathered.
+is gathered. One of size 0, as in a stack of no layers, is not written, for Orbax refuses it; it is
+made anew when the others are read.
 """
 
 import base64
@@ -357,12 +358,19 @@ def _named(tree) -> dict:
 
 
 def _as_saved(tree) -> dict:
-    return traverse_util.unflatten_dict(_named(tree), sep="/")
+    filled = {name: leaf for name, leaf in _named(tree).items() if leaf.size}
+    return traverse_util.unflatten_dict(filled, sep="/")
 
 
 def _as_given(saved: dict, tree) -> dict:
     named = _named(saved)
-    return jax.tree.unflatten(jax.tree.structure(tree), [named[name] for name in _named(tree)])
+    leaves = [named[name] if leaf.size else _empty(leaf) for name, leaf in _named(tree).items()]
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+
+
+def _empty(leaf) -> jax.Array:
+    abstract = _abstract(leaf)
+    return jnp.zeros(abstract.shape, abstract.dtype, device=abstract.sharding)
 
 
 def _abstract(leaf) -> jax.ShapeDtypeStruct:
@@ -375,7 +383,8 @@ def _abstract(leaf) -> jax.ShapeDtypeStruct:
 def _check_fits(path, part: str, saved, wanted):
     """Raises ValueError, naming the first leaves, where other arrays were saved than are wanted."""
     saved, wanted = _named(saved), _named(wanted)
-    differences = [f"{name} is not in the checkpoint" for name in wanted if name not in saved]
+    lacking = [name for name in wanted if name not in saved and wanted[name].size]
+    differences = [f"{name} is not in the checkpoint" for name in lacking]
     differences += [f"{name} is only in the checkpoint" for name in saved if name not in wanted]
     for name in wanted.keys() & saved.keys():
         here, there = (f"{x.dtype}{list(x.shape)}" for x in (wanted[name], saved[name]))

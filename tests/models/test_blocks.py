@@ -67,6 +67,51 @@ def test_without_a_key_the_layers_get_none(stack):
     assert not np.any(run_stack(stack, 0, np.ones(N, bool), noise_step)[1][1])
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("share", [1, 2])
+def test_a_stack_of_no_layers_is_the_identity(mode, share):
+    """Values, rows of what the layers put out, what a Watch sees, and gradients."""
+    changes = {"share_layers": share, "encoder_layers": 0, "dropout": 0.5, "drop_connect": 0.5}
+    layers = make_stack(
+        lambda rngs: EncoderLayer(small_config(embed_dim=D, **changes), rngs=rngs), 0, nnx.Rngs(0)
+    )
+    graph, params = nnx.split(layers)
+    params = nnx.to_pure_dict(params)
+    assert params["ffn"]["fc1"]["kernel"].shape == (0, D, 11)
+    x_BxTxD, mask_BxTxT = inputs(2)[0], inputs(2)[2]
+    caches_NxBxTxD = jnp.zeros((0, 2, T, D))
+
+    def run(params, x_BxTxD, caches_NxBxTxD, look=None):
+        def step(layer, x_BxTxD, key, cache_BxTxD):
+            new_BxTxD = layer(x_BxTxD + cache_BxTxD, mask_BxTxT, key, None, mode)
+            return new_BxTxD, new_BxTxD[:, 0]
+
+        return run_stack(
+            nnx.merge(graph, params),
+            x_BxTxD,
+            jnp.ones(0, bool),
+            step,
+            key=jax.random.key(0),
+            mode=mode,
+            extra=caches_NxBxTxD,
+            look=look,
+        )
+
+    @fast_jit
+    def differentiate(*arguments):
+        out, pullback = jax.vjp(run, *arguments)
+        _, seen = run(*arguments, look=lambda before, after: (before.sum(), after[0]))
+        return out, pullback(jax.tree.map(lambda a: a + 3, out)), seen
+
+    arguments = (params, x_BxTxD, caches_NxBxTxD)
+    (out_BxTxD, ys_NxBxD), gradients, seen = differentiate(*arguments)
+    np.testing.assert_array_equal(out_BxTxD, x_BxTxD)
+    assert ys_NxBxD.shape == (0, 2, D)
+    assert jax.tree.map(jnp.shape, seen) == ((0,), (0, T, D))
+    assert jax.tree.map(jnp.shape, gradients) == jax.tree.map(jnp.shape, arguments)
+    np.testing.assert_array_equal(gradients[1], x_BxTxD + 3)
+
+
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
 def test_every_sub_layer_has_a_dropout_of_its_own(kind):
     """Sub-layer n puts out the constant 10^n, so the sums tell which of them were dropped where."""

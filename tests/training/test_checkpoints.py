@@ -384,6 +384,55 @@ def test_params_alone(tmp_path):
     run.close()
 
 
+def with_layers(depth):
+    """A state as a network with a stack of ``depth`` layers has it."""
+    stack = {"kernel": jnp.full((depth, 3), 5.0), "half": jnp.ones((depth, 2), jnp.bfloat16)}
+    return {
+        "params": {"stack": stack, "table": jnp.arange(7.0)},
+        "moments": {"stack": stack, "table": jnp.ones(7)},
+        "layers_run": {"stack": jnp.zeros(depth, jnp.int32)},
+    }
+
+
+def test_a_stack_of_no_layers_is_saved_and_read(tmp_path):
+    for depth in (0, 2):
+        state = with_layers(depth)
+        run = make_checkpoints(tmp_path / f"{depth}")
+        run.save(3, state, {})
+        run.save(5, state, {})
+        shapes = jax.eval_shape(lambda state=state: state)
+        assert_identical(run.restore_latest(shapes).state, state)
+        run.close()
+        for which in ("latest", "average"):
+            read, _ = checkpoints.restore_params(
+                tmp_path / f"{depth}", shapes["params"], which=which, average=2
+            )
+            assert_identical(read, state["params"])
+        checkpoints.write_params(tmp_path / f"{depth}-alone", 3, state["params"])
+        read, _ = checkpoints.restore_params(
+            tmp_path / f"{depth}-alone", shapes["params"], which="best"
+        )
+        assert_identical(read, state["params"])
+
+
+@pytest.mark.parametrize(
+    ("saved", "wanted", "message"),
+    [
+        (2, 0, r"stack/kernel is float32\[2, 3\] in the checkpoint, float32\[0, 3\] in the model"),
+        (0, 2, "stack/half is not in the checkpoint; stack/kernel is not in the checkpoint"),
+    ],
+)
+def test_no_layers_do_not_fit_some(tmp_path, saved, wanted, message):
+    run = make_checkpoints(tmp_path)
+    run.save(3, with_layers(saved), {})
+    run.wait()
+    with pytest.raises(ValueError, match=message):
+        run.restore_latest(with_layers(wanted))
+    run.close()
+    with pytest.raises(ValueError, match=message):
+        checkpoints.restore_params(tmp_path, with_layers(wanted)["params"], which="latest")
+
+
 def test_restore_params_reads_no_moments(tmp_path):
     save_steps(tmp_path, [3])
     subprocess.run(["rm", "-r", str(tmp_path / "3" / "state")], check=True)
@@ -403,7 +452,11 @@ mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 split, whole = NamedSharding(mesh, P(None, "data")), NamedSharding(mesh, P())
 x = jnp.arange(3 * 8, dtype=jnp.float32).reshape(3, 8)
 state = {
-    "params": {"x": jax.device_put(x, split), "y": jax.device_put(x + 1, whole)},
+    "params": {
+        "x": jax.device_put(x, split),
+        "y": jax.device_put(x + 1, whole),
+        "empty": jax.device_put(x[:0], split),
+    },
     "rest": {"step": jax.device_put(jnp.int32(5), whole)},
 }
 config = checkpoints.CheckpointConfig(every=1, keep_last=2, average=2)
@@ -416,8 +469,10 @@ average, steps = checkpoints.restore_params(
     sys.argv[1], state["params"], which="average", average=2
 )
 assert steps == [5, 7]
+assert restored["params"]["empty"].sharding == split
 for params in (restored["params"], average):
     assert params["x"].sharding == split and params["y"].sharding == whole
+    assert params["empty"].shape == (0, 8)
     np.testing.assert_array_equal(params["x"], x)
     np.testing.assert_array_equal(params["y"], x + 1)
 # another layout than the one saved
