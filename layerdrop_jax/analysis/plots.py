@@ -91,6 +91,11 @@ def depth_sets(runs) -> dict[tuple, list[dict]]:
     return {layers: sets[layers] for layers in sorted(sets, key=lambda k: (len(k), k))}
 
 
+def score_name(key, split) -> str:
+    """How a reader knows a score of a split: "valid perplexity", "test BLEU"."""
+    return f"{split} {'BLEU' if key == 'bleu' else key}"
+
+
 def mean_and_range(values) -> tuple[float, float, float]:
     """(mean, lowest, highest)."""
     return sum(values) / len(values), min(values), max(values)
@@ -139,7 +144,7 @@ def plot_learning_curves(groups: dict[str, list[list[dict]]], path) -> bool:
             axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
             if name == "perplexity":
-                _log_scale(axis)
+                log_scale(axis)
             # below, where it covers no curve
             axis.legend(loc="upper left", bbox_to_anchor=(0, -0.15), fontsize=9)
         figure.savefig(path)
@@ -248,7 +253,7 @@ def _draw_panel(axis, curves, *, log, numbers):
     if log:
         room = max((top / min(lows)) ** 0.12, 1.1)  # for the numbers
         axis.set_ylim(min(lows) / room, top * room)
-        _log_scale(axis)
+        log_scale(axis)
     else:
         # From zero, since a cut axis makes small differences look large; room for the numbers.
         axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.6g}"))
@@ -256,16 +261,18 @@ def _draw_panel(axis, curves, *, log, numbers):
         axis.set_ylim(-0.12 * top if numbers and min(lows) < 0.12 * top else 0, 1.12 * top)
 
 
-def _log_scale(axis):
-    axis.set_yscale("log")
-    low, high = axis.get_ylim()
+def log_scale(axes, name="y"):
+    """A logarithmic axis, "x" or "y", with ticks that are written out."""
+    axes.set(**{f"{name}scale": "log"})
+    axis = getattr(axes, f"{name}axis")
+    low, high = sorted(axis.get_view_interval())
     if high < 10 * low:  # too few powers of ten to tell values by
-        axis.yaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
-        axis.yaxis.set_minor_locator(NullLocator())
+        axis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
+        axis.set_minor_locator(NullLocator())
     else:
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_minor_formatter(NullFormatter())
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.6g}"))
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
 
 
 def _legend(best):

@@ -36,7 +36,7 @@ def write_report(run) -> pathlib.Path:
     commands = [r["command"] for r in records if r["kind"] == "start" and r.get("command")]
     sections = [
         f"# {run.resolve().name}",
-        _table(["", "result"], _outcome_rows(records)),
+        table(["", "result"], _outcome_rows(records)),
         _signatures(_measured(records)),
     ]
     measure = plots.depth_measure([records])
@@ -51,16 +51,14 @@ def write_report(run) -> pathlib.Path:
     if plots.plot_learning_curves({run.name: [records]}, run / "learning_curves.png"):
         sections += ["## Learning curves", "![loss and perplexity](learning_curves.png)"]
     chosen = {k: v for k, v in settings.items() if k in SETTINGS or k.startswith("drop.")}
-    sections += ["## Settings", _table(["setting", "value"], chosen.items())]
+    sections += ["## Settings", table(["setting", "value"], chosen.items())]
     if commands:
-        sections += ["## To do it again", f"```\n{commands[0]}\n```"]
+        sections += to_do_it_again(commands[0])
     everything = "\n".join(f"{k} = {v}" for k, v in settings.items())
     sections.append(
         f"<details><summary>All settings</summary>\n\n```\n{everything}\n```\n\n</details>"
     )
-    path = run / "report.md"
-    path.write_text("\n\n".join(s for s in sections if s) + "\n", encoding="utf-8")
-    return path
+    return write_sections(run / "report.md", sections)
 
 
 def compare_runs(groups, out) -> pathlib.Path:
@@ -92,7 +90,7 @@ def compare_runs(groups, out) -> pathlib.Path:
     outcomes = [dict(_outcome_rows(records)) for records in every_run]
     names = dict.fromkeys(name for outcome in outcomes for name in outcome)
     rows = [[name, *(outcome.get(name, "") for outcome in outcomes)] for name in names]
-    sections.append(_table(["", *named], rows))
+    sections.append(table(["", *named], rows))
     sections.append(_signatures([r for records in every_run for r in _measured(records)]))
     if plots.plot_learning_curves(lines, out / "learning_curves.png"):
         sections.append("![loss and perplexity](learning_curves.png)")
@@ -100,9 +98,7 @@ def compare_runs(groups, out) -> pathlib.Path:
                 if r["kind"] == "start" and r.get("command")]  # fmt: skip
     if commands:
         sections.append("```\n" + "\n".join(dict.fromkeys(commands)) + "\n```")
-    path = out / "comparison.md"
-    path.write_text("\n\n".join(s for s in sections if s) + "\n", encoding="utf-8")
-    return path
+    return write_sections(out / "comparison.md", sections)
 
 
 def _name_runs(groups) -> list[str]:
@@ -215,27 +211,56 @@ def _depth_table(groups: dict[str, list[list[dict]]]) -> str:
         row = [r for lines in found for r in lines]
         names = dict.fromkeys((r.get("strategy") or "").replace("_", " ") for r in row)
         sizes = dict.fromkeys(_numbers([r], "parameters", ",.0f") for r in row)
-        texts = [len(layers), _layers(layers), *[" / ".join(names)] * rules, " / ".join(sizes)]
+        texts = [len(layers), layers_text(layers), *[" / ".join(names)] * rules, " / ".join(sizes)]
         texts += [_numbers(lines, measure.key, ",.2f") for lines in found]
         texts += [_numbers(lines, "words_per_second", ",.0f") for lines in found]
         rows.append(texts)
-    return _table(header, rows)
+    return table(header, rows)
 
 
-def _layers(layers) -> str:
+def layers_text(layers) -> str:
     return " ".join(str(layer) for layer in layers) or "none"
+
+
+def steps_text(steps) -> str:
+    """Which weights these are: those of one checkpoint, or the mean of several."""
+    steps = [f"{step:,}" for step in steps]
+    if len(steps) == 1:
+        return f"the checkpoint of step {steps[0]}"
+    return f"the mean of the checkpoints of steps {', '.join(steps)}"
+
+
+def sample_text(sample) -> str:
+    """On what a network was scored."""
+    return f"{sample['rows']:,} rows of validation text ({sample['tokens']:,} tokens)"
+
+
+def to_do_it_again(command) -> list[str]:
+    """The sections that end a report."""
+    return ["## To do it again", f"```\n{command}\n```"]
 
 
 def _numbers(lines, name, form) -> str:
     """The number that lines have under a name: where there are several, the mean and the range."""
-    values = [r[name] for r in lines if r.get(name) is not None]
+    return spread_text([r[name] for r in lines if r.get(name) is not None], form)
+
+
+def spread_text(values, form) -> str:
+    """The mean of some numbers, with their range where it shows; "" of none."""
     if not values:
         return ""
     mean, low, high = (format(value, form) for value in plots.mean_and_range(values))
     return mean if low == high else f"{mean} ({low} to {high})"
 
 
-def _table(header, rows) -> str:
+def write_sections(path, sections) -> pathlib.Path:
+    """Writes the sections that are not empty, and says where."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n\n".join(s for s in sections if s) + "\n", encoding="utf-8")
+    return path
+
+
+def table(header, rows) -> str:
     """A markdown table, aligned for reading as text too; "" without rows."""
     rows = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
     if not rows:
