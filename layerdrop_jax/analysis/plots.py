@@ -91,6 +91,11 @@ def depth_sets(runs) -> dict[tuple, list[dict]]:
     return {layers: sets[layers] for layers in sorted(sets, key=lambda k: (len(k), k))}
 
 
+def best_of(key) -> typing.Callable:
+    """min or max: which of several scores is the best."""
+    return next(measure.best for measure in MEASURES if measure.key == key)
+
+
 def score_name(key, split) -> str:
     """How a reader knows a score of a split: "valid perplexity", "test BLEU"."""
     return f"{split} {'BLEU' if key == 'bleu' else key}"
