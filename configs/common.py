@@ -33,6 +33,8 @@ def _common(task):
             "over_time": "constant",
             "over_steps": 4000,
             "rescale": False,
+            "score_units": 0,
+            "score_rate": 0.003,
             "mode": "skip",
         }
     )
@@ -67,6 +69,22 @@ def _common(task):
         }
     )
     config.checkpoint = ml_collections.ConfigDict({"every": 1000, "keep_last": 10, "average": 10})
+    config.prune = ml_collections.ConfigDict(
+        {
+            "decoder": "every_other:0.5",
+            "sample_rows": 64,
+            "budget": 1000,
+            "draws": 20,
+            "seed": 1,
+            "survives": 0.9,
+            "prompt_tokens": 32,
+            "new_tokens": 32,
+            "batch": 16,
+        }
+    )
+    config.init = ml_collections.ConfigDict(
+        {"run": "", "layers": "", "moments": "anew", "distill": 0.0, "temperature": 1.0}
+    )
     return config
 
 
@@ -93,6 +111,7 @@ def translation(dataset, source, target, architecture):
     for side in ("source", "target"):
         config.model[f"{side}_vocab_size"] = config.data.get_oneway_ref("vocab_size")
     config.drop.update({"encoder": 0.2, "decoder": 0.2})
+    config.prune.encoder = "all"
     config.decode = ml_collections.ConfigDict(
         {
             "beam": 5,

@@ -28,6 +28,8 @@ TRAINING = {
     "optimizer": {"rate": 0.01, "warmup_updates": 8, "period_updates": 52},
     "train": {"steps": 60, "accumulate": 2, "log_every": 1, "eval_every": 20},
     "checkpoint": {"every": 10, "keep_last": 3, "average": 1},
+    "prune": {"sample_rows": 5, "budget": 20, "draws": 2}
+    | {"prompt_tokens": 7, "new_tokens": 5, "batch": 3},
 }
 # No two sizes are equal, but that both sides share a vocabulary.
 SIZES = TRAINING | {
@@ -163,7 +165,9 @@ def last_checkpoint(run):
     settings = settings_lib.parse(read_config(run))
     optimizer, _ = make_optimizer(settings.optimizer)
     abstract = jax.eval_shape(
-        lambda: state.make_state(settings.model, state.make_params(settings.model, 0), optimizer)
+        lambda: state.make_state(
+            settings.model, state.make_params(settings.model, 0), optimizer, settings.drop, 0
+        )
     )
     checkpoints = Checkpoints(
         run / "checkpoints", CheckpointConfig(every=1, keep_last=9, average=1)

@@ -1,16 +1,15 @@
 """Which layers a smaller network keeps, and taking them out of stacked parameters.
 
-Layers are counted from 0. A choice of layers is a tuple of strictly increasing ints.
+Layers are counted from 0. A choice of layers is a tuple of strictly increasing ints, `()` for none.
 """
 
 import itertools
 import math
 import operator
+import typing
 
 import jax
 import numpy as np
-
-FORMS = ("all", "every_other:RATE", "evenly_spaced:COUNT", "layers:0,2,4")
 
 
 def every_other(num_layers: int, rate: float) -> tuple[int, ...]:
@@ -40,12 +39,58 @@ def evenly_spaced(num_layers: int, keep: int) -> tuple[int, ...]:
     The j-th layer kept is floor(j num_layers / keep): 12 layers cut to 3 keep 0, 4, 8. Where
     ``num_layers`` is a multiple of m, keeping a share 1 - 1/m agrees with ``every_other`` at 1/m.
 
-    Raises:
-      ValueError: ``keep`` outside 1 to ``num_layers``.
+    Raises, as the rules below do:
+      ValueError: ``keep`` outside 0 to ``num_layers``.
     """
-    if not 1 <= keep <= num_layers:
-        raise ValueError(f"cannot keep {keep} of {num_layers} layers: keep 1 to {num_layers}")
+    _check_keep(num_layers, keep)
     return tuple(j * num_layers // keep for j in range(keep))
+
+
+def first(num_layers: int, keep: int) -> tuple[int, ...]:
+    """The first ``keep`` layers; Fan et al. 2020, Figure 4, find it harmful."""
+    _check_keep(num_layers, keep)
+    return tuple(range(keep))
+
+
+def last(num_layers: int, keep: int) -> tuple[int, ...]:
+    """The last ``keep`` layers; Fan et al. 2020, Figure 4, find it harmful."""
+    _check_keep(num_layers, keep)
+    return tuple(range(num_layers - keep, num_layers))
+
+
+def ends(num_layers: int, keep: int) -> tuple[int, ...]:
+    """Half of ``keep`` from either end, one more from the front where it is odd.
+
+    The middle goes: Fan et al. 2020, Figure 5, find the first and the last layers to matter most.
+    """
+    _check_keep(num_layers, keep)
+    front = (keep + 1) // 2
+    return tuple(range(front)) + tuple(range(num_layers - (keep - front), num_layers))
+
+
+def random_layers(num_layers: int, keep: int, seed) -> tuple[int, ...]:
+    """``keep`` layers, every set with the same chance; ``seed`` as `np.random.default_rng` takes it."""
+    _check_keep(num_layers, keep)
+    drawn = np.random.default_rng(seed).choice(num_layers, keep, replace=False)
+    return tuple(sorted(int(layer) for layer in drawn))
+
+
+def spread(num_layers: int, keep: int) -> tuple[int, ...]:
+    """Every Other where it reaches that depth, evenly spaced layers elsewhere: see `every_depth`."""
+    _check_keep(num_layers, keep)
+    return dict((len(layers), layers) for _, layers in every_depth(num_layers)).get(keep, ())
+
+
+def top_layers(score_N, keep: int) -> tuple[int, ...]:
+    """The ``keep`` layers with the highest scores; of equal ones the first."""
+    score_N = np.asarray(score_N, np.float64)
+    _check_keep(score_N.size, keep)
+    return tuple(sorted(int(layer) for layer in np.argsort(-score_N, kind="stable")[:keep]))
+
+
+def _check_keep(num_layers: int, keep: int) -> None:
+    if not 0 <= keep <= num_layers:
+        raise ValueError(f"cannot keep {keep} of {num_layers} layers: keep 0 to {num_layers}")
 
 
 def every_depth(num_layers: int) -> list[tuple[str, tuple[int, ...]]]:
@@ -76,11 +121,9 @@ def check_layers(layers, num_layers: int) -> tuple[int, ...]:
     """``layers`` as a tuple of ints, known to name layers of a stack of ``num_layers``.
 
     Raises:
-      ValueError: no layers, or one that is duplicate, out of order, negative or too large.
+      ValueError: a layer that is duplicate, out of order, negative or too large.
     """
     layers = tuple(operator.index(layer) for layer in layers)
-    if not layers:
-        raise ValueError(f"no layers to keep in {layers}: keep at least one")
     for layer in layers:
         if not 0 <= layer < num_layers:
             raise ValueError(f"layer {layer} does not exist: the layers are 0 to {num_layers - 1}")
@@ -110,34 +153,79 @@ def take_layers(stacked, layers):
     lengths = sorted({np.shape(leaf)[:1] for leaf in jax.tree.leaves(stacked)})
     if len(lengths) != 1 or lengths[0] == ():
         raise ValueError(f"the leaves are no stack of layers: their leading axes are {lengths}")
-    index = np.asarray(check_layers(layers, lengths[0][0]))
+    index = np.asarray(check_layers(layers, lengths[0][0]), np.intp)
     return jax.tree.map(lambda leaf: leaf[index], stacked)
 
 
-def parse_layers(text: str, num_layers: int) -> tuple[int, ...]:
-    """The layers that ``text`` from a command line asks to keep, in one of `FORMS`.
+# Rules that need nothing but the number of layers.
+RULES = {
+    "spread": spread,
+    "evenly_spaced": evenly_spaced,
+    "first": first,
+    "last": last,
+    "ends": ends,
+}
+# Strategies that look at the weights, at data, or at a seed; `training.strategies` has them.
+MEASURED = (
+    *("random", "search_on_valid", "greedy_elimination"),
+    *("data_driven", "block_influence", "gradient_importance"),
+)
+FORMS = (
+    *("all", "a depth such as 6", "layers such as 0,2,4 or explicit:4", "every_other:RATE"),
+    *(f"{name}:DEPTH" for name in (*RULES, *MEASURED)),
+)
+
+
+class Strategy(typing.NamedTuple):
+    """How to choose the layers of a stack. value: a depth; every_other a rate; explicit, layers."""
+
+    name: str
+    value: typing.Any
+
+    def __str__(self):
+        if self.name == "explicit":
+            return f"explicit:{','.join(map(str, self.value))}"
+        return self.name if self.value is None else f"{self.name}:{self.value}"
+
+
+def parse_strategy(text: str) -> Strategy:
+    """What ``text`` from a config or a command line asks to keep, in one of `FORMS`.
 
     Raises:
-      ValueError: an unknown form, a number that is none, or layers that do not fit ``num_layers``.
+      ValueError: an unknown form, or a number that is none.
     """
-    form, colon, value = text.strip().partition(":")
+    name, colon, value = text.strip().partition(":")
     try:
-        if form == "all" and not colon:
-            return tuple(range(num_layers))
-        if form == "every_other":
-            number = float(value)
-        elif form == "evenly_spaced":
-            number = int(value)
-        elif form == "layers":
-            number = [int(layer) for layer in value.split(",")]
-        else:
-            raise ValueError
+        if not colon:
+            if name == "all":
+                return Strategy("all", None)
+            if "," in name:
+                name, value = "explicit", name
+            else:
+                name, value = "spread", name
+        if name == "every_other":
+            return Strategy(name, float(value))
+        if name == "explicit":
+            return Strategy(name, tuple(int(layer) for layer in value.split(",")))
+        if name in RULES or name in MEASURED:
+            return Strategy(name, int(value))
+        raise ValueError
     except ValueError:
         raise ValueError(
             f"cannot read layers to keep from {text!r}: the forms are {', '.join(FORMS)}"
         ) from None
-    if form == "every_other":
-        return every_other(num_layers, number)
-    if form == "evenly_spaced":
-        return evenly_spaced(num_layers, number)
-    return check_layers(number, num_layers)
+
+
+def apply_rule(strategy: Strategy, num_layers: int) -> tuple[int, ...]:
+    """The layers that a strategy keeps which needs nothing but the number of layers.
+
+    Raises:
+      ValueError: a depth, rate or layers that do not fit ``num_layers``.
+    """
+    if strategy.name == "all":
+        return tuple(range(num_layers))
+    if strategy.name == "every_other":
+        return every_other(num_layers, strategy.value)
+    if strategy.name == "explicit":
+        return check_layers(strategy.value, num_layers)
+    return RULES[strategy.name](num_layers, strategy.value)

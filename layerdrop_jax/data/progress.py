@@ -11,8 +11,10 @@ PATIENCE = 5.0  # seconds; what ends earlier shows no bar
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+def progress(what: str, total: int | None) -> Iterator[Callable]:
     """Yields a function that counts steps done; a bar on standard error appears after a while.
+
+    ``advance(count, what=None)``; with ``what`` the bar says that from then on.
 
     Args:
       what: is being done, in a word or two.
@@ -26,8 +28,8 @@ def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
     task = bar.add_task(what, total=total)
     begun = time.monotonic()
 
-    def advance(count: int) -> None:
-        bar.advance(task, count)
+    def advance(count: int, what: str | None = None) -> None:
+        bar.update(task, advance=count, description=what)
         if not bar.live.is_started and time.monotonic() - begun > PATIENCE:
             bar.start()
 

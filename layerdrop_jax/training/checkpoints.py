@@ -325,6 +325,12 @@ def _add(total, params):
     return jax.tree.map(jnp.add, total, params)
 
 
+def read_metadata(folder, step: int) -> dict:
+    """The dict for JSON that a checkpoint was saved with; {} where that cannot be read."""
+    about = _about(pathlib.Path(folder).absolute() / str(step)) or {}
+    return about.get("metadata") or {}
+
+
 def write_params(folder, step: int, params: dict, metadata: dict | None = None):
     """Writes a checkpoint of parameters alone, for `restore_params`; returns when it is written.
 

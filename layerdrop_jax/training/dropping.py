@@ -38,6 +38,10 @@ class DropConfig:
       over_time: how the rates grow over training, see `rate_at`.
       over_steps: how many steps that takes.
       rescale: divide what runs by its chance to run, as Stochastic Depth does.
+      score_units: hidden units of the function that scores layers by their activations, for Data
+        Driven pruning: the rate of each layer is learned, and a stack's rate is their mean. 0:
+        all rates are given. See `layerdrop_jax.core.data_driven`.
+      score_rate: learning rate of that function (Adam).
       mode: how `skip_scan` runs the stacks in training.
     """
 
@@ -50,6 +54,8 @@ class DropConfig:
     over_time: str
     over_steps: int
     rescale: bool
+    score_units: int
+    score_rate: float
     mode: str
 
     def __post_init__(self):
@@ -67,6 +73,27 @@ class DropConfig:
                 "chance of a layer to run is not 1 - rate"
             )
         self.protected()
+        if self.score_units < 0 or self.score_rate <= 0:
+            raise ValueError(
+                f"drop.score_units={self.score_units} is not 0 or more, or "
+                f"drop.score_rate={self.score_rate} not above 0"
+            )
+        if self.score_units:
+            self._check_learned()
+
+    def _check_learned(self):
+        given = {"schedule": "constant", "protect": "", "exact": False, "over_time": "constant"}
+        for name, needed in given.items():
+            if getattr(self, name) != needed:
+                raise ValueError(
+                    f"drop.{name}={getattr(self, name)!r} has no meaning where drop.score_units="
+                    f"{self.score_units} lets the rates be learned: it must be {needed!r}"
+                )
+        if not any(getattr(self, stack) for stack in self.stacks):
+            raise ValueError(
+                f"drop.score_units={self.score_units} learns drop rates, but the mean rate of every "
+                f"stack ({', '.join(self.stacks)}) is 0"
+            )
 
     @property
     def stacks(self) -> tuple[str, ...]:
@@ -205,8 +232,9 @@ def describe_rates(settings) -> list[str]:
         expected = f"depth {depth:.2f}"
         if drop.exact:
             expected = f"depth {int(exact_depth(rates['layers']))} in every step"
+        learned = ", the mean of learned rates" if drop.score_units else ""
         line = (
-            f"{stack}: {layers_N.size} layers, drop rate {_rates_text(layers_N)}, "
+            f"{stack}: {layers_N.size} layers, drop rate {_rates_text(layers_N)}{learned}, "
             f"expected {expected}"
         )
         for group in INSIDE:
@@ -219,5 +247,5 @@ def describe_rates(settings) -> list[str]:
 
 
 def _rates_text(rates_N) -> str:
-    shown = [f"{rate:.3g}" for rate in np.asarray(rates_N)]
+    shown = [f"{rate:.3g}" for rate in np.asarray(rates_N)] or ["0"]
     return f"{shown[0]} each" if len(set(shown)) == 1 else ", ".join(shown)

@@ -1,26 +1,57 @@
-"""Scores a trained run's folder, whole and at every depth."""
+"""Scores a trained run's folder: whole and at every depth, or with chosen layers."""
 
-from layerdrop_jax.training import tasks
+from layerdrop_jax.training import strategies, tasks
 from layerdrop_jax.training.metrics import MetricWriter
-from layerdrop_jax.training.runs import load_run
+from layerdrop_jax.training.runs import load_run, masks, original_layers, params_of
+from layerdrop_jax.training.scoring import Scorer
 
 
-def evaluate(workdir) -> list[dict]:
+def evaluate(workdir, *, flags=None, changes=()) -> list[dict]:
     """Scores the held-out text, and the network cut to every decoder depth; appends to the metrics.
 
     What a score is depends on the task: see `translation.evaluate`, `language_modelling.evaluate`.
 
+    Args:
+      workdir: the run's folder.
+      flags: a strategy by stack. With one, the network is scored with the layers that it chooses,
+        and nothing else is: nothing is reloaded, and whatever the layers, one executable serves.
+      changes: what to do otherwise than its config says, see `settings.change`.
+
     Returns:
-      the whole network's scores, one record for each kind.
+      the whole network's scores, one record for each kind; with ``flags`` one record: the layers,
+      how they were chosen, their score on the validation sample (nats) and on both splits.
 
     Raises:
       FileNotFoundError, ValueError, OSError: not a run's folder, or one that does not fit itself.
     """
-    run = load_run(workdir)
-    scores, depths = tasks.of(run.settings).evaluate(run)
+    run = load_run(workdir, changes)
+    if any((flags or {}).values()):
+        scores = [_evaluate_layers(run, flags)]
+        written = {"subset": scores}
+    else:
+        scores, depths = tasks.of(run.settings).evaluate(run)
+        written = {"test": scores, "depth": depths}
     writer = MetricWriter(run.workdir)
-    for kind, records in (("test", scores), ("depth", depths)):
+    for kind, records in written.items():
         for record in records:
             writer.write(kind, max(run.steps), record)
     writer.close()
     return scores
+
+
+def _evaluate_layers(run, flags) -> dict:
+    model = run.settings.model
+    whole = dict.fromkeys(model.stacks, "all")
+    scorer = Scorer(run)
+    layers, chosen = strategies.choose(run, strategies.wanted(run, flags, whole), scorer)
+    quality = tasks.of(run.settings).make_quality(run)
+    record = {"nats": scorer(layers), "parameters": params_of(model, layers)}
+    for stack, how in chosen.items():
+        record[f"{stack}_layers"] = original_layers(run.workdir, stack, layers[stack])
+        record |= {
+            f"{stack}_{name}": how[name] for name in ("strategy", "evaluations") if name in how
+        }
+    for split in ("valid", "test"):
+        score = quality(split, masks(model, layers), description=f"scoring {split}")
+        record |= {f"{split}_{name}": value for name, value in score.items()}
+    return record

@@ -3,11 +3,11 @@
 import os
 import sys
 
-from layerdrop_jax.training import tasks
-from layerdrop_jax.training.runs import load_run
+from layerdrop_jax.training import strategies, tasks
+from layerdrop_jax.training.runs import load_run, masks
 
 
-def generate(workdir, source: str = "", target: str = "", changes=()) -> None:
+def generate(workdir, source: str = "", target: str = "", *, flags=None, changes=()) -> None:
     """Answers lines from a file or standard input, in order, one line each.
 
     What an answer is depends on the task: see `translation.answer`, `language_modelling.answer`.
@@ -16,6 +16,7 @@ def generate(workdir, source: str = "", target: str = "", changes=()) -> None:
       workdir: a run's folder.
       source: the file to read; "" is standard input.
       target: the file to write; "" is standard output.
+      flags: a strategy by stack, see `strategies`; a stack without one runs whole.
       changes: what to do otherwise than the run's config says, see `settings.change`.
 
     Raises:
@@ -26,7 +27,10 @@ def generate(workdir, source: str = "", target: str = "", changes=()) -> None:
     lines = _read_lines(source)
     if target:
         _check_writable(target)  # before the work, not after it
-    answers = tasks.of(run.settings).answer(run, lines)
+    model = run.settings.model
+    whole = dict.fromkeys(model.stacks, "all")
+    layers, _ = strategies.choose(run, strategies.wanted(run, flags or {}, whole))
+    answers = tasks.of(run.settings).answer(run, lines, masks(model, layers))
     text = "".join(line + "\n" for line in answers).encode()
     if not target:
         sys.stdout.buffer.write(text)

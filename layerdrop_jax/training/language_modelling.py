@@ -24,8 +24,9 @@ from layerdrop_jax.training.runs import (
     Run,
     is_fresh,
     make_tokenizer,
+    masks,
     original_layers,
-    params_at_depth,
+    params_of,
 )
 from layerdrop_jax.training.state import model_graph
 
@@ -99,7 +100,7 @@ def evaluate(run: Run) -> tuple[list[dict], list[dict]]:
         if len(layers) < num_layers:
             nats, seconds = measure(
                 splits["valid"],
-                {"decoder": np.isin(np.arange(num_layers), layers)},
+                masks(model, {"decoder": layers}),
                 description=f"{len(layers)} of {num_layers} layers",
             )
         depths.append(
@@ -107,7 +108,7 @@ def evaluate(run: Run) -> tuple[list[dict], list[dict]]:
                 "split": "valid",
                 "decoder_layers": original_layers(run.workdir, "decoder", layers),
                 "strategy": strategy,
-                "parameters": params_at_depth(model, "decoder", layers),
+                "parameters": params_of(model, {"decoder": layers}),
                 "perplexity": perplexity(nats),
                 "nats": nats,
                 "words_per_second": len(splits["valid"].tokens) / seconds,
@@ -123,8 +124,7 @@ def make_measure(run: Run):
     log p depends on its window alone, and they are added up in double precision: the batch has no
     part in the result. The first call of all compiles, which its seconds do not count.
     """
-    # The reference's evaluation scores the targets that its loss may ignore.
-    model = dataclasses.replace(run.settings.model, adaptive_ignored_targets=False)
+    model = scored(run.settings.model)
     graph = model_graph(model)
     batch_rows = run.settings.evaluate.batch_rows
 
@@ -144,7 +144,7 @@ def make_measure(run: Run):
         x_BxSxD = jnp.take_along_axis(x_BxTxD, place_BxS[..., None], axis=1)
         return network.nll(x_BxSxD, target_BxS, jnp.where(inside_BxS, weight_BxS, 0))
 
-    everything = {"decoder": np.ones(model.decoder_layers, bool)}
+    everything = masks(model, {})
     compiled = set()
 
     def measure(windows, keep=None, description=""):
@@ -165,21 +165,36 @@ def make_measure(run: Run):
     return measure
 
 
-def answer(run: Run, lines) -> list[str]:
+def make_quality(run: Run):
+    """``quality(split, keep=None, description="") -> {"perplexity": ..., "nats": ...}``.
+
+    ``keep`` is as in `make_measure`, whose executable serves every call.
+    """
+    measure = make_measure(run)
+    windows = functools.cache(functools.partial(_windows, run))
+
+    def quality(split, keep=None, description=""):
+        nats, _ = measure(windows(split), keep, description=description)
+        return {"perplexity": perplexity(nats), "nats": nats}
+
+    return quality
+
+
+def answer(run: Run, lines, keep=None) -> list[str]:
     """Continues each line; an answer is a JSON object with ``prompt`` and ``continuation``.
 
-    A line that is itself a JSON string ("def f(x):\\n") stands for the text in it, so that a prompt
+    ``keep`` is as in `LM.__call__`. A line that is itself a JSON string ("def f(x):\\n") stands for the text in it, so that a prompt
     can have several lines.
     """
     prompts = [_prompt(line) for line in lines]
-    continuations = continue_prompts(run, prompts)
+    continuations = continue_prompts(run, prompts, keep)
     return [
         json.dumps({"prompt": prompt, "continuation": continuation}, ensure_ascii=False)
         for prompt, continuation in zip(prompts, continuations, strict=True)
     ]
 
 
-def continue_prompts(run: Run, prompts) -> list[str]:
+def continue_prompts(run: Run, prompts, keep=None) -> list[str]:
     """The text that a run's model adds to each prompt, by its config's section ``decode``.
 
     What is sampled for a prompt depends on the seed, on its place in the list and on its text. Of
@@ -191,9 +206,11 @@ def continue_prompts(run: Run, prompts) -> list[str]:
     room = model.max_length - config.max_tokens + 1  # the last token is never read
 
     @jax.jit
-    def continue_batch(params, ids_BxP, length_B, number_B):
+    def continue_batch(params, keep, ids_BxP, length_B, number_B):
         network = nnx.merge(graph, params)
-        log_probs_BxV, cache = network.start_cache(ids_BxP, length_B, max_tokens=config.max_tokens)
+        log_probs_BxV, cache = network.start_cache(
+            ids_BxP, length_B, max_tokens=config.max_tokens, keep=keep
+        )
         keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), number_B)
         return continue_sequences(network.step, log_probs_BxV, cache, keys_B, config)
 
@@ -218,11 +235,31 @@ def continue_prompts(run: Run, prompts) -> list[str]:
                 row[: len(ids)] = ids
             length_B = np.array([len(ids) for ids in rows], np.int32)
             number_B = np.array(filled, np.uint32)
-            tokens_BxT = jax.device_get(continue_batch(run.params, ids_BxP, length_B, number_B))
+            tokens_BxT = jax.device_get(
+                continue_batch(run.params, keep, ids_BxP, length_B, number_B)
+            )
             for number, tokens_T in zip(numbers, tokens_BxT, strict=False):
                 results[number] = _text(run, tokens_T)
             advance(len(numbers))
     return results
+
+
+def positions(batch) -> dict:
+    """Which positions of a batch hold tokens, bool[B, T], by stack."""
+    return {"decoder": batch["weight"] > 0}
+
+
+def targets(batch):
+    """The ids that a batch has to predict, [B, T]."""
+    return batch["target"]
+
+
+def scored(model):
+    """The config of the network as evaluation computes it.
+
+    The reference's evaluation scores the targets that its loss may ignore.
+    """
+    return dataclasses.replace(model, adaptive_ignored_targets=False)
 
 
 def valid_rows(run: Run):
@@ -231,9 +268,9 @@ def valid_rows(run: Run):
     return streams.prepare_blocks(run.settings.data, run.tokenizer, texts)
 
 
-def outputs(model, batch, keep=None):
+def outputs(model, batch, keep=None, watch=None):
     """(hidden states [B, T, D] before the output layer, bool[B, T]: which mean something)."""
-    return model(batch["input"], keep=keep), batch["weight"] > 0
+    return model(batch["input"], keep=keep, watch=watch), positions(batch)["decoder"]
 
 
 def _windows(run, split):

@@ -13,7 +13,7 @@ def seq2seq_loss(model, batch, *, smoothing: float, **how):
       model: `Seq2Seq`.
       batch: arrays [B, length], see `layerdrop_jax.data.packing`.
       smoothing: see `label_smoothed_nll`.
-      how: keep, groups, key and mode of `Seq2Seq.__call__`.
+      how: keep, groups, key, mode and watch of `Seq2Seq.__call__`.
 
     Returns:
       ``(loss, nll, tokens)``: sums over the target tokens, and their number.

@@ -1,7 +1,6 @@
 """Cutting a network out of a trained one: a run's folder that stands alone."""
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 import shutil
@@ -10,11 +9,18 @@ import jax
 import numpy as np
 from flax import nnx
 
-from layerdrop_jax.core.pruning import parse_layers
 from layerdrop_jax.data import pipeline, tokenizers
-from layerdrop_jax.training import tasks
+from layerdrop_jax.training import strategies, tasks
 from layerdrop_jax.training.checkpoints import write_params
-from layerdrop_jax.training.runs import PRUNED, Run, cut_model, load_run, original_layers
+from layerdrop_jax.training.runs import (
+    PRUNED,
+    Run,
+    cut_model,
+    hash_params,
+    load_run,
+    masks,
+    original_layers,
+)
 from layerdrop_jax.training.state import count_params, model_graph
 
 # The two networks compute the same sums in the same order; a compiler may still fuse them apart. Of
@@ -22,19 +28,20 @@ from layerdrop_jax.training.state import count_params, model_graph
 TOLERANCE = 1e-4
 
 
-def prune(workdir, output, *, keep: dict) -> dict:
+def prune(workdir, output, *, flags: dict, changes=()) -> dict:
     """Writes the sub-network of a run as a run's folder of its own.
 
     The folder holds the parameters and nothing of the optimizer, the config with the new depths,
     the tokenizer, the held-out text, and pruned.json: the numbers that the layers had in the
-    network that was trained, and a hash of the parent's parameters. Before it is put in place, it
-    is read back and compared with the masked parent on the validation split.
+    network that was trained, how they were chosen, and a hash of the parent's parameters. Before it
+    is put in place, it is read back and compared with the masked parent on the validation split.
 
     Args:
       workdir: the parent's folder.
       output: the folder to make.
-      keep: for each stack which layers stay, in a form of `pruning.parse_layers`; a stack that is
-        absent or None stays whole.
+      flags: for each stack the strategy that chooses its layers, see `strategies`; a stack that is
+        absent or None is cut as the section ``prune`` of the parent's config says.
+      changes: what to do otherwise than its config says, see `settings.change`.
 
     Returns:
       what pruned.json holds.
@@ -46,25 +53,10 @@ def prune(workdir, output, *, keep: dict) -> dict:
     output = pathlib.Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"--output={output} is in use: name a folder that is new or empty")
-    parent = load_run(workdir)
-    model = parent.settings.model
-    keep = {stack: kept for stack, kept in keep.items() if kept is not None}
-    for stack in keep:
-        if stack not in model.stacks:
-            raise ValueError(f"--{stack}_keep: the model of {workdir} has no {stack}")
-    layers = {
-        stack: parse_layers(keep.get(stack, "all"), model.depth(stack)) for stack in model.stacks
-    }
-    cut, rows = cut_model(model, layers)
-    params = dict(parent.params)
-    config = json.loads(json.dumps(parent.config))
-    for stack in layers:
-        index = np.asarray(rows[stack])
-        params[stack] = jax.tree.map(lambda leaf, index=index: leaf[index], params[stack])
-        config["model"][f"{stack}_layers"] = cut.depth(stack)
-    config["model"]["share_layers"] = cut.share_layers
-    config["checkpoint"]["average"] = 1
-    config["drop"]["protect"] = ""  # its numbers are the parent's layers
+    parent = load_run(workdir, changes)
+    texts = {stack: getattr(parent.settings.prune, stack) for stack in parent.settings.model.stacks}
+    layers, chosen = strategies.choose(parent, strategies.wanted(parent, flags, texts))
+    config, params = cut(parent, layers)
     record = {
         "parent_sha256": hash_params(parent.params),
         "parent_steps": list(parent.steps),
@@ -73,6 +65,7 @@ def prune(workdir, output, *, keep: dict) -> dict:
             f"{stack}_layers": original_layers(parent.workdir, stack, kept)
             for stack, kept in layers.items()
         },
+        "chosen": chosen,
     }
 
     # In place at the end, with one rename: a reader never finds half a folder.
@@ -102,13 +95,44 @@ def prune(workdir, output, *, keep: dict) -> dict:
     return record | {"largest_difference": difference}
 
 
-def hash_params(params) -> str:
-    """SHA-256 over the names and bytes of a tree's leaves."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
-    return digest.hexdigest()
+def cut(run: Run, layers: dict) -> tuple[dict, dict]:
+    """The config and the parameters of the network that keeps some layers of a run's.
+
+    Args:
+      run: the run.
+      layers: the layers kept of each stack.
+
+    Returns:
+      ``(config, params)``; the config is that of the run, but for what counts or names layers, and
+      for where training starts from.
+    """
+    model, rows = cut_model(run.settings.model, layers)
+    config = json.loads(json.dumps(run.config))
+    for stack in layers:
+        config["model"][f"{stack}_layers"] = model.depth(stack)
+        config["prune"][stack] = "all"
+    config["model"]["share_layers"] = model.share_layers
+    config["checkpoint"]["average"] = 1
+    config["drop"]["protect"] = ""  # its numbers are the parent's layers
+    config["init"] |= {"run": "", "layers": "", "moments": "anew", "distill": 0.0}
+    return config, take_rows(run.params, rows)
+
+
+def take_rows(tree, rows: dict):
+    """A tree like the parameters, with some rows of each stack's arrays.
+
+    Args:
+      tree: parameters, or anything in which the arrays of a stack lie below its name.
+      rows: for each stack the rows of axis 0 that stay.
+    """
+
+    def take(path, leaf):
+        for entry in path:
+            if getattr(entry, "key", None) in rows:
+                return leaf[np.asarray(rows[entry.key], np.intp)]
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(take, tree)
 
 
 def _compare(parent: Run, child: Run, layers) -> float:
@@ -118,7 +142,7 @@ def _compare(parent: Run, child: Run, layers) -> float:
     """
     task, data = tasks.of(parent.settings), parent.settings.data
     model = parent.settings.model
-    keep = {stack: np.isin(np.arange(model.depth(stack)), kept) for stack, kept in layers.items()}
+    keep = masks(model, layers)
     # In float32, whatever the type of the run: rounding would hide, or look like, a difference.
     models = [dataclasses.replace(r.settings.model, dtype="float32") for r in (parent, child)]
     graphs = [model_graph(model) for model in models]

@@ -1,11 +1,13 @@
 """A run's folder: what it may hold, and reading it for inference."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 import typing
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from layerdrop_jax.data import tokenizers
@@ -120,6 +122,15 @@ def load_run(workdir, changes=()) -> Run:
     return Run(workdir, config, parsed, tokenizer, params, steps)
 
 
+def hash_params(params) -> str:
+    """SHA-256 over the names and bytes of a tree's leaves."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+    return digest.hexdigest()
+
+
 def original_layers(workdir, side: str, layers) -> list[int]:
     """The numbers that ``layers`` have in the network that was trained, before any pruning."""
     path = workdir / PRUNED
@@ -151,7 +162,13 @@ def cut_model(model: BlockConfig, layers: dict) -> tuple[BlockConfig, dict]:
     return dataclasses.replace(model, share_layers=share, **depths), rows
 
 
-def params_at_depth(model: BlockConfig, stack: str, layers) -> int:
-    """The parameters of a network in which a stack keeps ``layers`` and the others all theirs."""
-    kept = {name: range(model.depth(name)) for name in model.stacks} | {stack: layers}
+def masks(model: BlockConfig, layers: dict) -> dict:
+    """bool[N] for each stack, True at the layers kept; a stack that is absent runs whole."""
+    kept = {stack: layers.get(stack, range(model.depth(stack))) for stack in model.stacks}
+    return {stack: np.isin(np.arange(model.depth(stack)), list(kept[stack])) for stack in kept}
+
+
+def params_of(model: BlockConfig, layers: dict) -> int:
+    """The parameters of the network that keeps some layers; a stack that is absent stays whole."""
+    kept = {stack: range(model.depth(stack)) for stack in model.stacks} | layers
     return count_params(abstract_params(cut_model(model, kept)[0]))

@@ -7,11 +7,12 @@ import json
 import pathlib
 from collections.abc import Mapping
 
+from layerdrop_jax.core import pruning
 from layerdrop_jax.data.pipeline import DataConfig
 from layerdrop_jax.data.streams import StreamConfig, check_windows
 from layerdrop_jax.decoding.beam import BeamConfig
 from layerdrop_jax.decoding.sampling import SampleConfig
-from layerdrop_jax.models.blocks import check_sizes
+from layerdrop_jax.models.blocks import check_choice, check_sizes
 from layerdrop_jax.models.lm import LMConfig
 from layerdrop_jax.models.seq2seq import Seq2SeqConfig
 from layerdrop_jax.training.checkpoints import CheckpointConfig
@@ -68,12 +69,123 @@ class WindowConfig:
         check_windows(self.length, self.context, self.break_mode)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PruneConfig:
+    """Depth on demand: which layers a cut keeps, how that is found out, and how depths are timed.
+
+    The config of a kind of model adds, by the name of each of its stacks, what ``--mode=prune`` keeps
+    of it: a strategy, see `layerdrop_jax.training.strategies`.
+
+    Attributes:
+      sample_rows: rows of validation data that sub-networks are scored on.
+      budget: evaluations that a search on valid may take.
+      draws: random sub-networks without each layer, in the measure of importance.
+      seed: of the sample, of random choices and of searches.
+      survives: the share of what the whole network knows beyond the tokens' own entropy that a
+        depth has to keep to count as survived.
+      prompt_tokens, new_tokens, batch: the request that depths are timed with: tokens of the
+        prompt or the source, tokens generated, requests at a time where it is not one.
+    """
+
+    sample_rows: int
+    budget: int
+    draws: int
+    seed: int
+    survives: float
+    prompt_tokens: int
+    new_tokens: int
+    batch: int
+
+    def __post_init__(self):
+        sizes = ("sample_rows", "budget", "draws", "prompt_tokens", "new_tokens", "batch")
+        check_sizes("prune", self, sizes)
+        if self.seed < 0:
+            raise ValueError(f"prune.seed={self.seed} is not 0 or more")
+        if not 0 < self.survives <= 1:
+            raise ValueError(f"prune.survives={self.survives} is not above 0 and at most 1")
+
+    def check(self, model) -> None:
+        """Raises a ValueError where a stack of the model cannot be cut as this says."""
+        for stack in model.stacks:
+            try:
+                strategy = pruning.parse_strategy(getattr(self, stack))
+                if strategy.name not in pruning.MEASURED:
+                    pruning.apply_rule(strategy, model.depth(stack))
+            except ValueError as error:
+                raise ValueError(f"prune.{stack}: {error}") from None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderDecoderPrune(PruneConfig):
+    """What a cut keeps of an encoder-decoder."""
+
+    encoder: str
+    decoder: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderPrune(PruneConfig):
+    """What a cut keeps of a language model."""
+
+    decoder: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """Where training starts from: random weights, or those of a run, whole or cut.
+
+    Attributes:
+      run: a run's folder; "" is random weights. Its tokenizer is taken over.
+      layers: the layers of each of its stacks to begin with, as in "encoder:0,1 decoder:0,2,4"; a
+        stack that is not named begins with all of its layers. The model's depths are their number.
+      moments: ``anew``, the optimizer's moments start at zero; ``prune``, they are those of the
+        run's last checkpoint, cut like its weights.
+      distill: the weight of the whole network of ``run`` as a teacher: the loss is (1 - distill)
+        times the usual one plus distill times the divergence from the teacher. 0: no teacher.
+      temperature: of both distributions in that divergence.
+    """
+
+    run: str
+    layers: str
+    moments: str
+    distill: float
+    temperature: float
+
+    def __post_init__(self):
+        check_choice("init", "moments", self.moments, ("anew", "prune"))
+        if not 0 <= self.distill <= 1:
+            raise ValueError(f"init.distill={self.distill} is not in [0, 1]")
+        if self.temperature <= 0:
+            raise ValueError(f"init.temperature={self.temperature} is not above 0")
+        if not self.run:
+            for name, default in (("layers", ""), ("moments", "anew"), ("distill", 0)):
+                if getattr(self, name) != default:
+                    raise ValueError(
+                        f"init.{name}={getattr(self, name)!r} needs init.run, the folder of a run"
+                    )
+        self.chosen()
+
+    def chosen(self) -> dict:
+        """``layers`` as a tuple for each stack that it names."""
+        chosen = {}
+        for part in self.layers.split():
+            stack, _, numbers = part.partition(":")
+            try:
+                chosen[stack] = tuple(int(number) for number in numbers.split(",") if numbers)
+            except ValueError:
+                raise ValueError(
+                    f'init.layers={self.layers!r} is not like "encoder:0,1 decoder:0,2,4"'
+                ) from None
+        return chosen
+
+
 # What may change between the start of a run and its resumption: nothing here moves a parameter
 # of a step already taken.
 CHANGEABLE = (
     "checkpoint.",
     "decode.",
     "evaluate.",
+    "prune.",
     "data.data_dir",
     "data.path",
     "data.workers",
@@ -97,6 +209,8 @@ class TranslationSettings:
     train: TrainConfig
     checkpoint: CheckpointConfig
     decode: BeamConfig
+    prune: EncoderDecoderPrune
+    init: InitConfig
 
     def __post_init__(self):
         for side in ("source", "target"):
@@ -112,7 +226,17 @@ class TranslationSettings:
                     f"from data.vocab_size={self.data.vocab_size}"
                 )
             _check_block(self.model, f"{side}_length", getattr(self.data, f"{side}_length"))
+        for name, limit in (
+            ("prompt_tokens", self.model.max_source_length),
+            ("new_tokens", self.model.max_target_length),
+        ):
+            if getattr(self.prune, name) > limit:
+                raise ValueError(
+                    f"prune.{name}={getattr(self.prune, name)} is more than the {limit} positions "
+                    "that the model has"
+                )
         self.drop.rates(self.model)  # refuses a layer to protect that there is not
+        self.prune.check(self.model)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,6 +253,8 @@ class LanguageModelSettings:
     checkpoint: CheckpointConfig
     evaluate: WindowConfig
     decode: SampleConfig
+    prune: DecoderPrune
+    init: InitConfig
 
     def __post_init__(self):
         if self.model.vocab_size != self.data.vocab_size:
@@ -140,6 +266,7 @@ class LanguageModelSettings:
             ("data.length", self.data.length),
             ("evaluate.length", self.evaluate.length),
             ("decode.max_tokens", self.decode.max_tokens),
+            ("prune.prompt_tokens + prune.new_tokens", _request_tokens(self.prune)),
         ):
             if length > self.model.max_length:
                 raise ValueError(
@@ -153,11 +280,16 @@ class LanguageModelSettings:
             )
         _check_block(self.model, "length", self.data.length)
         self.drop.rates(self.model)  # refuses a layer to protect that there is not
+        self.prune.check(self.model)
 
 
 Settings = TranslationSettings | LanguageModelSettings
 
 TASKS = {"translation": TranslationSettings, "language_modelling": LanguageModelSettings}
+
+
+def _request_tokens(prune):
+    return prune.prompt_tokens + prune.new_tokens
 
 
 def _check_block(model, name, length):
@@ -234,27 +366,30 @@ def differences(old: Mapping, new: Mapping) -> list[str]:
     ]
 
 
-def change(config: Mapping, changes) -> dict:
-    """A copy of a run's config with some other values in its section decode.
+def change(config: Mapping, changes, sections=("decode", "prune")) -> dict:
+    """A copy of a run's config with some other values in some of its sections.
 
     Args:
       config: nested mappings.
       changes: strings such as "decode.temperature=0".
+      sections: where values may change.
 
     Raises:
       ValueError: a change that is none, or of a key that there is not; lists those that there are.
     """
     changed = copy.deepcopy(dict(config))
-    known = [key for key in flatten(config) if key.startswith("decode.")]
+    known = [key for key in flatten(config) if key.split(".")[0] in sections]
     for text in changes:
         key, equals, value = text.partition("=")
         if not equals or key not in known:
             raise ValueError(f"--set={text} is not KEY=VALUE for one of {', '.join(known)}")
         section, name = key.split(".")
         try:
-            changed[section][name] = json.loads(value.lower())
+            found = json.loads(value.lower())
         except ValueError:
-            changed[section][name] = value
+            found = value
+        # a text that looks like a number, such as a depth, stays a text
+        changed[section][name] = value if isinstance(changed[section][name], str) else found
     return changed
 
 

@@ -6,7 +6,8 @@ sum of one layer's gradients), so all devices must make the same number of trips
 each other for ever. They do, since every device computes that number for itself from the same
 values: the keep mask comes from the seed, the step, the micro-batch and the drop rates, which all
 devices hold whole, by integer arithmetic and one comparison. Nothing in it depends on the rows of a
-device, on the number of devices or on how they are spread over processes. A mask drawn from a
+device, on the number of devices or on how they are spread over processes; rates that are learned
+come from sums over all rows, of which every device gets the same copy. A mask drawn from a
 device's own rows, as one could do inside `jax.shard_map`, would break this.
 """
 
@@ -29,7 +30,7 @@ def state_sharding(state, mesh, *, stacks, shard: bool):
     """Where the state of training lies, as a tree of `NamedSharding`.
 
     Args:
-      state: arrays or their shapes; parameters, moments and scalars.
+      state: arrays or their shapes: parameters, moments, counts, the ``scores`` of learned rates.
       mesh: from `make_mesh`.
       stacks: names of the stacks of layers. An array below one of these names has the layers on
         axis 0, which stays whole: which layers a step reads is known only while it runs.
@@ -38,7 +39,8 @@ def state_sharding(state, mesh, *, stacks, shard: bool):
     """
 
     def sharding(path, array):
-        if not shard:
+        # What the draws depend on is whole everywhere, like the draws.
+        if not shard or getattr(path[0], "key", None) == "scores":
             return replicated(mesh)
         stacked = any(getattr(entry, "key", None) in stacks for entry in path)
         axes = [n for n in range(int(stacked), array.ndim) if array.shape[n] % mesh.size == 0]

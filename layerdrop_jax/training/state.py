@@ -8,8 +8,9 @@ from flax import nnx
 from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.core.structured import rows_kept
 from layerdrop_jax.models.blocks import BlockConfig
+from layerdrop_jax.training import data_driven
 from layerdrop_jax.training.accounting import executed_flops, nominal_flops
-from layerdrop_jax.training.dropping import draw, restore_dropped
+from layerdrop_jax.training.dropping import DropConfig, draw, restore_dropped
 from layerdrop_jax.training.optimizers import clip_by_norm
 from layerdrop_jax.training.sharding import gather_outside
 
@@ -30,12 +31,20 @@ def model_graph(config: BlockConfig):
     return nnx.graphdef(nnx.eval_shape(lambda: config.make_model(nnx.Rngs(0))))
 
 
-def make_state(config: BlockConfig, params: dict, optimizer: optax.GradientTransformation) -> dict:
+def make_state(
+    config: BlockConfig,
+    params: dict,
+    optimizer: optax.GradientTransformation,
+    drop: DropConfig,
+    seed: int,
+) -> dict:
     """The state before the first step.
 
-    ``layers_run`` counts for each layer the micro-batches in which it ran, int32[N] by stack.
+    ``layers_run`` counts for each layer the micro-batches in which it ran, int32[N] by stack;
+    ``scores`` is there where drop rates are learned, see `data_driven.start`.
     """
-    return {
+    scores = {"scores": data_driven.start(drop, config, seed)} if drop.score_units else {}
+    return scores | {
         "params": params,
         "optimizer": optimizer.init(params),
         "step": jnp.zeros((), jnp.int32),
@@ -55,6 +64,7 @@ def train_step(
     graph,
     loss,
     flops,
+    positions,
     optimizer,
     rates,
     drop,
@@ -75,6 +85,7 @@ def train_step(
       loss: the task's, ``loss(model, batch, *, smoothing, keep, groups, key, mode) -> (loss, nll,
         tokens)``, sums over the tokens of a micro-batch.
       flops: the task's, ``flops(config, batch)``, what the layers of a micro-batch cost.
+      positions: the task's, ``positions(batch)``, where each stack reads tokens and not padding.
       optimizer: an optax transformation that takes the summed gradient divided by all tokens.
       rates: the drop rates, from `DropConfig.rates`.
       drop: `DropConfig`; how to draw, and how `skip_scan` runs the stacks.
@@ -97,6 +108,10 @@ def train_step(
     costs = flops(config, first)
     some_rows = config.drop_path and config.drop_path_rows == "kept"
     row_share = rows_kept(rows, config.drop_path) / rows if some_rows else 1.0
+    scores = state.get("scores")
+    if scores:
+        learned = data_driven.rates(scores, drop)
+        rates = {stack: of_group | {"layers": learned[stack]} for stack, of_group in rates.items()}
 
     def micro_loss(params, micro, key):
         keep, groups, ran = {}, {}, {}
@@ -104,6 +119,7 @@ def train_step(
             keep[stack], groups[stack], ran[stack] = draw(
                 key, stack, of_group, state["step"], drop=drop, model=config
             )
+        watch = data_driven.make_watch(positions(micro)) if scores else None
         total, nll, tokens = loss(
             nnx.merge(graph, gather_outside(rates, params)),
             micro,
@@ -112,6 +128,7 @@ def train_step(
             groups=groups,
             key=named_key(key, "dropout"),
             mode=drop.mode,
+            watch=watch,
         )
         sums = {"loss": total, "nll": nll, "tokens": tokens}
         counts = {
@@ -119,6 +136,10 @@ def train_step(
             "sublayers": jax.tree.map(jnp.int32, ran),
             "flops": executed_flops(costs, ran, row_share),
         }
+        if scores:
+            nats = jax.lax.stop_gradient(nll / jnp.maximum(tokens, 1))
+            counts["activation"] = watch.seen
+            counts["scores"] = data_driven.gradients(scores, drop, keep, nats)
         return total, (sums, counts)
 
     def accumulate(total, inputs):
@@ -150,6 +171,16 @@ def train_step(
     }
     for stack, count_N in counts["layers"].items():
         metrics[f"{stack}_layers"] = jnp.sum(count_N, dtype=jnp.float32) / num_micro
+    if scores:
+        moved["scores"] = data_driven.update(
+            scores,
+            drop,
+            grads=counts["scores"],
+            activation=counts["activation"],
+            layers=counts["layers"],
+            nats=sums["nll"] / jnp.maximum(sums["tokens"], 1),
+            num_micro=num_micro,
+        )
     state = moved | {
         "step": state["step"] + 1,
         "layers_run": jax.tree.map(jnp.add, state["layers_run"], counts["layers"]),

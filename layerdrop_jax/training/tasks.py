@@ -1,10 +1,12 @@
 """What a run can be about. A task is a module with the functions below; the rest is common to all.
 
-loss, flops                  of a micro-batch, for `state.train_step`
+loss, flops, positions       of a micro-batch, for `state.train_step`
 prepare, fingerprint         the rows of train and valid, and what tells them from others
 evaluate                     scores, whole and at every depth
+make_quality                 what scores a split with any layers, by one executable
 answer                       lines in, lines out
-valid_rows, outputs          what pruning compares a small network with its parent by
+valid_rows, targets, outputs of the validation split: what sub-networks are scored and compared by
+scored                       the network's config as evaluation computes it
 """
 
 from layerdrop_jax.training import language_modelling, translation

@@ -14,8 +14,8 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from layerdrop_jax.data import pipeline
+from layerdrop_jax.training import data_driven, sharding, tasks
 from layerdrop_jax.training import settings as settings_lib
-from layerdrop_jax.training import sharding, tasks
 from layerdrop_jax.training.accounting import peak_flops
 from layerdrop_jax.training.checkpoints import Checkpoints
 from layerdrop_jax.training.dropping import describe_rates
@@ -76,7 +76,7 @@ def train(config, workdir, *, command: str) -> None:
 
     def start():
         params = make_params(settings.model, settings.seed)
-        return make_state(settings.model, params, optimizer)
+        return make_state(settings.model, params, optimizer, settings.drop, settings.seed)
 
     layout = sharding.state_sharding(
         jax.eval_shape(start), mesh, stacks=rates, shard=settings.train.shard_parameters
@@ -88,6 +88,7 @@ def train(config, workdir, *, command: str) -> None:
             graph=graph,
             loss=task.loss,
             flops=task.flops,
+            positions=task.positions,
             optimizer=optimizer,
             rates=rates,
             drop=settings.drop,
@@ -149,6 +150,7 @@ def train(config, workdir, *, command: str) -> None:
             if log or step == last or stopping:
                 numbers = _numbers(window.close(), rate(step - 1), peak)
                 numbers |= _depths(state["layers_run"], step * settings.train.accumulate)
+                numbers |= _learned_rates(state, settings.drop)
                 _log(numbers, step, writer, progress)
             valid_loss = None
             if validate:
@@ -166,7 +168,7 @@ def train(config, workdir, *, command: str) -> None:
                     state,
                     batches.get_state(),
                     valid_loss=valid_loss,
-                    metadata={"rows": fingerprint},
+                    metadata={"rows": fingerprint} | _learned_scores(state),
                     passing=not in_turn,
                 )
         checkpoints.close()
@@ -259,6 +261,22 @@ def _depths(layers_run, micro_batches):
         f"{stack}_depth": int(np.sum(jax.device_get(run_N))) / micro_batches
         for stack, run_N in layers_run.items()
     }
+
+
+def _learned_rates(state, drop) -> dict:
+    """The drop rate of each layer at this step, for each stack; nothing where they are given."""
+    if "scores" not in state:
+        return {}
+    rates = jax.device_get(data_driven.rates(state["scores"], drop))
+    return {f"{stack}_rates": rates_N.tolist() for stack, rates_N in rates.items()}
+
+
+def _learned_scores(state) -> dict:
+    """What Data Driven pruning asks of a checkpoint, beside its arrays: numbers for JSON."""
+    if "scores" not in state:
+        return {}
+    scores = jax.device_get(data_driven.softmax_scores(state["scores"]))
+    return {"scores": {stack: scores_N.tolist() for stack, scores_N in scores.items()}}
 
 
 def _log(numbers, step, writer, progress):

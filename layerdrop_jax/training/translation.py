@@ -23,8 +23,9 @@ from layerdrop_jax.training.runs import (
     Run,
     is_fresh,
     make_tokenizer,
+    masks,
     original_layers,
-    params_at_depth,
+    params_of,
 )
 from layerdrop_jax.training.state import model_graph
 
@@ -100,10 +101,7 @@ def make_translator(run: Run):
             **search_options(settings.decode),
         )
 
-    everything = {
-        "encoder": np.ones(model.encoder_layers, bool),
-        "decoder": np.ones(model.decoder_layers, bool),
-    }
+    everything = masks(model, {})
 
     def translate(lines, keep=None, description=None):
         decoded = decode_sentences(
@@ -155,7 +153,7 @@ def evaluate(run: Run) -> tuple[list[dict], list[dict]]:
     depths = []
     num_layers = settings.model.decoder_layers
     for strategy, layers in every_depth(num_layers):
-        keep = {"decoder": np.isin(np.arange(num_layers), layers)}
+        keep = masks(settings.model, {"decoder": layers})
         start = time.perf_counter()
         cut_down, _ = translate(
             sources, keep, description=f"{len(layers)} of {num_layers} decoder layers"
@@ -165,7 +163,7 @@ def evaluate(run: Run) -> tuple[list[dict], list[dict]]:
             {
                 "decoder_layers": original_layers(run.workdir, "decoder", layers),
                 "strategy": strategy,
-                "parameters": params_at_depth(settings.model, "decoder", layers),
+                "parameters": params_of(settings.model, {"decoder": layers}),
                 "bleu": bleu_scores(cut_down, references)["sacrebleu"].score,
                 "words_per_second": words / seconds,
                 "signature": scores["sacrebleu"].signature,
@@ -177,13 +175,32 @@ def evaluate(run: Run) -> tuple[list[dict], list[dict]]:
     return results, depths
 
 
-def answer(run: Run, lines) -> list[str]:
+def make_quality(run: Run):
+    """``quality(split, keep=None, description=None) -> {"bleu": ...}`` of the valid or test split.
+
+    ``keep`` is as in `make_translator`, whose executable serves every call.
+    """
+    translate = make_translator(run)
+    languages = run.settings.data.source, run.settings.data.target
+
+    def quality(split, keep=None, description=None):
+        pairs = pipeline.load_eval_text(run.workdir, split, languages=languages)
+        sources, references = (list(side) for side in zip(*pairs, strict=True))
+        translations, _ = translate(sources, keep, description=description)
+        return {"bleu": bleu_scores(translations, references)["sacrebleu"].score}
+
+    return quality
+
+
+def answer(run: Run, lines, keep=None) -> list[str]:
     """Translates lines, one line each; an empty one stays empty.
 
-    A line with more tokens than the model has positions for loses its end, and a warning names it.
+    ``keep`` is as in `make_translator`. A line with more tokens than the model has positions for loses its end, and a warning names it.
     """
     filled = [number for number, line in enumerate(lines) if line.strip()]
-    translations, cut = make_translator(run)([lines[n] for n in filled], description="translating")
+    translations, cut = make_translator(run)(
+        [lines[n] for n in filled], keep, description="translating"
+    )
     for index in cut:
         logging.warning(
             "line %d has more than %d tokens: its end was cut off",
@@ -196,6 +213,21 @@ def answer(run: Run, lines) -> list[str]:
     return results
 
 
+def positions(batch) -> dict:
+    """Which positions of a batch hold tokens, bool[B, T] for each stack."""
+    return {"encoder": batch["source_segment"] > 0, "decoder": batch["target_segment"] > 0}
+
+
+def targets(batch):
+    """The ids that a batch has to predict, [B, T]."""
+    return batch["target_output"]
+
+
+def scored(model):
+    """The config of the network as evaluation computes it."""
+    return model
+
+
 def valid_rows(run: Run):
     """The packed rows of the validation split that a run's folder holds."""
     data = run.settings.data
@@ -203,6 +235,6 @@ def valid_rows(run: Run):
     return pipeline.prepare_rows(data, run.tokenizer, pairs)
 
 
-def outputs(model, batch, keep=None):
+def outputs(model, batch, keep=None, watch=None):
     """(logits [B, T, V], bool[B, T]: which of them mean something)."""
-    return model(batch, keep=keep), batch["target_segment"] > 0
+    return model(batch, keep=keep, watch=watch), positions(batch)["decoder"]

@@ -98,12 +98,14 @@ def runs(config, batch, layers, layouts):
     settings = settings_lib.parse(config)
     optimizer, _ = make_optimizer(settings.optimizer)
     params = functools.partial(make_params, settings.model, 1)
-    state = jax.jit(lambda: make_state(settings.model, params(), optimizer))()
+    start = functools.partial(make_state, optimizer=optimizer, drop=settings.drop, seed=1)
+    state = jax.jit(lambda: start(settings.model, params()))()
     step = functools.partial(
         train_step,
         graph=model_graph(settings.model),
         loss=tasks.of(settings).loss,
         flops=tasks.of(settings).flops,
+        positions=tasks.of(settings).positions,
         optimizer=optimizer,
         drop=settings.drop,
         seed=1,

@@ -13,6 +13,7 @@ from flax import nnx
 
 from layerdrop_jax.data.packing import fill_row
 from layerdrop_jax.training import settings as settings_lib
+from layerdrop_jax.training import translation
 from layerdrop_jax.training.accounting import executed_flops, nominal_flops, seq2seq_flops
 from layerdrop_jax.training.dropping import draw
 from layerdrop_jax.training.losses import seq2seq_loss
@@ -62,13 +63,14 @@ def compiled(*, dropout=0.0, dropped_layers="momentum", weight_decay=0.0, **drop
         graph=model_graph(settings(dropout).model),
         loss=seq2seq_loss,
         flops=seq2seq_flops,
+        positions=translation.positions,
         optimizer=optimizer,
         drop=dataclasses.replace(settings().drop, **drop),
         clip_norm=0.0 if dropout else CLIP,
         dropped_layers=dropped_layers,
     )
     step = jax.jit(step)
-    state = make_state(settings().model, params(), optimizer)
+    state = make_state(settings().model, params(), optimizer, settings().drop, 1)
 
     def run(state, batch, *, rates=NONE_DROPPED, seed=1, smoothing=0.1):
         return step(state, batch, rates=rates, seed=seed, smoothing=smoothing)
@@ -405,6 +407,7 @@ def test_flops_of_a_drop_path_that_computes_some_rows():
         graph=model_graph(model),
         loss=seq2seq_loss,
         flops=seq2seq_flops,
+        positions=translation.positions,
         optimizer=RECORDER,
         rates=NONE_DROPPED,
         drop=settings().drop,
@@ -413,7 +416,7 @@ def test_flops_of_a_drop_path_that_computes_some_rows():
         clip_norm=0.0,
         dropped_layers="momentum",
     )
-    metrics = jax.jit(step)(make_state(model, params(), RECORDER), BATCH)[1]
+    metrics = jax.jit(step)(make_state(model, params(), RECORDER, settings().drop, 1), BATCH)[1]
     costs = seq2seq_flops(model, FULL)
     layers = metrics["flops_nominal"] - A * costs["rest"]
     np.testing.assert_allclose(metrics["flops"], A * costs["rest"] + layers * 2 / 3, rtol=1e-5)

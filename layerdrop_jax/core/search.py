@@ -1,0 +1,101 @@
+"""Search on Valid: which layers to keep, by the score of the networks that are left.
+
+The paper (section 3.3) says no more than that combinations of layers are tried on the validation
+set. Where they are few, all are. Elsewhere layers are eliminated one after the other, each time the
+one that is missed least, and what is left of the budget goes to descents from random sets. The order
+is a function of the seed, so a search that is repeated with the scores found so far goes on where it
+stopped.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from layerdrop_jax.core.pruning import random_layers
+
+Score = Callable[[tuple[int, ...]], float]  # of the layers kept; lower is better
+
+
+def greedy_elimination(score: Score, num_layers: int, keep: int) -> tuple[int, ...]:
+    """Takes one layer out at a time, that whose absence leaves the best score.
+
+    Costs num_layers + (num_layers - 1) + ... + (keep + 1) evaluations.
+    """
+    layers = tuple(range(num_layers))
+    while len(layers) > keep:
+        layers = min((without(layers, layer) for layer in layers), key=score)
+    return layers
+
+
+def search_cost(num_layers: int, keep: int, budget: int) -> int:
+    """The most evaluations that `search` makes."""
+    return min(math.comb(num_layers, keep), budget)
+
+
+def search(score: Score, num_layers: int, keep: int, *, budget: int, seed) -> tuple[int, ...]:
+    """The set of ``keep`` layers with the best score among those tried.
+
+    Args:
+      score: of a set of layers.
+      num_layers: of the stack.
+      keep: how many stay.
+      budget: the most sets to score; as many as there are, if that is fewer, are all scored.
+      seed: of the random sets.
+
+    Raises:
+      ValueError: a budget that greedy elimination alone exceeds.
+    """
+    if math.comb(num_layers, keep) <= budget:
+        return min(itertools.combinations(range(num_layers), keep), key=score)
+    greedy = elimination_cost(num_layers, keep)
+    if greedy > budget:
+        raise ValueError(
+            f"a budget of {budget} evaluations is too small: there are "
+            f"{math.comb(num_layers, keep):,} sets of {keep} in {num_layers} layers, and greedy "
+            f"elimination takes {greedy}"
+        )
+    found, left = {}, budget - greedy
+    best = greedy_elimination(score, num_layers, keep)
+    found[best] = score(best)
+    for layers in _candidates(found, num_layers, keep, best, seed):
+        if layers not in found:
+            if left == 0:
+                break
+            left -= 1
+            found[layers] = score(layers)
+    return min(found, key=found.get)
+
+
+def elimination_cost(num_layers: int, keep: int) -> int:
+    """The evaluations of `greedy_elimination`."""
+    return sum(range(keep + 1, num_layers + 1))
+
+
+def _candidates(found, num_layers, keep, start, seed) -> Iterator[tuple[int, ...]]:
+    """Sets to score: descents by exchange of one layer, from ``start``, then from random sets.
+
+    Endless. Whatever it yields has its score in ``found`` when it goes on.
+    """
+    layers = start
+    for number in itertools.count():
+        if number:
+            layers = random_layers(num_layers, keep, (seed, number))
+            yield layers
+        rng = np.random.default_rng((seed, number, 1))
+        improved = True
+        while improved:
+            improved = False
+            others = [layer for layer in range(num_layers) if layer not in layers]
+            for out, new in rng.permutation([(a, b) for a in layers for b in others]).tolist():
+                exchanged = tuple(sorted((*without(layers, out), new)))
+                yield exchanged
+                if found[exchanged] < found[layers]:
+                    layers, improved = exchanged, True
+                    break
+
+
+def without(layers: tuple[int, ...], layer: int) -> tuple[int, ...]:
+    """``layers`` but for one of them."""
+    return tuple(other for other in layers if other != layer)

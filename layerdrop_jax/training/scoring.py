@@ -1,0 +1,136 @@
+"""The score of sub-networks on a fixed sample of the validation data, one executable for all."""
+
+import hashlib
+import json
+
+import jax
+import numpy as np
+from flax import nnx
+
+from layerdrop_jax.training import tasks
+from layerdrop_jax.training.runs import Run, hash_params, masks
+from layerdrop_jax.training.state import model_graph
+
+SCORES = "subsets.jsonl"  # in a run's folder: what was scored before
+
+
+class Scorer:
+    """Mean -log p per token, in nats, of any layers of a run's network.
+
+    Which layers run is data: however many choices are scored, one executable is compiled. Each
+    score is kept in the run's folder, under the hash of the parameters and of the sample, and is
+    not computed again; so whatever asks for scores can be stopped and repeated.
+
+    Attributes:
+      batches: of the sample, on the device.
+      tokens: to predict in it.
+      rows: of data in it.
+      evaluations: scores computed so far, not those that were known.
+    """
+
+    def __init__(self, run: Run):
+        """Reads the sample: the first ``prune.sample_rows`` of the shuffled validation rows.
+
+        Raises:
+          ValueError, OSError: the folder's validation text or scores cannot be read.
+        """
+        self._task, self._model = tasks.of(run.settings), run.settings.model
+        self._params = run.params
+        rows = self._task.valid_rows(run)
+        order = np.random.default_rng(run.settings.prune.seed).permutation(len(rows))
+        chosen = sorted(order[: run.settings.prune.sample_rows].tolist())
+        self.rows = len(chosen)
+        self.batches = list(_batches(rows, chosen, run.settings.data.batch_rows))
+        self.tokens = sum(int(self._task.positions(b)["decoder"].sum()) for b in self.batches)
+        self.evaluations = 0
+        # hashed on the host, before anything goes to a device
+        self._key = {"network": hash_params(run.params), "sample": _hash_batches(self.batches)}
+        self.batches = jax.device_put(self.batches)
+        graph = model_graph(self._task.scored(self._model))
+
+        def nll(params, keep, batch):
+            _, nll, _ = self._task.loss(nnx.merge(graph, params), batch, smoothing=0.0, keep=keep)
+            return nll
+
+        self._nll = jax.jit(nll)
+        self._path = run.workdir / SCORES
+        self._known = self._read()
+
+    def __call__(self, layers: dict) -> float:
+        """The score with these layers kept: a tuple of ints for each stack; one that is absent runs whole.
+
+        Raises:
+          FloatingPointError: it is not a number.
+        """
+        whole = {stack: tuple(range(self._model.depth(stack))) for stack in self._model.stacks}
+        layers = whole | layers
+        name = _name(layers)
+        if name not in self._known:
+            keep = masks(self._model, layers)
+            sums = [self._nll(self._params, keep, batch) for batch in self.batches]
+            nats = float(np.sum(jax.device_get(sums), dtype=np.float64)) / self.tokens
+            if not np.isfinite(nats):
+                raise FloatingPointError(f"the score with the layers {layers} is {nats}")
+            self._known[name] = nats
+            self.evaluations += 1
+            self._write(layers, nats)
+        return self._known[name]
+
+    def knows(self, layers: dict) -> bool:
+        """Whether the score of these layers needs no computation; every stack has to be named."""
+        return _name(layers) in self._known
+
+    def _read(self) -> dict:
+        if not self._path.exists():
+            return {}
+        known = {}
+        # What follows the last newline is a line that a kill cut short.
+        for line in self._path.read_text(encoding="utf-8").split("\n")[:-1]:
+            try:
+                record = json.loads(line)
+                if {key: record[key] for key in self._key} == self._key:
+                    known[_name(record["layers"])] = float(record["nats"])
+            except (ValueError, KeyError, TypeError):
+                continue  # not a score: it is computed again
+        return known
+
+    def _write(self, layers, nats):
+        record = self._key | {"layers": {s: list(kept) for s, kept in layers.items()}, "nats": nats}
+        try:
+            with self._path.open("ab+") as file:
+                if file.tell() and (file.seek(-1, 2), file.read(1))[1] != b"\n":
+                    file.write(b"\n")  # after a line that was cut short
+                file.write(json.dumps(record).encode() + b"\n")
+        except OSError as error:
+            raise OSError(f"cannot write {self._path}: {error.strerror}") from error
+
+
+def floor_nats(run: Run) -> float:
+    """Entropy of the validation split's tokens by themselves, in nats: what is known without context."""
+    task, rows = tasks.of(run.settings), tasks.of(run.settings).valid_rows(run)
+    counts = np.zeros(run.settings.data.vocab_size, np.int64)
+    for batch in _batches(rows, range(len(rows)), run.settings.data.batch_rows):
+        np.add.at(counts, task.targets(batch)[task.positions(batch)["decoder"]], 1)
+    share_V = counts[counts > 0] / counts.sum()
+    return float(-np.sum(share_V * np.log(share_V)))
+
+
+def _batches(rows, chosen, batch_rows):
+    """The rows of these numbers in batches; the last one is filled up with padding."""
+    padding = rows.padding
+    for start in range(0, len(chosen), batch_rows):
+        batch = [rows[row] for row in chosen[start : start + batch_rows]]
+        batch += [padding] * (batch_rows - len(batch))
+        yield {name: np.stack([row[name] for row in batch]) for name in padding}
+
+
+def _hash_batches(batches) -> str:
+    digest = hashlib.sha256()
+    for batch in batches:
+        for name in sorted(batch):
+            digest.update(name.encode() + np.ascontiguousarray(batch[name]).tobytes())
+    return digest.hexdigest()
+
+
+def _name(layers: dict) -> str:
+    return json.dumps({stack: list(kept) for stack, kept in layers.items()}, sort_keys=True)

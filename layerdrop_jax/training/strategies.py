@@ -1,0 +1,145 @@
+"""Which layers of a trained network to keep: every strategy by its name, with what it costs.
+
+An evaluation is a pass over the sample (see `Scorer`); N layers are cut to k.
+
+| strategy | keeps | source | cost |
+|---|---|---|---|
+| `all` | every layer | | none |
+| `every_other:RATE` | all but every floor(1/RATE)-th layer | Fan et al. 2020 | none |
+| `evenly_spaced:k` | layer floor(j N / k) for j < k | Fan et al. 2020, beyond half | none |
+| `spread:k`, `k` | Every Other where it reaches k layers, else evenly spaced | | none |
+| `first:k`, `last:k` | one end | Fan et al. 2020, Figure 4; DistilBERT-like baselines | none |
+| `ends:k` | both ends | Fan et al. 2020, Figure 5 | none |
+| `random:k` | a random set, by `prune.seed` | Fan et al. 2020, Figure 5 | none |
+| `explicit:0,2,4`, `0,2,4` | these layers | | none |
+| `search_on_valid:k` | the best set found on the sample | Fan et al. 2020 | C(N, k), or `prune.budget` |
+| `greedy_elimination:k` | what is left when the layer missed least goes, again and again | backward selection | N + ... + (k + 1) |
+| `data_driven:k` | the highest scores learned in training | Fan et al. 2020 | none; a run with `drop.score_units` |
+| `block_influence:k` | the layers that turn their input most | Men et al. 2024 | 1 |
+| `gradient_importance:k` | the layers whose scale the loss feels most | Michel et al. 2019 | 1, with gradient |
+"""
+
+from layerdrop_jax.core.pruning import (
+    MEASURED,
+    apply_rule,
+    parse_strategy,
+    random_layers,
+    top_layers,
+)
+from layerdrop_jax.core.search import elimination_cost, greedy_elimination, search, search_cost
+from layerdrop_jax.data.progress import progress
+from layerdrop_jax.training import importance
+from layerdrop_jax.training.checkpoints import read_metadata
+from layerdrop_jax.training.runs import Run
+from layerdrop_jax.training.scoring import Scorer
+
+
+def wanted(run: Run, flags: dict, default: dict) -> dict:
+    """The strategy of each stack: that of a flag, or else the default, parsed.
+
+    Args:
+      run: the run.
+      flags: text or None for each stack that there is a flag for.
+      default: text for each stack of the model.
+
+    Raises:
+      ValueError: a flag of a stack that the model does not have, or one that cannot be read.
+    """
+    for stack, text in flags.items():
+        if text is not None and stack not in run.settings.model.stacks:
+            raise ValueError(f"--{stack}_layers: the model of {run.workdir} has no {stack}")
+    texts = {stack: flags.get(stack) or default[stack] for stack in run.settings.model.stacks}
+    return {stack: parse_strategy(text) for stack, text in texts.items()}
+
+
+def choose(run: Run, strategies: dict, scorer: Scorer | None = None) -> tuple[dict, dict]:
+    """Chooses the layers of each stack; a stack's strategy sees those before it already cut.
+
+    Args:
+      run: the run.
+      strategies: a `Strategy` for each stack.
+      scorer: what scores sub-networks, where the caller has one already.
+
+    Returns:
+      ``(layers, records)``: a tuple of layers for each stack; and for each stack how it came about:
+      strategy, evaluations, and, if one was measured, nats, the score on the sample.
+
+    Raises:
+      ValueError: a strategy that does not fit the stack or the run.
+    """
+    layers, records = {}, {}
+    model = run.settings.model
+    for stack, strategy in strategies.items():  # before anything is measured
+        try:
+            _check(run, stack, strategy)
+        except ValueError as error:
+            raise ValueError(f"{stack}, {strategy}: {error}") from None
+    measures = [s for s in strategies.values() if s.name in MEASURED]
+    if scorer is None and any(s.name not in ("random", "data_driven") for s in measures):
+        scorer = Scorer(run)
+    for stack, strategy in strategies.items():
+        depth, before = model.depth(stack), scorer.evaluations if scorer else 0
+        records[stack] = {"strategy": str(strategy)}
+        layers[stack] = _layers(run, stack, strategy, depth, dict(layers), scorer)
+        if strategy.name in ("search_on_valid", "greedy_elimination"):
+            records[stack]["nats"] = scorer(layers)
+            records[stack]["evaluations"] = scorer.evaluations - before
+    return layers, records
+
+
+def _check(run, stack, strategy):
+    depth = run.settings.model.depth(stack)
+    if strategy.name not in MEASURED:
+        apply_rule(strategy, depth)
+        return
+    random_layers(depth, strategy.value, 0)  # refuses a depth that there is not
+    if strategy.name == "data_driven":
+        _learned_scores(run, stack)
+    if strategy.name == "search_on_valid":
+        search(lambda layers: 0.0, depth, strategy.value, budget=run.settings.prune.budget, seed=0)
+
+
+def _layers(run, stack, strategy, depth, others, scorer):
+    name, keep, prune = strategy.name, strategy.value, run.settings.prune
+    if name not in MEASURED:
+        return apply_rule(strategy, depth)
+    if name == "random":
+        return random_layers(
+            depth, keep, (prune.seed, list(run.settings.model.stacks).index(stack))
+        )
+    if name == "data_driven":
+        return top_layers(_learned_scores(run, stack), keep)
+    if name in ("block_influence", "gradient_importance"):
+        of_layer = getattr(importance, name)(run, scorer.batches)
+        return top_layers(of_layer[stack], keep)
+    searching = name == "search_on_valid"
+    total = search_cost(depth, keep, prune.budget) if searching else elimination_cost(depth, keep)
+    with progress(f"{strategy} of the {stack}", total) as advance:
+        seen, best = set(), []
+
+        def score(layers):
+            nats = scorer(others | {stack: layers})
+            if len(layers) == keep and (not best or nats < best[0]):
+                best[:] = [nats]
+            if layers not in seen:
+                seen.add(layers)
+                advance(1, f"{strategy} of the {stack}, best {best[0]:.4f}" if best else None)
+            return nats
+
+        if searching:
+            return search(score, depth, keep, budget=prune.budget, seed=prune.seed)
+        return greedy_elimination(score, depth, keep)
+
+
+def _learned_scores(run, stack):
+    """softmax(scores) as the checkpoint holds it; the mean over checkpoints that are averaged."""
+    found = [
+        (read_metadata(run.workdir / "checkpoints", step).get("scores") or {}).get(stack)
+        for step in run.steps
+    ]
+    if None in found:
+        raise ValueError(
+            f"{run.workdir} learned no scores of its layers: train with drop.score_units, or choose "
+            "another strategy"
+        )
+    return [sum(of_layer) / len(found) for of_layer in zip(*found, strict=True)]
