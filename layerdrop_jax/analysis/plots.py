@@ -275,9 +275,12 @@ def log_scale(axes, name="y"):
         axis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
         axis.set_minor_locator(NullLocator())
     else:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        subs = (1, 2, 5)
+        if name == "x" and high > 100 * low:  # numbers are wider than high
+            subs = (1, 3) if high < 3000 * low else (1,)
+        axis.set_major_locator(LogLocator(subs=subs))
         axis.set_minor_formatter(NullFormatter())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
 
 
 def _legend(best):
