@@ -76,6 +76,7 @@ def test_two_stacks(tmp_path):
     assert "steps 2,000, 3,000" in text
     assert "61 rows of validation text (8,123 tokens) and seed 5" in text
     assert "3.5800 nats" in text
+    assert "the others are whole" in text
     assert text.index("layers of the upper") < text.index("layers of the lower")
     assert "random sub-networks of 2 of the 3 layers" in text
     assert "of 19 draws" in text
