@@ -78,7 +78,8 @@ def write_importance(record, out) -> pathlib.Path:
         f"{record['seed']}. With all its layers the network needs {record['full_nats']:.4f} nats a "
         "token. Every measure is larger for a layer that matters more; in brackets its rank, 1 for "
         "the layer that matters most."
-        + " While layers of one stack are out, the others are whole." * (len(record["stacks"]) > 1),
+        + " While layers of one stack are out, the others are whole."
+        * (len(record["stacks"]) > 1),
         "![importance of each layer by each measure](importance.png)",
     ]
     for name, stack in record["stacks"].items():
