@@ -28,7 +28,7 @@ class LMConfig(BlockConfig):
 
     Attributes:
       vocab_size: V.
-      decoder_layers: depth of the stack.
+      decoder_layers: depth of the stack, 0 or more.
       positions: ``sinusoidal`` or ``learned``.
       max_length: longest sequence in tokens.
       final_norm: whether a layer norm follows the last layer; only in a pre-norm network. The

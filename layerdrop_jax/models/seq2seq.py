@@ -30,7 +30,7 @@ class Seq2SeqConfig(BlockConfig):
 
     Attributes:
       source_vocab_size, target_vocab_size: V of each side.
-      encoder_layers, decoder_layers: depth of each stack.
+      encoder_layers, decoder_layers: depth of each stack, 0 or more.
       share_embeddings: ``all`` (encoder input, decoder input and output are one table),
         ``decoder`` (decoder input and output) or ``none``.
       positions: ``sinusoidal`` or ``learned``.
