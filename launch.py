@@ -2,8 +2,11 @@
 
   python launch.py --config=configs/wmt.py[:variant] --workdir=RUN   train (or resume)
   python launch.py --workdir=RUN --mode=evaluate                     score every depth, report
-  python launch.py --workdir=RUN --mode=prune --output=SMALL --decoder_keep=evenly_spaced:3
-  python launch.py --workdir=RUN --mode=generate --input=FILE --output=FILE [--set=decode.beam=4]
+  python launch.py --workdir=RUN --mode=prune --output=SMALL --decoder_layers=3
+  python launch.py --workdir=RUN --mode=finetune --output=NEW --decoder_layers=3 --set=train.steps=9
+  python launch.py --workdir=RUN --mode=generate --input=FILE --output=FILE [--decoder_layers=3]
+  python launch.py --workdir=RUN --mode=importance     of each layer, by four measures
+  python launch.py --workdir=RUN --mode=frontier       quality, latency, memory at every depth
   python launch.py --workdir=RUN --mode=describe       parameters, drop rates; or of a --config
 
 Exit codes: 0 done; 1 error (-v=1 shows where); 75 saved, the same command goes on; 130 interrupted.
@@ -14,86 +17,88 @@ import shlex
 import sys
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from layerdrop_jax.analysis.describe import describe
+from layerdrop_jax.analysis.frontier import write_frontier
+from layerdrop_jax.analysis.importance import write_importance
 from layerdrop_jax.analysis.report import write_report
-from layerdrop_jax.training import runs, settings
+from layerdrop_jax.training import command_line, frontier, importance, runs, settings
 from layerdrop_jax.training.evaluate import evaluate
+from layerdrop_jax.training.finetune import finetune
 from layerdrop_jax.training.generate import generate
 from layerdrop_jax.training.prune import prune
-from layerdrop_jax.training.train import Interrupted, train
+from layerdrop_jax.training.train import train
 
-EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: try again
-MODES = ["train", "evaluate", "prune", "generate", "describe"]
-KEEP = "prune: layers to keep: all, every_other:RATE, evenly_spaced:COUNT or layers:0,2,4"
+CUT = ("encoder_layers", "decoder_layers", "set")
+MODES = {  # what each reads beside --workdir
+    "train": ("config", "distributed"),
+    "evaluate": CUT,
+    "prune": (*CUT, "output"),
+    "finetune": (*CUT, "output", "distributed"),
+    "generate": (*CUT, "input", "output"),
+    "importance": ("set",),
+    "frontier": (*CUT, "budget_ms", "budget_params"),
+    "describe": ("config",),
+}
+LAYERS = "layers to use: a depth, a list or STRATEGY:DEPTH, see docs/depth_on_demand.md"
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "config file, variant after a colon")
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder")
-MODE = flags.DEFINE_enum("mode", "train", MODES, "what to do")
+MODE = flags.DEFINE_enum("mode", "train", list(MODES), "what to do")
 INPUT = flags.DEFINE_string("input", "", "generate: file to read instead of standard input")
-OUTPUT = flags.DEFINE_string("output", "", "generate: file to write; prune: folder to make")
-ENCODER_KEEP = flags.DEFINE_string("encoder_keep", None, f"{KEEP}; all without it")
-DECODER_KEEP = flags.DEFINE_string("decoder_keep", "every_other:0.5", KEEP)
-SET = flags.DEFINE_multi_string("set", [], "generate: decode.KEY=VALUE, not the run's")
+OUTPUT = flags.DEFINE_string("output", "", "generate: file to write; prune, finetune: new folder")
+STACKS = {s: flags.DEFINE_string(f"{s}_layers", None, LAYERS) for s in ("encoder", "decoder")}
+SET = flags.DEFINE_multi_string("set", [], "SECTION.KEY=VALUE, otherwise than the run's config")
+BUDGET_MS = flags.DEFINE_float("budget_ms", None, "frontier: milliseconds for a request", 0)
+BUDGET_PARAMS = flags.DEFINE_integer("budget_params", None, "frontier: parameters", 0)
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "one run on many hosts (jax.distributed)")
 
 
 def main(argv):
     if len(argv) > 1:
         raise ValueError(f"unknown argument {argv[1]!r}: every argument is a flag, see --help")
-    mode = MODE.value
-    if mode != "train" and WORKDIR.value and (CONFIG.value or DISTRIBUTED.value):
-        raise ValueError(f"--mode={mode} takes no --config, which is the run's, nor --distributed")
-    if SET.value and mode != "generate":
-        raise ValueError("--set goes with --mode=generate; train has --config.SECTION.KEY=VALUE")
+    mode, workdir, command = MODE.value, WORKDIR.value, shlex.join(["python", *sys.argv])
+    command_line.check_flags(mode, [n for n in flags.FLAGS if flags.FLAGS[n].present], MODES)
     if DISTRIBUTED.value:
         jax.distributed.initialize()
-    if not WORKDIR.value and not (mode == "describe" and CONFIG.value):
-        raise ValueError(f"--mode={mode} needs --workdir=FOLDER, the run's folder")
-    if mode == "train":
-        if CONFIG.value is None:
-            raise ValueError("--mode=train needs --config=configs/NAME.py[:variant]")
-        train(CONFIG.value.to_dict(), WORKDIR.value, command=shlex.join(["python", *sys.argv]))
+    cut = {"flags": {s: flag.value for s, flag in STACKS.items()}, "changes": SET.value}
+    if mode in ("train", "finetune"):
+        if mode == "train":
+            train(CONFIG.value.to_dict(), workdir, command=command)
+        else:
+            source, workdir = workdir, OUTPUT.value or f"{workdir.rstrip('/')}-finetuned"
+            finetune(source, workdir, command=command, **cut)
         if DISTRIBUTED.value:
             return print("trained; now evaluate it on one host: --mode=evaluate")
-    if mode in ("train", "evaluate"):
-        print(json.dumps(evaluate(WORKDIR.value)))
-        print(f"report: {write_report(WORKDIR.value)}", file=sys.stderr)
+        print(json.dumps(evaluate(workdir)))
+        print(f"report: {write_report(workdir)}", file=sys.stderr)
+    elif mode == "evaluate":
+        print(json.dumps(evaluate(workdir, **cut)))
+        print(f"report: {write_report(workdir)}", file=sys.stderr)
     elif mode == "prune":
-        output = OUTPUT.value or f"{WORKDIR.value.rstrip('/')}-pruned"
-        keep = {"encoder": ENCODER_KEEP.value, "decoder": DECODER_KEEP.value}
-        print(json.dumps({"output": output} | prune(WORKDIR.value, output, keep=keep)))
+        output = OUTPUT.value or f"{workdir.rstrip('/')}-pruned"
+        print(json.dumps({"output": output} | prune(workdir, output, **cut)))
     elif mode == "generate":
-        generate(WORKDIR.value, INPUT.value, OUTPUT.value, SET.value)
+        generate(workdir, INPUT.value, OUTPUT.value, **cut)
+    elif mode == "importance":
+        record = importance.measure(workdir, SET.value, command=command)
+        print(f"table: {write_importance(record, workdir)}", file=sys.stderr)
+    elif mode == "frontier":
+        budgets = {"budget_ms": BUDGET_MS.value, "budget_params": BUDGET_PARAMS.value}
+        record = frontier.measure(workdir, command=command, **cut, **budgets)
+        print(f"table: {write_frontier(record, workdir)}", file=sys.stderr)
     else:
-        config = runs.read_config(WORKDIR.value) if WORKDIR.value else CONFIG.value.to_dict()
+        config = runs.read_config(workdir) if workdir else CONFIG.value.to_dict()
         print(describe(settings.parse(config)))
 
 
 def parse_flags(argv):
-    settings.check_overrides(argv, load=flags.FLAGS["config"].parser.parse)
+    command_line.check_overrides(argv, load=flags.FLAGS["config"].parser.parse)
     return flags.FLAGS(argv)
 
 
-def in_one_line(function):
-    """Says errors that a user can mend in one line, the last of their text, and sets exit codes."""
-
-    def wrapped(argv):
-        try:
-            return function(argv)
-        except (Interrupted, flags.Error, ValueError, OSError, FloatingPointError) as error:
-            logging.debug("raised here", exc_info=True)
-            line = str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")
-            print(f"launch.py: {line}", file=sys.stderr)
-            sys.exit(EXIT_INTERRUPTED if isinstance(error, Interrupted) else 1)
-        except KeyboardInterrupt:
-            print("launch.py: interrupted; what was saved before stands", file=sys.stderr)
-            sys.exit(130)
-
-    return wrapped
-
-
 if __name__ == "__main__":
-    app.run(in_one_line(main), flags_parser=in_one_line(parse_flags))
+    one_line = command_line.in_one_line
+    app.run(one_line(main), flags_parser=one_line(parse_flags))

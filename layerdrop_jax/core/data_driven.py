@@ -1,19 +1,19 @@
 """Data Driven pruning: drop rates that are learned, one for each layer, with a given mean.
 
-The paper (section 3.3): the rate p_d of the layer at depth d is a non-linear function of the layer's
-activation, then a softmax over layers, such that the mean over layers is p; at inference the k
-layers with the highest softmax run, the same for every input. It was never released. What it leaves
-open is settled here:
+The paper (section 3.3): the rate p_d of the layer at depth d is a non-linear function of the
+layer's activation, then a softmax over layers, such that the mean over layers is p; at inference
+the k layers with the highest softmax run, the same for every input. It was never released. What it
+leaves open is settled here:
 
 * The activation a_d of a layer is the mean over tokens of what the layer adds to its input. It is
-  averaged over training, so that the score of a layer does not depend on whether it runs now, nor on
-  the input.
+  averaged over training, so that the score of a layer depends neither on the input nor on whether
+  the layer runs now.
 * The score is s_d = w . tanh(W a_d + b), one small function for all layers, and q = softmax(s).
-* The odds that a layer is kept are proportional to q: pi_d / (1 - pi_d) = c q_d, with the one c that
-  makes the mean of pi equal to 1 - p. (With pi_d = c q_d itself some would exceed 1.) Scores that are
-  all equal give every layer the rate p, which is where learning starts.
-* The gradient. The loss depends on a score through the mask z that is drawn, and the gradient of its
-  mean is E[(loss - b) d log P(z) / d s], for any b that does not look at z: the score-function
+* The odds that a layer is kept are proportional to q: pi_d / (1 - pi_d) = c q_d, with the one c
+  that makes the mean of pi equal to 1 - p. (With pi_d = c q_d itself some would exceed 1.) Scores
+  that are all equal give every layer the rate p, which is where learning starts.
+* The gradient. The loss depends on a score through the mask z that is drawn, and the gradient of
+  its mean is E[(loss - b) d log P(z) / d s], for any b that does not look at z: the score-function
   estimator, unbiased, and for free, since log P needs z alone and a dropped layer stays dropped.
 
   The cheap alternative, straight-through, multiplies a kept layer by z_d and takes d loss / d z_d.
@@ -56,7 +56,7 @@ def layer_scores(scorer: dict, activation_NxD) -> jax.Array:
 
 
 def learned_rates(score_N, rate) -> jax.Array:
-    """The drop rate of each layer: odds of being kept in proportion to softmax(score), mean ``rate``.
+    """The drop rates, of mean ``rate``: odds of being kept in proportion to softmax(score).
 
     Args:
       score_N: scores, differentiable.

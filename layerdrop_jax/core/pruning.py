@@ -69,16 +69,16 @@ def ends(num_layers: int, keep: int) -> tuple[int, ...]:
 
 
 def random_layers(num_layers: int, keep: int, seed) -> tuple[int, ...]:
-    """``keep`` layers, every set with the same chance; ``seed`` as `np.random.default_rng` takes it."""
+    """``keep`` layers, every set with the same chance; ``seed`` as `np.random.default_rng`'s."""
     _check_keep(num_layers, keep)
     drawn = np.random.default_rng(seed).choice(num_layers, keep, replace=False)
     return tuple(sorted(int(layer) for layer in drawn))
 
 
 def spread(num_layers: int, keep: int) -> tuple[int, ...]:
-    """Every Other where it reaches that depth, evenly spaced layers elsewhere: see `every_depth`."""
+    """Every Other where it reaches that depth, evenly spaced layers elsewhere: `every_depth`."""
     _check_keep(num_layers, keep)
-    return dict((len(layers), layers) for _, layers in every_depth(num_layers)).get(keep, ())
+    return {len(layers): layers for _, layers in every_depth(num_layers)}.get(keep, ())
 
 
 def top_layers(score_N, keep: int) -> tuple[int, ...]:

@@ -2,9 +2,9 @@
 
 The paper (section 3.3) says no more than that combinations of layers are tried on the validation
 set. Where they are few, all are. Elsewhere layers are eliminated one after the other, each time the
-one that is missed least, and what is left of the budget goes to descents from random sets. The order
-is a function of the seed, so a search that is repeated with the scores found so far goes on where it
-stopped.
+one that is missed least, and what is left of the budget goes to descents from random sets. The
+order is a function of the seed, so a search that is repeated with the scores found so far goes on
+where it stopped.
 """
 
 import itertools

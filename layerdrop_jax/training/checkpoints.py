@@ -269,6 +269,20 @@ class _LastAndBest:
         return [step in keep for step in steps]
 
 
+def restore_state(folder, abstract_state: dict) -> dict:
+    """Reads the newest whole state that can be read; nothing in the folder is changed.
+
+    Args and errors: as `Checkpoints.restore_latest`, and FileNotFoundError without checkpoints.
+    """
+    folder = pathlib.Path(folder).absolute()
+    if not _steps(folder):
+        raise FileNotFoundError(f"no checkpoints in {folder}; is this the folder of a run?")
+    rest = {name: tree for name, tree in abstract_state.items() if name != "params"}
+    abstract = {"params": abstract_state["params"], "state": rest}
+    _, parts, _, _ = _read_newest(folder, _steps(folder), abstract)
+    return {"params": parts["params"], **parts["state"]}
+
+
 def restore_params(folder, abstract_params: dict, *, which: str, average: int = 1):
     """Reads parameters alone, for evaluation and generation, without an optimizer's memory.
 

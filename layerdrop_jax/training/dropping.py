@@ -91,8 +91,8 @@ class DropConfig:
                 )
         if not any(getattr(self, stack) for stack in self.stacks):
             raise ValueError(
-                f"drop.score_units={self.score_units} learns drop rates, but the mean rate of every "
-                f"stack ({', '.join(self.stacks)}) is 0"
+                f"drop.score_units={self.score_units} learns drop rates, but the mean rate of "
+                f"every stack ({', '.join(self.stacks)}) is 0"
             )
 
     @property

@@ -1,9 +1,9 @@
 """How much each layer of a trained network matters, by four measures.
 
-In all of them more is more important. ``half_depth`` is the paper's (Figure 5); ``leave_one_out`` takes
-a single layer out; ``block_influence`` is that of Men et al. 2024 (ShortGPT), 1 - cos(what enters the
-layer, what leaves it); ``gradient_importance`` is |d loss / d scale of the layer's sub-layers|, Michel
-et al. 2019 for heads, a row of data at a time.
+In all of them more is more important. ``half_depth`` is the paper's (Figure 5); ``leave_one_out``
+takes a single layer out; ``block_influence`` is that of Men et al. 2024 (ShortGPT), 1 - cos(what
+enters the layer, what leaves it); ``gradient_importance`` is |d loss / d scale of the layer's
+sub-layers|, that of Michel et al. 2019 for heads, a row of data at a time.
 """
 
 import functools

@@ -30,6 +30,7 @@ from layerdrop_jax.training.runs import (
 )
 from layerdrop_jax.training.state import model_graph
 
+QUALITY, BETTER = "perplexity", min
 loss = losses.lm_loss
 flops = accounting.lm_flops
 
@@ -40,7 +41,9 @@ def prepare(settings, workdir, config):
     texts, valid, test = (streams.load_texts(data, s) for s in ("train", "valid", "test"))
     fresh = is_fresh(workdir)
     train = {"word": tokenizers.train_word_vocabulary, "bpe": tokenizers.train_text_bpe}
-    tokenizer = make_tokenizer(workdir, train[data.tokenizer], texts, data.vocab_size)
+    tokenizer = make_tokenizer(
+        workdir, train[data.tokenizer], texts, data.vocab_size, origin=settings.init.run
+    )
     rows = streams.prepare_blocks(data, tokenizer, texts)
     valid_rows = streams.prepare_blocks(data, tokenizer, valid)
     stats = rows.stats
@@ -180,11 +183,36 @@ def make_quality(run: Run):
     return quality
 
 
+def request_size(settings) -> dict:
+    """What a request of `start_request` is, for a reader."""
+    prune = settings.prune
+    return {
+        "prompt_tokens": prune.prompt_tokens,
+        "new_tokens": prune.new_tokens,
+        "batch": prune.batch,
+        "beam": 1,
+    }
+
+
+def start_request(settings, network, ids_BxP, new_tokens: int):
+    """Reads prompts and chooses the first token after each: ``(tokens [B], cache)``."""
+    del settings
+    length_B = jnp.full(ids_BxP.shape[0], ids_BxP.shape[1], jnp.int32)
+    log_probs_BxV, cache = network.start_cache(ids_BxP, length_B, max_tokens=new_tokens)
+    return jnp.argmax(log_probs_BxV, axis=-1).astype(jnp.int32), cache
+
+
+def continue_request(network, token_B, cache, step):
+    """One more token: ``(tokens [B], cache)``."""
+    log_probs_BxV, cache = network.step(cache, token_B, step)
+    return jnp.argmax(log_probs_BxV, axis=-1).astype(jnp.int32), cache
+
+
 def answer(run: Run, lines, keep=None) -> list[str]:
     """Continues each line; an answer is a JSON object with ``prompt`` and ``continuation``.
 
-    ``keep`` is as in `LM.__call__`. A line that is itself a JSON string ("def f(x):\\n") stands for the text in it, so that a prompt
-    can have several lines.
+    A line that is itself a JSON string ("def f(x):\\n") stands for the text in it, so that a prompt
+    can have several lines. ``keep`` is as in `LM.__call__`.
     """
     prompts = [_prompt(line) for line in lines]
     continuations = continue_prompts(run, prompts, keep)

@@ -1,18 +1,39 @@
 """Losses as sums over tokens, in nats; the caller divides once, by all tokens of an update."""
 
+import typing
+
 import jax
 import jax.numpy as jnp
 
 from layerdrop_jax.core.randomness import named_key
 
+TOKENS_AT_A_TIME = 512  # whose distributions over the vocabulary are in memory for a teacher
 
-def seq2seq_loss(model, batch, *, smoothing: float, **how):
+
+class Teacher(typing.NamedTuple):
+    """A network whose distributions a loss pulls towards: see `divergence`.
+
+    model: it, whole and without dropout. weight: its share of the loss, in [0, 1]. temperature: by
+    which both networks' logits are divided.
+    """
+
+    model: typing.Any
+    weight: float
+    temperature: float
+
+    def mix(self, loss, divergence):
+        """The loss with the teacher's share in it."""
+        return (1 - self.weight) * loss + self.weight * divergence
+
+
+def seq2seq_loss(model, batch, *, smoothing: float, teacher: Teacher | None = None, **how):
     """The label-smoothed loss of an encoder-decoder over packed rows.
 
     Args:
       model: `Seq2Seq`.
       batch: arrays [B, length], see `layerdrop_jax.data.packing`.
       smoothing: see `label_smoothed_nll`.
+      teacher: None, or a network whose distributions take a share of the loss.
       how: keep, groups, key, mode and watch of `Seq2Seq.__call__`.
 
     Returns:
@@ -21,10 +42,13 @@ def seq2seq_loss(model, batch, *, smoothing: float, **how):
     weight_BxT = (batch["target_segment"] > 0).astype(jnp.float32)
     logits_BxTxV = model(batch, **how)
     loss, nll = label_smoothed_nll(logits_BxTxV, batch["target_output"], weight_BxT, smoothing)
+    if teacher:
+        apart_BxT = divergence(logits_BxTxV, teacher.model(batch), teacher.temperature)
+        loss = teacher.mix(loss, jnp.sum(apart_BxT * weight_BxT))
     return loss, nll, jnp.sum(weight_BxT)
 
 
-def lm_loss(model, batch, *, smoothing: float, key=None, **how):
+def lm_loss(model, batch, *, smoothing: float, teacher: Teacher | None = None, key=None, **how):
     """The loss of a language model over blocks of tokens; arguments and result as `seq2seq_loss`.
 
     Smoothing needs the logits of all words, and so a model without adaptive softmax.
@@ -37,6 +61,15 @@ def lm_loss(model, batch, *, smoothing: float, key=None, **how):
     else:
         key = None if key is None else named_key(key, "output")
         loss = nll = jnp.sum(model.nll(x_BxTxD, target_BxT, weight_BxT, key))
+    if teacher:
+        theirs_BxTxD = teacher.model(batch["input"])
+
+        def apart(xs_BxtxD):
+            ours, theirs = model.log_probs(xs_BxtxD[0]), teacher.model.log_probs(xs_BxtxD[1])
+            return divergence(ours, theirs, teacher.temperature)
+
+        apart_BxT = _in_parts(apart, (x_BxTxD, theirs_BxTxD))
+        loss = teacher.mix(loss, jnp.sum(apart_BxT * weight_BxT))
     return loss, nll, jnp.sum(weight_BxT)
 
 
@@ -60,3 +93,35 @@ def label_smoothed_nll(logits_BxTxV, target_BxT, weight_BxT, smoothing: float):
     nll = jnp.sum((lse_BxT - picked_BxT) * weight_BxT)
     uniform = jnp.sum((lse_BxT - jnp.mean(logits_BxTxV, axis=-1)) * weight_BxT)
     return (1 - smoothing) * nll + smoothing * uniform, nll
+
+
+def divergence(ours_BxTxV, theirs_BxTxV, temperature: float):
+    """How far a network is from its teacher at each token, float32 [B, T], in nats.
+
+    temperature**2 KL(teacher || network), both softened by the temperature: Hinton et al. 2015,
+    whose factor keeps the size of the gradient. No gradient goes to the teacher.
+
+    Args:
+      ours_BxTxV, theirs_BxTxV: logits, or log p.
+      temperature: by which logits are divided.
+    """
+    ours, theirs = (jax.nn.log_softmax(a / temperature) for a in (ours_BxTxV, theirs_BxTxV))
+    theirs = jax.lax.stop_gradient(theirs)
+    return temperature**2 * jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
+
+
+def _in_parts(function, arrays):
+    """``function(arrays)`` of [B, T, ...], a few positions at a time, backward too.
+
+    The distributions of all positions of a large vocabulary would not fit into memory.
+    """
+    batch, length = jax.tree.leaves(arrays)[0].shape[:2]
+    size = min(max(TOKENS_AT_A_TIME // batch, 1), length)
+    parts = -(-length // size)
+
+    def cut(a):
+        a = jnp.pad(a, ((0, 0), (0, parts * size - length), *[(0, 0)] * (a.ndim - 2)))
+        return jnp.moveaxis(a.reshape(batch, parts, size, *a.shape[2:]), 1, 0)
+
+    out = jax.lax.map(jax.checkpoint(function), jax.tree.map(cut, arrays))
+    return jnp.moveaxis(out, 0, 1).reshape(batch, parts * size)[:, :length]

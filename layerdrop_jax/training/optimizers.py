@@ -255,6 +255,18 @@ def nag(rate: Callable, *, momentum: float, weight_decay: float) -> optax.Gradie
     return optax.GradientTransformation(init, update)
 
 
+def carry_moments(old, fresh):
+    """The state of an optimizer that goes on with its moments under a schedule that starts anew.
+
+    Args:
+      old: state of an optimizer from `make_optimizer`, its arrays shaped like the parameters now.
+      fresh: state of the same kind of optimizer before its first update.
+    """
+    if isinstance(fresh, NagState):
+        return old._replace(count=fresh.count)
+    return (old[0], *fresh[1:])  # Adam's own count corrects the bias of its moments
+
+
 def clip_by_norm(grads, max_norm: float):
     """Scales all gradients together by min(1, max_norm / (norm + 1e-6)), as the reference does.
 

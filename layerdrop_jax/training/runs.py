@@ -31,7 +31,7 @@ def check_folder(workdir, config):
             )
     # A start that failed or was killed leaves what it had written before config.json.
     elif workdir.is_dir() and any(
-        path.name not in ("tokenizer.json", "data") and path.suffix != ".tmp"
+        path.name not in ("tokenizer.json", "data", PRUNED) and path.suffix != ".tmp"
         for path in workdir.iterdir()
     ):
         raise ValueError(
@@ -45,7 +45,7 @@ def is_fresh(workdir: pathlib.Path) -> bool:
     return not (workdir / "config.json").exists()
 
 
-def make_tokenizer(workdir, train, texts, vocab_size: int):
+def make_tokenizer(workdir, train, texts, vocab_size: int, *, origin: str):
     """The tokenizer of a run's folder; a new folder gets one, made by one process.
 
     Args:
@@ -53,9 +53,14 @@ def make_tokenizer(workdir, train, texts, vocab_size: int):
       train: ``train(texts, vocab_size, path)`` writes a tokenizer.
       texts: of the training split.
       vocab_size: entries.
+      origin: the folder of a run whose tokenizer is taken over; "" trains one.
     """
     path = workdir / "tokenizer.json"
-    if jax.process_index() == 0 and (is_fresh(workdir) or not path.exists()):
+    needed = jax.process_index() == 0 and (is_fresh(workdir) or not path.exists())
+    if needed and origin:
+        text = (pathlib.Path(origin) / "tokenizer.json").read_text(encoding="utf-8")
+        tokenizers.write_atomically(path, text)
+    elif needed:
         print(f"training a tokenizer of {vocab_size:,} entries", flush=True)
         trained = train(texts, vocab_size, path)
         made_up = sum(bool(tokenizers.MADE_UP.fullmatch(word)) for word in trained.get_vocab())

@@ -2,9 +2,7 @@
 
 import copy
 import dataclasses
-import itertools
 import json
-import pathlib
 from collections.abc import Mapping
 
 from layerdrop_jax.core import pruning
@@ -383,13 +381,16 @@ def change(config: Mapping, changes, sections=("decode", "prune")) -> dict:
         key, equals, value = text.partition("=")
         if not equals or key not in known:
             raise ValueError(f"--set={text} is not KEY=VALUE for one of {', '.join(known)}")
-        section, name = key.split(".")
+        *sections_of_key, name = key.split(".")
+        node = changed
+        for section in sections_of_key:
+            node = node[section]
         try:
             found = json.loads(value.lower())
         except ValueError:
             found = value
         # a text that looks like a number, such as a depth, stays a text
-        changed[section][name] = value if isinstance(changed[section][name], str) else found
+        node[name] = value if isinstance(node[name], str) else found
     return changed
 
 
@@ -402,42 +403,3 @@ def flatten(mapping: Mapping, prefix: str = "") -> dict:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def check_overrides(argv, load) -> None:
-    """Checks ``--config=PATH[:VARIANT]`` and every ``--config.SECTION.KEY=VALUE`` before absl does.
-
-    absl takes ``--config PATH`` and ``--noconfig.SECTION.KEY`` too, and so does this.
-
-    Args:
-      argv: the command line.
-      load: ``load("PATH:VARIANT")`` gives the config.
-
-    Raises:
-      ValueError: no such file or key; lists those that there are.
-    """
-    given = {}
-    for argument, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
-        name, equals, value = argument.lstrip("-").partition("=")
-        given[name] = value if equals else following
-    path = given.get("config")
-    if not path:
-        return
-    file = pathlib.Path(path.partition(":")[0])
-    if not _is_config(file):
-        known = ", ".join(
-            str(f) for f in sorted(pathlib.Path("configs").glob("*.py")) if _is_config(f)
-        )
-        raise ValueError(f"--config={path} names no config file; there are {known}")
-    config = load(path).to_dict()
-    for name in given:
-        node, where, keys = config, "config", name.split(".")
-        for key in keys[1:] if keys[0] in ("config", "noconfig") else ():
-            if not isinstance(node, Mapping) or key not in node:
-                known = ", ".join(sorted(node)) if isinstance(node, Mapping) else "no keys"
-                raise ValueError(f"--{name}: {where} has no {key!r}: it has {known}")
-            node, where = node[key], f"{where}.{key}"
-
-
-def _is_config(file: pathlib.Path) -> bool:
-    return file.is_file() and "get_config" in file.read_text(encoding="utf-8", errors="replace")

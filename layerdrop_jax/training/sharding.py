@@ -52,6 +52,15 @@ def state_sharding(state, mesh, *, stacks, shard: bool):
     return jax.tree_util.tree_map_with_path(sharding, state)
 
 
+def put(tree, layout):
+    """Arrays that every process holds whole, as the global arrays of a layout."""
+
+    def put_one(array, sharding):
+        return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
+
+    return jax.tree.map(put_one, jax.device_get(tree), layout)
+
+
 def gather_outside(stacks, params: dict) -> dict:
     """The parameters, with those outside of the stacks whole on every device of the mesh in use.
 

@@ -60,6 +60,7 @@ def count_params(params) -> int:
 def train_step(
     state,
     batch,
+    teacher=None,
     *,
     graph,
     loss,
@@ -72,6 +73,7 @@ def train_step(
     smoothing,
     clip_norm,
     dropped_layers,
+    teach=None,
 ):
     """One update.
 
@@ -81,6 +83,7 @@ def train_step(
     Args:
       state: from `make_state`.
       batch: arrays [A, B, length]; A micro-batches of B rows.
+      teacher: the teacher's parameters, if there is one. What it computes is not in the FLOPs.
       graph: from `model_graph`.
       loss: the task's, ``loss(model, batch, *, smoothing, keep, groups, key, mode) -> (loss, nll,
         tokens)``, sums over the tokens of a micro-batch.
@@ -94,6 +97,7 @@ def train_step(
       clip_norm: the norm above which gradients are scaled down; 0 = never.
       dropped_layers: what the optimizer makes of a sub-layer that ran in no micro-batch:
         ``momentum``, it goes on with a gradient of zero; ``freeze``, weights and moments stay.
+      teach: ``teach(teacher) -> losses.Teacher``, where there is one.
 
     Returns:
       (state, metrics): sums over the tokens and micro-batches of the update; the layers run are
@@ -129,6 +133,7 @@ def train_step(
             key=named_key(key, "dropout"),
             mode=drop.mode,
             watch=watch,
+            teacher=None if teach is None else teach(teacher),
         )
         sums = {"loss": total, "nll": nll, "tokens": tokens}
         counts = {

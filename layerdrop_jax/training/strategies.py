@@ -62,7 +62,8 @@ def choose(run: Run, strategies: dict, scorer: Scorer | None = None) -> tuple[di
 
     Returns:
       ``(layers, records)``: a tuple of layers for each stack; and for each stack how it came about:
-      strategy, evaluations, and, if one was measured, nats, the score on the sample.
+      strategy; evaluations, those of scores that were known included; and of a search nats, the
+      score on the sample.
 
     Raises:
       ValueError: a strategy that does not fit the stack or the run.
@@ -78,12 +79,10 @@ def choose(run: Run, strategies: dict, scorer: Scorer | None = None) -> tuple[di
     if scorer is None and any(s.name not in ("random", "data_driven") for s in measures):
         scorer = Scorer(run)
     for stack, strategy in strategies.items():
-        depth, before = model.depth(stack), scorer.evaluations if scorer else 0
-        records[stack] = {"strategy": str(strategy)}
-        layers[stack] = _layers(run, stack, strategy, depth, dict(layers), scorer)
+        layers[stack], evaluations = _layers(run, stack, strategy, dict(layers), scorer)
+        records[stack] = {"strategy": str(strategy), "evaluations": evaluations}
         if strategy.name in ("search_on_valid", "greedy_elimination"):
             records[stack]["nats"] = scorer(layers)
-            records[stack]["evaluations"] = scorer.evaluations - before
     return layers, records
 
 
@@ -99,23 +98,24 @@ def _check(run, stack, strategy):
         search(lambda layers: 0.0, depth, strategy.value, budget=run.settings.prune.budget, seed=0)
 
 
-def _layers(run, stack, strategy, depth, others, scorer):
+def _layers(run, stack, strategy, others, scorer):
+    """(layers, evaluations)."""
     name, keep, prune = strategy.name, strategy.value, run.settings.prune
+    depth = run.settings.model.depth(stack)
     if name not in MEASURED:
-        return apply_rule(strategy, depth)
+        return apply_rule(strategy, depth), 0
     if name == "random":
-        return random_layers(
-            depth, keep, (prune.seed, list(run.settings.model.stacks).index(stack))
-        )
+        place = list(run.settings.model.stacks).index(stack)
+        return random_layers(depth, keep, (prune.seed, place)), 0
     if name == "data_driven":
-        return top_layers(_learned_scores(run, stack), keep)
+        return top_layers(_learned_scores(run, stack), keep), 0
     if name in ("block_influence", "gradient_importance"):
         of_layer = getattr(importance, name)(run, scorer.batches)
-        return top_layers(of_layer[stack], keep)
+        return top_layers(of_layer[stack], keep), 1
     searching = name == "search_on_valid"
     total = search_cost(depth, keep, prune.budget) if searching else elimination_cost(depth, keep)
+    seen, best = set(), []
     with progress(f"{strategy} of the {stack}", total) as advance:
-        seen, best = set(), []
 
         def score(layers):
             nats = scorer(others | {stack: layers})
@@ -127,8 +127,10 @@ def _layers(run, stack, strategy, depth, others, scorer):
             return nats
 
         if searching:
-            return search(score, depth, keep, budget=prune.budget, seed=prune.seed)
-        return greedy_elimination(score, depth, keep)
+            found = search(score, depth, keep, budget=prune.budget, seed=prune.seed)
+        else:
+            found = greedy_elimination(score, depth, keep)
+    return found, len(seen)
 
 
 def _learned_scores(run, stack):

@@ -4,6 +4,8 @@ loss, flops, positions       of a micro-batch, for `state.train_step`
 prepare, fingerprint         the rows of train and valid, and what tells them from others
 evaluate                     scores, whole and at every depth
 make_quality                 what scores a split with any layers, by one executable
+QUALITY, BETTER              the name of that score, and max or min
+request_size, start_request, continue_request       what a depth is timed by
 answer                       lines in, lines out
 valid_rows, targets, outputs of the validation split: what sub-networks are scored and compared by
 scored                       the network's config as evaluation computes it

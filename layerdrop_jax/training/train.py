@@ -14,11 +14,12 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from layerdrop_jax.data import pipeline
-from layerdrop_jax.training import data_driven, sharding, tasks
+from layerdrop_jax.training import data_driven, origin, sharding, tasks
 from layerdrop_jax.training import settings as settings_lib
 from layerdrop_jax.training.accounting import peak_flops
 from layerdrop_jax.training.checkpoints import Checkpoints
 from layerdrop_jax.training.dropping import describe_rates
+from layerdrop_jax.training.losses import Teacher
 from layerdrop_jax.training.metrics import MetricWriter, Progress, Window, perplexity
 from layerdrop_jax.training.optimizers import make_optimizer
 from layerdrop_jax.training.runs import check_folder
@@ -56,6 +57,10 @@ def train(config, workdir, *, command: str) -> None:
             f"model.drop_path_rows='kept' picks rows across {mesh.size} devices: use 'all' there"
         )
     check_folder(workdir, config)
+    beginning = origin.load_origin(settings)
+    if beginning and jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        origin.write_numbers(beginning, workdir)
 
     # Data
     rows, valid_rows = task.prepare(settings, workdir, config)
@@ -96,6 +101,7 @@ def train(config, workdir, *, command: str) -> None:
             smoothing=settings.train.label_smoothing,
             clip_norm=settings.optimizer.clip_norm,
             dropped_layers=settings.optimizer.dropped_layers,
+            teach=_teach(settings, beginning),
         ),
         donate_argnums=0,
         out_shardings=(layout, sharding.replicated(mesh)),
@@ -105,6 +111,16 @@ def train(config, workdir, *, command: str) -> None:
     print(*describe_rates(settings), sep="\n", flush=True)
 
     # Restore
+    teacher = None
+    if beginning:
+        taken = origin.carry_over(beginning, settings, optimizer)
+        state |= {name: sharding.put(tree, layout[name]) for name, tree in taken.items()}
+        if settings.init.distill:
+            params = beginning.run.params
+            theirs = sharding.state_sharding(
+                params, mesh, stacks=rates, shard=settings.train.shard_parameters
+            )
+            teacher = sharding.put(params, theirs)
     checkpoints = Checkpoints(workdir / "checkpoints", settings.checkpoint)
     restored = checkpoints.restore_latest(state)
     step = 0
@@ -135,7 +151,7 @@ def train(config, workdir, *, command: str) -> None:
                 batch = next(batches)
             batch = sharding.shard_rows(batch, mesh, axis=1)
             with jax.set_mesh(mesh):  # around nothing else: some of the rest is done by one process
-                previous, (state, metrics) = metrics, train_step(state, batch)
+                previous, (state, metrics) = metrics, train_step(state, batch, teacher)
             step += 1
             window.add(metrics)
             # The step before is done, or nearly: looking at it does not hold up this one.
@@ -179,6 +195,18 @@ def train(config, workdir, *, command: str) -> None:
             f"stopped at step {step:,} and saved it in {workdir}; "
             "the same command goes on from there"
         )
+
+
+def _teach(settings, beginning):
+    """What makes a teacher of its parameters, for the train step; None where there is none."""
+    if not settings.init.distill:
+        return None
+    graph = model_graph(tasks.of(settings).scored(beginning.run.settings.model))
+
+    def teach(params):
+        return Teacher(nnx.merge(graph, params), settings.init.distill, settings.init.temperature)
+
+    return teach
 
 
 def _agree_to_stop(stop, step) -> bool:

@@ -16,6 +16,7 @@ from layerdrop_jax.core.pruning import every_depth
 from layerdrop_jax.data import pipeline, tokenizers
 from layerdrop_jax.decoding.batching import decode_sentences
 from layerdrop_jax.decoding.beam import beam_search, search_options
+from layerdrop_jax.decoding.constraints import EOS
 from layerdrop_jax.models.embeddings import PADDING_ID
 from layerdrop_jax.training import accounting, losses
 from layerdrop_jax.training.bleu import bleu_scores
@@ -29,6 +30,7 @@ from layerdrop_jax.training.runs import (
 )
 from layerdrop_jax.training.state import model_graph
 
+QUALITY, BETTER = "bleu", max
 loss = losses.seq2seq_loss
 flops = accounting.seq2seq_flops
 
@@ -38,7 +40,9 @@ def prepare(settings, workdir, config):
     data = settings.data
     pairs, valid, test = (pipeline.load_pairs(data, s) for s in ("train", "valid", "test"))
     fresh = is_fresh(workdir)
-    tokenizer = make_tokenizer(workdir, tokenizers.train_tokenizer, pairs, data.vocab_size)
+    tokenizer = make_tokenizer(
+        workdir, tokenizers.train_tokenizer, pairs, data.vocab_size, origin=settings.init.run
+    )
     rows = pipeline.prepare_rows(data, tokenizer, pairs, seed=settings.seed)
     valid_rows = pipeline.prepare_rows(data, tokenizer, valid)
     stats = rows.stats
@@ -192,10 +196,45 @@ def make_quality(run: Run):
     return quality
 
 
+def request_size(settings) -> dict:
+    """What a request of `start_request` is, for a reader."""
+    prune = settings.prune
+    return {
+        "prompt_tokens": prune.prompt_tokens,
+        "new_tokens": prune.new_tokens,
+        "batch": prune.batch,
+        "beam": settings.decode.beam,
+    }
+
+
+def start_request(settings, network, ids_BxP, new_tokens: int):
+    """Encodes sources and makes the first token of each hypothesis: ``(tokens [B, M], cache)``."""
+    beam = settings.decode.beam
+    batch, length = ids_BxP.shape
+    position_BxP = jnp.broadcast_to(jnp.arange(length), ids_BxP.shape)
+    segment_BxP = jnp.ones_like(ids_BxP)
+    cache = network.start_cache(
+        ids_BxP, segment_BxP, position_BxP, beam=beam, max_length=new_tokens
+    )
+    return _step_request(network, jnp.full((batch, beam), EOS, jnp.int32), cache, 0)
+
+
+def continue_request(network, tokens_BxM, cache, step):
+    """One more token for each hypothesis, each on its own: ``(tokens [B, M], cache)``."""
+    return _step_request(network, tokens_BxM, cache, step + 1)
+
+
+def _step_request(network, tokens_BxM, cache, step):
+    parents_BxM = jnp.broadcast_to(jnp.arange(tokens_BxM.shape[1]), tokens_BxM.shape)
+    logits_BxMxV, cache = network.step(cache, parents_BxM, tokens_BxM, step)
+    return jnp.argmax(logits_BxMxV, axis=-1).astype(jnp.int32), cache
+
+
 def answer(run: Run, lines, keep=None) -> list[str]:
     """Translates lines, one line each; an empty one stays empty.
 
-    ``keep`` is as in `make_translator`. A line with more tokens than the model has positions for loses its end, and a warning names it.
+    A line with more tokens than the model has positions for loses its end, and a warning names it.
+    ``keep`` is as in `make_translator`.
     """
     filled = [number for number, line in enumerate(lines) if line.strip()]
     translations, cut = make_translator(run)(

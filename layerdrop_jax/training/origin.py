@@ -1,0 +1,112 @@
+"""Training that starts from a run's network, whole or cut: its weights, moments and tokenizer."""
+
+import json
+import pathlib
+import typing
+
+import jax
+
+from layerdrop_jax.core.pruning import check_layers
+from layerdrop_jax.data import tokenizers
+from layerdrop_jax.training.checkpoints import restore_state
+from layerdrop_jax.training.optimizers import carry_moments, make_optimizer
+from layerdrop_jax.training.prune import cut, take_rows
+from layerdrop_jax.training.runs import PRUNED, Run, cut_model, load_run, original_layers
+from layerdrop_jax.training.settings import Settings
+from layerdrop_jax.training.state import abstract_params, make_params, make_state
+
+
+class Origin(typing.NamedTuple):
+    """Where training starts from: a run, its layers that are kept, and the weights of these."""
+
+    run: Run
+    layers: dict
+    params: dict
+
+
+def load_origin(settings: Settings) -> Origin | None:
+    """What the section ``init`` of a config names; None where training starts from nothing.
+
+    Raises:
+      ValueError: the network that is left is not the one that the config describes.
+      FileNotFoundError, OSError: the run cannot be read.
+    """
+    init, model = settings.init, settings.model
+    if not init.run:
+        return None
+    run = load_run(init.run)
+    chosen, theirs = init.chosen(), run.settings.model
+    if unknown := chosen.keys() - theirs.stacks.keys():
+        raise ValueError(f"init.layers: the model of {init.run} has no {min(unknown)}")
+    layers = {
+        stack: chosen.get(stack, tuple(range(theirs.depth(stack)))) for stack in theirs.stacks
+    }
+    for stack, kept in layers.items():
+        try:
+            check_layers(kept, theirs.depth(stack))
+        except ValueError as error:
+            raise ValueError(f"init.layers, {stack}: {error}") from None
+    _, params = cut(run, layers)
+    _check_fits(params, abstract_params(model), init.run)
+    return Origin(run, layers, params)
+
+
+def _check_fits(params, wanted, folder):
+    have, want = (
+        {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
+        for leaves in (jax.tree_util.tree_leaves_with_path(tree) for tree in (params, wanted))
+    )
+    for name in sorted(have.keys() | want.keys()):
+        if have.get(name) != want.get(name):
+            raise ValueError(
+                f"init.run={folder} does not fit this config's model: {name} is "
+                f"{have.get(name, 'absent')} there and {want.get(name, 'absent')} here; see "
+                "--mode=finetune, which makes the config"
+            )
+
+
+def carry_over(origin: Origin, settings: Settings, optimizer) -> dict:
+    """The entries of the first state that come from the origin: parameters, and moments if asked.
+
+    Raises:
+      ValueError: moments that the run does not have, or that are another optimizer's.
+    """
+    if settings.init.moments == "anew":
+        return {"params": origin.params}
+    theirs = origin.run.settings
+    if theirs.optimizer.name != settings.optimizer.name:
+        raise ValueError(
+            f"init.moments='prune' takes over the moments of {theirs.optimizer.name}, but "
+            f"optimizer.name={settings.optimizer.name!r}: use init.moments=anew"
+        )
+    abstract = jax.eval_shape(
+        lambda: make_state(
+            theirs.model,
+            make_params(theirs.model, theirs.seed),
+            make_optimizer(theirs.optimizer)[0],
+            theirs.drop,
+            theirs.seed,
+        )
+    )
+    try:
+        state = restore_state(origin.run.workdir / "checkpoints", abstract)
+    except ValueError as error:
+        raise ValueError(f"{error}; init.moments=anew starts without its moments") from None
+    # The moments are those of the last checkpoint, and so the weights are too.
+    _, rows = cut_model(theirs.model, origin.layers)
+    fresh = optimizer.init(origin.params)
+    moments = carry_moments(take_rows(state["optimizer"], rows), fresh)
+    return {"params": take_rows(state["params"], rows), "optimizer": moments}
+
+
+def write_numbers(origin: Origin, workdir: pathlib.Path) -> None:
+    """Writes pruned.json: the numbers that the layers have in the network first trained."""
+    record = {
+        "origin": str(origin.run.workdir),
+        "origin_steps": list(origin.run.steps),
+        **{
+            f"{stack}_layers": original_layers(origin.run.workdir, stack, kept)
+            for stack, kept in origin.layers.items()
+        },
+    }
+    tokenizers.write_atomically(workdir / PRUNED, json.dumps(record, indent=2) + "\n")
