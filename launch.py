@@ -5,8 +5,7 @@
   python launch.py --workdir=RUN --mode=prune --output=SMALL --decoder_layers=3
   python launch.py --workdir=RUN --mode=finetune --output=NEW --decoder_layers=3 --set=train.steps=9
   python launch.py --workdir=RUN --mode=generate --input=FILE --output=FILE [--decoder_layers=3]
-  python launch.py --workdir=RUN --mode=importance     of each layer, by four measures
-  python launch.py --workdir=RUN --mode=frontier       quality, latency, memory at every depth
+  python launch.py --workdir=RUN --mode=importance     of every layer; =frontier: of every depth
   python launch.py --workdir=RUN --mode=describe       parameters, drop rates; or of a --config
 
 Exit codes: 0 done; 1 error (-v=1 shows where); 75 saved, the same command goes on; 130 interrupted.
@@ -24,7 +23,8 @@ from layerdrop_jax.analysis.describe import describe
 from layerdrop_jax.analysis.frontier import write_frontier
 from layerdrop_jax.analysis.importance import write_importance
 from layerdrop_jax.analysis.report import write_report
-from layerdrop_jax.training import command_line, frontier, importance, runs, settings
+from layerdrop_jax.training import frontier, importance, runs, settings
+from layerdrop_jax.training.command_line import check_flags, check_overrides, in_one_line
 from layerdrop_jax.training.evaluate import evaluate
 from layerdrop_jax.training.finetune import finetune
 from layerdrop_jax.training.generate import generate
@@ -60,26 +60,21 @@ def main(argv):
     if len(argv) > 1:
         raise ValueError(f"unknown argument {argv[1]!r}: every argument is a flag, see --help")
     mode, workdir, command = MODE.value, WORKDIR.value, shlex.join(["python", *sys.argv])
-    command_line.check_flags(mode, [n for n in flags.FLAGS if flags.FLAGS[n].present], MODES)
+    check_flags(mode, [n for n in flags.FLAGS if flags.FLAGS[n].present], MODES)
     if DISTRIBUTED.value:
         jax.distributed.initialize()
     cut = {"flags": {s: flag.value for s, flag in STACKS.items()}, "changes": SET.value}
-    if mode in ("train", "finetune"):
-        if mode == "train":
-            train(CONFIG.value.to_dict(), workdir, command=command)
-        else:
-            source, workdir = workdir, OUTPUT.value or f"{workdir.rstrip('/')}-finetuned"
-            finetune(source, workdir, command=command, **cut)
-        if DISTRIBUTED.value:
-            return print("trained; now evaluate it on one host: --mode=evaluate")
-        print(json.dumps(evaluate(workdir)))
-        print(f"report: {write_report(workdir)}", file=sys.stderr)
-    elif mode == "evaluate":
-        print(json.dumps(evaluate(workdir, **cut)))
+    if mode == "train":
+        train(CONFIG.value.to_dict(), workdir, command=command)
+    elif mode == "finetune":
+        workdir = finetune(workdir, OUTPUT.value, command=command, **cut)
+    if DISTRIBUTED.value:
+        return print("trained; now evaluate it on one host: --mode=evaluate")
+    if mode in ("train", "finetune", "evaluate"):
+        print(json.dumps(evaluate(workdir, **(cut if mode == "evaluate" else {}))))
         print(f"report: {write_report(workdir)}", file=sys.stderr)
     elif mode == "prune":
-        output = OUTPUT.value or f"{workdir.rstrip('/')}-pruned"
-        print(json.dumps({"output": output} | prune(workdir, output, **cut)))
+        print(json.dumps(prune(workdir, OUTPUT.value, **cut)))
     elif mode == "generate":
         generate(workdir, INPUT.value, OUTPUT.value, **cut)
     elif mode == "importance":
@@ -88,6 +83,7 @@ def main(argv):
     elif mode == "frontier":
         budgets = {"budget_ms": BUDGET_MS.value, "budget_params": BUDGET_PARAMS.value}
         record = frontier.measure(workdir, command=command, **cut, **budgets)
+        print(json.dumps(frontier.summary(record)))
         print(f"table: {write_frontier(record, workdir)}", file=sys.stderr)
     else:
         config = runs.read_config(workdir) if workdir else CONFIG.value.to_dict()
@@ -95,10 +91,9 @@ def main(argv):
 
 
 def parse_flags(argv):
-    command_line.check_overrides(argv, load=flags.FLAGS["config"].parser.parse)
+    check_overrides(argv, load=flags.FLAGS["config"].parser.parse)
     return flags.FLAGS(argv)
 
 
 if __name__ == "__main__":
-    one_line = command_line.in_one_line
-    app.run(one_line(main), flags_parser=one_line(parse_flags))
+    app.run(in_one_line(main), flags_parser=in_one_line(parse_flags))

@@ -1,4 +1,4 @@
-"""Every depth of a trained network, measured on this machine: quality, latency, memory, parameters."""
+"""Every depth of a trained network, measured here: quality, latency, memory, parameters."""
 
 import functools
 import itertools
@@ -102,6 +102,16 @@ def measure(
     return record
 
 
+def summary(record) -> dict:
+    """What a script asks of the measurement: the verdict, the depths that survive, the choice."""
+    choice = record["choice"]
+    return {
+        "verdict": record["verdict"],
+        "survives": [depth["layers"] for depth in record["depths"] if depth["survives"]],
+        "choice": None if choice is None else record["depths"][choice],
+    }
+
+
 def kept_share(nats: float, full: float, floor: float) -> float:
     """How much of what the whole network knows is left, as a share.
 
@@ -117,9 +127,8 @@ def verdict(run, depths) -> str:
     cuts = sorted(
         (depth for depth in depths if depth is not whole), key=lambda depth: -depth["parameters"]
     )
-    rates = ", ".join(
-        f"drop.{stack}={getattr(run.settings.drop, stack):g}" for stack in run.settings.model.stacks
-    )
+    drop = run.settings.drop
+    rates = ", ".join(f"drop.{stack}={getattr(drop, stack):g}" for stack in drop.stacks)
     if whole["kept"] <= 0:
         return "The whole network knows no more than how frequent tokens are: train it first."
     if not cuts:
@@ -127,15 +136,15 @@ def verdict(run, depths) -> str:
     first = cuts[0]
     if not first["survives"]:
         return (
-            f"Does not survive being cut: {_depth_text(first)} keeps {first['kept']:.0%} of what the "
-            f"whole network knows. It behaves like one trained without LayerDrop; its config has "
+            f"Does not survive being cut: {_depth_text(first)} keeps {first['kept']:.0%} of what "
+            f"the whole network knows. It behaves like one trained without LayerDrop; its config has "
             f"{rates}. Train with LayerDrop, or fine-tune what is cut (--mode=finetune)."
         )
     survived = list(itertools.takewhile(lambda depth: depth["survives"], cuts))
     last = survived[-1]
     text = (
-        f"Survives being cut to {_depth_text(last)}, which keeps {last['kept']:.0%} of what the whole "
-        f"network knows, as one trained with LayerDrop does; its config has {rates}."
+        f"Survives being cut to {_depth_text(last)}, which keeps {last['kept']:.0%} of what the "
+        f"whole network knows, as one trained with LayerDrop does; its config has {rates}."
     )
     if len(survived) < len(cuts):
         after = cuts[len(survived)]

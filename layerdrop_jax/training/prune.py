@@ -38,19 +38,19 @@ def prune(workdir, output, *, flags: dict, changes=()) -> dict:
 
     Args:
       workdir: the parent's folder.
-      output: the folder to make.
+      output: the folder to make; "" is the parent's name with -pruned behind it.
       flags: for each stack the strategy that chooses its layers, see `strategies`; a stack that is
         absent or None is cut as the section ``prune`` of the parent's config says.
       changes: what to do otherwise than its config says, see `settings.change`.
 
     Returns:
-      what pruned.json holds.
+      what pruned.json holds, and the folder, ``output``.
 
     Raises:
       ValueError: bad layers, a stack that the model does not have, an ``output`` that is in use, or
         a result that is not the parent's.
     """
-    output = pathlib.Path(output)
+    output = pathlib.Path(output or f"{str(workdir).rstrip('/')}-pruned")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"--output={output} is in use: name a folder that is new or empty")
     parent = load_run(workdir, changes)
@@ -92,7 +92,7 @@ def prune(workdir, output, *, flags: dict, changes=()) -> dict:
         partial.rename(output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return record | {"largest_difference": difference}
+    return {"output": str(output)} | record | {"largest_difference": difference}
 
 
 def cut(run: Run, layers: dict) -> tuple[dict, dict]:

@@ -57,7 +57,7 @@ class Scorer:
         self._known = self._read()
 
     def __call__(self, layers: dict) -> float:
-        """The score with these layers kept: a tuple of ints for each stack; one that is absent runs whole.
+        """The score with these layers kept, a tuple for each stack; an absent stack runs whole.
 
         Raises:
           FloatingPointError: it is not a number.
@@ -106,7 +106,7 @@ class Scorer:
 
 
 def floor_nats(run: Run) -> float:
-    """Entropy of the validation split's tokens by themselves, in nats: what is known without context."""
+    """Entropy of the validation split's tokens, in nats: what is known without context."""
     task, rows = tasks.of(run.settings), tasks.of(run.settings).valid_rows(run)
     counts = np.zeros(run.settings.data.vocab_size, np.int64)
     for batch in _batches(rows, range(len(rows)), run.settings.data.batch_rows):

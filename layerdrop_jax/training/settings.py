@@ -71,8 +71,8 @@ class WindowConfig:
 class PruneConfig:
     """Depth on demand: which layers a cut keeps, how that is found out, and how depths are timed.
 
-    The config of a kind of model adds, by the name of each of its stacks, what ``--mode=prune`` keeps
-    of it: a strategy, see `layerdrop_jax.training.strategies`.
+    The config of a kind of model adds, by the name of each of its stacks, what ``--mode=prune``
+    keeps of it: a strategy, see `layerdrop_jax.training.strategies`.
 
     Attributes:
       sample_rows: rows of validation data that sub-networks are scored on.

@@ -2,21 +2,27 @@
 
 An evaluation is a pass over the sample (see `Scorer`); N layers are cut to k.
 
-| strategy | keeps | source | cost |
-|---|---|---|---|
-| `all` | every layer | | none |
-| `every_other:RATE` | all but every floor(1/RATE)-th layer | Fan et al. 2020 | none |
-| `evenly_spaced:k` | layer floor(j N / k) for j < k | Fan et al. 2020, beyond half | none |
-| `spread:k`, `k` | Every Other where it reaches k layers, else evenly spaced | | none |
-| `first:k`, `last:k` | one end | Fan et al. 2020, Figure 4; DistilBERT-like baselines | none |
-| `ends:k` | both ends | Fan et al. 2020, Figure 5 | none |
-| `random:k` | a random set, by `prune.seed` | Fan et al. 2020, Figure 5 | none |
-| `explicit:0,2,4`, `0,2,4` | these layers | | none |
-| `search_on_valid:k` | the best set found on the sample | Fan et al. 2020 | C(N, k), or `prune.budget` |
-| `greedy_elimination:k` | what is left when the layer missed least goes, again and again | backward selection | N + ... + (k + 1) |
-| `data_driven:k` | the highest scores learned in training | Fan et al. 2020 | none; a run with `drop.score_units` |
-| `block_influence:k` | the layers that turn their input most | Men et al. 2024 | 1 |
-| `gradient_importance:k` | the layers whose scale the loss feels most | Michel et al. 2019 | 1, with gradient |
+  strategy                     keeps                                     source          evaluations
+  all                          every layer
+  every_other:RATE             all but each floor(1/RATE)-th layer       Fan 2020                  0
+  evenly_spaced:k              layer floor(j N / k) for j < k            Fan 2020                  0
+  spread:k, k                  Every Other where it reaches k layers,                              0
+                               else evenly spaced ones
+  first:k, last:k              one end                                   Fan 2020, Figure 4        0
+  ends:k                       both ends                                 Fan 2020, Figure 5        0
+  random:k                     a random set, by prune.seed               Fan 2020, Figure 5        0
+  explicit:0,2,4 and 0,2,4     these layers                                                        0
+  search_on_valid:k            the best set found on the sample          Fan 2020     C(N, k), or as
+                                                                                   prune.budget says
+  greedy_elimination:k         what is left when the layer that is       backward         N + N-1 +
+                               missed least goes, again and again        selection       ... + (k+1)
+  data_driven:k                the highest scores that training learned, Fan 2020                  0
+                               with drop.score_units
+  block_influence:k            the layers that turn their input most     Men 2024                  1
+  gradient_importance:k        the layers whose scale the loss feels     Michel 2019      1, forward
+                               most                                                     and backward
+
+Fan, Grave, Joulin, ICLR 2020 (LayerDrop); Men et al. 2024 (ShortGPT); Michel, Levy, Neubig 2019.
 """
 
 from layerdrop_jax.core.pruning import (
@@ -69,7 +75,6 @@ def choose(run: Run, strategies: dict, scorer: Scorer | None = None) -> tuple[di
       ValueError: a strategy that does not fit the stack or the run.
     """
     layers, records = {}, {}
-    model = run.settings.model
     for stack, strategy in strategies.items():  # before anything is measured
         try:
             _check(run, stack, strategy)
@@ -141,7 +146,7 @@ def _learned_scores(run, stack):
     ]
     if None in found:
         raise ValueError(
-            f"{run.workdir} learned no scores of its layers: train with drop.score_units, or choose "
-            "another strategy"
+            f"{run.workdir} learned no scores of its layers: train with drop.score_units, or "
+            "choose another strategy"
         )
     return [sum(of_layer) / len(found) for of_layer in zip(*found, strict=True)]
