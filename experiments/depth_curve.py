@@ -22,28 +22,15 @@ import platform
 import runpy
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
 import time
-import typing
 
+from experiments import running
 from layerdrop_jax.analysis.report import compare_runs
 from layerdrop_jax.training.metrics import read_metrics
 
-ROOT = pathlib.Path(__file__).parents[1]
 KEPT = ("results.json", "comparison.md", "comparison.png", "learning_curves.png")
 STACKS = ("encoder", "decoder")
-SECONDS_BETWEEN_LINES = 10
-
-
-class Job(typing.NamedTuple):
-    """A run: its curve's label, its own name, its folder, and the flags that launch.py gets."""
-
-    label: str
-    name: str
-    workdir: pathlib.Path
-    flags: tuple
 
 
 def main(argv=None):
@@ -65,16 +52,7 @@ def main(argv=None):
     arguments.out.mkdir(parents=True, exist_ok=True)
 
     started = time.monotonic()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    waiting = []
-    for job in jobs:
-        if is_done(job.workdir):
-            print(f"{job.name}: done before, in {job.workdir}", flush=True)
-        else:
-            waiting.append(job)
-    code = run(waiting, halves=(0, 1) if arguments.parallel else (None,))
-    if code:
-        sys.exit(code)
+    running.run_waiting(jobs, parallel=arguments.parallel)
 
     groups = {}
     for job in jobs:
@@ -119,7 +97,7 @@ def pairs(text) -> list[tuple[float, int]]:
     return found
 
 
-def plan(config, out, runs, overrides) -> list[Job]:
+def plan(config, out, runs, overrides) -> list[running.Job]:
     """The runs: one for each (rate, seed), or without any the config as it stands and at rate 0.
 
     Raises:
@@ -144,7 +122,17 @@ def plan(config, out, runs, overrides) -> list[Job]:
             raise ValueError(f"--runs sets what {twice[0]} sets: leave one of the two out")
     # A run's own flags come last and win: a run without LayerDrop has none, whatever else is set.
     return [
-        Job(label, name, out / folder, (f"--config={config}", *overrides, *flags))
+        running.Job(
+            label,
+            name,
+            out / folder,
+            (
+                f"--workdir={running.from_root(out / folder)}",
+                f"--config={config}",
+                *overrides,
+                *flags,
+            ),
+        )
         for label, name, folder, flags in own
     ]
 
@@ -152,21 +140,11 @@ def plan(config, out, runs, overrides) -> list[Job]:
 def stacks_that_drop(config) -> list[str]:
     """The stacks for whose layers a config, given as PATH[:VARIANT], has a drop rate."""
     path, _, variant = config.partition(":")
-    get_config = runpy.run_path(str(ROOT / path)).get("get_config")
+    get_config = runpy.run_path(str(running.ROOT / path)).get("get_config")
     if get_config is None:
         raise ValueError(f"--config={config} names no config file: {path} has no get_config")
     drop = (get_config(variant) if variant else get_config()).drop
     return [stack for stack in STACKS if stack in drop]
-
-
-def is_done(workdir) -> bool:
-    """Whether a run has been trained to its last step and evaluated there."""
-    if not (workdir / "config.json").exists():
-        return False
-    steps = json.loads((workdir / "config.json").read_text())["train"]["steps"]
-    reached = [r["step"] for r in read_metrics(workdir) if r["kind"] == "train"]
-    evaluated = any(r["kind"] == "depth" for r in read_metrics(workdir))
-    return evaluated and max(reached, default=0) == steps
 
 
 def what_came_out(workdir) -> dict:
@@ -180,83 +158,6 @@ def what_came_out(workdir) -> dict:
         "command": next((r["command"] for r in records if r["kind"] == "start"), None),
         "lines": [r for r in records if r["kind"] in ("data", "test", "depth")],
     }
-
-
-def run(jobs, halves) -> int:
-    """Runs launch.py for each job, one at a time on each of `halves`, saying how far they are.
-
-    Args:
-      halves: 0 and 1 for the halves of the processor, None for the whole.
-
-    Returns:
-      an exit code: 0, that of the job that failed, or that of a run that was told to stop.
-    """
-    waiting, processes, busy, shown = list(jobs), {}, {}, {}
-    code, stopped = 0, 0
-    try:
-        while waiting or any(process.poll() is None for process in busy.values()):
-            for half in halves:
-                if waiting and (half not in busy or busy[half].poll() == 0):
-                    job = waiting.pop(0)
-                    busy[half] = processes[job] = start(job, half)
-            time.sleep(SECONDS_BETWEEN_LINES)
-            for job, process in processes.items():
-                if process.poll() is None and (line := last_line(job.workdir)) != shown.get(job):
-                    print(f"{job.name}: {line}", flush=True)
-                    shown[job] = line
-            code = next((process.poll() for process in processes.values() if process.poll()), 0)
-            if code:
-                break
-    except KeyboardInterrupt:
-        print("stopping: the runs save themselves", flush=True)
-        stopped = 130
-    finally:  # Ctrl-C, SIGTERM, or the failure of one: the others save themselves
-        for process in processes.values():
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        codes = {job: process.wait() for job, process in processes.items()}
-    for job, failed in codes.items():
-        if failed:
-            last = log_of(job).read_text().strip().splitlines()[-1:]
-            print(
-                f"{job.name}: exit code {failed}; {log_of(job)} ends: {''.join(last)}", flush=True
-            )
-    return code or next((failed for failed in codes.values() if failed), stopped)
-
-
-def start(job, half):
-    """Starts launch.py in the background, on one half of the processor where ``half`` is 0 or 1."""
-    print(f"{job.name}: training; everything it says is in {log_of(job)}", flush=True)
-    workdir = os.path.relpath(job.workdir, ROOT)
-    with log_of(job).open("a") as file:
-        process = subprocess.Popen(
-            [sys.executable, "launch.py", f"--workdir={workdir}", *job.flags],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            cwd=ROOT,
-            start_new_session=True,  # a Ctrl-C in the terminal reaches it through us, once
-        )
-    if half is not None and hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        middle = max(len(cores) // 2, 1)
-        os.sched_setaffinity(process.pid, (cores[middle:] if half else cores[:middle]) or cores)
-    return process
-
-
-def log_of(job) -> pathlib.Path:
-    return job.workdir.with_name(f"{job.workdir.name}.log")
-
-
-def last_line(workdir) -> str:
-    records = read_metrics(workdir)
-    steps_taken = [r for r in records if r["kind"] in ("train", "valid")]
-    if not steps_taken:
-        return "compiling" if records else "preparing"
-    last = steps_taken[-1]
-    steps = json.loads((workdir / "config.json").read_text())["train"]["steps"]
-    if last["step"] == steps:
-        return "scoring every depth"
-    return f"step {last['step']:,} of {steps:,}, {last['kind']} loss {last['loss']:.3f}"
 
 
 if __name__ == "__main__":

@@ -206,7 +206,7 @@ def parse_strategy(text: str) -> Strategy:
         if name == "every_other":
             return Strategy(name, float(value))
         if name == "explicit":
-            return Strategy(name, tuple(int(layer) for layer in value.split(",")))
+            return Strategy(name, tuple(int(layer) for layer in value.split(",") if value))
         if name in RULES or name in MEASURED:
             return Strategy(name, int(value))
         raise ValueError

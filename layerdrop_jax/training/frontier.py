@@ -137,8 +137,8 @@ def verdict(run, depths) -> str:
     if not first["survives"]:
         return (
             f"Does not survive being cut: {_depth_text(first)} keeps {first['kept']:.0%} of what "
-            f"the whole network knows. It behaves like one trained without LayerDrop; its config has "
-            f"{rates}. Train with LayerDrop, or fine-tune what is cut (--mode=finetune)."
+            "the whole network knows. It behaves like one trained without LayerDrop; its config "
+            f"has {rates}. Train with LayerDrop, or fine-tune what is cut (--mode=finetune)."
         )
     survived = list(itertools.takewhile(lambda depth: depth["survives"], cuts))
     last = survived[-1]

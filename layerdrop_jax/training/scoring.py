@@ -26,6 +26,7 @@ class Scorer:
       tokens: to predict in it.
       rows: of data in it.
       evaluations: scores computed so far, not those that were known.
+      key: hashes of the parameters, ``network``, and of the sample.
     """
 
     def __init__(self, run: Run):
@@ -44,7 +45,7 @@ class Scorer:
         self.tokens = sum(int(self._task.positions(b)["decoder"].sum()) for b in self.batches)
         self.evaluations = 0
         # hashed on the host, before anything goes to a device
-        self._key = {"network": hash_params(run.params), "sample": _hash_batches(self.batches)}
+        self.key = {"network": hash_params(run.params), "sample": _hash_batches(self.batches)}
         self.batches = jax.device_put(self.batches)
         graph = model_graph(self._task.scored(self._model))
 
@@ -88,14 +89,14 @@ class Scorer:
         for line in self._path.read_text(encoding="utf-8").split("\n")[:-1]:
             try:
                 record = json.loads(line)
-                if {key: record[key] for key in self._key} == self._key:
+                if {key: record[key] for key in self.key} == self.key:
                     known[_name(record["layers"])] = float(record["nats"])
             except (ValueError, KeyError, TypeError):
                 continue  # not a score: it is computed again
         return known
 
     def _write(self, layers, nats):
-        record = self._key | {"layers": {s: list(kept) for s, kept in layers.items()}, "nats": nats}
+        record = self.key | {"layers": {s: list(kept) for s, kept in layers.items()}, "nats": nats}
         try:
             with self._path.open("ab+") as file:
                 if file.tell() and (file.seek(-1, 2), file.read(1))[1] != b"\n":

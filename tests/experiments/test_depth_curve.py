@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from experiments import depth_curve
+from experiments import depth_curve, running
 from layerdrop_jax.training.metrics import read_metrics
 
 CONFIG = """
@@ -55,8 +55,8 @@ def root(tmp_path, monkeypatch):
     """A repository whose training is made up."""
     (tmp_path / "config.py").write_text(CONFIG)
     (tmp_path / "launch.py").write_text(LAUNCH)
-    monkeypatch.setattr(depth_curve, "ROOT", tmp_path)
-    monkeypatch.setattr(depth_curve, "SECONDS_BETWEEN_LINES", 0.02)
+    monkeypatch.setattr(running, "ROOT", tmp_path)
+    monkeypatch.setattr(running, "SECONDS_BETWEEN_LINES", 0.02)
     before = signal.getsignal(signal.SIGTERM)
     yield tmp_path
     signal.signal(signal.SIGTERM, before)
@@ -71,13 +71,14 @@ def plan(runs, *overrides, config="config.py:lm"):
 def test_without_runs_the_config_as_it_stands_and_at_rate_0():
     without, with_ = plan(None, "--config.drop.decoder=0.5", config="config.py")
     assert (without.label, without.workdir.name) == ("without LayerDrop", "without")
-    assert without.flags == (
+    assert without.flags[0] == f"--workdir={running.from_root(without.workdir)}"
+    assert without.flags[1:] == (
         *("--config=config.py", "--config.drop.decoder=0.5"),
         *("--config.drop.encoder=0", "--config.drop.decoder=0"),  # later flags win
     )
     assert (with_.label, with_.workdir.name) == ("with LayerDrop", "with")
-    assert with_.flags == ("--config=config.py", "--config.drop.decoder=0.5")
-    assert plan(None)[0].flags == ("--config=config.py:lm", "--config.drop.decoder=0")
+    assert with_.flags[1:] == ("--config=config.py", "--config.drop.decoder=0.5")
+    assert plan(None)[0].flags[1:] == ("--config=config.py:lm", "--config.drop.decoder=0")
 
 
 @pytest.mark.usefixtures("root")
@@ -88,13 +89,13 @@ def test_a_run_for_each_rate_and_seed():
     assert [job.name for job in jobs] == [
         f"{label}, seed {seed}" for label, seed in zip(labels, (1, 1, 13), strict=True)
     ]
-    assert jobs[2].flags == (
+    assert jobs[2].flags[1:] == (
         *("--config=config.py:lm", "--config.train.steps=3"),
         *("--config.drop.decoder=0.2", "--config.seed=13"),
     )
     both = ("--config.drop.encoder=0.2", "--config.drop.decoder=0.2", "--config.seed=1")
-    assert plan("0.2:1", config="config.py")[0].flags == ("--config=config.py", *both)
-    assert len({depth_curve.log_of(job) for job in jobs}) == 3
+    assert plan("0.2:1", config="config.py")[0].flags[1:] == ("--config=config.py", *both)
+    assert len({running.log_of(job) for job in jobs}) == 3
 
 
 @pytest.mark.parametrize(
