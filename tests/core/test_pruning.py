@@ -1,16 +1,32 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from layerdrop_jax.core.pruning import (
+    FORMS,
+    MEASURED,
+    RULES,
+    Strategy,
+    apply_rule,
     check_layers,
+    ends,
     evenly_spaced,
     every_depth,
     every_other,
-    parse_layers,
+    first,
+    last,
+    parse_strategy,
+    random_layers,
+    spread,
     take_layers,
+    top_layers,
 )
+
+BY_DEPTH = {**RULES, "random_layers": lambda num_layers, keep: random_layers(num_layers, keep, 3)}
+BY_DEPTH["top_layers"] = lambda num_layers, keep: top_layers(np.arange(num_layers) % 3, keep)
 
 
 def test_every_other_is_the_papers_rule():
@@ -39,6 +55,7 @@ def test_evenly_spaced():
     assert evenly_spaced(12, 12) == tuple(range(12))
     assert evenly_spaced(5, 2) == (0, 2)
     assert evenly_spaced(7, 1) == (0,)
+    assert evenly_spaced(7, 0) == ()
 
 
 def test_evenly_spaced_is_a_choice_of_layers_for_every_size():
@@ -59,16 +76,69 @@ def test_evenly_spaced_agrees_with_every_other():
             assert evenly_spaced(num_layers, keep) == every_other(num_layers, 1 / m)
 
 
-@pytest.mark.parametrize("keep", [0, -1, 6])
-def test_evenly_spaced_refuses_what_it_cannot_keep(keep):
-    with pytest.raises(ValueError, match=f"cannot keep {keep} of 5"):
-        evenly_spaced(5, keep)
+def test_first_last_and_ends():
+    assert first(7, 3) == (0, 1, 2)
+    assert last(7, 3) == (4, 5, 6)
+    assert ends(7, 3) == (0, 1, 6)  # the odd one is at the front
+    assert ends(7, 4) == (0, 1, 5, 6)
+    assert ends(7, 1) == (0,)
+
+
+def test_spread_is_every_other_where_that_reaches_the_depth():
+    assert spread(16, 8) == every_other(16, 0.5)
+    assert spread(16, 13) == every_other(16, 0.2) != evenly_spaced(16, 13)
+    assert spread(16, 3) == evenly_spaced(16, 3) == (0, 5, 10)
+    for num_layers in range(13):
+        assert [(len(layers), layers) for _, layers in every_depth(num_layers)] == [
+            (keep, spread(num_layers, keep)) for keep in range(num_layers, 0, -1)
+        ]
+
+
+@pytest.mark.parametrize("name", BY_DEPTH)
+def test_every_rule_is_a_choice_of_so_many_layers(name):
+    for num_layers in (0, 1, 2, 5, 16):
+        for keep in range(num_layers + 1):
+            layers = BY_DEPTH[name](num_layers, keep)
+            assert len(layers) == keep
+            assert check_layers(layers, num_layers) == layers
+            assert all(type(layer) is int for layer in layers)
+        assert BY_DEPTH[name](num_layers, num_layers) == tuple(range(num_layers))
+
+
+@pytest.mark.parametrize("name", BY_DEPTH)
+@pytest.mark.parametrize(("num_layers", "keep"), [(5, -1), (5, 6), (0, 1)])
+def test_a_depth_that_there_is_not(name, num_layers, keep):
+    message = f"^cannot keep {keep} of {num_layers} layers: keep 0 to {num_layers}$"
+    with pytest.raises(ValueError, match=message):
+        BY_DEPTH[name](num_layers, keep)
+
+
+def test_every_random_set_has_the_same_chance():
+    draws = 3000
+    counts = dict.fromkeys(itertools.combinations(range(5), 2), 0)
+    for seed in range(draws):
+        counts[random_layers(5, 2, (7, seed))] += 1
+    deviation = (0.1 * 0.9 / draws) ** 0.5
+    # A binomial share leaves 5 standard deviations once in 1.7 million draws.
+    assert all(abs(count / draws - 0.1) < 5 * deviation for count in counts.values())
+
+
+def test_random_layers_are_a_function_of_the_seed():
+    sets = [random_layers(24, 12, seed) for seed in (0, 0, 1, (0, 1))]
+    assert sets[0] == sets[1]
+    assert len(set(sets)) == 3
+
+
+def test_top_layers():
+    assert top_layers([0.1, 0.5, -2, 0.3], 2) == (1, 3)
+    assert top_layers(jnp.array([0.1, 0.5, -2, 0.3]), 3) == (0, 1, 3)
+    assert top_layers([1, 2, 2, 1, 2], 2) == (1, 2)  # of equal ones the first
+    assert top_layers([3, 3, 3], 1) == (0,)
 
 
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ((), "no layers"),
         ((0, 2, 2), "layer 2 is named twice"),
         ((0, 3, 1), "layer 1 follows 3"),
         ((-1, 2), "layer -1 does not exist"),
@@ -79,12 +149,15 @@ def test_check_layers_names_what_is_wrong(layers, message):
     with pytest.raises(ValueError, match=message):
         check_layers(layers, 5)
     with pytest.raises(ValueError, match=message):
+        apply_rule(Strategy("explicit", layers), 5)
+    with pytest.raises(ValueError, match=message):
         take_layers({"w": jnp.zeros((5, 2))}, layers)
 
 
 def test_check_layers_gives_plain_ints():
     assert check_layers(np.array([1, 3]), 5) == (1, 3)
     assert all(type(layer) is int for layer in check_layers(np.array([1, 3]), 5))
+    assert check_layers([], 0) == check_layers(np.zeros(0, int), 5) == ()
 
 
 def test_take_layers_takes_them_from_every_leaf():
@@ -97,6 +170,8 @@ def test_take_layers_takes_them_from_every_leaf():
     np.testing.assert_array_equal(taken["scale"][0], [0, 3])
     jitted = jax.jit(lambda tree: take_layers(tree, (0, 3)))(stacked)
     np.testing.assert_array_equal(jitted["kernel"], taken["kernel"])
+    none = take_layers(stacked, ())
+    assert (none["kernel"].shape, none["scale"][0].shape) == ((0, 2, 3), (0,))
 
 
 def test_take_layers_refuses_leaves_that_disagree():
@@ -108,31 +183,87 @@ def test_take_layers_refuses_leaves_that_disagree():
         take_layers({}, (0,))
 
 
-def test_parse_layers():
-    assert parse_layers("all", 3) == (0, 1, 2)
-    assert parse_layers("every_other:0.5", 6) == (0, 2, 4)
-    assert parse_layers("evenly_spaced:2", 6) == (0, 3)
-    assert parse_layers(" layers:0,2, 5 ", 6) == (0, 2, 5)
+# Strategies by name
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["half", "", "all:3", "every_other", "every_other:x", "evenly_spaced:2.5", "layers:0,,1"],
+    ("text", "strategy", "layers"),
+    [
+        ("all", ("all", None), (0, 1, 2, 3, 4, 5, 6)),
+        ("3", ("spread", 3), (0, 2, 4)),
+        (" 0 ", ("spread", 0), ()),
+        ("0,2, 5", ("explicit", (0, 2, 5)), (0, 2, 5)),
+        ("explicit:4", ("explicit", (4,)), (4,)),
+        ("explicit:", ("explicit", ()), ()),
+        ("every_other:0.5", ("every_other", 0.5), (0, 2, 4, 6)),
+        ("every_other:0", ("every_other", 0.0), (0, 1, 2, 3, 4, 5, 6)),
+        ("spread:4", ("spread", 4), (0, 2, 4, 6)),
+        ("evenly_spaced:3", ("evenly_spaced", 3), (0, 2, 4)),
+        ("evenly_spaced:4", ("evenly_spaced", 4), (0, 1, 3, 5)),
+        (" first:2 ", ("first", 2), (0, 1)),
+        ("last:2", ("last", 2), (5, 6)),
+        ("ends:2", ("ends", 2), (0, 6)),
+        ("ends:0", ("ends", 0), ()),
+    ],
 )
-def test_parse_layers_lists_the_forms(text):
-    with pytest.raises(ValueError, match="the forms are all, every_other:RATE") as caught:
-        parse_layers(text, 6)
-    assert repr(text) in str(caught.value)
-    assert "\n" not in str(caught.value)
+def test_a_rule_by_name(text, strategy, layers):
+    parsed = parse_strategy(text)
+    assert parsed == strategy
+    assert apply_rule(parsed, 7) == layers
+    assert parse_strategy(str(parsed)) == parsed
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_what_is_measured_is_read_and_not_applied(name):
+    parsed = parse_strategy(f"{name}:3")
+    assert parsed == (name, 3)
+    assert str(parsed) == f"{name}:3"
+
+
+def test_the_text_of_a_rate_is_the_rate():
+    for rate in (0.1, 1 / 3, 0.49999999999999994, 1e-07):
+        strategy = Strategy("every_other", rate)
+        assert parse_strategy(str(strategy)) == strategy
+
+
+BAD = ["half", "", "all:3", "every_other", "every_other:x", "evenly_spaced:2.5", "evenly_spaced"]
+BAD += ["layers:0,2", "explicit:0,,1", "explicit", "0,x", "1.5", "first:", "random", "random:all"]
+BAD += [":3", "First:3", "first:2:1", "1;2", "explicit:1-3", "block_influence:1,2", "first:2\n3"]
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_an_unknown_form_is_named_and_the_forms_listed(text):
+    with pytest.raises(ValueError, match="^cannot read layers to keep from ") as caught:
+        parse_strategy(text)
+    message = str(caught.value)
+    assert message.startswith(f"cannot read layers to keep from {text!r}: the forms are all, ")
+    assert all(form in message for form in FORMS)
+    assert all(f"{name}:DEPTH" in message for name in (*RULES, *MEASURED))
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("every_other:0.7", "0.7"), ("evenly_spaced:9", "9 of 6"), ("layers:0,6", "layer 6")],
+    [
+        ("every_other:0.7", "cannot drop a share of 0.7"),
+        ("every_other:nan", "cannot drop a share of nan"),
+        ("evenly_spaced:9", "cannot keep 9 of 6 layers: keep 0 to 6"),
+        ("7", "cannot keep 7 of 6"),
+        ("-1", "cannot keep -1 of 6"),
+        ("ends:-2", "cannot keep -2 of 6"),
+        ("0,6", "layer 6 does not exist: the layers are 0 to 5"),
+        ("3,1", "layer 1 follows 3"),
+        ("explicit:2,2", "layer 2 is named twice"),
+    ],
 )
-def test_parse_layers_passes_on_what_does_not_fit(text, message):
-    with pytest.raises(ValueError, match=message):
-        parse_layers(text, 6)
+def test_what_does_not_fit_the_stack_is_refused_there(text, message):
+    strategy = parse_strategy(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        apply_rule(strategy, 6)
+    assert "\n" not in str(caught.value)
+
+
+# Every depth
 
 
 def test_every_depth_goes_by_the_paper_s_rule_where_it_can():
