@@ -12,8 +12,8 @@ from layerdrop_jax.core.pruning import take_layers
 from layerdrop_jax.training import prune as prune_lib
 from layerdrop_jax.training.evaluate import evaluate
 from layerdrop_jax.training.metrics import read_metrics
-from layerdrop_jax.training.prune import hash_params, prune
-from layerdrop_jax.training.runs import cut_model, load_run
+from layerdrop_jax.training.prune import prune
+from layerdrop_jax.training.runs import cut_model, hash_params, load_run
 from layerdrop_jax.training.state import count_params
 from layerdrop_jax.training.train import train
 from layerdrop_jax.training.translation import make_translator
@@ -31,10 +31,10 @@ def family(run, tmp_path_factory, quick_compile):
     """The records of two prunings, one after the other, and the second's folder, alone."""
     folder = tmp_path_factory.mktemp("family")
     shutil.copytree(run, folder / "run")
-    once = prune(folder / "run", folder / "child", keep={"decoder": "layers:0,2,3"})
+    once = prune(folder / "run", folder / "child", flags={"decoder": "explicit:0,2,3"})
     child = hash_params(load_run(folder / "child").params)
-    keep = {"encoder": "layers:1", "decoder": "layers:0,2"}
-    twice = prune(folder / "child", folder / "grandchild", keep=keep)
+    flags = {"encoder": "explicit:1", "decoder": "0,2"}
+    twice = prune(folder / "child", folder / "grandchild", flags=flags)
     shutil.rmtree(folder / "run")
     shutil.rmtree(folder / "child")
     return once, child, twice, folder / "grandchild"
@@ -45,7 +45,9 @@ def test_layers_keep_the_numbers_of_the_trained_network(family):
     assert (once["encoder_layers"], once["decoder_layers"]) == ([0, 1], [0, 2, 3])
     assert (twice["encoder_layers"], twice["decoder_layers"]) == ([1], [0, 3])
     written = json.loads((folder / "pruned.json").read_text())
-    assert twice == written | {"largest_difference": twice["largest_difference"]}
+    beside = {name: twice[name] for name in ("output", "largest_difference")}
+    assert twice == written | beside
+    assert twice["output"] == str(folder)
     assert twice["largest_difference"] <= prune_lib.TOLERANCE
 
 
@@ -72,7 +74,7 @@ def test_the_folder_is_smaller_and_stands_alone(run, family, translate):
 
 
 def test_it_is_evaluated_as_any_run_is(run, tmp_path):
-    prune(run, tmp_path / "small", keep={"encoder": None, "decoder": "layers:0,2"})
+    prune(run, tmp_path / "small", flags={"encoder": None, "decoder": "explicit:0,2"})
     evaluate(tmp_path / "small")
     depths = [r for r in read_metrics(tmp_path / "small") if r["kind"] == "depth"]
     assert [line["decoder_layers"] for line in depths] == [[0, 2], [0]]
@@ -100,20 +102,20 @@ def shared(tmp_path_factory, quick_compile):
 
 def test_whole_chunks_of_layers_go_on_sharing_their_weights(shared, tmp_path):
     parent = load_run(shared)
-    once = prune(shared, tmp_path / "child", keep={"decoder": "layers:0,1,4,5"})
+    once = prune(shared, tmp_path / "child", flags={"decoder": "explicit:0,1,4,5"})
     child = load_run(tmp_path / "child")
     assert (child.settings.model.decoder_layers, child.settings.model.share_layers) == (4, 2)
     assert once["decoder_layers"] == [0, 1, 4, 5]
     expected = take_layers(parent.params["decoder"], [0, 2])
     assert hash_params(child.params["decoder"]) == hash_params(expected)
     assert once["parameters"] == count_params(child.params) < count_params(parent.params)
-    twice = prune(tmp_path / "child", tmp_path / "grandchild", keep={"decoder": "layers:2,3"})
+    twice = prune(tmp_path / "child", tmp_path / "grandchild", flags={"decoder": "explicit:2,3"})
     assert twice["decoder_layers"] == [4, 5]
     assert load_run(tmp_path / "grandchild").settings.model.share_layers == 2
 
 
 def test_half_a_chunk_of_layers_ends_the_sharing(shared, tmp_path):
-    record = prune(shared, tmp_path / "small", keep={"decoder": "layers:1,2,3"})
+    record = prune(shared, tmp_path / "small", flags={"decoder": "explicit:1,2,3"})
     small = load_run(tmp_path / "small")
     assert (small.settings.model.decoder_layers, small.settings.model.share_layers) == (3, 1)
     for leaf, parent in zip(
@@ -151,7 +153,7 @@ def test_a_network_that_is_not_its_masked_parent_is_not_written(run, tmp_path, m
 
     monkeypatch.setattr(prune_lib, "cut_model", cut_wrongly)
     with pytest.raises(ValueError, match="differs from its masked parent by .*nothing was written"):
-        prune(run, tmp_path / "small", keep={"decoder": "layers:0,2"})
+        prune(run, tmp_path / "small", flags={"decoder": "explicit:0,2"})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -159,25 +161,25 @@ def test_a_difference_of_nan_is_a_difference(run, tmp_path, monkeypatch):
     monkeypatch.setattr(prune_lib, "_compare", lambda *_: float("nan"))
     (tmp_path / "small").mkdir()  # an empty folder may be named, and is left
     with pytest.raises(ValueError, match="differs from its masked parent by nan"):
-        prune(run, tmp_path / "small", keep={"decoder": "layers:0,2"})
+        prune(run, tmp_path / "small", flags={"decoder": "explicit:0,2"})
     assert list(tmp_path.rglob("*")) == [tmp_path / "small"]
 
 
 @pytest.mark.parametrize(
-    ("keep", "message"),
+    ("flags", "message"),
     [
-        ({"decoder": "layers:0,0"}, "layer 0 is named twice"),
-        ({"decoder": "layers:2,0"}, "layer 0 follows 2"),
-        ({"encoder": "layers:-1,0"}, "layer -1 does not exist: the layers are 0 to 1"),
-        ({"encoder": "layers:0,2"}, "layer 2 does not exist: the layers are 0 to 1"),
+        ({"decoder": "explicit:0,0"}, "layer 0 is named twice"),
+        ({"decoder": "explicit:2,0"}, "layer 0 follows 2"),
+        ({"encoder": "explicit:-1,0"}, "layer -1 does not exist: the layers are 0 to 1"),
+        ({"encoder": "explicit:0,2"}, "layer 2 does not exist: the layers are 0 to 1"),
         ({"decoder": "evenly_spaced:5"}, "cannot keep 5 of 4 layers"),
         ({"decoder": "every_other:0.7"}, "its rate lies in"),
-        ({"decoder": "every_second"}, "the forms are all, every_other:RATE"),
+        ({"decoder": "every_second"}, "the forms are all, a depth such as 6"),
     ],
 )
-def test_bad_layers_are_named_and_nothing_is_written(run, tmp_path, keep, message):
+def test_bad_layers_are_named_and_nothing_is_written(run, tmp_path, flags, message):
     with pytest.raises(ValueError, match=message) as caught:
-        prune(run, tmp_path / "small", keep=keep)
+        prune(run, tmp_path / "small", flags=flags)
     assert len(str(caught.value).splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -186,12 +188,12 @@ def test_an_output_in_use_is_left_alone(run, tmp_path):
     (tmp_path / "notes").touch()
     for output in (tmp_path, tmp_path / "notes", run):
         with pytest.raises(ValueError, match="is in use: name a folder that is new or empty"):
-            prune(run, output, keep={})
+            prune(run, output, flags={})
     assert list(tmp_path.iterdir()) == [tmp_path / "notes"]
 
 
 def test_an_output_that_cannot_be_written_is_one_line(run, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="cannot save step") as caught:
-        prune(run, tmp_path / "file" / "small", keep={"decoder": "layers:0,2"})
+        prune(run, tmp_path / "file" / "small", flags={"decoder": "explicit:0,2"})
     assert len(str(caught.value).splitlines()) == 1

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from layerdrop_jax.training.runs import cut_model, params_at_depth
+from layerdrop_jax.training.runs import cut_model, params_of
 from layerdrop_jax.training.state import abstract_params, count_params
 from tests.compiling import fast_jit
 from tests.models.networks import (
@@ -66,11 +66,11 @@ def test_parameters_at_a_depth(share):
     shapes = abstract_params(whole)
     total = count_params(shapes)
     layer = {stack: count_params(shapes[stack]) * share // n for stack, n in LAYERS.items()}
-    assert params_at_depth(whole, "decoder", range(6)) == total
+    assert params_of(whole, {"decoder": range(6)}) == total
     if share == 1:
-        assert params_at_depth(whole, "decoder", [0, 2, 3]) == total - 3 * layer["decoder"]
-        assert params_at_depth(whole, "encoder", [1]) == total - 3 * layer["encoder"]
+        assert params_of(whole, {"decoder": [0, 2, 3]}) == total - 3 * layer["decoder"]
+        assert params_of(whole, {"encoder": [1]}) == total - 3 * layer["encoder"]
     else:
-        assert params_at_depth(whole, "decoder", [0, 1, 4, 5]) == total - layer["decoder"]
+        assert params_of(whole, {"decoder": [0, 1, 4, 5]}) == total - layer["decoder"]
         # Half a chunk ends the sharing, in both stacks: 4 and 3 layers of their own, not 2 and 3.
-        assert params_at_depth(whole, "decoder", [0, 2, 3]) == total + 2 * layer["encoder"]
+        assert params_of(whole, {"decoder": [0, 2, 3]}) == total + 2 * layer["encoder"]
