@@ -52,7 +52,7 @@ def layer_scores(scorer: dict, activation_NxD) -> jax.Array:
     """
     square = jnp.mean(jnp.sum(activation_NxD**2, axis=1))
     unit_NxD = activation_NxD * jax.lax.rsqrt(jnp.maximum(square, 1e-12))
-    return jnp.tanh(unit_NxD @ scorer["hidden"] + scorer["bias"]) @ scorer["out"]
+    return jnp.tanh(unit_NxD @ scorer["hidden"] + scorer["bias"][None]) @ scorer["out"]
 
 
 def learned_rates(score_N, rate) -> jax.Array:
@@ -74,8 +74,8 @@ def learned_rates(score_N, rate) -> jax.Array:
         enough = jnp.mean(jax.nn.sigmoid(log_q_N + middle)) > kept
         return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
-    # Beyond 100 float32 knows no probability but 0 and 1.
-    low, high = -jnp.max(log_q_N) - 100, -jnp.min(log_q_N) + 100
+    # Beyond 104 float32 knows no probability but 0 and 1.
+    low, high = -jnp.max(log_q_N) - 110, -jnp.min(log_q_N) + 110
     log_c = jax.lax.stop_gradient(jax.lax.fori_loop(0, 40, halve, (low, high))[0])
     # One step of Newton: it hardly moves the root, and gives it its derivative by the scores.
     keep_N = jax.nn.sigmoid(log_q_N + log_c)
