@@ -48,6 +48,9 @@ def write_report(run) -> pathlib.Path:
                 f"![{measure.name}, speed and parameters against depth](depth_curve.png)"
             )
         sections.append(_depth_table({"": [records]}))
+    subsets = _subset_table(records)
+    if subsets:
+        sections += ["## Sub-networks of chosen layers, without fine-tuning", subsets]
     if plots.plot_learning_curves({run.name: [records]}, run / "learning_curves.png"):
         sections += ["## Learning curves", "![loss and perplexity](learning_curves.png)"]
     chosen = {k: v for k, v in settings.items() if k in SETTINGS or k.startswith("drop.")}
@@ -216,6 +219,31 @@ def _depth_table(groups: dict[str, list[list[dict]]]) -> str:
         texts += [_numbers(lines, "words_per_second", ",.0f") for lines in found]
         rows.append(texts)
     return table(header, rows)
+
+
+def _subset_table(records) -> str:
+    """The sub-networks that were scored one by one, a row for each: its last measurement.
+
+    The nats are those of the sample on which layers are chosen; the splits are scored whole.
+    """
+    last = {}
+    for line in plots.of_kind(records, "subset", "nats"):
+        stacks = [name.removesuffix("_layers") for name in line if name.endswith("_layers")]
+        last[tuple(tuple(line[f"{stack}_layers"]) for stack in stacks)] = stacks, line
+    rows = []
+    for layers, (stacks, line) in sorted(last.items()):
+        which = [
+            f"{stack}: {layers_text(kept)} ({line[f'{stack}_strategy']})"
+            for stack, kept in zip(stacks, layers, strict=True)
+        ]
+        scores = [
+            f"{line[f'{split}_{measure.key}']:,.2f} {measure.name.split()[-1]}"
+            for split in ("valid", "test")
+            for measure in plots.MEASURES
+            if line.get(f"{split}_{measure.key}") is not None
+        ]
+        rows.append(["; ".join(which), f"{line['parameters']:,}", f"{line['nats']:.4f}", *scores])
+    return table(["layers", "parameters", "nats (sample)", "valid", "test"], rows)
 
 
 def layers_text(layers) -> str:

@@ -109,7 +109,7 @@ class Checkpoints:
         unfinished = self._folder.glob("*.orbax-checkpoint-tmp*")
         self._unfinished = sorted(path.name.split(".")[0] for path in unfinished)
         self._keep = _LastAndBest(config.keep_last)
-        for step in _steps(self._folder):
+        for step in saved_steps(self._folder):
             about = _about(self._folder / str(step)) or {}
             self._keep.losses[step] = about.get("valid_loss")
             if about.get("passing"):
@@ -208,7 +208,7 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint on the disk; None where there is none."""
-        return max(_steps(self._folder), default=None)
+        return max(saved_steps(self._folder), default=None)
 
     def restore_latest(self, abstract_state: dict) -> Restored | None:
         """Reads the newest checkpoint that can be read; None where none was ever completed.
@@ -225,12 +225,14 @@ class Checkpoints:
           OSError: there are checkpoints and none can be read.
         """
         self.wait()
-        if not _steps(self._folder):
+        if not saved_steps(self._folder):
             self._warn_of_unfinished("there is none before it")
             return None
         rest = {name: tree for name, tree in abstract_state.items() if name != "params"}
         abstract = {"params": abstract_state["params"], "state": rest}
-        step, parts, about, damaged = _read_newest(self._folder, _steps(self._folder), abstract)
+        step, parts, about, damaged = _read_newest(
+            self._folder, saved_steps(self._folder), abstract
+        )
         self._warn_of_unfinished(f"using step {step} instead")
         for bad in damaged:
             _move_away(self._folder, bad)
@@ -275,11 +277,11 @@ def restore_state(folder, abstract_state: dict) -> dict:
     Args and errors: as `Checkpoints.restore_latest`, and FileNotFoundError without checkpoints.
     """
     folder = pathlib.Path(folder).absolute()
-    if not _steps(folder):
+    if not saved_steps(folder):
         raise FileNotFoundError(f"no checkpoints in {folder}; is this the folder of a run?")
     rest = {name: tree for name, tree in abstract_state.items() if name != "params"}
     abstract = {"params": abstract_state["params"], "state": rest}
-    _, parts, _, _ = _read_newest(folder, _steps(folder), abstract)
+    _, parts, _, _ = _read_newest(folder, saved_steps(folder), abstract)
     return {"params": parts["params"], **parts["state"]}
 
 
@@ -303,7 +305,7 @@ def restore_params(folder, abstract_params: dict, *, which: str, average: int = 
       OSError: there are checkpoints and none can be read.
     """
     folder = pathlib.Path(folder).absolute()
-    steps = _steps(folder)
+    steps = saved_steps(folder)
     if not steps:
         raise FileNotFoundError(f"no checkpoints in {folder}; is this the folder of a run?")
     abstract = {"params": abstract_params}
@@ -434,7 +436,8 @@ def _decode(encoded):
 # Reading, and what to do about a checkpoint that cannot be read.
 
 
-def _steps(folder: pathlib.Path) -> list[int]:
+def saved_steps(folder: pathlib.Path) -> list[int]:
+    """The steps of the checkpoints in a folder, complete or damaged, in order."""
     if not folder.is_dir():
         return []
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal() and p.is_dir())

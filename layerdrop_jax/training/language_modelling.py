@@ -162,7 +162,7 @@ def make_measure(run: Run):
                 nll_BxS = jax.device_get(step(run.params, keep, batch, scored))
                 seconds += time.perf_counter() - start
                 total += float(np.sum(nll_BxS, dtype=np.float64))
-                advance(batch_rows)
+                advance(int(batch["weight"].any(axis=1).sum()))  # not the rows of padding
         return total / len(windows.tokens), seconds
 
     return measure

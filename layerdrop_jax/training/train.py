@@ -17,7 +17,7 @@ from layerdrop_jax.data import pipeline
 from layerdrop_jax.training import data_driven, origin, sharding, tasks
 from layerdrop_jax.training import settings as settings_lib
 from layerdrop_jax.training.accounting import peak_flops
-from layerdrop_jax.training.checkpoints import Checkpoints
+from layerdrop_jax.training.checkpoints import Checkpoints, saved_steps
 from layerdrop_jax.training.dropping import describe_rates
 from layerdrop_jax.training.losses import Teacher
 from layerdrop_jax.training.metrics import MetricWriter, Progress, Window, perplexity
@@ -57,8 +57,9 @@ def train(config, workdir, *, command: str) -> None:
             f"model.drop_path_rows='kept' picks rows across {mesh.size} devices: use 'all' there"
         )
     check_folder(workdir, config)
-    beginning = origin.load_origin(settings)
-    if beginning and jax.process_index() == 0:
+    begins = not saved_steps(workdir / "checkpoints")
+    beginning = origin.load_origin(settings) if begins or settings.init.distill else None
+    if beginning and begins and jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         origin.write_numbers(beginning, workdir)
 
@@ -111,16 +112,14 @@ def train(config, workdir, *, command: str) -> None:
     print(*describe_rates(settings), sep="\n", flush=True)
 
     # Restore
-    teacher = None
-    if beginning:
+    if beginning and begins:
         taken = origin.carry_over(beginning, settings, optimizer)
         state |= {name: sharding.put(tree, layout[name]) for name, tree in taken.items()}
-        if settings.init.distill:
-            params = beginning.run.params
-            theirs = sharding.state_sharding(
-                params, mesh, stacks=rates, shard=settings.train.shard_parameters
-            )
-            teacher = sharding.put(params, theirs)
+    teacher = None
+    if settings.init.distill:
+        params, shard = beginning.run.params, settings.train.shard_parameters
+        theirs = sharding.state_sharding(params, mesh, stacks=rates, shard=shard)
+        teacher = sharding.put(params, theirs)
     checkpoints = Checkpoints(workdir / "checkpoints", settings.checkpoint)
     restored = checkpoints.restore_latest(state)
     step = 0
