@@ -384,6 +384,37 @@ def test_params_alone(tmp_path):
     run.close()
 
 
+def test_the_whole_state_is_read_from_a_folder_that_stays_as_it_is(tmp_path, caplog):
+    save_steps(tmp_path, (1, 2))
+    assert_identical(checkpoints.restore_state(tmp_path, make_state(0)), make_state(2))
+    (file,) = [f for f in every_file(tmp_path / "2") if f.name == checkpoints.SIZES]
+    file.write_text("{")
+    before = every_file(tmp_path)
+    assert_identical(checkpoints.restore_state(tmp_path, make_state(0)), make_state(1))
+    assert "checkpoint 2 in" in caplog.text
+    assert every_file(tmp_path) == before
+
+
+def test_there_is_no_state_where_there_are_parameters_alone(tmp_path):
+    checkpoints.write_params(tmp_path, 3, make_state(3)["params"], {"kept": [0]})
+    with pytest.raises(ValueError, match="holds parameters only"):
+        checkpoints.restore_state(tmp_path, make_state(0))
+    with pytest.raises(FileNotFoundError, match="no checkpoints in .*absent"):
+        checkpoints.restore_state(tmp_path / "absent", make_state(0))
+
+
+def test_what_a_checkpoint_was_saved_with_is_read_without_its_arrays(tmp_path):
+    run = make_checkpoints(tmp_path)
+    run.save(1, make_state(1), {}, metadata={"scores": {"decoder": [0.25, 0.75]}})
+    run.save(2, make_state(2), {})
+    run.close()
+    assert checkpoints.read_metadata(tmp_path, 1) == {"scores": {"decoder": [0.25, 0.75]}}
+    assert checkpoints.read_metadata(tmp_path, 2) == {}
+    (tmp_path / "1" / "_CHECKPOINT_METADATA").write_text("{")
+    assert checkpoints.read_metadata(tmp_path, 1) == {}
+    assert checkpoints.read_metadata(tmp_path, 7) == {}
+
+
 def with_layers(depth):
     """A state as a network with a stack of ``depth`` layers has it."""
     stack = {"kernel": jnp.full((depth, 3), 5.0), "half": jnp.ones((depth, 2), jnp.bfloat16)}

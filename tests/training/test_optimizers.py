@@ -14,6 +14,7 @@ from layerdrop_jax.models.blocks import EncoderLayer
 from layerdrop_jax.training.dropping import restore_dropped
 from layerdrop_jax.training.optimizers import (
     OptimizerConfig,
+    carry_moments,
     clip_by_norm,
     make_optimizer,
     nag,
@@ -301,6 +302,41 @@ def test_a_restart_changes_no_bit(name, tmp_path):
         jax.tree.map(
             np.testing.assert_array_equal, proceed(again, restored, range(stop, 11)), whole
         )
+
+
+@pytest.mark.parametrize("name", ["adam", "nag"])
+def test_moments_go_on_under_a_schedule_that_starts_anew(name):
+    config = OptimizerConfig(name=name, rate=0.1, warmup_updates=4, weight_decay=0.1)
+    optimizer, rate = make_optimizer(config)
+    params = {"w": jnp.linspace(-1, 1, 5)}
+    state = optimizer.init(params)
+    for n in range(7):
+        grads = {"w": jnp.sin(jnp.arange(5.0) + n)}
+        steps, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, steps)
+    fresh = optimizer.init(params)
+    carried = carry_moments(state, fresh)
+    assert jax.tree.structure(carried) == jax.tree.structure(fresh)
+    steps, after = optimizer.update(grads, carried, params)
+    if name == "adam":
+        # Its own count stays: the bias of moments is not corrected as if they were new.
+        assert carried[0] is state[0]
+        direction, _ = scale_by_adam(
+            beta1=config.beta1, beta2=config.beta2, epsilon=config.epsilon
+        ).update(grads, state[0])
+        expected = -rate(0) * (direction["w"] + 0.1 * params["w"])
+    else:
+        assert carried.velocity is state.velocity
+        assert (int(carried.count), int(after.count)) == (0, 1)
+        mu, now = config.momentum, rate(0)
+        # rho takes the velocity from the last rate of the old schedule to the first of the new
+        expected = (
+            mu**2 * (now / rate(6)) * state.velocity["w"]
+            - (1 + mu) * now * grads["w"]
+            - now * 0.1 * params["w"]
+        )
+    np.testing.assert_allclose(steps["w"], expected, rtol=1e-5, atol=1e-8)
+    assert np.any(steps["w"] != optimizer.update(grads, state, params)[0]["w"])
 
 
 # Clipping

@@ -1,8 +1,8 @@
 """A config's checks: names, types, values, what differs and what may."""
 
+import copy
 import pathlib
 
-import ml_collections
 import numpy as np
 import pytest
 
@@ -114,6 +114,30 @@ def test_sections_become_dataclasses():
             lm(model={"drop_block": 0.1, "drop_block_size": 24}),
             "model.drop_block_size=24 is more than data.length=23",
         ),
+        (changed(prune={"sample_rows": 0}), "prune.sample_rows=0 is not 1 or more"),
+        (changed(prune={"draws": 0}), "prune.draws=0 is not 1 or more"),
+        (changed(prune={"seed": -1}), "prune.seed=-1 is not 0 or more"),
+        (changed(prune={"survives": 0.0}), "prune.survives=0.0 is not above 0 and at most 1"),
+        (changed(prune={"encoder": "3"}), "prune.encoder: cannot keep 3 of 2 layers: keep 0 to 2"),
+        (changed(prune={"decoder": "half"}), "prune.decoder: cannot read layers to keep from 'hal"),
+        (changed(prune={"decoder": 2}), "prune.decoder=2 is a int, not a str"),
+        (changed(prune={"prompt_tokens": 42}), "prune.prompt_tokens=42 is more than the 41 positi"),
+        (changed(prune={"new_tokens": 44}), "prune.new_tokens=44 is more than the 43 positions th"),
+        (lm(prune={"encoder": "all"}), "section prune has no 'encoder': it has batch, budget"),
+        (
+            lm(prune={"prompt_tokens": 40, "new_tokens": 8}),
+            "prune.prompt_tokens . prune.new_tokens=48 is more than model.max_length=47",
+        ),
+        (changed(init={"moments": "old"}), "init.moments='old' is unknown: it is one of anew, pr"),
+        (changed(init={"run": "a", "distill": 1.5}), r"init.distill=1.5 is not in \[0, 1\]"),
+        (changed(init={"temperature": 0.0}), "init.temperature=0.0 is not above 0"),
+        (changed(init={"layers": "decoder:0"}), "init.layers='decoder:0' needs init.run, the fol"),
+        (changed(init={"moments": "prune"}), "init.moments='prune' needs init.run"),
+        (changed(init={"distill": 0.5}), "init.distill=0.5 needs init.run"),
+        (
+            changed(init={"run": "a", "layers": "decoder:0;1"}),
+            "init.layers='decoder:0;1' is not like \"encoder:0,1 decoder:0,2,4\"",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named_in_one_line(config, message):
@@ -142,47 +166,6 @@ def test_changeable_keys_exist():
         assert key.endswith(".") or [name for name in names if name.startswith(key)] == [key]
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("--config.trian.steps=3", "--config.trian.steps: config has no 'trian': it has checkpoi"),
-        ("-config.train.stepz=3", "--config.train.stepz: config.train has no 'stepz': it has acc"),
-        ("--config.seed.low=3", "--config.seed.low: config.seed has no 'low': it has no keys"),
-        ("--noconfig.decode.normal", "config.decode has no 'normal': it has batch_tokens, beam"),
-        ("--config.train.steps=3", None),
-        ("--noconfig.decode.normalize", None),
-        ("--configuration.x=3", None),
-    ],
-)
-@pytest.mark.parametrize("equals", [True, False])
-def test_an_override_of_nothing_is_explained(tmp_path, override, message, equals):
-    file = tiny_run.write_config_file(tmp_path / "config.py", changed())
-    config = [f"--config={file}:variant"] if equals else ["--config", f"{file}:variant"]
-    argv = ["launch.py", *config, "--config.train.steps=5", override]
-    loaded = []
-
-    def load(path):
-        loaded.append(path)
-        return ml_collections.ConfigDict(changed())
-
-    if message is None:
-        settings.check_overrides(argv, load)
-    else:
-        with pytest.raises(ValueError, match=message):
-            settings.check_overrides(argv, load)
-    assert loaded == [f"{file}:variant"]
-
-
-@pytest.mark.parametrize("path", ["configs/wmd.py:demo", "configs", "configs/architectures.py"])
-def test_what_is_no_config_file_is_named(path, monkeypatch):
-    monkeypatch.chdir(pathlib.Path(__file__).parents[2])
-    known = "configs/.*wmt.py"
-    with pytest.raises(
-        ValueError, match=f"--config={path} names no config file; there are {known}"
-    ):
-        settings.check_overrides(["launch.py", f"--config={path}"], None)
-
-
 def test_rates_and_expected_depth_in_words():
     parsed = settings.parse(changed(drop={"encoder": 0.5, "decoder": 0.4, "schedule": "linear"}))
     np.testing.assert_allclose(parsed.drop.rates(parsed.model)["encoder"]["layers"], [0.25, 0.5])
@@ -207,11 +190,46 @@ def test_rates_and_expected_depth_in_words():
     assert describe_rates(scaled)[0].endswith("; sublayers 0.5 each; rescaled")
 
 
-def test_decoding_can_be_changed_for_once():
-    config = {"seed": 1, "decode": {"beam": 2, "flag": True, "name": "a"}, "train": {"steps": 3}}
-    changed = settings.change(config, ["decode.beam=4", "decode.flag=False", "decode.name=b"])
-    assert changed == config | {"decode": {"beam": 4, "flag": False, "name": "b"}}
-    assert config["decode"]["beam"] == 2
-    for text in ("decode.beam", "decode.width=4", "train.steps=4"):
+def test_layers_to_begin_with_are_named_by_stack():
+    init = settings.parse(changed(init={"run": "a", "layers": "encoder:1 decoder:"})).init
+    assert init.chosen() == {"encoder": (1,), "decoder": ()}
+    assert settings.parse(changed()).init.chosen() == {}
+
+
+def test_a_strategy_that_measures_is_checked_where_it_runs():
+    for text in ("search_on_valid:3", "random:2", "0", "0,2", "every_other:0.5"):
+        assert settings.parse(lm(prune={"decoder": text})).prune.decoder == text
+
+
+def test_decoding_and_pruning_can_be_changed_for_once():
+    config = {
+        "seed": 1,
+        "decode": {"beam": 2, "flag": True, "name": "a"},
+        "prune": {"decoder": "all", "budget": 5},
+        "train": {"steps": 3},
+    }
+    before = copy.deepcopy(config)
+    changes = ["decode.beam=4", "decode.flag=False", "decode.name=b", "prune.budget=7"]
+    assert settings.change(config, changes) == config | {
+        "decode": {"beam": 4, "flag": False, "name": "b"},
+        "prune": {"decoder": "all", "budget": 7},
+    }
+    assert config == before
+    for text in ("decode.beam", "decode.width=4", "train.steps=4", "seed=3"):
         with pytest.raises(ValueError, match=f"--set={text} is not KEY=VALUE for one of decode.b"):
             settings.change(config, [text])
+
+
+def test_other_sections_can_be_changed_where_they_are_named():
+    config = {"seed": 1, "train": {"steps": 3}, "decode": {"beam": 2}}
+    changed = settings.change(config, ["train.steps=5", "seed=2"], ("train", "seed"))
+    assert changed == config | {"train": {"steps": 5}, "seed": 2}
+    with pytest.raises(ValueError, match="--set=decode.beam=4 is not KEY=VALUE for one of seed, t"):
+        settings.change(config, ["decode.beam=4"], ("train", "seed"))
+
+
+@pytest.mark.parametrize("text", ["2", "0,2", "every_other:0.5", "True", "1e3", ""])
+def test_a_text_that_looks_like_a_number_stays_a_text(text):
+    config = {"prune": {"decoder": "all"}}
+    found = settings.change(config, [f"prune.decoder={text}"])
+    assert found == {"prune": {"decoder": text}}

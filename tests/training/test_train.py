@@ -169,7 +169,7 @@ def test_with_all_that_drops_at_once_it_trains_and_resumes(text, tmp_path, monke
 
     evaluate(folder)
     assert {r["kind"] for r in read_metrics(folder)} >= {"test", "depth"}
-    record = prune(folder, tmp_path / "small", keep={"decoder": "layers:0,3"})
+    record = prune(folder, tmp_path / "small", flags={"decoder": "0,3"})
     assert record["decoder_layers"] == [0, 3]
 
 
@@ -291,7 +291,7 @@ def test_what_may_change_does(run, config, tmp_path, capsys):
 
 
 def test_a_pruned_network_is_not_trained_further(run, tmp_path):
-    prune(run, tmp_path / "small", keep={"decoder": "layers:0,2"})
+    prune(run, tmp_path / "small", flags={"decoder": "0,2"})
     with pytest.raises(ValueError, match="holds parameters only: it can be evaluated, not trained"):
         train.train(read_config(tmp_path / "small"), tmp_path / "small", command="")
 
