@@ -129,7 +129,6 @@ def make_measure(run: Run):
     """
     model = scored(run.settings.model)
     graph = model_graph(model)
-    batch_rows = run.settings.evaluate.batch_rows
 
     @functools.partial(jax.jit, static_argnames="scored")
     def step(params, keep, batch, scored):

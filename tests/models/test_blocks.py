@@ -8,11 +8,17 @@ from flax import nnx
 
 from layerdrop_jax.core.skip_scan import MODES
 from layerdrop_jax.core.structured import rescale, sample_groups, survival
-from layerdrop_jax.models.attention import Attention
-from layerdrop_jax.models.blocks import DecoderLayer, EncoderLayer, make_stack, run_stack
+from layerdrop_jax.models.attention import Attention, causal_mask, segment_mask
+from layerdrop_jax.models.blocks import DecoderLayer, EncoderLayer, Watch, make_stack, run_stack
 from layerdrop_jax.models.layers import FeedForward
 from tests.compiling import fast_jit
-from tests.models.networks import small_config
+from tests.models.networks import (
+    SOURCE_FIELDS,
+    model_graph,
+    packed_batch,
+    random_params,
+    small_config,
+)
 
 N, B, T, S, D = 5, 30, 7, 3, 14
 NAMES = DecoderLayer.SUBLAYERS
@@ -110,6 +116,96 @@ def test_a_stack_of_no_layers_is_the_identity(mode, share):
     assert jax.tree.map(jnp.shape, seen) == ((0,), (0, T, D))
     assert jax.tree.map(jnp.shape, gradients) == jax.tree.map(jnp.shape, arguments)
     np.testing.assert_array_equal(gradients[1], x_BxTxD + 3)
+
+
+# Watching
+
+WATCHED = packed_batch(
+    [[([5, 9, 4], [7, 4, 11, 6]), ([8, 6], [3, 14])], [([10, 11, 5, 16, 13], [15, 9])]], 7, 11
+)
+TARGET = tuple(WATCHED[f"target_{name}"] for name in ("input", "segment", "position"))
+DEPTHS = {"encoder": 2, "decoder": 4}
+
+
+def watched_config(share):
+    depths = {f"{stack}_layers": depth for stack, depth in DEPTHS.items()}
+    return small_config(share_layers=share, **depths)
+
+
+@functools.cache
+def watched(share, mode):
+    """f(params, keep) -> (gradient, (loss, what a Watch saw)), and (gradient, (loss, {}))."""
+
+    def loss(params, keep, watch):
+        model = nnx.merge(model_graph(watched_config(share)), params)
+        logits_BxTxV = model(WATCHED, keep=keep, mode=mode, watch=watch)
+        loss = jnp.sum(jax.nn.log_softmax(logits_BxTxV)[..., 3])
+        return loss, (loss, watch.seen if watch else {})
+
+    @fast_jit
+    def run(params, keep):
+        def look(stack, before, after):
+            return {"before": before, "after": after, "encodes": stack == "encoder"}
+
+        differentiate = jax.grad(loss, has_aux=True)
+        return differentiate(params, keep, Watch(look)), differentiate(params, keep, None)
+
+    return run
+
+
+@functools.cache
+def layer_by_layer(share):
+    """f(params, keep) -> for each stack (before, after) of each layer, one after the other."""
+    segment_BxS, segment_BxT = WATCHED["source_segment"], WATCHED["target_segment"]
+    source_mask_BxSxS = segment_mask(segment_BxS, segment_BxS)
+    target_mask_BxTxT = segment_mask(segment_BxT, segment_BxT) & causal_mask(segment_BxT.shape[1])
+    memory_mask_BxTxS = segment_mask(segment_BxT, segment_BxS)
+
+    @fast_jit
+    def run(params, keep):
+        model = nnx.merge(model_graph(watched_config(share)), params)
+        seen = {}
+
+        def run_layers(stack, x, *arguments):
+            graph, layers = nnx.split(getattr(model, stack))
+            states = [x]
+            for n in range(DEPTHS[stack]):
+                layer = nnx.merge(graph, jax.tree.map(lambda a, n=n: a[n // share], layers))
+                states.append(jnp.where(keep[stack][n], layer(states[-1], *arguments), states[-1]))
+            seen[stack] = (jnp.stack(states[:-1]), jnp.stack(states[1:]))
+            return states[-1]
+
+        none = {stack: jnp.zeros(depth, bool) for stack, depth in DEPTHS.items()}
+        source = [WATCHED[name] for name in SOURCE_FIELDS]
+        embedded_BxSxD = model.encode(*source, keep=none["encoder"])
+        memory_BxSxD = run_layers("encoder", embedded_BxSxD, source_mask_BxSxS)
+        embedded_BxTxD = model.decode(*TARGET, memory_BxSxD, segment_BxS, keep=none["decoder"])
+        masks = (target_mask_BxTxT, memory_mask_BxTxS)
+        run_layers("decoder", embedded_BxTxD, memory_BxSxD, *masks)
+        return seen
+
+    return run
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("share", [1, 2])
+@pytest.mark.parametrize(
+    "keep", [([1, 1], [1, 1, 1, 1]), ([0, 1], [1, 0, 0, 1]), ([1, 0], [0] * 4)]
+)
+def test_a_watch_sees_what_enters_and_leaves_the_layers_that_run(keep, share, mode):
+    keep = {stack: np.array(k, bool) for stack, k in zip(DEPTHS, keep, strict=True)}
+    params = random_params(watched_config(share))
+    (gradient, (loss, seen)), (plain_gradient, (plain_loss, _)) = watched(share, mode)(params, keep)
+    wanted = layer_by_layer(share)(params, keep)
+    assert seen.keys() == DEPTHS.keys()
+    for stack, keep_N in keep.items():
+        for found, name in zip(wanted[stack], ("before", "after"), strict=True):
+            found_NxBxTxD = np.where(keep_N[:, None, None, None], found, 0)
+            np.testing.assert_allclose(seen[stack][name], found_NxBxTxD, rtol=0, atol=2e-5)
+        assert np.array_equal(seen[stack]["encodes"], keep_N & (stack == "encoder"))
+    # It changes nothing of what it looks at.
+    assert loss == pytest.approx(float(plain_loss), rel=1e-6)
+    assert_close(gradient, plain_gradient)
 
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])

@@ -1,4 +1,4 @@
-"""One small run, trained and evaluated once, for all tests that read a run's folder."""
+"""A small run of each task, trained and evaluated once, for all tests that read a run's folder."""
 
 import pytest
 
@@ -37,6 +37,22 @@ def run(config, tmp_path_factory, compile_cache):
     folder = tmp_path_factory.mktemp("runs") / "run"
     with tiny_run.quick_compile(compile_cache):
         train(config, folder, command="python launch.py 'as it was typed'")
+        evaluate(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lm_text(tmp_path_factory):
+    """A folder of files of lines."""
+    return tiny_run.write_lines(tmp_path_factory.mktemp("lines"))
+
+
+@pytest.fixture(scope="session")
+def lm_run(lm_text, tmp_path_factory, compile_cache):
+    """A language model's folder after training and evaluation. Tests change copies of it only."""
+    folder = tmp_path_factory.mktemp("runs") / "lm"
+    with tiny_run.quick_compile(compile_cache):
+        train(tiny_run.tiny_lm_config(lm_text), folder, command="python launch.py")
         evaluate(folder)
     return folder
 

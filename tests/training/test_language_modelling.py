@@ -26,17 +26,13 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return tiny_run.write_lines(tmp_path_factory.mktemp("lines"))
+def text(lm_text):
+    return lm_text
 
 
 @pytest.fixture(scope="module")
-def folder(text, tmp_path_factory, quick_compile):
-    """A run's folder after training and evaluation; no test changes it."""
-    folder = tmp_path_factory.mktemp("runs") / "lm"
-    train.train(tiny_run.tiny_lm_config(text), folder, command="python launch.py")
-    evaluate(folder)
-    return folder
+def folder(lm_run):
+    return lm_run
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +125,7 @@ def test_every_depth_is_measured_and_named_after_its_rule(folder, run):
 
 
 def test_a_pruned_folder_is_what_its_depth_was_measured_to_be(folder, tmp_path):
-    record = prune(folder, tmp_path / "small", keep={"decoder": "every_other:0.5"})
+    record = prune(folder, tmp_path / "small", flags={"decoder": "every_other:0.5"})
     assert record["decoder_layers"] == [0, 2]
     measured = next(
         r for r in read_metrics(folder) if r["kind"] == "depth" and r["decoder_layers"] == [0, 2]
@@ -142,8 +138,8 @@ def test_a_pruned_folder_is_what_its_depth_was_measured_to_be(folder, tmp_path):
 
 
 def test_a_language_model_has_no_encoder_to_prune(folder, tmp_path):
-    with pytest.raises(ValueError, match="--encoder_keep: the model of .* has no encoder"):
-        prune(folder, tmp_path / "small", keep={"encoder": "all"})
+    with pytest.raises(ValueError, match="--encoder_layers: the model of .* has no encoder"):
+        prune(folder, tmp_path / "small", flags={"encoder": "all"})
     assert not (tmp_path / "small").exists()
 
 
