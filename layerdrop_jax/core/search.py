@@ -56,16 +56,19 @@ def search(score: Score, num_layers: int, keep: int, *, budget: int, seed) -> tu
             f"{math.comb(num_layers, keep):,} sets of {keep} in {num_layers} layers, and greedy "
             f"elimination takes {greedy}"
         )
-    found, left = {}, budget - greedy
-    best = greedy_elimination(score, num_layers, keep)
-    found[best] = score(best)
+    found = {}
+
+    def remember(layers):
+        found[layers] = score(layers)
+        return found[layers]
+
+    best = greedy_elimination(remember, num_layers, keep)
     for layers in _candidates(found, num_layers, keep, best, seed):
         if layers not in found:
-            if left == 0:
+            if len(found) == budget:
                 break
-            left -= 1
-            found[layers] = score(layers)
-    return min(found, key=found.get)
+            remember(layers)
+    return min((layers for layers in found if len(layers) == keep), key=found.get)
 
 
 def elimination_cost(num_layers: int, keep: int) -> int:
