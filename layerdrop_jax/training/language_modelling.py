@@ -214,21 +214,23 @@ def answer(run: Run, lines, keep=None) -> list[str]:
     can have several lines. ``keep`` is as in `LM.__call__`.
     """
     prompts = [_prompt(line) for line in lines]
-    continuations = continue_prompts(run, prompts, keep)
+    continuations = make_continuer(run)(prompts, keep)
     return [
         json.dumps({"prompt": prompt, "continuation": continuation}, ensure_ascii=False)
         for prompt, continuation in zip(prompts, continuations, strict=True)
     ]
 
 
-def continue_prompts(run: Run, prompts, keep=None) -> list[str]:
-    """The text that a run's model adds to each prompt, by its config's section ``decode``.
+def make_continuer(run: Run):
+    """``continue_prompts(prompts, keep=None) -> texts``: what a run's model adds to each prompt.
 
-    What is sampled for a prompt depends on the seed, on its place in the list and on its text. Of
-    a prompt with more tokens than the model has positions for, the last ones count, and a
-    warning names it.
+    It samples by its config's section ``decode``. What is sampled for a prompt depends on the
+    seed, on its place in the list and on its text. Of a prompt with more tokens than the model has
+    positions for, the last ones count, and a warning names it. ``keep`` is as in `LM.__call__`; it
+    is data, as the prompts are, so one executable for each width of prompts serves every depth.
     """
     config, model = run.settings.decode, run.settings.model
+    everything = masks(model, {})
     graph = model_graph(model)
     room = model.max_length - config.max_tokens + 1  # the last token is never read
 
@@ -241,34 +243,42 @@ def continue_prompts(run: Run, prompts, keep=None) -> list[str]:
         keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), number_B)
         return continue_sequences(network.step, log_probs_BxV, cache, keys_B, config)
 
-    encoded = []
-    for number, ids in enumerate(tokenizers.encode(run.tokenizer, prompts)):
-        if len(ids) > room:
-            logging.warning(
-                "prompt %d has %d tokens: only its last %d count", number + 1, len(ids), room
-            )
-        encoded.append([EOS, *ids][-room:])
-    order = sorted(range(len(encoded)), key=lambda n: len(encoded[n]))
-    results = [""] * len(encoded)
-    with progress("continuing", len(encoded)) as advance:
-        for start in range(0, len(order), config.batch_rows):
-            numbers = order[start : start + config.batch_rows]
-            # Copies fill the batch up: they end when their originals do.
-            filled = numbers + numbers[-1:] * (config.batch_rows - len(numbers))
-            rows = [encoded[n] for n in filled]
-            width = padded_width(max(map(len, rows)), room)
-            ids_BxP = np.full((len(rows), width), PAD, np.int32)
-            for row, ids in zip(ids_BxP, rows, strict=True):
-                row[: len(ids)] = ids
-            length_B = np.array([len(ids) for ids in rows], np.int32)
-            number_B = np.array(filled, np.uint32)
-            tokens_BxT = jax.device_get(
-                continue_batch(run.params, keep, ids_BxP, length_B, number_B)
-            )
-            for number, tokens_T in zip(numbers, tokens_BxT, strict=False):
-                results[number] = _text(run, tokens_T)
-            advance(len(numbers))
-    return results
+    def continue_prompts(prompts, keep=None):
+        encoded = []
+        for number, ids in enumerate(tokenizers.encode(run.tokenizer, prompts)):
+            if len(ids) > room:
+                logging.warning(
+                    "prompt %d has %d tokens: only its last %d count", number + 1, len(ids), room
+                )
+            encoded.append([EOS, *ids][-room:])
+        order = sorted(range(len(encoded)), key=lambda n: len(encoded[n]))
+        results = [""] * len(encoded)
+        with progress("continuing", len(encoded)) as advance:
+            for start in range(0, len(order), config.batch_rows):
+                numbers = order[start : start + config.batch_rows]
+                # Copies fill the batch up: they end when their originals do.
+                filled = numbers + numbers[-1:] * (config.batch_rows - len(numbers))
+                ids_BxP, length_B = _padded([encoded[n] for n in filled], room)
+                number_B = np.array(filled, np.uint32)
+                keep_now = everything | (keep or {})
+                tokens_BxT = jax.device_get(
+                    continue_batch(run.params, keep_now, ids_BxP, length_B, number_B)
+                )
+                for number, tokens_T in zip(numbers, tokens_BxT, strict=False):
+                    results[number] = _text(run, tokens_T)
+                advance(len(numbers))
+        return results
+
+    return continue_prompts
+
+
+def _padded(rows, room):
+    """Rows of ids in one array of a width that few compilations serve, and their lengths."""
+    width = padded_width(max(map(len, rows)), room)
+    ids_BxP = np.full((len(rows), width), PAD, np.int32)
+    for row, ids in zip(ids_BxP, rows, strict=True):
+        row[: len(ids)] = ids
+    return ids_BxP, np.array([len(ids) for ids in rows], np.int32)
 
 
 def positions(batch) -> dict:

@@ -14,7 +14,7 @@ from layerdrop_jax.data.tokenizers import EOS, PAD
 from layerdrop_jax.decoding.sampling import filter_log_probs
 from layerdrop_jax.training import language_modelling, train
 from layerdrop_jax.training.evaluate import evaluate
-from layerdrop_jax.training.language_modelling import answer, continue_prompts, make_measure
+from layerdrop_jax.training.language_modelling import answer, make_continuer, make_measure
 from layerdrop_jax.training.metrics import read_metrics
 from layerdrop_jax.training.prune import prune
 from layerdrop_jax.training.runs import load_run
@@ -149,7 +149,7 @@ PROMPTS = ["two three", "", "five", "one two three four", "seven eight"]
 
 
 def without_cache(run, prompt, number):
-    """What `continue_prompts` does for one prompt, computing the whole sequence for every token."""
+    """What `make_continuer` does for one prompt, computing the whole sequence for every token."""
     config = run.settings.decode
     log_probs = log_probs_of(run)
     ids = [EOS, *tokenizers.encode(run.tokenizer, [prompt])[0]]
@@ -186,17 +186,17 @@ def without_cache(run, prompt, number):
 )
 def test_continuations_are_those_without_a_cache(run, changes):
     run = with_section(run, "decode", **changes)
-    found = continue_prompts(run, PROMPTS)
+    found = make_continuer(run)(PROMPTS)
     wanted = [without_cache(run, prompt, number) for number, prompt in enumerate(PROMPTS)]
     assert found == wanted
     assert len(set(found)) > 2
     other = with_section(run, "decode", batch_rows=5)
-    assert continue_prompts(other, PROMPTS) == found
+    assert make_continuer(other)(PROMPTS) == found
 
 
 def test_another_seed_samples_another_text(run):
     texts = {
-        continue_prompts(with_section(run, "decode", seed=seed, temperature=2.0), ["one"])[0]
+        make_continuer(with_section(run, "decode", seed=seed, temperature=2.0))(["one"])[0]
         for seed in range(5)
     }
     assert len(texts) == 5
@@ -216,7 +216,7 @@ def test_a_prompt_that_is_too_long_loses_its_beginning_and_is_named(run, caplog)
     (ids,) = tokenizers.encode(run.tokenizer, [long])
     (fitting,) = tokenizers.decode(run.tokenizer, [ids[:room]])
     assert len(tokenizers.encode(run.tokenizer, [fitting])[0]) == room
-    found = continue_prompts(run, [fitting, long])
+    found = make_continuer(run)([fitting, long])
     assert f"prompt 2 has {len(ids)} tokens: only its last {room} count" in caplog.text
     assert "prompt 1" not in caplog.text
     log_probs = log_probs_of(run)
