@@ -11,7 +11,6 @@ import typing
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from scipy import stats
 
 from layerdrop_jax.analysis.plots import COLORS, MARKERS, STYLE, mean_and_range
 from layerdrop_jax.analysis.report import (
@@ -106,6 +105,8 @@ def agreement(first, second) -> tuple[float, float] | None:
       None where no rank correlation is defined: fewer than two such places, or a list whose values
       there are all the same.
     """
+    from scipy import stats  # a second or two, which no other mode of launch.py should wait
+
     pairs = [(a, b) for a, b in zip(first, second, strict=True) if None not in (a, b)]
     if any(len(set(values)) < 2 for values in (zip(*pairs, strict=True) if pairs else [()])):
         return None

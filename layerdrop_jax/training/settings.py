@@ -364,7 +364,7 @@ def differences(old: Mapping, new: Mapping) -> list[str]:
     ]
 
 
-def change(config: Mapping, changes, sections=("decode", "prune")) -> dict:
+def change(config: Mapping, changes, sections=("decode", "evaluate", "prune")) -> dict:
     """A copy of a run's config with some other values in some of its sections.
 
     Args:
