@@ -38,8 +38,8 @@ MODES = {  # what each reads beside --workdir
     "prune": (*CUT, "output"),
     "finetune": (*CUT, "output", "distributed"),
     "generate": (*CUT, "input", "output"),
-    "importance": ("set",),
-    "frontier": (*CUT, "budget_ms", "budget_params"),
+    "importance": ("set", "output"),
+    "frontier": (*CUT, "budget_ms", "budget_params", "output"),
     "describe": ("config",),
 }
 LAYERS = "layers to use: a depth, a list or STRATEGY:DEPTH, see docs/depth_on_demand.md"
@@ -48,7 +48,7 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "config file, variant a
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder")
 MODE = flags.DEFINE_enum("mode", "train", list(MODES), "what to do")
 INPUT = flags.DEFINE_string("input", "", "generate: file to read instead of standard input")
-OUTPUT = flags.DEFINE_string("output", "", "generate: file to write; prune, finetune: new folder")
+OUTPUT = flags.DEFINE_string("output", "", "generate: file to write; other modes: folder to make")
 STACKS = {s: flags.DEFINE_string(f"{s}_layers", None, LAYERS) for s in ("encoder", "decoder")}
 SET = flags.DEFINE_multi_string("set", [], "SECTION.KEY=VALUE, otherwise than the run's config")
 BUDGET_MS = flags.DEFINE_float("budget_ms", None, "frontier: milliseconds for a request", 0)
@@ -78,13 +78,13 @@ def main(argv):
     elif mode == "generate":
         generate(workdir, INPUT.value, OUTPUT.value, **cut)
     elif mode == "importance":
-        record = importance.measure(workdir, SET.value, command=command)
-        print(f"table: {write_importance(record, workdir)}", file=sys.stderr)
+        record = importance.measure(workdir, SET.value, output=OUTPUT.value, command=command)
+        print(f"table: {write_importance(record, OUTPUT.value or workdir)}", file=sys.stderr)
     elif mode == "frontier":
         budgets = {"budget_ms": BUDGET_MS.value, "budget_params": BUDGET_PARAMS.value}
-        record = frontier.measure(workdir, command=command, **cut, **budgets)
+        record = frontier.measure(workdir, output=OUTPUT.value, command=command, **cut, **budgets)
         print(json.dumps(frontier.summary(record)))
-        print(f"table: {write_frontier(record, workdir)}", file=sys.stderr)
+        print(f"table: {write_frontier(record, OUTPUT.value or workdir)}", file=sys.stderr)
     else:
         config = runs.read_config(workdir) if workdir else CONFIG.value.to_dict()
         print(describe(settings.parse(config)))

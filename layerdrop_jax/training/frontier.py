@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import pathlib
 import statistics
 import time
 
@@ -24,7 +25,14 @@ ROUNDS = 7  # timings of each depth, taken in turn with the others
 
 
 def measure(
-    workdir, *, flags, changes=(), budget_ms=None, budget_params=None, command: str
+    workdir,
+    *,
+    flags,
+    changes=(),
+    budget_ms=None,
+    budget_params=None,
+    output: str = "",
+    command: str,
 ) -> dict:
     """Measures a run's network at every depth; writes frontier.json.
 
@@ -39,6 +47,7 @@ def measure(
       changes: what to do otherwise than its config says, see `settings.change`.
       budget_ms: the most milliseconds that a request alone may take, prompt and new tokens.
       budget_params: the most parameters.
+      output: the folder for frontier.json; "" is the run's.
       command: what started it, for the record.
 
     Returns:
@@ -49,6 +58,8 @@ def measure(
       ValueError: a strategy that cannot be read, or a budget that no depth keeps.
     """
     run = load_run(workdir, changes)
+    folder = pathlib.Path(output or run.workdir)
+    folder.mkdir(parents=True, exist_ok=True)
     task, model, prune = tasks.of(run.settings), run.settings.model, run.settings.prune
     wanted = _every_choice(run, flags)
     scorer = Scorer(run)
@@ -95,10 +106,10 @@ def measure(
         "choice": None,
     }
     # Before the budget is looked at: what was measured is not lost by a budget that is too small.
-    _write(run, record)
+    _write(folder, record)
     if budget_ms is not None or budget_params is not None:
         record["choice"] = choose(depths, task, budget_ms, budget_params)
-        _write(run, record)
+        _write(folder, record)
     return record
 
 
@@ -289,5 +300,5 @@ def _depth_text(depth) -> str:
     return " + ".join(f"{len(kept)} {stack} layers" for stack, kept in depth["layers"].items())
 
 
-def _write(run, record):
-    tokenizers.write_atomically(run.workdir / FILE, json.dumps(record, indent=1) + "\n")
+def _write(folder, record):
+    tokenizers.write_atomically(folder / FILE, json.dumps(record, indent=1) + "\n")

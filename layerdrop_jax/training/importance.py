@@ -9,6 +9,7 @@ sub-layers|, that of Michel et al. 2019 for heads, a row of data at a time.
 import functools
 import json
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ from layerdrop_jax.training.state import model_graph
 FILE = "importance.json"
 
 
-def measure(workdir, changes=(), *, command: str) -> dict:
+def measure(workdir, changes=(), *, output: str = "", command: str) -> dict:
     """Measures the importance of every layer of a run's network; writes importance.json.
 
     Every score is kept (see `Scorer`): stopped, it goes on where it was.
@@ -36,6 +37,7 @@ def measure(workdir, changes=(), *, command: str) -> dict:
     Args:
       workdir: the run's folder.
       changes: what to do otherwise than its config says, see `settings.change`.
+      output: the folder for importance.json; "" is the run's.
       command: what started it, for the record.
 
     Returns:
@@ -43,6 +45,8 @@ def measure(workdir, changes=(), *, command: str) -> dict:
       a value for each of them.
     """
     run = load_run(workdir, changes)
+    folder = pathlib.Path(output or run.workdir)
+    folder.mkdir(parents=True, exist_ok=True)
     scorer = Scorer(run)
     model, prune = run.settings.model, run.settings.prune
     by_pass = {
@@ -86,7 +90,7 @@ def measure(workdir, changes=(), *, command: str) -> dict:
         "command": command,
         "stacks": stacks,
     }
-    tokenizers.write_atomically(run.workdir / FILE, json.dumps(record, indent=1) + "\n")
+    tokenizers.write_atomically(folder / FILE, json.dumps(record, indent=1) + "\n")
     return record
 
 
