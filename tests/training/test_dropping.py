@@ -221,11 +221,34 @@ def test_what_runs_is_divided_by_its_chance_to_run(step):
         ({"protect": "0;1"}, "drop.protect='0;1' is not a list of layers"),
         ({"over_steps": 0}, "drop.over_steps=0 is not 1 or more"),
         ({"over_time": "cosine"}, "drop.over_time='cosine' is unknown: it is one of constant,"),
+        ({"score_units": -1}, "drop.score_units=-1 is not 0 or more"),
+        ({"score_rate": 0.0}, "drop.score_rate=0.0 not above 0"),
+        ({"score_rate": -0.1, "score_units": 3}, "drop.score_rate=-0.1 not above 0"),
     ],
 )
 def test_bad_values_are_named(changes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         config(**changes)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("schedule", "linear"), ("protect", "0"), ("exact", True), ("over_time", "warm-up")],
+)
+def test_what_has_no_meaning_where_rates_are_learned(name, value):
+    config(decoder=0.5, **{name: value})
+    with pytest.raises(ValueError, match="has no meaning where drop.score_units=3 lets") as caught:
+        config(decoder=0.5, score_units=3, **{name: value})
+    assert str(caught.value).startswith(f"drop.{name}={value!r} ")
+    assert "\n" not in str(caught.value)
+
+
+def test_learned_rates_need_a_mean_to_keep():
+    assert config(decoder=0.5, score_units=3).score_units == 3
+    assert config(encoder=1.0, score_units=3).score_units == 3
+    with pytest.raises(ValueError, match=r"every stack \(encoder, decoder\) is 0"):
+        config(heads=0.5, score_units=3)
 
 
 def test_a_layer_to_protect_that_one_stack_lacks():
