@@ -19,6 +19,7 @@ from layerdrop_jax.training.state import make_params, make_state, model_graph, t
 from tests import tiny_run
 
 STEPS, A, B, S, T, V = 3, 2, 8, 29, 31, 336
+LEARNING_STEPS = 8  # the rates are equal in the first three
 LAYERS = {"encoder": 5, "decoder": 7}  # found on no other axis
 # relu has a kink: rounding that crosses it changes a gradient by more than rounding.
 MODEL = {"embed_dim": 16, "attention_heads": 2, "ffn_dim": 24, "activation": "gelu"}
@@ -60,7 +61,10 @@ def collectives(text):
 
 
 def run(step, state, batch, layers, mesh, *, shard):
-    """The steps with each rate, [whole, part] of the shape of each array, and the collectives."""
+    """The steps with each rate, [whole, part] of the shape of each array, and the collectives.
+
+    Where rates are learned, with one rate, from which nothing follows; and the scores after it.
+    """
     layout = sharding.state_sharding(state, mesh, stacks=layers, shard=shard)
     step = jax.jit(step, out_shardings=(layout, sharding.replicated(mesh)))
     first = jax.device_put(state, layout)
@@ -71,14 +75,14 @@ def run(step, state, batch, layers, mesh, *, shard):
             {side: {"layers": np.full(n, rate, np.float32)} for side, n in layers.items()},
             sharding.replicated(mesh),
         )
-        for rate in (0.5, 0.0, 1.0)
+        for rate in ((0.5,) if "scores" in state else (0.5, 0.0, 1.0))
     }
     with jax.set_mesh(mesh):
         step = step.lower(first, batch, rates=rates[0.5]).compile()
     result = {"steps": {}, "collectives": collectives(step.as_text())}
     for rate, rates_of_layers in rates.items():
         state, steps = first, []
-        for _ in range(STEPS):
+        for _ in range(LEARNING_STEPS if "scores" in state else STEPS):
             state, metrics = step(state, batch, rates=rates_of_layers)
             steps.append({name: float(value) for name, value in metrics.items()})
             steps[-1]["layers_run"] = jax.tree.map(lambda a: a.tolist(), state["layers_run"])
@@ -90,6 +94,13 @@ def run(step, state, batch, layers, mesh, *, shard):
         ]
         for path, array in jax.tree_util.tree_leaves_with_path(state)
     }
+    if "scores" in state:
+        result["scores"] = {
+            jax.tree_util.keystr(path, simple=True, separator="/"): [
+                np.asarray(part.data).tolist() for part in array.addressable_shards
+            ]
+            for path, array in jax.tree_util.tree_leaves_with_path(state["scores"])
+        }
     return result
 
 
@@ -143,5 +154,12 @@ if __name__ == "__main__":
         make_lm_batch(),
         {"decoder": 6},
         {"lm_one": (one, False), "lm_sharded": (eight, True)},
+    )
+    sizes["drop"] = {"decoder": 0.5, "score_units": 16, "score_rate": 0.3}
+    found |= runs(
+        tiny_run.tiny_lm_config(unread, **sizes),
+        make_lm_batch(),
+        {"decoder": 6},
+        {"learned_one": (one, False), "learned_sharded": (eight, True)},
     )
     pathlib.Path(sys.argv[1]).write_text(json.dumps(found))

@@ -16,9 +16,9 @@ import jax
 import numpy as np
 import pytest
 
-from launch import EXIT_INTERRUPTED
 from layerdrop_jax.training import settings as settings_lib
 from layerdrop_jax.training.checkpoints import restore_params
+from layerdrop_jax.training.command_line import EXIT_INTERRUPTED
 from layerdrop_jax.training.metrics import read_metrics
 from layerdrop_jax.training.state import abstract_params
 from layerdrop_jax.training.train import STEPS_BETWEEN_AGREEMENTS, train
@@ -76,6 +76,23 @@ def test_eight_devices_take_the_steps_of_one(eight, single, layout, rate):
             assert 0 < np.mean(counts) < drawn
         else:
             assert set(counts) == {drawn if rate == "0.0" else 0}
+
+
+def test_eight_devices_learn_the_rates_of_one(eight):
+    """And draw the same layers by them: every device has the same scores, bit for bit."""
+    one, many = eight["learned_one"], eight["learned_sharded"]
+    for a, b in zip(one["steps"]["0.5"], many["steps"]["0.5"], strict=True):
+        for name in ("layers_run", "decoder_layers", "tokens"):
+            assert a[name] == b[name]
+        assert b["loss"] == pytest.approx(a["loss"], rel=TOLERANCE)
+    for name, (value,) in one["scores"].items():
+        copies = many["scores"][name]
+        assert len(copies) == 8
+        assert all(copy == copies[0] for copy in copies)
+        # Adam divides a gradient by its own size, and the size of its rounding with it.
+        np.testing.assert_allclose(copies[0], value, rtol=1e-3, atol=1e-4)
+    out_U = one["scores"]["stacks/decoder/scorer/out"][0]
+    assert np.abs(out_U).max() > 0.5, "no rates were learned"
 
 
 def test_each_device_holds_its_part(eight):
