@@ -17,6 +17,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 import launch
+from layerdrop_jax.training import command_line
 from layerdrop_jax.training.metrics import read_metrics
 from tests import tiny_run
 from tests.tiny_run import train_lines
@@ -134,7 +135,7 @@ def test_killed_and_terminated_at_random_it_ends_as_if_it_never_had_been(unbroke
     output, code = strike(
         start(tmp_path / "run"), tmp_path / "run", signal.SIGTERM, after=90, seed=seed + 2
     )
-    assert code == launch.EXIT_INTERRUPTED == 75, output
+    assert code == command_line.EXIT_INTERRUPTED == 75, output
     last = output.splitlines()[-1]
     assert last.startswith("launch.py: stopped at step ")
     assert last.endswith(

@@ -27,7 +27,7 @@ def every_other(num_layers: int, rate: float) -> tuple[int, ...]:
             f"every_other cannot drop a share of {rate}: its rate lies in [0, 0.5]; "
             "use evenly_spaced with the number of layers to keep"
         )
-    if rate == 0:
+    if rate == 0 or 1 / rate > num_layers + 1:  # no layer is that deep
         return tuple(range(num_layers))
     period = math.floor(1 / rate + 1e-9)  # 1 / (1 / 49) must not fall below 49 by rounding
     return tuple(layer for layer in range(num_layers) if (layer + 1) % period != 0)
@@ -126,7 +126,8 @@ def check_layers(layers, num_layers: int) -> tuple[int, ...]:
     layers = tuple(operator.index(layer) for layer in layers)
     for layer in layers:
         if not 0 <= layer < num_layers:
-            raise ValueError(f"layer {layer} does not exist: the layers are 0 to {num_layers - 1}")
+            known = f"the layers are 0 to {num_layers - 1}" if num_layers else "there are none"
+            raise ValueError(f"layer {layer} does not exist: {known}")
     for before, layer in itertools.pairwise(layers):
         if layer == before:
             raise ValueError(f"layer {layer} is named twice in {layers}: name each layer once")
