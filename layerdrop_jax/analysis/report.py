@@ -171,6 +171,10 @@ def _outcome_rows(records) -> list[tuple[str, str]]:
                 weight = "steps" if name.endswith("layers") else "seconds"
                 mean = sum(r[name] * r[weight] for r in lines) / sum(r[weight] for r in lines)
                 rows.append((text, form.format(mean)))
+        for name in train[-1]:
+            if name.endswith("_rates"):
+                learned = " ".join(f"{rate:.2f}" for rate in train[-1][name])
+                rows.append((f"drop rates learned, {name.removesuffix('_rates')}", learned))
     return rows
 
 

@@ -45,17 +45,11 @@ def search(score: Score, num_layers: int, keep: int, *, budget: int, seed) -> tu
       seed: of the random sets.
 
     Raises:
-      ValueError: a budget that greedy elimination alone exceeds.
+      ValueError: see `check_budget`.
     """
     if math.comb(num_layers, keep) <= budget:
         return min(itertools.combinations(range(num_layers), keep), key=score)
-    greedy = elimination_cost(num_layers, keep)
-    if greedy > budget:
-        raise ValueError(
-            f"a budget of {budget} evaluations is too small: there are "
-            f"{math.comb(num_layers, keep):,} sets of {keep} in {num_layers} layers, and greedy "
-            f"elimination takes {greedy}"
-        )
+    check_budget(num_layers, keep, budget)
     found = {}
 
     def remember(layers):
@@ -69,6 +63,16 @@ def search(score: Score, num_layers: int, keep: int, *, budget: int, seed) -> tu
                 break
             remember(layers)
     return min((layers for layers in found if len(layers) == keep), key=found.get)
+
+
+def check_budget(num_layers: int, keep: int, budget: int) -> None:
+    """Raises a ValueError where `search` can neither try every set nor eliminate layers."""
+    sets, greedy = math.comb(num_layers, keep), elimination_cost(num_layers, keep)
+    if min(sets, greedy) > budget:
+        raise ValueError(
+            f"a budget of {budget} evaluations is too small: there are {sets:,} sets of {keep} in "
+            f"{num_layers} layers, and greedy elimination takes {greedy}"
+        )
 
 
 def elimination_cost(num_layers: int, keep: int) -> int:

@@ -32,7 +32,13 @@ from layerdrop_jax.core.pruning import (
     random_layers,
     top_layers,
 )
-from layerdrop_jax.core.search import elimination_cost, greedy_elimination, search, search_cost
+from layerdrop_jax.core.search import (
+    check_budget,
+    elimination_cost,
+    greedy_elimination,
+    search,
+    search_cost,
+)
 from layerdrop_jax.data.progress import progress
 from layerdrop_jax.training import importance
 from layerdrop_jax.training.checkpoints import read_metadata
@@ -100,7 +106,7 @@ def _check(run, stack, strategy):
     if strategy.name == "data_driven":
         _learned_scores(run, stack)
     if strategy.name == "search_on_valid":
-        search(lambda layers: 0.0, depth, strategy.value, budget=run.settings.prune.budget, seed=0)
+        check_budget(depth, strategy.value, run.settings.prune.budget)
 
 
 def _layers(run, stack, strategy, others, scorer):
