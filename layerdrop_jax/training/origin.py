@@ -38,9 +38,7 @@ def load_origin(settings: Settings) -> Origin | None:
     chosen, theirs = init.chosen(), run.settings.model
     if unknown := chosen.keys() - theirs.stacks.keys():
         raise ValueError(f"init.layers: the model of {init.run} has no {min(unknown)}")
-    layers = {
-        stack: chosen.get(stack, tuple(range(theirs.depth(stack)))) for stack in theirs.stacks
-    }
+    layers = {stack: tuple(range(theirs.depth(stack))) for stack in theirs.stacks} | chosen
     for stack, kept in layers.items():
         try:
             check_layers(kept, theirs.depth(stack))
@@ -65,7 +63,7 @@ def _check_fits(params, wanted, folder):
             )
 
 
-def carry_over(origin: Origin, settings: Settings, optimizer) -> dict:
+def carry_over(origin: Origin, settings: Settings) -> dict:
     """The entries of the first state that come from the origin: parameters, and moments if asked.
 
     Raises:
@@ -94,7 +92,7 @@ def carry_over(origin: Origin, settings: Settings, optimizer) -> dict:
         raise ValueError(f"{error}; init.moments=anew starts without its moments") from None
     # The moments are those of the last checkpoint, and so the weights are too.
     _, rows = cut_model(theirs.model, origin.layers)
-    fresh = optimizer.init(origin.params)
+    fresh = make_optimizer(settings.optimizer)[0].init(origin.params)
     moments = carry_moments(take_rows(state["optimizer"], rows), fresh)
     return {"params": take_rows(state["params"], rows), "optimizer": moments}
 

@@ -59,9 +59,12 @@ def train(config, workdir, *, command: str) -> None:
     check_folder(workdir, config)
     begins = not saved_steps(workdir / "checkpoints")
     beginning = origin.load_origin(settings) if begins or settings.init.distill else None
-    if beginning and begins and jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        origin.write_numbers(beginning, workdir)
+    taken = {}
+    if beginning and begins:
+        taken = origin.carry_over(beginning, settings)
+        if jax.process_index() == 0:
+            workdir.mkdir(parents=True, exist_ok=True)
+            origin.write_numbers(beginning, workdir)
 
     # Data
     rows, valid_rows = task.prepare(settings, workdir, config)
@@ -112,9 +115,7 @@ def train(config, workdir, *, command: str) -> None:
     print(*describe_rates(settings), sep="\n", flush=True)
 
     # Restore
-    if beginning and begins:
-        taken = origin.carry_over(beginning, settings, optimizer)
-        state |= {name: sharding.put(tree, layout[name]) for name, tree in taken.items()}
+    state |= {name: sharding.put(tree, layout[name]) for name, tree in taken.items()}
     teacher = None
     if settings.init.distill:
         params, shard = beginning.run.params, settings.train.shard_parameters
