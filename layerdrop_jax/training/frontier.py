@@ -82,7 +82,7 @@ def measure(
                     "parameter_bytes": 4 * params_of(model, layers),  # float32
                     "nats": nats,
                     "kept": kept_share(nats, full, floor),
-                    **quality("valid", masks(model, layers)),
+                    task.QUALITY: quality("valid", masks(model, layers))[task.QUALITY],
                 }
             )
             advance(1)
@@ -178,8 +178,8 @@ def choose(depths, task, budget_ms, budget_params) -> int:
     if not within:
         fastest = min(depth["latency"]["1"]["request_ms"] for depth in depths)
         smallest = min(depth["parameters"] for depth in depths)
-        asked = [f"--budget_ms={budget_ms:g}"] * (budget_ms is not None)
-        asked += [f"--budget_params={budget_params}"] * (budget_params is not None)
+        asked = [] if budget_ms is None else [f"--budget_ms={budget_ms:g}"]
+        asked += [] if budget_params is None else [f"--budget_params={budget_params}"]
         raise ValueError(
             f"no depth keeps {' and '.join(asked)}: the fastest takes {fastest:.3g} ms a request, "
             f"the smallest has {smallest:,} parameters"
@@ -196,7 +196,7 @@ def _every_choice(run, flags) -> list[dict]:
     for stack in model.stacks:
         text = flags.get(stack) or ("spread" if stack == "decoder" else "all")
         if text in RULES or text in MEASURED:
-            depths = range(model.depth(stack), 0, -1)
+            depths = range(model.depth(stack), 0, -1) or [0]
             of_stack[stack] = [parse_strategy(f"{text}:{depth}") for depth in depths]
         else:
             of_stack[stack] = [parse_strategy(text)]
