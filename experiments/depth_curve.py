@@ -30,7 +30,6 @@ from layerdrop_jax.analysis.report import compare_runs
 from layerdrop_jax.training.metrics import read_metrics
 
 KEPT = ("results.json", "comparison.md", "comparison.png", "learning_curves.png")
-STACKS = ("encoder", "decoder")
 
 
 def main(argv=None):
@@ -144,7 +143,7 @@ def stacks_that_drop(config) -> list[str]:
     if get_config is None:
         raise ValueError(f"--config={config} names no config file: {path} has no get_config")
     drop = (get_config(variant) if variant else get_config()).drop
-    return [stack for stack in STACKS if stack in drop]
+    return [stack for stack in running.STACKS if stack in drop]
 
 
 def what_came_out(workdir) -> dict:
@@ -154,7 +153,7 @@ def what_came_out(workdir) -> dict:
     records = read_metrics(workdir)
     return {
         "seed": config["seed"],
-        "drop": {stack: drop[stack] for stack in STACKS if stack in drop},
+        "drop": {stack: drop[stack] for stack in running.STACKS if stack in drop},
         "command": next((r["command"] for r in records if r["kind"] == "start"), None),
         "lines": [r for r in records if r["kind"] in ("data", "test", "depth")],
     }

@@ -22,12 +22,12 @@ import shutil
 import sys
 
 from experiments import running
-from experiments.pruning_strategies import STACKS, labelled
+from experiments.pruning_strategies import labelled
 from layerdrop_jax.analysis.plots import best_of, mean_and_range
 from layerdrop_jax.analysis.report import spread_text, table
 from layerdrop_jax.data.tokenizers import write_atomically
-from layerdrop_jax.training import strategies, tasks
-from layerdrop_jax.training.runs import load_run, masks
+from layerdrop_jax.training import settings, strategies, tasks
+from layerdrop_jax.training.runs import load_run, masks, read_config
 
 KEPT = ("finetuning.json", "finetuning.md")
 WAYS = {
@@ -43,7 +43,7 @@ def main(argv=None):
     )
     parser.add_argument("--run", required=True, action="append", type=labelled, metavar="LABEL=RUN")
     parser.add_argument("--out", required=True, type=pathlib.Path)
-    for stack in STACKS:
+    for stack in running.STACKS:
         parser.add_argument(f"--{stack}_layers", metavar="STRATEGY")
     parser.add_argument("--distill", type=float, default=0.5)
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
@@ -51,9 +51,12 @@ def main(argv=None):
     parser.add_argument("--results", type=pathlib.Path)
     argv = sys.argv[1:] if argv is None else argv
     arguments = parser.parse_args(argv)
-    flags = {stack: getattr(arguments, f"{stack}_layers") for stack in STACKS}
+    flags = {stack: getattr(arguments, f"{stack}_layers") for stack in running.STACKS}
     if not any(flags.values()):
         parser.error("--encoder_layers or --decoder_layers says what is cut, and how")
+    names = [pathlib.Path(folder).name for _, folder in arguments.run]
+    if len(set(names)) < len(names):
+        parser.error(f"two runs have one name, and so would what is made of them: {names}")
     try:
         cuts = [(label, folder, *cut(folder, flags)) for label, folder in arguments.run]
     except (ValueError, OSError) as error:
@@ -63,6 +66,9 @@ def main(argv=None):
         for label, folder, layers, _ in cuts
         for way in WAYS
     ]
+    for made in jobs:
+        if running.is_done(made.workdir):
+            check_made(made, parser)
     running.run_waiting(jobs, parallel=arguments.parallel)
 
     rows = []
@@ -121,6 +127,22 @@ def job(label, folder, layers, way, arguments) -> running.Job:
     own = [change.format(distill=arguments.distill) for change in WAYS[way]]
     flags += [f"--set={change}" for change in (*arguments.set, *own)]
     return running.Job(label, f"{pathlib.Path(folder).name}, {way}", out, tuple(flags))
+
+
+def check_made(made: running.Job, parser) -> None:
+    """Ends with an error where a run that is done was not made as it would be now."""
+    config = read_config(made.workdir)
+    flags = [flag.removeprefix("--").partition("=")[::2] for flag in made.flags]
+    changes = [value for name, value in flags if name == "set"]
+    chosen = config["init"]["layers"]
+    wanted = {
+        name.removesuffix("_layers"): value.removeprefix("explicit:")
+        for name, value in flags
+        if name.endswith("_layers")
+    }
+    same_layers = chosen == " ".join(f"{stack}:{kept}" for stack, kept in wanted.items())
+    if not same_layers or settings.change(config, changes, tuple(config)) != config:
+        parser.error(f"{made.workdir} was made with other layers or settings: use another --out")
 
 
 def as_text(record) -> str:

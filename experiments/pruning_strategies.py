@@ -18,6 +18,7 @@ import shlex
 import shutil
 import sys
 
+from experiments import running
 from layerdrop_jax.analysis.strategies import write_strategies
 from layerdrop_jax.core.pruning import MEASURED, RULES, parse_strategy
 from layerdrop_jax.data.tokenizers import write_atomically
@@ -27,7 +28,6 @@ from layerdrop_jax.training.scoring import Scorer
 
 RECORD = "strategies.json"
 KEPT = (RECORD, "strategies.md", "strategies.png")
-STACKS = ("encoder", "decoder")
 # spread is Every Other at half depth, and evenly spaced layers elsewhere.
 NAMES = tuple(name for name in (*RULES, *MEASURED) if name != "evenly_spaced")
 
@@ -40,23 +40,26 @@ def main(argv=None):
     parser.add_argument("--out", required=True, type=pathlib.Path)
     parser.add_argument("--title", default="Strategies of pruning")
     parser.add_argument("--strategies", default=",".join(NAMES), metavar="NAME,...")
-    for stack in STACKS:
+    for stack in running.STACKS:
         parser.add_argument(f"--{stack}_layers", type=int, metavar="DEPTH")
     parser.add_argument("--results", type=pathlib.Path)
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     argv = sys.argv[1:] if argv is None else argv
     arguments = parser.parse_args(argv)
-    depths = {stack: getattr(arguments, f"{stack}_layers") for stack in STACKS}
+    depths = {stack: getattr(arguments, f"{stack}_layers") for stack in running.STACKS}
     depths = {stack: depth for stack, depth in depths.items() if depth is not None}
     if not depths:
         parser.error("--encoder_layers or --decoder_layers says to which depth")
+    names = arguments.strategies.split(",")
+    for name in names:
+        if name not in (*RULES, *MEASURED):
+            known = ", ".join((*RULES, *MEASURED))
+            parser.error(f"--strategies: {name!r} is no strategy with a depth; these are: {known}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     found = {}
     try:
         for label, folder in arguments.run:
-            scores = compare(
-                folder, depths, arguments.strategies.split(","), arguments.set, arguments.out
-            )
+            scores = compare(folder, depths, names, arguments.set, arguments.out)
             found.setdefault(label, []).append(scores)
     except (ValueError, OSError) as error:
         parser.error(str(error))
@@ -125,7 +128,7 @@ def compare(folder, depths, names, changes, out) -> dict:
     rows = []
     for name in names:
         texts = {stack: f"{name}:{depth}" for stack, depth in depths.items()}
-        if name == "data_driven" and not run.settings.drop.score_units:
+        if name == "data_driven" and None in (strategies.learned_scores(run, s) for s in depths):
             continue  # nothing was learned in that run
         whole = dict.fromkeys(model.stacks, "all")
         layers, chosen = strategies.choose(run, strategies.wanted(run, texts, whole), scorer)
@@ -147,9 +150,12 @@ def compare(folder, depths, names, changes, out) -> dict:
 
 
 def merge(runs) -> dict:
-    """The scores of runs that differ in their seed, as lists over the seeds."""
-    names = [row["name"] for row in runs[0]["strategies"]]
+    """The scores of runs that differ in their seed, as lists over the seeds.
+
+    A strategy that one of them lacks, as Data Driven where nothing was learned, is left out.
+    """
     by_name = [{row["name"]: row for row in run["strategies"]} for run in runs]
+    names = [name for name in by_name[0] if all(name in rows for rows in by_name)]
     return {
         "seeds": [run["seed"] for run in runs],
         "full": {key: [run["full"][key] for run in runs] for key in runs[0]["full"]},

@@ -13,6 +13,7 @@ from layerdrop_jax.training.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
 SECONDS_BETWEEN_LINES = 10
+STACKS = ("encoder", "decoder")
 
 
 class Job(typing.NamedTuple):

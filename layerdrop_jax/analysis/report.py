@@ -231,7 +231,10 @@ def _subset_table(records) -> str:
     The nats are those of the sample on which layers are chosen; the splits are scored whole.
     """
     last = {}
-    for line in plots.of_kind(records, "subset", "nats"):
+    lines = plots.of_kind(records, "subset", "nats")
+    for line in lines:
+        if line["step"] < lines[-1]["step"]:
+            continue  # of older weights
         stacks = [name.removesuffix("_layers") for name in line if name.endswith("_layers")]
         last[tuple(tuple(line[f"{stack}_layers"]) for stack in stacks)] = stacks, line
     rows = []

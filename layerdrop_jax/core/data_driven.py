@@ -14,12 +14,14 @@ leaves open is settled here:
   that are all equal give every layer the rate p, which is where learning starts.
 * The gradient. The loss depends on a score through the mask z that is drawn, and the gradient of
   its mean is E[(loss - b) d log P(z) / d s], for any b that does not look at z: the score-function
-  estimator, unbiased, and for free, since log P needs z alone and a dropped layer stays dropped.
+  estimator. It is unbiased, noisy, and costs nothing, since log P needs z alone and a dropped layer
+  stays dropped. (Training clips loss - b where it is more than three deviations.)
 
-  The cheap alternative, straight-through, multiplies a kept layer by z_d and takes d loss / d z_d.
-  That derivative is along the scale of the layer's output, which the layer's own weights set: where
-  they are trained, it is zero on average for a useless and for an indispensable layer alike. A
-  relaxation (Concrete, Hard Concrete) has to run every layer in every step.
+  Straight-through, which multiplies what a layer adds by z_d and takes d loss / d z_d, says little
+  here. For a layer that ran it is the derivative along the scale of the layer's own output, which
+  the layer's weights set: where they are at a stationary point, that is zero on average, for a
+  useless and for an indispensable layer alike. For a layer that was dropped it would say more, but
+  the layer would have to be computed. So would the layers of a relaxation with soft gates.
 """
 
 import jax
@@ -65,6 +67,8 @@ def learned_rates(score_N, rate) -> jax.Array:
     Returns:
       float32[N].
     """
+    if score_N.shape[0] == 0:
+        return jnp.zeros(0, jnp.float32)
     log_q_N = jax.nn.log_softmax(jnp.asarray(score_N, jnp.float32))
     kept = 1 - jnp.asarray(rate, jnp.float32)
 

@@ -42,19 +42,19 @@ def evenly_spaced(num_layers: int, keep: int) -> tuple[int, ...]:
     Raises, as the rules below do:
       ValueError: ``keep`` outside 0 to ``num_layers``.
     """
-    _check_keep(num_layers, keep)
+    check_keep(num_layers, keep)
     return tuple(j * num_layers // keep for j in range(keep))
 
 
 def first(num_layers: int, keep: int) -> tuple[int, ...]:
     """The first ``keep`` layers; Fan et al. 2020, Figure 4, find it harmful."""
-    _check_keep(num_layers, keep)
+    check_keep(num_layers, keep)
     return tuple(range(keep))
 
 
 def last(num_layers: int, keep: int) -> tuple[int, ...]:
     """The last ``keep`` layers; Fan et al. 2020, Figure 4, find it harmful."""
-    _check_keep(num_layers, keep)
+    check_keep(num_layers, keep)
     return tuple(range(num_layers - keep, num_layers))
 
 
@@ -63,32 +63,33 @@ def ends(num_layers: int, keep: int) -> tuple[int, ...]:
 
     The middle goes: Fan et al. 2020, Figure 5, find the first and the last layers to matter most.
     """
-    _check_keep(num_layers, keep)
+    check_keep(num_layers, keep)
     front = (keep + 1) // 2
     return tuple(range(front)) + tuple(range(num_layers - (keep - front), num_layers))
 
 
 def random_layers(num_layers: int, keep: int, seed) -> tuple[int, ...]:
     """``keep`` layers, every set with the same chance; ``seed`` as `np.random.default_rng`'s."""
-    _check_keep(num_layers, keep)
+    check_keep(num_layers, keep)
     drawn = np.random.default_rng(seed).choice(num_layers, keep, replace=False)
     return tuple(sorted(int(layer) for layer in drawn))
 
 
 def spread(num_layers: int, keep: int) -> tuple[int, ...]:
     """Every Other where it reaches that depth, evenly spaced layers elsewhere: `every_depth`."""
-    _check_keep(num_layers, keep)
+    check_keep(num_layers, keep)
     return {len(layers): layers for _, layers in every_depth(num_layers)}.get(keep, ())
 
 
 def top_layers(score_N, keep: int) -> tuple[int, ...]:
     """The ``keep`` layers with the highest scores; of equal ones the first."""
     score_N = np.asarray(score_N, np.float64)
-    _check_keep(score_N.size, keep)
+    check_keep(score_N.size, keep)
     return tuple(sorted(int(layer) for layer in np.argsort(-score_N, kind="stable")[:keep]))
 
 
-def _check_keep(num_layers: int, keep: int) -> None:
+def check_keep(num_layers: int, keep: int) -> None:
+    """Raises a ValueError where ``keep`` is not from 0 to ``num_layers``."""
     if not 0 <= keep <= num_layers:
         raise ValueError(f"cannot keep {keep} of {num_layers} layers: keep 0 to {num_layers}")
 

@@ -271,18 +271,23 @@ class _LastAndBest:
         return [step in keep for step in steps]
 
 
-def restore_state(folder, abstract_state: dict) -> dict:
+def restore_state(folder, abstract_state: dict) -> tuple[int, dict]:
     """Reads the newest whole state that can be read; nothing in the folder is changed.
 
-    Args and errors: as `Checkpoints.restore_latest`, and FileNotFoundError without checkpoints.
+    Returns:
+      ``(step, state)``.
+
+    Raises:
+      FileNotFoundError: no checkpoints there.
+      ValueError, OSError: as `Checkpoints.restore_latest`.
     """
     folder = pathlib.Path(folder).absolute()
     if not saved_steps(folder):
         raise FileNotFoundError(f"no checkpoints in {folder}; is this the folder of a run?")
     rest = {name: tree for name, tree in abstract_state.items() if name != "params"}
     abstract = {"params": abstract_state["params"], "state": rest}
-    _, parts, _, _ = _read_newest(folder, saved_steps(folder), abstract)
-    return {"params": parts["params"], **parts["state"]}
+    step, parts, _, _ = _read_newest(folder, saved_steps(folder), abstract)
+    return step, {"params": parts["params"], **parts["state"]}
 
 
 def restore_params(folder, abstract_params: dict, *, which: str, average: int = 1):

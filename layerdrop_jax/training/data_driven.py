@@ -20,7 +20,7 @@ from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.models.blocks import BlockConfig, Watch
 from layerdrop_jax.training.dropping import DropConfig
 
-MEMORY = 0.01  # weight of the newest update in a running mean, once there are a hundred
+MEMORY = 0.01  # weight of the newest in a running mean; the loss's starts as a plain mean
 LARGEST = 3.0  # advantage, in standard deviations: one odd batch must not decide
 
 
@@ -102,7 +102,14 @@ def gradients(scores: dict, drop: DropConfig, keep: dict, nats) -> dict:
     return found
 
 
-def update(scores: dict, drop: DropConfig, *, grads, activation, layers, nats, num_micro) -> dict:
+def squared_deviation(scores: dict, nats):
+    """How far a micro-batch's loss is from the running mean, squared."""
+    return (nats - scores["nats"]) ** 2
+
+
+def update(
+    scores: dict, drop: DropConfig, *, grads, activation, layers, nats, square, num_micro
+) -> dict:
     """The entry after an update.
 
     Args:
@@ -112,6 +119,7 @@ def update(scores: dict, drop: DropConfig, *, grads, activation, layers, nats, n
       activation: for each stack what `make_watch` saw, float32[N, D], summed over them.
       layers: for each stack in how many of them each layer ran, int32[N].
       nats: mean -log p per token of the update.
+      square: `squared_deviation`, summed over the micro-batches.
       num_micro: how many there were.
     """
     optimizer = optax.adam(drop.score_rate)
@@ -131,11 +139,11 @@ def update(scores: dict, drop: DropConfig, *, grads, activation, layers, nats, n
         }
     count = scores["updates"]
     weight = jnp.maximum(1 / (count + 1), MEMORY).astype(jnp.float32)
-    off = nats - scores["nats"]
+    old = scores["square"]
     return {
         "stacks": stacks,
-        "nats": scores["nats"] + weight * off,
-        # The first loss is off from nothing.
-        "square": jnp.where(count > 0, scores["square"] + weight * (off**2 - scores["square"]), 0),
+        "nats": scores["nats"] + weight * (nats - scores["nats"]),
+        # The first loss deviates from nothing.
+        "square": jnp.where(count > 0, old + weight * (square / num_micro - old), 0),
         "updates": count + 1,
     }

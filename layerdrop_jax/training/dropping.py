@@ -83,6 +83,7 @@ class DropConfig:
 
     def _check_learned(self):
         given = {"schedule": "constant", "protect": "", "exact": False, "over_time": "constant"}
+        given["rescale"] = False  # by 1 / (1 - rate), through which the scores get no gradient
         for name, needed in given.items():
             if getattr(self, name) != needed:
                 raise ValueError(

@@ -1,35 +1,83 @@
 """Training a run's network on, whole or cut to fewer layers, as a run of its own."""
 
+import pathlib
+
+from layerdrop_jax.core.pruning import parse_strategy
 from layerdrop_jax.training import settings as settings_lib
 from layerdrop_jax.training import strategies
 from layerdrop_jax.training.prune import cut
-from layerdrop_jax.training.runs import load_run
+from layerdrop_jax.training.runs import check_folder, is_fresh, load_run, read_config
 from layerdrop_jax.training.train import train
 
 
 def finetune(workdir, output, *, flags, changes, command: str) -> str:
     """Trains the network of a run on, in a folder of its own, with the layers that flags choose.
 
+    The new run's config is that of the run with what ``changes`` change. A folder that was begun
+    before goes on with the layers chosen then, and needs the old run only for its teacher.
+
     Args:
       workdir: the run's folder, which stays as it is.
-      output: the folder of the new run; trained on where it was, if it exists. "" is the run's name
-        with -finetuned behind it.
+      output: the folder of the new run; "" is the run's name with -finetuned behind it.
       flags: a strategy by stack, see `strategies`; a stack without one stays whole.
       changes: values of the new run's config that differ from the old one's, "train.steps=500".
+        Those of its section ``prune`` hold for the choice of layers too.
       command: what started it, for the report.
 
     Returns:
       the new run's folder.
 
     Raises:
-      what `train` raises.
+      what `train` raises; ValueError: an ``output`` that was begun otherwise.
     """
     output = output or f"{str(workdir).rstrip('/')}-finetuned"
-    run = load_run(workdir)
-    whole = dict.fromkeys(run.settings.model.stacks, "all")
-    layers, _ = strategies.choose(run, strategies.wanted(run, flags, whole))
+    if is_fresh(pathlib.Path(output)):
+        config = _begin(workdir, output, flags, changes)
+    else:
+        config = read_config(output)
+        _check_begun(config, workdir, output, flags)
+        config = settings_lib.change(config, changes, tuple(config))
+    train(config, output, command=command)
+    return output
+
+
+def _begin(workdir, output, flags, changes) -> dict:
+    """The config of a new run; whatever can be refused is, before layers are looked for."""
+    run = load_run(workdir, [change for change in changes if change.startswith("prune.")])
+    wanted = strategies.wanted(run, flags, dict.fromkeys(run.settings.model.stacks, "all"))
+    config = {**run.config, "init": run.config["init"] | {"run": str(workdir), "layers": ""}}
+    config = settings_lib.change(config, changes, tuple(config))
+    settings_lib.parse(config)
+    check_folder(pathlib.Path(output), config)
+    protect = config["drop"]["protect"]
+    said = any(change.startswith("drop.protect=") for change in changes)
+    if protect and not said and any(strategy.name != "all" for strategy in wanted.values()):
+        raise ValueError(
+            f"drop.protect={protect!r} names layers of the whole network: say with "
+            "--set=drop.protect=... which of those that stay are protected"
+        )
+
+    layers, _ = strategies.choose(run, wanted)
     config, _ = cut(run, layers)
     chosen = [f"{stack}:{','.join(map(str, kept))}" for stack, kept in layers.items()]
     config["init"] |= {"run": str(workdir), "layers": " ".join(chosen)}
-    train(settings_lib.change(config, changes, tuple(config)), output, command=command)
-    return output
+    return settings_lib.change(config, changes, tuple(config))
+
+
+def _check_begun(config, workdir, output, flags):
+    """Raises a ValueError where a run was begun from another one, or with other layers."""
+    begun = config["init"]["run"]
+    if not begun or pathlib.Path(begun).resolve() != pathlib.Path(workdir).resolve():
+        raise ValueError(
+            f"--output={output} holds a run that did not start from {workdir}: name another folder"
+        )
+    for stack, text in flags.items():
+        if text is None:
+            continue
+        strategy, depth = parse_strategy(text), config["model"].get(f"{stack}_layers")
+        wanted = len(strategy.value) if strategy.name == "explicit" else strategy.value
+        if isinstance(wanted, int) and wanted != depth:
+            raise ValueError(
+                f"--output={output} holds a run with {depth} {stack} layers, which "
+                f"--{stack}_layers={text} does not choose: name another folder"
+            )

@@ -11,7 +11,14 @@ from layerdrop_jax.data import tokenizers
 from layerdrop_jax.training.checkpoints import restore_state
 from layerdrop_jax.training.optimizers import carry_moments, make_optimizer
 from layerdrop_jax.training.prune import cut, take_rows
-from layerdrop_jax.training.runs import PRUNED, Run, cut_model, load_run, original_layers
+from layerdrop_jax.training.runs import (
+    PRUNED,
+    Run,
+    cut_model,
+    hash_params,
+    load_run,
+    original_layers,
+)
 from layerdrop_jax.training.settings import Settings
 from layerdrop_jax.training.state import abstract_params, make_params, make_state
 
@@ -63,14 +70,17 @@ def _check_fits(params, wanted, folder):
             )
 
 
-def carry_over(origin: Origin, settings: Settings) -> dict:
+def carry_over(origin: Origin, settings: Settings) -> tuple[dict, list[int]]:
     """The entries of the first state that come from the origin: parameters, and moments if asked.
+
+    Returns:
+      ``(entries, steps)``; the steps are those of the checkpoints that the weights come from.
 
     Raises:
       ValueError: moments that the run does not have, or that are another optimizer's.
     """
     if settings.init.moments == "anew":
-        return {"params": origin.params}
+        return {"params": origin.params}, origin.run.steps
     theirs = origin.run.settings
     if theirs.optimizer.name != settings.optimizer.name:
         raise ValueError(
@@ -87,24 +97,36 @@ def carry_over(origin: Origin, settings: Settings) -> dict:
         )
     )
     try:
-        state = restore_state(origin.run.workdir / "checkpoints", abstract)
+        step, state = restore_state(origin.run.workdir / "checkpoints", abstract)
     except ValueError as error:
         raise ValueError(f"{error}; init.moments=anew starts without its moments") from None
     # The moments are those of the last checkpoint, and so the weights are too.
     _, rows = cut_model(theirs.model, origin.layers)
     fresh = make_optimizer(settings.optimizer)[0].init(origin.params)
     moments = carry_moments(take_rows(state["optimizer"], rows), fresh)
-    return {"params": take_rows(state["params"], rows), "optimizer": moments}
+    return {"params": take_rows(state["params"], rows), "optimizer": moments}, [step]
 
 
-def write_numbers(origin: Origin, workdir: pathlib.Path) -> None:
+def write_numbers(origin: Origin, steps, workdir: pathlib.Path) -> None:
     """Writes pruned.json: the numbers that the layers have in the network first trained."""
+    workdir.mkdir(parents=True, exist_ok=True)
     record = {
         "origin": str(origin.run.workdir),
-        "origin_steps": list(origin.run.steps),
+        "origin_sha256": hash_params(origin.run.params),
+        "origin_steps": list(steps),
         **{
             f"{stack}_layers": original_layers(origin.run.workdir, stack, kept)
             for stack, kept in origin.layers.items()
         },
     }
     tokenizers.write_atomically(workdir / PRUNED, json.dumps(record, indent=2) + "\n")
+
+
+def check_same(origin: Origin, workdir: pathlib.Path) -> None:
+    """Raises a ValueError where a run goes on with another teacher than it was started with."""
+    started = json.loads((workdir / PRUNED).read_text(encoding="utf-8"))["origin_sha256"]
+    if started != hash_params(origin.run.params):
+        raise ValueError(
+            f"the network of {origin.run.workdir} is not the one that {workdir} was started with: "
+            "it has been trained further; use another --workdir"
+        )

@@ -57,6 +57,8 @@ def prune(workdir, output, *, flags: dict, changes=()) -> dict:
     texts = {stack: getattr(parent.settings.prune, stack) for stack in parent.settings.model.stacks}
     layers, chosen = strategies.choose(parent, strategies.wanted(parent, flags, texts))
     config, params = cut(parent, layers)
+    config["checkpoint"]["average"] = 1  # there is one
+    config["drop"]["protect"] = ""  # its numbers are the parent's layers
     record = {
         "parent_sha256": hash_params(parent.params),
         "parent_steps": list(parent.steps),
@@ -72,7 +74,13 @@ def prune(workdir, output, *, flags: dict, changes=()) -> dict:
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        write_params(partial / "checkpoints", max(parent.steps), params, record)
+        scores = {
+            stack: [learned[layer] for layer in layers[stack]]
+            for stack in layers
+            if (learned := strategies.learned_scores(parent, stack)) is not None
+        }
+        metadata = record | ({"scores": scores} if scores else {})
+        write_params(partial / "checkpoints", max(parent.steps), params, metadata)
         tokenizers.write_atomically(partial / "config.json", json.dumps(config, indent=2) + "\n")
         tokenizers.write_atomically(partial / PRUNED, json.dumps(record, indent=2) + "\n")
         shutil.copy(parent.workdir / "tokenizer.json", partial / "tokenizer.json")
@@ -112,8 +120,6 @@ def cut(run: Run, layers: dict) -> tuple[dict, dict]:
         config["model"][f"{stack}_layers"] = model.depth(stack)
         config["prune"][stack] = "all"
     config["model"]["share_layers"] = model.share_layers
-    config["checkpoint"]["average"] = 1
-    config["drop"]["protect"] = ""  # its numbers are the parent's layers
     config["init"] |= {"run": "", "layers": "", "moments": "anew", "distill": 0.0}
     return config, take_rows(run.params, rows)
 

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import math
 
 import jax
 import numpy as np
+from absl import logging
 from flax import nnx
 
 from layerdrop_jax.training import tasks
@@ -27,6 +29,7 @@ class Scorer:
       rows: of data in it.
       evaluations: scores computed so far, not those that were known.
       key: hashes of the parameters, ``network``, and of the sample.
+      measured: what else was measured of the whole network on the sample, by name.
     """
 
     def __init__(self, run: Run):
@@ -44,6 +47,7 @@ class Scorer:
         self.batches = list(_batches(rows, chosen, run.settings.data.batch_rows))
         self.tokens = sum(int(self._task.positions(b)["decoder"].sum()) for b in self.batches)
         self.evaluations = 0
+        self.measured = {}
         # hashed on the host, before anything goes to a device
         self.key = {"network": hash_params(run.params), "sample": _hash_batches(self.batches)}
         self.batches = jax.device_put(self.batches)
@@ -60,8 +64,10 @@ class Scorer:
     def __call__(self, layers: dict) -> float:
         """The score with these layers kept, a tuple for each stack; an absent stack runs whole.
 
+        Infinite, with a warning, where a sub-network's is not finite.
+
         Raises:
-          FloatingPointError: it is not a number.
+          FloatingPointError: the whole network's is not.
         """
         whole = {stack: tuple(range(self._model.depth(stack))) for stack in self._model.stacks}
         layers = whole | layers
@@ -71,15 +77,14 @@ class Scorer:
             sums = [self._nll(self._params, keep, batch) for batch in self.batches]
             nats = float(np.sum(jax.device_get(sums), dtype=np.float64)) / self.tokens
             if not np.isfinite(nats):
-                raise FloatingPointError(f"the score with the layers {layers} is {nats}")
+                if layers == whole:
+                    raise FloatingPointError(f"the whole network scores {nats} on the sample")
+                logging.warning("the network with the layers %s scores %s", layers, nats)
+                nats = math.inf
             self._known[name] = nats
             self.evaluations += 1
             self._write(layers, nats)
         return self._known[name]
-
-    def knows(self, layers: dict) -> bool:
-        """Whether the score of these layers needs no computation; every stack has to be named."""
-        return _name(layers) in self._known
 
     def _read(self) -> dict:
         if not self._path.exists():
@@ -90,12 +95,16 @@ class Scorer:
             try:
                 record = json.loads(line)
                 if {key: record[key] for key in self.key} == self.key:
-                    known[_name(record["layers"])] = float(record["nats"])
+                    nats = record["nats"]
+                    known[_name(record["layers"])] = math.inf if nats is None else float(nats)
             except (ValueError, KeyError, TypeError):
                 continue  # not a score: it is computed again
         return known
 
     def _write(self, layers, nats):
+        if jax.process_index():  # the first writes what all have computed
+            return
+        nats = nats if math.isfinite(nats) else None  # JSON has no infinity
         record = self.key | {"layers": {s: list(kept) for s, kept in layers.items()}, "nats": nats}
         try:
             with self._path.open("ab+") as file:

@@ -5,15 +5,15 @@ import dataclasses
 import json
 from collections.abc import Mapping
 
-from layerdrop_jax.core import pruning
 from layerdrop_jax.data.pipeline import DataConfig
 from layerdrop_jax.data.streams import StreamConfig, check_windows
 from layerdrop_jax.decoding.beam import BeamConfig
 from layerdrop_jax.decoding.sampling import SampleConfig
-from layerdrop_jax.models.blocks import check_choice, check_sizes
+from layerdrop_jax.models.blocks import check_sizes
 from layerdrop_jax.models.lm import LMConfig
 from layerdrop_jax.models.seq2seq import Seq2SeqConfig
 from layerdrop_jax.training.checkpoints import CheckpointConfig
+from layerdrop_jax.training.depth_settings import DecoderPrune, EncoderDecoderPrune, InitConfig
 from layerdrop_jax.training.dropping import DecoderDrop, EncoderDecoderDrop
 from layerdrop_jax.training.optimizers import OptimizerConfig
 
@@ -65,116 +65,6 @@ class WindowConfig:
     def __post_init__(self):
         check_sizes("evaluate", self, ("length", "batch_rows"))
         check_windows(self.length, self.context, self.break_mode)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PruneConfig:
-    """Depth on demand: which layers a cut keeps, how that is found out, and how depths are timed.
-
-    The config of a kind of model adds, by the name of each of its stacks, what ``--mode=prune``
-    keeps of it: a strategy, see `layerdrop_jax.training.strategies`.
-
-    Attributes:
-      sample_rows: rows of validation data that sub-networks are scored on.
-      budget: evaluations that a search on valid may take.
-      draws: random sub-networks without each layer, in the measure of importance.
-      seed: of the sample, of random choices and of searches.
-      survives: the share of what the whole network knows beyond the tokens' own entropy that a
-        depth has to keep to count as survived.
-      prompt_tokens, new_tokens, batch: the request that depths are timed with: tokens of the
-        prompt or the source, tokens generated, requests at a time where it is not one.
-    """
-
-    sample_rows: int
-    budget: int
-    draws: int
-    seed: int
-    survives: float
-    prompt_tokens: int
-    new_tokens: int
-    batch: int
-
-    def __post_init__(self):
-        sizes = ("sample_rows", "budget", "draws", "prompt_tokens", "new_tokens", "batch")
-        check_sizes("prune", self, sizes)
-        if self.seed < 0:
-            raise ValueError(f"prune.seed={self.seed} is not 0 or more")
-        if not 0 < self.survives <= 1:
-            raise ValueError(f"prune.survives={self.survives} is not above 0 and at most 1")
-
-    def check(self, model) -> None:
-        """Raises a ValueError where a stack of the model cannot be cut as this says."""
-        for stack in model.stacks:
-            try:
-                strategy = pruning.parse_strategy(getattr(self, stack))
-                if strategy.name not in pruning.MEASURED:
-                    pruning.apply_rule(strategy, model.depth(stack))
-            except ValueError as error:
-                raise ValueError(f"prune.{stack}: {error}") from None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EncoderDecoderPrune(PruneConfig):
-    """What a cut keeps of an encoder-decoder."""
-
-    encoder: str
-    decoder: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderPrune(PruneConfig):
-    """What a cut keeps of a language model."""
-
-    decoder: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class InitConfig:
-    """Where training starts from: random weights, or those of a run, whole or cut.
-
-    Attributes:
-      run: a run's folder; "" is random weights. Its tokenizer is taken over.
-      layers: the layers of each of its stacks to begin with, as in "encoder:0,1 decoder:0,2,4"; a
-        stack that is not named begins with all of its layers. The model's depths are their number.
-      moments: ``anew``, the optimizer's moments start at zero; ``prune``, they are those of the
-        run's last checkpoint, cut like its weights.
-      distill: the weight of the whole network of ``run`` as a teacher: the loss is (1 - distill)
-        times the usual one plus distill times the divergence from the teacher. 0: no teacher.
-      temperature: of both distributions in that divergence.
-    """
-
-    run: str
-    layers: str
-    moments: str
-    distill: float
-    temperature: float
-
-    def __post_init__(self):
-        check_choice("init", "moments", self.moments, ("anew", "prune"))
-        if not 0 <= self.distill <= 1:
-            raise ValueError(f"init.distill={self.distill} is not in [0, 1]")
-        if self.temperature <= 0:
-            raise ValueError(f"init.temperature={self.temperature} is not above 0")
-        if not self.run:
-            for name, default in (("layers", ""), ("moments", "anew"), ("distill", 0)):
-                if getattr(self, name) != default:
-                    raise ValueError(
-                        f"init.{name}={getattr(self, name)!r} needs init.run, the folder of a run"
-                    )
-        self.chosen()
-
-    def chosen(self) -> dict:
-        """``layers`` as a tuple for each stack that it names."""
-        chosen = {}
-        for part in self.layers.split():
-            stack, _, numbers = part.partition(":")
-            try:
-                chosen[stack] = tuple(int(number) for number in numbers.split(",") if numbers)
-            except ValueError:
-                raise ValueError(
-                    f'init.layers={self.layers!r} is not like "encoder:0,1 decoder:0,2,4"'
-                ) from None
-        return chosen
 
 
 # What may change between the start of a run and its resumption: nothing here moves a parameter
@@ -234,7 +124,7 @@ class TranslationSettings:
                     "that the model has"
                 )
         self.drop.rates(self.model)  # refuses a layer to protect that there is not
-        self.prune.check(self.model)
+        self.prune.check(self.model, self.drop)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -278,7 +168,7 @@ class LanguageModelSettings:
             )
         _check_block(self.model, "length", self.data.length)
         self.drop.rates(self.model)  # refuses a layer to protect that there is not
-        self.prune.check(self.model)
+        self.prune.check(self.model, self.drop)
 
 
 Settings = TranslationSettings | LanguageModelSettings
@@ -343,7 +233,7 @@ def _check_names(where, mapping, known):
         raise ValueError(f"{where} has no {unknown[0]!r}: it has {', '.join(sorted(known))}")
     missing = sorted(known - set(mapping))
     if missing:
-        raise ValueError(f"{where} lacks {', '.join(missing)}")
+        raise ValueError(f"{where} lacks {', '.join(missing)}: it may be an older version's")
 
 
 def _check_type(name, value, wanted):

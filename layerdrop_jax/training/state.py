@@ -145,6 +145,7 @@ def train_step(
             nats = jax.lax.stop_gradient(nll / jnp.maximum(tokens, 1))
             counts["activation"] = watch.seen
             counts["scores"] = data_driven.gradients(scores, drop, keep, nats)
+            counts["square"] = data_driven.squared_deviation(scores, nats)
         return total, (sums, counts)
 
     def accumulate(total, inputs):
@@ -184,6 +185,7 @@ def train_step(
             activation=counts["activation"],
             layers=counts["layers"],
             nats=sums["nll"] / jnp.maximum(sums["tokens"], 1),
+            square=counts["square"],
             num_micro=num_micro,
         )
     state = moved | {

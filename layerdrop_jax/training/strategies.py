@@ -1,33 +1,14 @@
-"""Which layers of a trained network to keep: every strategy by its name, with what it costs.
+"""Which layers of a trained network to keep, by a strategy's name.
 
-An evaluation is a pass over the sample (see `Scorer`); N layers are cut to k.
-
-  strategy                     keeps                                     source          evaluations
-  all                          every layer
-  every_other:RATE             all but each floor(1/RATE)-th layer       Fan 2020                  0
-  evenly_spaced:k              layer floor(j N / k) for j < k            Fan 2020                  0
-  spread:k, k                  Every Other where it reaches k layers,                              0
-                               else evenly spaced ones
-  first:k, last:k              one end                                   Fan 2020, Figure 4        0
-  ends:k                       both ends                                 Fan 2020, Figure 5        0
-  random:k                     a random set, by prune.seed               Fan 2020, Figure 5        0
-  explicit:0,2,4 and 0,2,4     these layers                                                        0
-  search_on_valid:k            the best set found on the sample          Fan 2020     C(N, k), or as
-                                                                                   prune.budget says
-  greedy_elimination:k         what is left when the layer that is       backward         N + N-1 +
-                               missed least goes, again and again        selection       ... + (k+1)
-  data_driven:k                the highest scores that training learned, Fan 2020                  0
-                               with drop.score_units
-  block_influence:k            the layers that turn their input most     Men 2024                  1
-  gradient_importance:k        the layers whose scale the loss feels     Michel 2019      1, forward
-                               most                                                     and backward
-
-Fan, Grave, Joulin, ICLR 2020 (LayerDrop); Men et al. 2024 (ShortGPT); Michel, Levy, Neubig 2019.
+docs/depth_on_demand.md has the table: what each strategy keeps, its source, and its cost in
+evaluations, which are passes over the sample (see `Scorer`). The rules that look at nothing but the
+number of layers are in `layerdrop_jax.core.pruning`.
 """
 
 from layerdrop_jax.core.pruning import (
     MEASURED,
     apply_rule,
+    check_keep,
     parse_strategy,
     random_layers,
     top_layers,
@@ -65,7 +46,10 @@ def wanted(run: Run, flags: dict, default: dict) -> dict:
 
 
 def choose(run: Run, strategies: dict, scorer: Scorer | None = None) -> tuple[dict, dict]:
-    """Chooses the layers of each stack; a stack's strategy sees those before it already cut.
+    """Chooses the layers of each stack.
+
+    A search sees the stacks before its own already cut; block influence and gradient importance are
+    those of the whole network.
 
     Args:
       run: the run.
@@ -102,9 +86,12 @@ def _check(run, stack, strategy):
     if strategy.name not in MEASURED:
         apply_rule(strategy, depth)
         return
-    random_layers(depth, strategy.value, 0)  # refuses a depth that there is not
-    if strategy.name == "data_driven":
-        _learned_scores(run, stack)
+    check_keep(depth, strategy.value)
+    if strategy.name == "data_driven" and learned_scores(run, stack) is None:
+        raise ValueError(
+            f"{run.workdir} learned no scores of these layers: train with drop.score_units and a "
+            f"drop.{stack} above 0, or choose another strategy"
+        )
     if strategy.name == "search_on_valid":
         check_budget(depth, strategy.value, run.settings.prune.budget)
 
@@ -119,10 +106,11 @@ def _layers(run, stack, strategy, others, scorer):
         place = list(run.settings.model.stacks).index(stack)
         return random_layers(depth, keep, (prune.seed, place)), 0
     if name == "data_driven":
-        return top_layers(_learned_scores(run, stack), keep), 0
+        return top_layers(learned_scores(run, stack), keep), 0
     if name in ("block_influence", "gradient_importance"):
-        of_layer = getattr(importance, name)(run, scorer.batches)
-        return top_layers(of_layer[stack], keep), 1
+        if name not in scorer.measured:  # every stack's layers, in one pass
+            scorer.measured[name] = getattr(importance, name)(run, scorer.batches)
+        return top_layers(scorer.measured[name][stack], keep), 1
     searching = name == "search_on_valid"
     total = search_cost(depth, keep, prune.budget) if searching else elimination_cost(depth, keep)
     seen, best = set(), []
@@ -144,15 +132,15 @@ def _layers(run, stack, strategy, others, scorer):
     return found, len(seen)
 
 
-def _learned_scores(run, stack):
-    """softmax(scores) as the checkpoint holds it; the mean over checkpoints that are averaged."""
+def learned_scores(run: Run, stack: str) -> list[float] | None:
+    """The scores of a stack's layers, softmax over them, as training learned them.
+
+    They are in the checkpoint, and the mean where several are averaged. None where there are none.
+    """
     found = [
         (read_metadata(run.workdir / "checkpoints", step).get("scores") or {}).get(stack)
         for step in run.steps
     ]
     if None in found:
-        raise ValueError(
-            f"{run.workdir} learned no scores of its layers: train with drop.score_units, or "
-            "choose another strategy"
-        )
+        return None
     return [sum(of_layer) / len(found) for of_layer in zip(*found, strict=True)]

@@ -22,7 +22,7 @@ from layerdrop_jax.training.dropping import describe_rates
 from layerdrop_jax.training.losses import Teacher
 from layerdrop_jax.training.metrics import MetricWriter, Progress, Window, perplexity
 from layerdrop_jax.training.optimizers import make_optimizer
-from layerdrop_jax.training.runs import check_folder
+from layerdrop_jax.training.runs import PRUNED, check_folder
 from layerdrop_jax.training.state import count_params, make_params, make_state, model_graph
 from layerdrop_jax.training.state import train_step as pure_train_step
 
@@ -61,10 +61,13 @@ def train(config, workdir, *, command: str) -> None:
     beginning = origin.load_origin(settings) if begins or settings.init.distill else None
     taken = {}
     if beginning and begins:
-        taken = origin.carry_over(beginning, settings)
+        taken, steps = origin.carry_over(beginning, settings)
         if jax.process_index() == 0:
-            workdir.mkdir(parents=True, exist_ok=True)
-            origin.write_numbers(beginning, workdir)
+            origin.write_numbers(beginning, steps, workdir)
+    elif begins and jax.process_index() == 0:
+        (workdir / PRUNED).unlink(missing_ok=True)  # of a start that failed
+    elif beginning:
+        origin.check_same(beginning, workdir)
 
     # Data
     rows, valid_rows = task.prepare(settings, workdir, config)
@@ -111,6 +114,7 @@ def train(config, workdir, *, command: str) -> None:
         out_shardings=(layout, sharding.replicated(mesh)),
     )
     valid_step = jax.jit(functools.partial(_valid_step, task, graph))
+    rates_of = jax.jit(functools.partial(data_driven.rates, drop=settings.drop))
     print(f"{count_params(state['params']):,} parameters on {mesh.size} device(s)")
     print(*describe_rates(settings), sep="\n", flush=True)
 
@@ -166,7 +170,7 @@ def train(config, workdir, *, command: str) -> None:
             if log or step == last or stopping:
                 numbers = _numbers(window.close(), rate(step - 1), peak)
                 numbers |= _depths(state["layers_run"], step * settings.train.accumulate)
-                numbers |= _learned_rates(state, settings.drop)
+                numbers |= _learned_rates(rates_of, state)
                 _log(numbers, step, writer, progress)
             valid_loss = None
             if validate:
@@ -184,7 +188,7 @@ def train(config, workdir, *, command: str) -> None:
                     state,
                     batches.get_state(),
                     valid_loss=valid_loss,
-                    metadata={"rows": fingerprint} | _learned_scores(state),
+                    metadata={"rows": fingerprint} | _learned_scores(state, settings.drop),
                     passing=not in_turn,
                 )
         checkpoints.close()
@@ -291,20 +295,22 @@ def _depths(layers_run, micro_batches):
     }
 
 
-def _learned_rates(state, drop) -> dict:
+def _learned_rates(rates_of, state) -> dict:
     """The drop rate of each layer at this step, for each stack; nothing where they are given."""
     if "scores" not in state:
         return {}
-    rates = jax.device_get(data_driven.rates(state["scores"], drop))
+    rates = jax.device_get(rates_of(state["scores"]))
     return {f"{stack}_rates": rates_N.tolist() for stack, rates_N in rates.items()}
 
 
-def _learned_scores(state) -> dict:
+def _learned_scores(state, drop) -> dict:
     """What Data Driven pruning asks of a checkpoint, beside its arrays: numbers for JSON."""
     if "scores" not in state:
         return {}
     scores = jax.device_get(data_driven.softmax_scores(state["scores"]))
-    return {"scores": {stack: scores_N.tolist() for stack, scores_N in scores.items()}}
+    # A stack of which all layers or none run has nothing to learn from.
+    learned = [stack for stack in scores if 0 < getattr(drop, stack) < 1]
+    return {"scores": {stack: scores[stack].tolist() for stack in learned}}
 
 
 def _log(numbers, step, writer, progress):
