@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from layerdrop_jax.training import settings
+from layerdrop_jax.training import frontier, importance, settings
 from layerdrop_jax.training.evaluate import evaluate
+from layerdrop_jax.training.finetune import finetune
 from layerdrop_jax.training.generate import generate
 from layerdrop_jax.training.optimizers import make_optimizer
+from layerdrop_jax.training.prune import prune
 from layerdrop_jax.training.train import train
-from tests.tiny_run import tiny_config, tiny_lm_config, write_lines, write_text
+from tests.tiny_run import quick_compile, tiny_config, tiny_lm_config, write_lines, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 HELPERS = {"common", "architectures"}
@@ -137,7 +139,7 @@ def test_an_unread_field_is_caught():
     ]
 
 
-def test_every_leaf_is_read(tmp_path):
+def test_every_leaf_is_read(tmp_path, monkeypatch):
     write_text(tmp_path / "text", (("train", 40), ("valid", 3), ("test", 3)))
     config = tiny_config(
         tmp_path / "text",
@@ -147,14 +149,15 @@ def test_every_leaf_is_read(tmp_path):
         train={"steps": 2, "accumulate": 1, "eval_every": 2},
     )
     classes = dataclasses_of(settings.TranslationSettings)
-    with recorded_reads(classes) as reads:
+    with quick_compile(tmp_path / "compiled"), recorded_reads(classes) as reads:
         train(config, tmp_path / "run", command="")
         evaluate(tmp_path / "run")
+        cut_and_go_on(tmp_path / "run", monkeypatch)
         make_every_optimizer(config)
     assert unread(classes, reads) == []
 
 
-def test_every_leaf_of_a_language_model_is_read(tmp_path):
+def test_every_leaf_of_a_language_model_is_read(tmp_path, monkeypatch):
     write_lines(tmp_path / "text", (("train", 40), ("valid", 3), ("test", 3)))
     config = tiny_lm_config(
         tmp_path / "text",
@@ -168,10 +171,11 @@ def test_every_leaf_of_a_language_model_is_read(tmp_path):
     )
     (tmp_path / "prompts").write_text("one two\n")
     classes = dataclasses_of(settings.LanguageModelSettings)
-    with recorded_reads(classes) as reads:
+    with quick_compile(tmp_path / "compiled"), recorded_reads(classes) as reads:
         train(config, tmp_path / "run", command="")
         evaluate(tmp_path / "run")
         generate(tmp_path / "run", str(tmp_path / "prompts"), str(tmp_path / "output"))
+        cut_and_go_on(tmp_path / "run", monkeypatch)
         make_every_optimizer(config)
         train(plain, tmp_path / "plain", command="")
     assert unread(classes, reads) == []
@@ -181,6 +185,16 @@ def dataclasses_of(cls):
     """The dataclass of a whole config, and those of its sections."""
     kinds = [field.type for field in dataclasses.fields(cls)]
     return [cls, *filter(dataclasses.is_dataclass, kinds)]
+
+
+def cut_and_go_on(folder, monkeypatch):
+    """Every mode that reads the sections prune and init, and drop's learned rates."""
+    monkeypatch.setattr(frontier, "ROUNDS", 1)
+    prune(folder, folder.with_name("small"), flags={}, changes=["prune.decoder=search_on_valid:1"])
+    importance.measure(folder, command="")
+    frontier.measure(folder, flags={}, changes=["prune.batch=1"], command="")
+    changes = ["init.moments=prune", "init.distill=0.5", "train.steps=1", "drop.score_units=3"]
+    finetune(folder, str(folder.with_name("tuned")), flags={}, changes=changes, command="")
 
 
 def make_every_optimizer(config):

@@ -214,7 +214,22 @@ LM = "--config=configs/wikitext103.py:demo"
         (["--nodistributed=1"], "--nodistributed=1 does not take an argument"),
         ([WMT, "evaluate"], "unknown argument 'evaluate': every argument is a flag, see --help"),
         ([], "--mode=train needs --config=configs/NAME.py[:variant]"),
-        ([WMT, "--set=decode.beam=4"], "--set goes with --mode=generate; train has --config"),
+        (
+            [WMT, "--set=decode.beam=4"],
+            "--mode=train does not read --set, which goes with --mode=e",
+        ),
+        ([WMT, "--decoder_layers=2"], "--mode=train does not read --decoder_layers, which goes wi"),
+        (["--mode=generate", "--config=configs/wmt.py"], "--mode=generate does not read --config,"),
+        (["--mode=describe", "--output=a"], "--mode=describe does not read --output, which goes w"),
+        (
+            ["--mode=evaluate", "--budget_ms=5"],
+            "does not read --budget_ms, which goes with --mode=fr",
+        ),
+        (
+            ["--mode=importance", "--encoder_layers=2"],
+            "--mode=importance does not read --encoder_l",
+        ),
+        (["--mode=frontier", "--budget_params=-5"], "flag --budget_params=-5"),
         ([WMT, "--config.task=summing"], "task='summing' is unknown: it is one of translation, la"),
         ([LM, "--config.drop.encoder=0.1"], "config.drop has no 'encoder': it has decoder, exact,"),
         ([LM, "--config.data.dataset=books"], "unknown data.dataset 'books'; known: wikitext-103,"),
@@ -228,12 +243,14 @@ def test_bad_flags_are_one_line_and_nothing_is_written(refused, tmp_path, argume
 
 @pytest.mark.parametrize("mode", launch.MODES)
 def test_every_mode_asks_for_a_folder(refused, mode):
-    assert refused(f"--mode={mode}") == f"--mode={mode} needs --workdir=FOLDER, the run's folder"
+    given = [f"--mode={mode}", *([WMT] if mode == "train" else [])]
+    assert refused(*given) == f"--mode={mode} needs --workdir=FOLDER, the run's folder"
 
 
 @pytest.mark.parametrize("mode", [mode for mode in launch.MODES if mode != "train"])
 def test_missing_and_foreign_folders_are_named(refused, tmp_path, mode):
-    options = [f"--mode={mode}", f"--output={tmp_path / 'output'}"]
+    output = [f"--output={tmp_path / 'output'}"] if "output" in launch.MODES[mode] else []
+    options = [f"--mode={mode}", *output]
     message = refused(f"--workdir={tmp_path / 'absent'}", *options)
     assert message == f"--workdir={tmp_path / 'absent'} is missing; train makes one"
     message = refused(f"--workdir={tmp_path}", *options)
@@ -267,7 +284,7 @@ def test_describe_a_config_or_a_run(run_launch, unbroken):
 
 
 def test_prune_then_generate(run_launch, unbroken, compile_cache, tmp_path, monkeypatch):
-    keep = ["--encoder_keep=layers:1", "--decoder_keep=evenly_spaced:2"]
+    keep = ["--encoder_layers=explicit:1", "--decoder_layers=evenly_spaced:2"]
     with tiny_run.quick_compile(compile_cache):
         code, out, _ = run_launch(
             "--mode=prune", f"--workdir={unbroken[0]}", f"--output={tmp_path / 'small'}", *keep
@@ -280,6 +297,64 @@ def test_prune_then_generate(run_launch, unbroken, compile_cache, tmp_path, monk
     assert out.splitlines()[1] == ""
 
 
+def test_layers_chosen_by_flags_without_a_new_folder(
+    run_launch, unbroken, compile_cache, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(unbroken[0], tmp_path / "run")
+    layers = ["--encoder_layers=1", "--decoder_layers=0,2"]
+    (tmp_path / "lines").write_text("one two\n")
+    with tiny_run.quick_compile(compile_cache):
+        code, out, error = run_launch(
+            *("--mode=evaluate", f"--workdir={folder}", *layers, "--set=decode.beam=1")
+        )
+        (record,) = json.loads(out)
+        assert (code, record["encoder_layers"], record["decoder_layers"]) == (0, [0], [0, 2])
+        assert f"report: {folder / 'report.md'}" in error
+        lines = [f"--input={tmp_path / 'lines'}", f"--output={tmp_path / 'output'}"]
+        code, _, error = run_launch("--mode=generate", f"--workdir={folder}", *lines, *layers)
+    assert (code, (tmp_path / "output").read_text(encoding="utf-8").count("\n")) == (0, 1), error
+
+
+def test_every_mode_hands_its_flags_on(run_launch, unbroken, monkeypatch, tmp_path):
+    """What the modes do is tested elsewhere; here, that they are asked for what was typed."""
+    given = {}
+
+    def take(name, result):
+        def function(*arguments, **named):
+            given[name] = arguments, named
+            return result
+
+        return function
+
+    choice = {"verdict": "fine", "depths": [], "choice": None}
+    monkeypatch.setattr(launch.importance, "measure", take("importance", {}))
+    monkeypatch.setattr(launch.frontier, "measure", take("frontier", choice))
+    monkeypatch.setattr(launch, "finetune", take("finetune", "new"))
+    for name in ("write_importance", "write_frontier", "write_report", "evaluate"):
+        monkeypatch.setattr(launch, name, take(name, [{"of": name}]))
+    workdir, output = f"--workdir={unbroken[0]}", f"--output={tmp_path / 'output'}"
+    cut = {"flags": {"encoder": None, "decoder": "3"}, "changes": ["prune.seed=5"]}
+    typed = ["--decoder_layers=3", "--set=prune.seed=5"]
+
+    code, *_ = run_launch("--mode=importance", workdir, "--set=prune.draws=7")
+    arguments, named = given["importance"]
+    assert (code, arguments) == (0, (str(unbroken[0]), ["prune.draws=7"]))
+    assert "--mode=importance" in named["command"]
+    budgets = ["--budget_ms=2.5", "--budget_params=99"]
+    code, out, _ = run_launch("--mode=frontier", workdir, *typed, *budgets, output)
+    named = given["frontier"][1]
+    assert (code, json.loads(out)["verdict"]) == (0, "fine")
+    assert {name: named[name] for name in cut} == cut
+    assert (named["budget_ms"], named["budget_params"]) == (2.5, 99)
+    assert given["write_frontier"][0] == (choice, str(tmp_path / "output"))
+    code, out, _ = run_launch("--mode=finetune", workdir, output, *typed)
+    assert given["finetune"][0] == (str(unbroken[0]), str(tmp_path / "output"))
+    assert {name: given["finetune"][1][name] for name in cut} == cut
+    assert given["evaluate"] == (("new",), {})  # what is evaluated is the new folder, whole
+    assert given["write_report"] == (("new",), {})
+    assert json.loads(out) == [{"of": "evaluate"}]
+
+
 def test_errors_in_what_is_read_are_one_line(refused, unbroken, tmp_path):
     (tmp_path / "input").write_bytes(b"one\n\xff\n")
     generate = ["--mode=generate", f"--workdir={unbroken[0]}"]
@@ -288,7 +363,7 @@ def test_errors_in_what_is_read_are_one_line(refused, unbroken, tmp_path):
     prune = ["--mode=prune", f"--workdir={unbroken[0]}"]
     assert "is in use" in refused(*prune, f"--output={tmp_path}")
     small = f"--output={tmp_path / 'small'}"
-    assert "layer 4 does not exist" in refused(*prune, small, "--decoder_keep=layers:0,4")
+    assert "layer 4 does not exist" in refused(*prune, small, "--decoder_layers=0,4")
     assert not (tmp_path / "small").exists()
 
 
@@ -303,7 +378,7 @@ def test_a_damaged_run_is_one_line(refused, unbroken, tmp_path):
 
 
 def test_ctrl_c_outside_of_training_is_one_line(run_launch, unbroken, monkeypatch):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(launch, "evaluate", interrupt)
