@@ -257,6 +257,7 @@ def test_an_update_of_the_running_mean_of_activations():
         activation={"decoder": mean_NxD * layers[:, None]},
         layers={"decoder": layers},
         nats=3.5,
+        square=0.75,
         num_micro=4,
     )
     found_NxD = new["stacks"]["decoder"]["activation"]
