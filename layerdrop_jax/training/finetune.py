@@ -5,6 +5,7 @@ import pathlib
 from layerdrop_jax.core.pruning import parse_strategy
 from layerdrop_jax.training import settings as settings_lib
 from layerdrop_jax.training import strategies
+from layerdrop_jax.training.depth_settings import InitConfig
 from layerdrop_jax.training.prune import cut
 from layerdrop_jax.training.runs import check_folder, is_fresh, load_run, read_config
 from layerdrop_jax.training.train import train
@@ -66,18 +67,22 @@ def _begin(workdir, output, flags, changes) -> dict:
 
 def _check_begun(config, workdir, output, flags):
     """Raises a ValueError where a run was begun from another one, or with other layers."""
-    begun = config["init"]["run"]
-    if not begun or pathlib.Path(begun).resolve() != pathlib.Path(workdir).resolve():
+    begun = InitConfig(**config["init"])
+    if not begun.run or pathlib.Path(begun.run).resolve() != pathlib.Path(workdir).resolve():
         raise ValueError(
             f"--output={output} holds a run that did not start from {workdir}: name another folder"
         )
     for stack, text in flags.items():
         if text is None:
             continue
-        strategy, depth = parse_strategy(text), config["model"].get(f"{stack}_layers")
-        wanted = len(strategy.value) if strategy.name == "explicit" else strategy.value
-        if isinstance(wanted, int) and wanted != depth:
+        whole = tuple(range(config["model"].get(f"{stack}_layers", 0)))
+        strategy, kept = parse_strategy(text), begun.chosen().get(stack, whole)
+        if strategy.name == "explicit":
+            same = strategy.value == kept
+        else:  # a measured choice is not made again
+            same = not isinstance(strategy.value, int) or strategy.value == len(kept)
+        if not same:
             raise ValueError(
-                f"--output={output} holds a run with {depth} {stack} layers, which "
+                f"--output={output} holds a run that began with the {stack} layers {kept}, which "
                 f"--{stack}_layers={text} does not choose: name another folder"
             )
