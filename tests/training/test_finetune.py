@@ -116,7 +116,8 @@ def config_of(monkeypatch, tmp_path):
 def test_moments_are_those_of_the_last_checkpoint_for_the_layers_that_are_left(run, config_of):
     settings = settings_lib.parse(config_of(run, "init.moments=prune", layers="0,3"))
     beginning = origin.load_origin(settings)
-    taken = origin.carry_over(beginning, settings)
+    taken, steps = origin.carry_over(beginning, settings)
+    assert steps == [60]
     _, state, _ = tiny_run.last_checkpoint(run)
     (found, *schedule), (old, *_) = taken["optimizer"], state["optimizer"]
     assert found.count == old.count == 60
@@ -241,9 +242,40 @@ def test_moments_that_there_are_not_are_named(lm_run, config_of, tmp_path):
     assert message.endswith("init.moments=anew starts without its moments")
 
 
-def test_an_output_of_another_run_is_left_alone(lm_run, taught):
-    with pytest.raises(ValueError, match="holds a run with another config; it differs in init.lay"):
-        tune(lm_run, taught[0], *DISTILL, "train.steps=20", layers="0,3")
+@pytest.mark.parametrize("layers", ["0,3", "0,1,2", "3", "first:1"])
+def test_an_output_that_began_with_other_layers_is_left_alone(lm_run, taught, layers):
+    with pytest.raises(ValueError, match=f"--decoder_layers={layers} does not choose: name anot"):
+        tune(lm_run, taught[0], *DISTILL, "train.steps=20", layers=layers)
+
+
+def test_an_output_that_began_otherwise_is_left_alone(lm_run, twice, taught, tmp_path):
+    with pytest.raises(ValueError, match="holds a run that did not start from .*: name another"):
+        tune(twice[0], taught[0], *DISTILL)
+    with pytest.raises(ValueError, match="holds a run that did not start from"):
+        tune(twice[0], lm_run)
+    changes = [*DISTILL, "train.steps=20", "init.temperature=3"]
+    with pytest.raises(ValueError, match="another config; it differs in init.temperature: 2"):
+        tune(lm_run, taught[0], *changes, layers="0,2")
+
+
+def test_a_teacher_that_was_trained_further_is_another_one(lm_run, taught, tmp_path):
+    shutil.copytree(taught[0], tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "pruned.json").read_text())
+    assert record["origin_sha256"] == hash_params(load_run(lm_run).params)
+    record["origin_sha256"] = "0"
+    (tmp_path / "run" / "pruned.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="it has been trained further; use another --workdir"):
+        tune(lm_run, tmp_path / "run", *DISTILL, "train.steps=21", layers="0,2")
+
+
+def test_protected_layers_are_named_anew_where_some_go(lm_run, config_of, tmp_path):
+    folder = shutil.copytree(lm_run, tmp_path / "run")
+    config = read_config(folder)
+    config["drop"]["protect"] = "0,3"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="drop.protect='0,3' names layers of the whole network"):
+        config_of(folder, layers="0,3")
+    assert config_of(folder, "drop.protect=0,1", layers="0,3")["drop"]["protect"] == "0,1"
 
 
 def test_the_default_output_stands_beside_the_run(lm_run, monkeypatch):

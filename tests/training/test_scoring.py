@@ -48,6 +48,24 @@ def scores(scorer):
     return [scorer(layers) for layers in SUBSETS]
 
 
+WHOLE = {"encoder": (0, 1), "decoder": (0, 1, 2, 3)}
+
+
+def knows(run, layers=WHOLE):
+    """Whether a new scorer has the score of these layers without computing anything."""
+
+    def compute(*_):
+        raise LookupError
+
+    scorer = Scorer(run)
+    scorer._nll = compute
+    try:
+        scorer(layers)
+    except LookupError:
+        return False
+    return True
+
+
 def lines_of(folder):
     return (folder / SCORES).read_text(encoding="utf-8").splitlines()
 
@@ -111,8 +129,8 @@ def test_scores_are_kept_and_not_computed_again(folder, scores, monkeypatch):
     assert [again(layers) for layers in SUBSETS] == scores
     assert again.evaluations == 0
     assert len(lines_of(folder)) == len(SUBSETS)
-    assert again.knows({"encoder": (0, 1), "decoder": (0, 2)})
-    assert not again.knows({"encoder": (0, 1), "decoder": (0, 3)})
+    assert knows(load_run(folder), {"encoder": (0, 1), "decoder": (0, 2)})
+    assert not knows(load_run(folder), {"encoder": (0, 1), "decoder": (0, 3)})
 
 
 def test_a_line_that_a_kill_cut_short_is_passed_over(folder, scores, tmp_path):
@@ -127,8 +145,7 @@ def test_a_line_that_a_kill_cut_short_is_passed_over(folder, scores, tmp_path):
     assert again.evaluations == 1
     # What was appended begins a line of its own.
     assert json.loads(lines_of(copy)[-1])["nats"] == again(SUBSETS[-1])
-    last = Scorer(load_run(copy))
-    assert last.knows({"encoder": (), "decoder": (0, 1, 2, 3)})
+    assert knows(load_run(copy), SUBSETS[-1])
     assert (copy / SCORES).read_bytes().endswith(b"\n")
 
 
@@ -136,25 +153,24 @@ def test_a_line_cut_short_whose_rest_is_json_is_no_score(folder, tmp_path):
     """Without its newline, nobody knows that the line is whole."""
     copy = shutil.copytree(folder, tmp_path / "run")
     (copy / SCORES).write_text(lines_of(copy)[0])
-    assert not Scorer(load_run(copy)).knows({"encoder": (0, 1), "decoder": (0, 1, 2, 3)})
+    assert not knows(load_run(copy))
 
 
 def test_other_parameters_or_another_sample_have_scores_of_their_own(folder, scores, tmp_path):
-    whole = {"encoder": (0, 1), "decoder": (0, 1, 2, 3)}
     run = load_run(folder)
-    assert Scorer(run).knows(whole)
+    assert knows(run)
     moved = jax.tree.map(lambda a: a, run.params)
     moved["decoder"] = jax.tree.map(lambda a: a * 1.0000002, moved["decoder"])
-    assert not Scorer(run._replace(params=moved)).knows(whole)
-    assert not Scorer(load_run(folder, ["prune.sample_rows=3"])).knows(whole)
+    assert not knows(run._replace(params=moved))
+    assert not knows(load_run(folder, ["prune.sample_rows=3"]))
     other = next(
         seed
         for seed in range(1, 99)
         if sample_of(load_run(folder, [f"prune.seed={seed}"])) != sample_of(run)
     )
-    assert not Scorer(load_run(folder, [f"prune.seed={other}"])).knows(whole)
+    assert not knows(load_run(folder, [f"prune.seed={other}"]))
     # What is no part of either does not matter.
-    assert Scorer(load_run(folder, ["prune.budget=9", "decode.beam=1"])).knows(whole)
+    assert knows(load_run(folder, ["prune.budget=9", "decode.beam=1"]))
 
 
 def test_the_seed_fixes_the_sample(folder, scorer):
@@ -163,13 +179,20 @@ def test_the_seed_fixes_the_sample(folder, scorer):
         jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def test_a_network_that_says_nan_is_named(folder, tmp_path):
+def test_a_sub_network_that_overflows_is_the_worst_of_all(folder, tmp_path, caplog):
+    """A search goes on behind it, and does not compute it again; without the whole, none begins."""
     run = load_run(shutil.copytree(folder, tmp_path / "run"))
     bad = jax.tree.map(lambda a: a * np.nan, run.params["decoder"])
-    scorer = Scorer(run._replace(params=run.params | {"decoder": bad}))
-    with pytest.raises(FloatingPointError, match=r"layers .*'decoder': \(1,\).* is nan"):
-        scorer({"decoder": (1,)})
-    assert len(lines_of(run.workdir)) == len(lines_of(folder))
+    run = run._replace(params=run.params | {"decoder": bad})
+    scorer = Scorer(run)
+    assert scorer({"decoder": (1,)}) == np.inf
+    assert "with the layers" in caplog.text
+    assert json.loads(lines_of(run.workdir)[-1])["nats"] is None
+    assert knows(run, {"decoder": (1,)})
+    assert Scorer(run)({"decoder": (1,)}) == np.inf
+    with pytest.raises(FloatingPointError, match="the whole network scores nan on the sample"):
+        scorer({})
+    assert len(lines_of(run.workdir)) == len(lines_of(folder)) + 1
 
 
 def test_the_floor_is_the_entropy_of_the_tokens(lm_run):

@@ -320,7 +320,7 @@ def test_learned_scores_are_read_from_the_checkpoint(lm_run, tmp_path):
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        ({"decoder": "data_driven:2"}, "decoder, data_driven:2: .* learned no scores of its lay"),
+        ({"decoder": "data_driven:2"}, "decoder, data_driven:2: .* learned no scores of the"),
         ({"decoder": "search_on_valid:5"}, "decoder, search_on_valid:5: cannot keep 5 of 4 laye"),
         ({"encoder": "block_influence:3"}, "encoder, block_influence:3: cannot keep 3 of 2"),
         ({"decoder": "explicit:2,7"}, "decoder, explicit:2,7: layer 7 does not exist"),
