@@ -83,8 +83,8 @@ def main(argv):
     elif mode == "frontier":
         budgets = {"budget_ms": BUDGET_MS.value, "budget_params": BUDGET_PARAMS.value}
         record = frontier.measure(workdir, output=OUTPUT.value, command=command, **cut, **budgets)
-        print(json.dumps(frontier.summary(record)))
         print(f"table: {write_frontier(record, OUTPUT.value or workdir)}", file=sys.stderr)
+        print(json.dumps(frontier.summary(record)))
     else:
         config = runs.read_config(workdir) if workdir else CONFIG.value.to_dict()
         print(describe(settings.parse(config)))

@@ -65,7 +65,7 @@ def write_frontier(record, out) -> pathlib.Path:
         f"Measured on {steps_text(record['steps'])}; drop rates in training: {rates}. "
         f"Nats: {sample_text(record['sample'])}. Times: {record['device']}; a request reads a "
         f"prompt of {request['prompt_tokens']} tokens and writes {request['new_tokens']}, beam "
-        f"{request['beam']}; in brackets the range of the repeats. Memory is that of the "
+        f"{request['beam']}; in brackets the quartiles of the repeats. Memory is that of the "
         "parameters, the cache and the temporaries while a batch is generated; an MB is 10^6 "
         f"bytes. Points in the picture carry the number of {' + '.join(stacks)} layers kept.",
         f"What is kept: the entropy of the tokens without any context is "
@@ -143,7 +143,7 @@ def _depth_table(record) -> str:
         row.append("" if depth.get(key) is None else f"{depth[key]:,.2f}")
         for batch in batches:
             times = depth["latency"][batch]
-            row += [_range_text(times, "prompt_ms"), _range_text(times, "token_ms")]
+            row += [_quartiles_text(times, "prompt_ms"), _quartiles_text(times, "token_ms")]
             row.append(f"{times['request_ms']:.1f}")
         rows.append([f"**{text}**" for text in row] if index == record["choice"] else row)
     return table(header, rows)
@@ -154,8 +154,8 @@ def _deepest_first(depths) -> list[int]:
                   key=lambda i: (-_layers_kept(depths[i]), -depths[i]["parameters"]))  # fmt: skip
 
 
-def _range_text(times, name) -> str:
-    low, high = times[f"{name}_range"]
+def _quartiles_text(times, name) -> str:
+    low, high = times[f"{name}_quartiles"]
     return f"{times[name]:.2f} ({low:.2f} to {high:.2f})"
 
 

@@ -1,27 +1,20 @@
-"""Every depth of a trained network, measured here: quality, latency, memory, parameters."""
+"""Every depth of a trained network: quality, latency, memory, parameters, and which to take."""
 
-import functools
 import itertools
 import json
 import pathlib
-import statistics
-import time
 
 import jax
-import numpy as np
-from flax import nnx
 
 from layerdrop_jax.core.pruning import MEASURED, RULES, parse_strategy
 from layerdrop_jax.data import tokenizers
 from layerdrop_jax.data.progress import progress
 from layerdrop_jax.training import strategies, tasks
-from layerdrop_jax.training.prune import take_rows
-from layerdrop_jax.training.runs import cut_model, load_run, masks, original_layers, params_of
+from layerdrop_jax.training.latency import add_latency
+from layerdrop_jax.training.runs import load_run, masks, original_layers, params_of
 from layerdrop_jax.training.scoring import Scorer, floor_nats
-from layerdrop_jax.training.state import model_graph
 
 FILE = "frontier.json"
-ROUNDS = 7  # timings of each depth, taken in turn with the others
 
 
 def measure(
@@ -36,8 +29,8 @@ def measure(
 ) -> dict:
     """Measures a run's network at every depth; writes frontier.json.
 
-    What is timed is the network that ``--mode=prune`` would write, compiled for its depth; what is
-    scored is the whole one with a keep mask, which computes the same.
+    What is timed is the network that ``--mode=prune`` would write (see `latency`); what is scored
+    is the whole one with a keep mask, which computes the same.
 
     Args:
       workdir: the run's folder.
@@ -52,16 +45,18 @@ def measure(
 
     Returns:
       what frontier.json holds; ``choice`` is the index of the depth with the best quality that is
-      within both budgets, None without a budget.
+      within both budgets, None without a budget or where none is.
 
     Raises:
-      ValueError: a strategy that cannot be read, or a budget that no depth keeps.
+      ValueError: a strategy that cannot be read or does not fit.
     """
     run = load_run(workdir, changes)
-    folder = pathlib.Path(output or run.workdir)
-    folder.mkdir(parents=True, exist_ok=True)
     task, model, prune = tasks.of(run.settings), run.settings.model, run.settings.prune
     wanted = _every_choice(run, flags)
+    for of_stack in wanted:
+        strategies.check(run, of_stack)
+    folder = pathlib.Path(output or run.workdir)
+    folder.mkdir(parents=True, exist_ok=True)
     scorer = Scorer(run)
     quality = task.make_quality(run)
     floor, full = floor_nats(run), scorer({})
@@ -88,7 +83,7 @@ def measure(
             advance(1)
     for depth in depths:
         depth["survives"] = depth["kept"] >= prune.survives
-    _time(run, depths)
+    add_latency(run, depths)
     record = {
         "run": run.workdir.resolve().name,
         "steps": list(run.steps),
@@ -99,27 +94,44 @@ def measure(
         "floor_nats": floor,
         "threshold": prune.survives,
         "drop": {stack: getattr(run.settings.drop, stack) for stack in model.stacks},
-        "request": task.request_size(run.settings),
+        "request": {
+            "prompt_tokens": prune.prompt_tokens,
+            "new_tokens": prune.new_tokens,
+            "batch": prune.batch,
+            "beam": getattr(run.settings.decode, "beam", 1),
+        },
         "depths": depths,
-        "verdict": verdict(run, depths),
+        "verdict": verdict(run, depths, knows=full < floor),
         "budget": {"ms": budget_ms, "parameters": budget_params},
-        "choice": None,
+        "choice": choose(depths, task, budget_ms, budget_params),
     }
-    # Before the budget is looked at: what was measured is not lost by a budget that is too small.
-    _write(folder, record)
-    if budget_ms is not None or budget_params is not None:
-        record["choice"] = choose(depths, task, budget_ms, budget_params)
-        _write(folder, record)
+    tokenizers.write_atomically(folder / FILE, json.dumps(record, indent=1) + "\n")
     return record
 
 
 def summary(record) -> dict:
-    """What a script asks of the measurement: the verdict, the depths that survive, the choice."""
-    choice = record["choice"]
+    """What a script asks of the measurement: the verdict, the depths that survive, the choice.
+
+    Raises:
+      ValueError: no depth is within the budgets; says what the smallest takes.
+    """
+    choice, depths = record["choice"], record["depths"]
+    asked = [
+        f"--budget_{flag}={record['budget'][name]:.12g}"
+        for flag, name in (("ms", "ms"), ("params", "parameters"))
+        if record["budget"][name] is not None
+    ]
+    if asked and choice is None:
+        fastest = min(depth["latency"]["1"]["request_ms"] for depth in depths)
+        smallest = min(depth["parameters"] for depth in depths)
+        raise ValueError(
+            f"no depth keeps {' and '.join(asked)}: the fastest takes {fastest:.3g} ms a request, "
+            f"the smallest has {smallest:,} parameters"
+        )
     return {
         "verdict": record["verdict"],
-        "survives": [depth["layers"] for depth in record["depths"] if depth["survives"]],
-        "choice": None if choice is None else record["depths"][choice],
+        "survives": [depth["layers"] for depth in depths if depth["survives"]],
+        "choice": None if choice is None else depths[choice],
     }
 
 
@@ -132,18 +144,26 @@ def kept_share(nats: float, full: float, floor: float) -> float:
     return (floor - nats) / (floor - full) if full < floor else 0.0
 
 
-def verdict(run, depths) -> str:
-    """Whether the checkpoint survives being cut, in a sentence or two."""
-    whole = max(depths, key=lambda depth: depth["parameters"])
-    cuts = sorted(
-        (depth for depth in depths if depth is not whole), key=lambda depth: -depth["parameters"]
-    )
-    drop = run.settings.drop
-    rates = ", ".join(f"drop.{stack}={getattr(drop, stack):g}" for stack in drop.stacks)
-    if whole["kept"] <= 0:
+def verdict(run, depths, *, knows: bool) -> str:
+    """Whether the checkpoint survives being cut, in a sentence or two.
+
+    Args:
+      run: the run.
+      depths: the record's.
+      knows: whether the whole network beats the tokens' own entropy.
+    """
+    if not knows:
         return "The whole network knows no more than how frequent tokens are: train it first."
+    model, drop = run.settings.model, run.settings.drop
+    cuts = [
+        depth
+        for depth in depths
+        if any(len(kept) < model.depth(stack) for stack, kept in depth["layers"].items())
+    ]
+    cuts.sort(key=lambda depth: -sum(map(len, depth["layers"].values())))
     if not cuts:
-        return "There is one depth alone."
+        return "Nothing was cut."
+    rates = ", ".join(f"drop.{stack}={getattr(drop, stack):g}" for stack in drop.stacks)
     first = cuts[0]
     if not first["survives"]:
         return (
@@ -163,12 +183,10 @@ def verdict(run, depths) -> str:
     return text
 
 
-def choose(depths, task, budget_ms, budget_params) -> int:
-    """The index of the best depth within the budgets.
-
-    Raises:
-      ValueError: there is none; says what the smallest takes.
-    """
+def choose(depths, task, budget_ms, budget_params) -> int | None:
+    """The index of the best depth within the budgets; None without a budget, or where none is."""
+    if budget_ms is None and budget_params is None:
+        return None
     within = [
         index
         for index, depth in enumerate(depths)
@@ -176,14 +194,7 @@ def choose(depths, task, budget_ms, budget_params) -> int:
         and (budget_params is None or depth["parameters"] <= budget_params)
     ]
     if not within:
-        fastest = min(depth["latency"]["1"]["request_ms"] for depth in depths)
-        smallest = min(depth["parameters"] for depth in depths)
-        asked = [] if budget_ms is None else [f"--budget_ms={budget_ms:g}"]
-        asked += [] if budget_params is None else [f"--budget_params={budget_params}"]
-        raise ValueError(
-            f"no depth keeps {' and '.join(asked)}: the fastest takes {fastest:.3g} ms a request, "
-            f"the smallest has {smallest:,} parameters"
-        )
+        return None
     return task.BETTER(within, key=lambda index: depths[index][task.QUALITY])
 
 
@@ -206,99 +217,5 @@ def _every_choice(run, flags) -> list[dict]:
     ]
 
 
-def _time(run, depths) -> None:
-    """Adds ``latency`` and ``memory_bytes`` to each depth."""
-    prune, model = run.settings.prune, run.settings.model
-    batches = sorted({1, prune.batch})
-    with progress("compiling every depth", len(depths) * len(batches)) as advance:
-        compiled = []
-        for depth in depths:
-            compiled.append({})
-            depth["memory_bytes"] = {}
-            for batch in batches:
-                programs = _compile(run, depth["kept_layers"], batch)
-                compiled[-1][batch] = programs
-                depth["memory_bytes"][str(batch)] = max(map(_memory, programs))
-                advance(1)
-    seconds = [{batch: [] for batch in batches} for _ in depths]
-    rng = np.random.default_rng(prune.seed)
-    with progress("timing every depth", (ROUNDS + 1) * len(depths)) as advance:
-        for number in range(ROUNDS + 1):
-            for depth, programs, found in zip(depths, compiled, seconds, strict=True):
-                _, rows = cut_model(model, depth["kept_layers"])
-                params = jax.block_until_ready(take_rows(run.params, rows))
-                for batch in batches:
-                    size = (batch, prune.prompt_tokens)
-                    ids_BxP = rng.integers(4, run.settings.data.vocab_size, size, np.int32)
-                    times = _time_once(programs[batch], params, ids_BxP)
-                    if number:  # the first round warms up
-                        found[batch].append(times)
-                advance(1)
-    for depth, found in zip(depths, seconds, strict=True):
-        depth["latency"] = {
-            str(batch): _latency(times, prune.new_tokens) for batch, times in found.items()
-        }
-
-
-def _compile(run, layers, batch):
-    """(answer a prompt up to its first token, generate the new tokens), compiled."""
-    task, prune = tasks.of(run.settings), run.settings.prune
-    model, rows = cut_model(run.settings.model, layers)
-    graph = model_graph(model)
-    start = functools.partial(task.start_request, run.settings)
-
-    @jax.jit
-    def prompt(params, ids_BxP):
-        return start(nnx.merge(graph, params), ids_BxP, prune.new_tokens)
-
-    @jax.jit
-    def generate(params, tokens, cache):
-        def step(i, state):
-            return task.continue_request(nnx.merge(graph, params), *state, i)
-
-        return jax.lax.fori_loop(0, prune.new_tokens - 1, step, (tokens, cache))[0]
-
-    params = jax.eval_shape(lambda: take_rows(run.params, rows))
-    ids_BxP = jax.ShapeDtypeStruct((batch, prune.prompt_tokens), np.int32)
-    state = jax.eval_shape(prompt, params, ids_BxP)
-    return prompt.lower(params, ids_BxP).compile(), generate.lower(params, *state).compile()
-
-
-def _memory(program) -> int:
-    """Bytes of a program's arguments (the parameters among them), results and temporaries."""
-    sizes = program.memory_analysis()
-    return sum(getattr(sizes, f"{part}_size_in_bytes") for part in ("argument", "output", "temp"))
-
-
-def _time_once(programs, params, ids_BxP) -> tuple[float, float]:
-    """Seconds of the prompt, and of all new tokens after the first."""
-    prompt, generate = programs
-    begun = time.perf_counter()
-    state = jax.block_until_ready(prompt(params, ids_BxP))
-    between = time.perf_counter()
-    jax.block_until_ready(generate(params, *state))
-    return between - begun, time.perf_counter() - between
-
-
-def _latency(times, new_tokens) -> dict:
-    prompt_ms = [1000 * prompt for prompt, _ in times]
-    token_ms = [1000 * generate / max(new_tokens - 1, 1) for _, generate in times]
-    return {
-        "prompt_ms": statistics.median(prompt_ms),
-        "prompt_ms_range": _quartiles(prompt_ms),
-        "token_ms": statistics.median(token_ms),
-        "token_ms_range": _quartiles(token_ms),
-        "request_ms": statistics.median(1000 * sum(both) for both in times),
-    }
-
-
-def _quartiles(values) -> list[float]:
-    return np.quantile(values, (0.25, 0.75)).tolist()
-
-
 def _depth_text(depth) -> str:
     return " + ".join(f"{len(kept)} {stack} layers" for stack, kept in depth["layers"].items())
-
-
-def _write(folder, record):
-    tokenizers.write_atomically(folder / FILE, json.dumps(record, indent=1) + "\n")

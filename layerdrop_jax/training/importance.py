@@ -47,6 +47,8 @@ def measure(workdir, changes=(), *, output: str = "", command: str) -> dict:
     run = load_run(workdir, changes)
     folder = pathlib.Path(output or run.workdir)
     folder.mkdir(parents=True, exist_ok=True)
+    if not any(map(run.settings.model.depth, run.settings.model.stacks)):
+        raise ValueError(f"the network of {workdir} has no layers, and so none that matters")
     scorer = Scorer(run)
     model, prune = run.settings.model, run.settings.prune
     by_pass = {

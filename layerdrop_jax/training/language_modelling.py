@@ -182,29 +182,20 @@ def make_quality(run: Run):
     return quality
 
 
-def request_size(settings) -> dict:
-    """What a request of `start_request` is, for a reader."""
-    prune = settings.prune
-    return {
-        "prompt_tokens": prune.prompt_tokens,
-        "new_tokens": prune.new_tokens,
-        "batch": prune.batch,
-        "beam": 1,
-    }
-
-
-def start_request(settings, network, ids_BxP, new_tokens: int):
-    """Reads prompts and chooses the first token after each: ``(tokens [B], cache)``."""
-    del settings
+def start_request(settings, network, ids_BxP):
+    """What it takes to read prompts: ``(log p of the next token [B, V], cache)``."""
     length_B = jnp.full(ids_BxP.shape[0], ids_BxP.shape[1], jnp.int32)
-    log_probs_BxV, cache = network.start_cache(ids_BxP, length_B, max_tokens=new_tokens)
-    return jnp.argmax(log_probs_BxV, axis=-1).astype(jnp.int32), cache
+    return network.start_cache(ids_BxP, length_B, max_tokens=settings.prune.new_tokens)
 
 
-def continue_request(network, token_B, cache, step):
-    """One more token: ``(tokens [B], cache)``."""
-    log_probs_BxV, cache = network.step(cache, token_B, step)
-    return jnp.argmax(log_probs_BxV, axis=-1).astype(jnp.int32), cache
+def finish_request(settings, network, state):
+    """Continuations of ``prune.new_tokens`` tokens, no fewer: int32 [B, tokens]."""
+    config = dataclasses.replace(
+        settings.decode, max_tokens=settings.prune.new_tokens, stop_at_eos=False
+    )
+    log_probs_BxV, cache = state
+    keys_B = jax.random.split(jax.random.key(config.seed), log_probs_BxV.shape[0])
+    return continue_sequences(network.step, log_probs_BxV, cache, keys_B, config)
 
 
 def answer(run: Run, lines, keep=None) -> list[str]:

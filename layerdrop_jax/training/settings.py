@@ -116,12 +116,12 @@ class TranslationSettings:
             _check_block(self.model, f"{side}_length", getattr(self.data, f"{side}_length"))
         for name, limit in (
             ("prompt_tokens", self.model.max_source_length),
-            ("new_tokens", self.model.max_target_length),
+            ("new_tokens", self.model.max_target_length - 1),  # the end symbol takes one
         ):
             if getattr(self.prune, name) > limit:
                 raise ValueError(
-                    f"prune.{name}={getattr(self.prune, name)} is more than the {limit} positions "
-                    "that the model has"
+                    f"prune.{name}={getattr(self.prune, name)} is more than {limit}, which is what "
+                    "the model has positions for"
                 )
         self.drop.rates(self.model)  # refuses a layer to protect that there is not
         self.prune.check(self.model, self.drop)

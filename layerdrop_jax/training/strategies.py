@@ -65,11 +65,7 @@ def choose(run: Run, strategies: dict, scorer: Scorer | None = None) -> tuple[di
       ValueError: a strategy that does not fit the stack or the run.
     """
     layers, records = {}, {}
-    for stack, strategy in strategies.items():  # before anything is measured
-        try:
-            _check(run, stack, strategy)
-        except ValueError as error:
-            raise ValueError(f"{stack}, {strategy}: {error}") from None
+    check(run, strategies)  # before anything is measured
     measures = [s for s in strategies.values() if s.name in MEASURED]
     if scorer is None and any(s.name not in ("random", "data_driven") for s in measures):
         scorer = Scorer(run)
@@ -79,6 +75,15 @@ def choose(run: Run, strategies: dict, scorer: Scorer | None = None) -> tuple[di
         if strategy.name in ("search_on_valid", "greedy_elimination"):
             records[stack]["nats"] = scorer(layers)
     return layers, records
+
+
+def check(run: Run, strategies: dict) -> None:
+    """Raises a ValueError where a strategy does not fit its stack or the run."""
+    for stack, strategy in strategies.items():
+        try:
+            _check(run, stack, strategy)
+        except ValueError as error:
+            raise ValueError(f"{stack}, {strategy}: {error}") from None
 
 
 def _check(run, stack, strategy):

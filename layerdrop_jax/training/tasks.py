@@ -5,7 +5,7 @@ prepare, fingerprint         the rows of train and valid, and what tells them fr
 evaluate                     scores, whole and at every depth
 make_quality                 what scores a split with any layers, by one executable
 QUALITY, BETTER              the name of that score, and max or min
-request_size, start_request, continue_request       what a depth is timed by
+start_request, finish_request               what a depth is timed by
 answer                       lines in, lines out
 valid_rows, targets, outputs of the validation split: what sub-networks are scored and compared by
 scored                       the network's config as evaluation computes it

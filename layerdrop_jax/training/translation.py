@@ -1,5 +1,6 @@
 """Translation as a task: its data, its test, and what a run does with lines of text."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -16,7 +17,6 @@ from layerdrop_jax.core.pruning import every_depth
 from layerdrop_jax.data import pipeline, tokenizers
 from layerdrop_jax.decoding.batching import decode_sentences
 from layerdrop_jax.decoding.beam import beam_search, search_options
-from layerdrop_jax.decoding.constraints import EOS
 from layerdrop_jax.models.embeddings import PADDING_ID
 from layerdrop_jax.training import accounting, losses
 from layerdrop_jax.training.bleu import bleu_scores
@@ -196,38 +196,29 @@ def make_quality(run: Run):
     return quality
 
 
-def request_size(settings) -> dict:
-    """What a request of `start_request` is, for a reader."""
-    prune = settings.prune
-    return {
-        "prompt_tokens": prune.prompt_tokens,
-        "new_tokens": prune.new_tokens,
-        "batch": prune.batch,
-        "beam": settings.decode.beam,
-    }
-
-
-def start_request(settings, network, ids_BxP, new_tokens: int):
-    """Encodes sources and makes the first token of each hypothesis: ``(tokens [B, M], cache)``."""
-    beam = settings.decode.beam
-    batch, length = ids_BxP.shape
-    position_BxP = jnp.broadcast_to(jnp.arange(length), ids_BxP.shape)
-    segment_BxP = jnp.ones_like(ids_BxP)
-    cache = network.start_cache(
-        ids_BxP, segment_BxP, position_BxP, beam=beam, max_length=new_tokens
+def start_request(settings, network, ids_BxP):
+    """What it takes to read sources before their first token: a cache."""
+    position_BxP = jnp.broadcast_to(jnp.arange(ids_BxP.shape[1]), ids_BxP.shape)
+    return network.start_cache(
+        ids_BxP,
+        jnp.ones_like(ids_BxP),
+        position_BxP,
+        beam=settings.decode.beam,
+        max_length=settings.prune.new_tokens + 1,
     )
-    return _step_request(network, jnp.full((batch, beam), EOS, jnp.int32), cache, 0)
 
 
-def continue_request(network, tokens_BxM, cache, step):
-    """One more token for each hypothesis, each on its own: ``(tokens [B, M], cache)``."""
-    return _step_request(network, tokens_BxM, cache, step + 1)
-
-
-def _step_request(network, tokens_BxM, cache, step):
-    parents_BxM = jnp.broadcast_to(jnp.arange(tokens_BxM.shape[1]), tokens_BxM.shape)
-    logits_BxMxV, cache = network.step(cache, parents_BxM, tokens_BxM, step)
-    return jnp.argmax(logits_BxMxV, axis=-1).astype(jnp.int32), cache
+def finish_request(settings, network, cache):
+    """The search for translations of ``prune.new_tokens`` tokens, no fewer and no more."""
+    new_tokens = settings.prune.new_tokens
+    batch = cache["memory_segment"].shape[0]
+    return beam_search(
+        network.step,
+        cache,
+        jnp.full(batch, new_tokens, jnp.int32),
+        buffer_length=new_tokens + 1,
+        **search_options(dataclasses.replace(settings.decode, min_length=new_tokens)),
+    )
 
 
 def answer(run: Run, lines, keep=None) -> list[str]:

@@ -12,9 +12,9 @@ def depth(score, *, kept, ms, key="perplexity", **layers):
     latency = {
         batch: {
             "prompt_ms": 5.125 * scale,
-            "prompt_ms_range": [5.0 * scale, 5.25 * scale],
+            "prompt_ms_quartiles": [5.0 * scale, 5.25 * scale],
             "token_ms": 0.75 * scale,
-            "token_ms_range": [0.75 * scale, 1.0 * scale],
+            "token_ms_quartiles": [0.75 * scale, 1.0 * scale],
             "request_ms": ms * scale,
         }
         for batch, scale in (("16", 3), ("2", 1))

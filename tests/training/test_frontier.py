@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 from layerdrop_jax.analysis.frontier import write_frontier
-from layerdrop_jax.decoding.constraints import EOS
-from layerdrop_jax.training import frontier, language_modelling, tasks, translation
+from layerdrop_jax.decoding.constraints import EOS, PAD
+from layerdrop_jax.training import frontier, language_modelling, latency, translation
 from layerdrop_jax.training import settings as settings_lib
 from layerdrop_jax.training.prune import cut, prune
 from layerdrop_jax.training.runs import load_run
@@ -30,7 +30,7 @@ def folder(lm_run, tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def few_rounds():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(frontier, "ROUNDS", 3)
+        patch.setattr(latency, "ROUNDS", 3)
         yield
 
 
@@ -125,15 +125,17 @@ def test_one_depth_of_a_translation(run, tmp_path):
 
 
 def test_a_budget_that_is_too_small_loses_nothing(folder, tmp_path):
+    record = frontier.measure(
+        folder,
+        flags={"decoder": "1"},
+        changes=["prune.batch=1"],
+        budget_params=5,
+        output=str(tmp_path),
+        command="",
+    )
     with pytest.raises(ValueError, match="no depth keeps --budget_params=5: the fastest takes"):
-        frontier.measure(
-            folder,
-            flags={"decoder": "1"},
-            changes=["prune.batch=1"],
-            budget_params=5,
-            output=str(tmp_path),
-            command="",
-        )
+        frontier.summary(record)
+    assert "None of these depths fits" in write_frontier(record, tmp_path).read_text()
     record = json.loads((tmp_path / frontier.FILE).read_text(encoding="utf-8"))
     assert [depth["layers"] for depth in record["depths"]] == [{"decoder": [0]}]
     assert (record["budget"], record["choice"]) == ({"ms": None, "parameters": 5}, None)
@@ -195,42 +197,53 @@ def depths_of(*kept):
 @pytest.mark.parametrize(
     ("kept", "text"),
     [
-        ((0.0, 0.0), "The whole network knows no more than how frequent tokens are: train it fir"),
-        ((1.0,), "There is one depth alone."),
+        ((1.0,), "Nothing was cut."),
         (
-            (1.0, 0.5, 0.95),
-            "Does not survive being cut: 2 decoder layers keeps 50% of what the whole network",
+            (1.0, 0.5, 0.95, 0.4),
+            "Does not survive being cut: 3 decoder layers keeps 50% of what the whole network",
         ),
         ((1.0, 0.97, 0.91, 0.4), "Survives being cut to 2 decoder layers, which keeps 91% of wh"),
-        ((1.0, 0.97, 0.91), "Survives being cut to 1 decoder layers, which keeps 91%"),
+        ((1.0, 0.97, 0.93, 0.91), "Survives being cut to 1 decoder layers, which keeps 91%"),
     ],
 )
 def test_the_verdict(lm_run, kept, text):
     run = load_run(lm_run)
     depths = depths_of(*kept)
     for order in (depths, depths[::-1]):  # whatever the order
-        found = frontier.verdict(run, order)
+        found = frontier.verdict(run, order, knows=True)
         assert found.startswith(text)
         if "urvive" in text:
             assert "its config has drop.decoder=0.2" in found
-        assert found.endswith(" 1 decoder layers keeps 40%.") == (kept[-1] == 0.4)
+        assert found.endswith(" 1 decoder layers keeps 40%.") == (
+            text.startswith("Survives") and kept[-1] == 0.4
+        )
+    assert "train it first" in frontier.verdict(run, depths, knows=False)
+
+
+def test_one_depth_that_is_a_cut_is_no_whole_network(lm_run):
+    (last,) = depths_of(1.0, 0.9, 0.8, -3.0)[3:]
+    found = frontier.verdict(load_run(lm_run), [last], knows=True)
+    assert found.startswith("Does not survive being cut: 1 decoder layers keeps -300%")
 
 
 def test_the_choice_is_the_best_within_the_budgets():
     depths = depths_of(1.0, 0.9, 0.8, 0.7)  # 8 to 5 ms, 100 to 97 parameters
-    assert frontier.choose(depths, language_modelling, None, None) == 0
+    assert frontier.choose(depths, language_modelling, None, None) is None
+    assert frontier.choose(depths, language_modelling, 9.0, None) == 0
     assert frontier.choose(depths, language_modelling, 7.0, None) == 1
     assert frontier.choose(depths, language_modelling, 7.5, 98) == 2
     assert frontier.choose(depths, language_modelling, 5.5, 100) == 3
     for depth in depths:
         depth["bleu"] = depth["perplexity"]
     assert frontier.choose(depths, translation, 7.5, 98) == 3  # more is better
+    assert frontier.choose(depths, language_modelling, 4.5, 99) is None
     message = (
         "no depth keeps --budget_ms=4.5 and --budget_params=99: the fastest takes 5 ms a "
         "request, the smallest has 97 parameters"
     )
+    budget = {"ms": 4.5, "parameters": 99}
     with pytest.raises(ValueError, match=message):
-        frontier.choose(depths, language_modelling, 4.5, 99)
+        frontier.summary({"verdict": "", "depths": depths, "choice": None, "budget": budget})
 
 
 def test_the_share_of_knowledge_that_is_kept():
@@ -272,7 +285,8 @@ def greedy_translation(network, ids_BxP, new_tokens):
     @fast_jit
     def next_token(params, input_BxT, place):
         given = source | target | {"target_input": input_BxT}
-        return jnp.argmax(nnx.merge(network[0], params)(given)[:, place], axis=-1)
+        logits_BxV = nnx.merge(network[0], params)(given)[:, place]
+        return jnp.argmax(logits_BxV.at[:, jnp.array([PAD, EOS])].set(-jnp.inf), axis=-1)
 
     ids_BxT = np.full((batch, new_tokens + 1), EOS, np.int32)
     for place in range(new_tokens):
@@ -281,40 +295,22 @@ def greedy_translation(network, ids_BxP, new_tokens):
 
 
 @pytest.mark.parametrize("name", ["run", "lm_run"])
-def test_a_request_is_answered_greedily(request, name):
-    run = load_run(request.getfixturevalue(name), ["prune.new_tokens=6"])
-    task, new_tokens = tasks.of(run.settings), run.settings.prune.new_tokens
+def test_a_request_is_answered_by_the_task_s_own_decoder(request, name):
+    greedy = "decode.beam=1" if name == "run" else "decode.temperature=0"
+    run = load_run(request.getfixturevalue(name), ["prune.new_tokens=6", greedy])
     layers = {
         stack: (0, run.settings.model.depth(stack) - 1) for stack in run.settings.model.stacks
     }
     config, params = cut(run, layers)
     graph = model_graph(type(run.settings.model)(**config["model"]))
     ids_BxP = np.random.default_rng(5).integers(4, 331, (3, 7), np.int32)
-
-    @jax.jit
-    def start(params, ids_BxP):
-        return task.start_request(run.settings, nnx.merge(graph, params), ids_BxP, new_tokens)
-
-    @jax.jit
-    def go_on(params, tokens, cache, step):
-        return task.continue_request(nnx.merge(graph, params), tokens, cache, step)
-
-    tokens, cache = start(params, ids_BxP)
-    found = [tokens]
-    for step in range(new_tokens - 1):
-        tokens, cache = go_on(params, tokens, cache, step)
-        found.append(tokens)
-    found = np.stack(jax.device_get(found), axis=-1)
-    greedy = greedy_translation if name == "run" else greedy_continuation
-    wanted = greedy((graph, params), ids_BxP, new_tokens)
-    if name == "run":  # every hypothesis is greedy on its own
-        assert found.shape == (3, 2, new_tokens)
-        np.testing.assert_array_equal(found[:, 1], wanted)
-        found = found[:, 0]
+    prompt, generate = latency._compile(run, layers, 3)
+    found = jax.device_get(generate(params, prompt(params, ids_BxP)))
+    if name == "run":
+        wanted = greedy_translation((graph, params), ids_BxP, 6)
+        np.testing.assert_array_equal(found.lengths_BxM[:, 0], 7)  # the end symbol is one
+        found = found.tokens_BxMxT[:, 0, :6]
+    else:
+        wanted = greedy_continuation((graph, params), ids_BxP, 6)
     np.testing.assert_array_equal(found, wanted)
     assert len({tuple(row) for row in wanted.tolist()}) > 1
-
-    # What is timed makes the same tokens.
-    prompt, generate = frontier._compile(run, layers, 3)
-    last = np.asarray(generate(params, *prompt(params, ids_BxP)))
-    np.testing.assert_array_equal(last.reshape(3, -1)[:, 0], wanted[:, -1])
