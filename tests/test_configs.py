@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from layerdrop_jax.training import frontier, importance, settings
+from layerdrop_jax.training import frontier, importance, latency, settings
 from layerdrop_jax.training.evaluate import evaluate
 from layerdrop_jax.training.finetune import finetune
 from layerdrop_jax.training.generate import generate
@@ -189,7 +189,7 @@ def dataclasses_of(cls):
 
 def cut_and_go_on(folder, monkeypatch):
     """Every mode that reads the sections prune and init, and drop's learned rates."""
-    monkeypatch.setattr(frontier, "ROUNDS", 1)
+    monkeypatch.setattr(latency, "ROUNDS", 1)
     prune(folder, folder.with_name("small"), flags={}, changes=["prune.decoder=search_on_valid:1"])
     importance.measure(folder, command="")
     frontier.measure(folder, flags={}, changes=["prune.batch=1"], command="")
