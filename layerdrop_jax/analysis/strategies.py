@@ -115,15 +115,15 @@ def _draw(record, path) -> None:
     size = (4 + 0.075 * max(map(len, names), default=0)) * across, (1.1 + 0.36 * most) * down + 0.4
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size)
-        grid = list(figure.subplots(down, across, squeeze=False, sharex=True).flat)
+        grid = list(figure.subplots(down, across, squeeze=False).flat)
         for axes, (label, group) in zip(grid, groups.items(), strict=False):
             _draw_group(axes, group, reverse=best_of(key) is max)
             axes.set(title=label, xlabel="BLEU" if key == "bleu" else key)
-            axes.xaxis.set_tick_params(labelbottom=True)  # sharing leaves it to the lowest
-        if key == "perplexity":
-            log_scale(grid[0], "x")
-        else:
-            grid[0].set_xlim(0)
+            # An axis of its own for each network: what differs within one would not show else.
+            if key == "perplexity":
+                log_scale(axes, "x")
+            else:
+                axes.set_xlim(0)
         for axes in grid[len(groups) :]:
             axes.set_axis_off()
         figure.legend(handles=_legend(record), loc="outside lower center", ncols=2 * across)
