@@ -327,6 +327,7 @@ def test_every_mode_hands_its_flags_on(run_launch, unbroken, monkeypatch, tmp_pa
         return function
 
     choice = {"verdict": "fine", "depths": [], "choice": None}
+    choice["budget"] = {"ms": None, "parameters": None}
     monkeypatch.setattr(launch.importance, "measure", take("importance", {}))
     monkeypatch.setattr(launch.frontier, "measure", take("frontier", choice))
     monkeypatch.setattr(launch, "finetune", take("finetune", "new"))

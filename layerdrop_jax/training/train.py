@@ -64,8 +64,8 @@ def train(config, workdir, *, command: str) -> None:
         taken, steps = origin.carry_over(beginning, settings)
         if jax.process_index() == 0:
             origin.write_numbers(beginning, steps, workdir)
-    elif begins and jax.process_index() == 0:
-        (workdir / PRUNED).unlink(missing_ok=True)  # of a start that failed
+    elif begins and jax.process_index() == 0 and (workdir / PRUNED).exists():
+        (workdir / PRUNED).unlink()  # of a start that failed
     elif beginning:
         origin.check_same(beginning, workdir)
 

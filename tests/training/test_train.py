@@ -239,7 +239,7 @@ def test_any_number_that_is_not_finite(name, log_every, every, text, tmp_path, m
     """It is seen before it is logged, before it is saved, and otherwise one step later."""
     names = ["loss", "nll", "tokens", "encoder_layers", "decoder_layers", "flops", "flops_nominal"]
 
-    def step(state, batch, **_):
+    def step(state, batch, teacher, **_):
         """Not a step, but its form: what the model computes is not what is tested here."""
         bad = state["step"] >= 6
         metrics = dict.fromkeys([*names, "grad_norm", "param_norm"], jnp.float32(1))
