@@ -167,19 +167,19 @@ def verdict(run, depths, *, knows: bool) -> str:
     first = cuts[0]
     if not first["survives"]:
         return (
-            f"Does not survive being cut: {_depth_text(first)} keeps {first['kept']:.0%} of what "
+            f"Does not survive being cut: {_depth_text(first)} keeps {first['kept']:.1%} of what "
             "the whole network knows. It behaves like one trained without LayerDrop; its config "
             f"has {rates}. Train with LayerDrop, or fine-tune what is cut (--mode=finetune)."
         )
     survived = list(itertools.takewhile(lambda depth: depth["survives"], cuts))
     last = survived[-1]
     text = (
-        f"Survives being cut to {_depth_text(last)}, which keeps {last['kept']:.0%} of what the "
+        f"Survives being cut to {_depth_text(last)}, which keeps {last['kept']:.1%} of what the "
         f"whole network knows, as one trained with LayerDrop does; its config has {rates}."
     )
     if len(survived) < len(cuts):
         after = cuts[len(survived)]
-        text += f" {_depth_text(after)} keeps {after['kept']:.0%}."
+        text += f" {_depth_text(after)} keeps {after['kept']:.1%}."
     return text
 
 

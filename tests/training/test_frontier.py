@@ -200,10 +200,10 @@ def depths_of(*kept):
         ((1.0,), "Nothing was cut."),
         (
             (1.0, 0.5, 0.95, 0.4),
-            "Does not survive being cut: 3 decoder layers keeps 50% of what the whole network",
+            "Does not survive being cut: 3 decoder layers keeps 50.0% of what the whole network",
         ),
-        ((1.0, 0.97, 0.91, 0.4), "Survives being cut to 2 decoder layers, which keeps 91% of wh"),
-        ((1.0, 0.97, 0.93, 0.91), "Survives being cut to 1 decoder layers, which keeps 91%"),
+        ((1.0, 0.97, 0.91, 0.4), "Survives being cut to 2 decoder layers, which keeps 91.0% of"),
+        ((1.0, 0.97, 0.93, 0.91), "Survives being cut to 1 decoder layers, which keeps 91.0%"),
     ],
 )
 def test_the_verdict(lm_run, kept, text):
@@ -214,7 +214,7 @@ def test_the_verdict(lm_run, kept, text):
         assert found.startswith(text)
         if "urvive" in text:
             assert "its config has drop.decoder=0.2" in found
-        assert found.endswith(" 1 decoder layers keeps 40%.") == (
+        assert found.endswith(" 1 decoder layers keeps 40.0%.") == (
             text.startswith("Survives") and kept[-1] == 0.4
         )
     assert "train it first" in frontier.verdict(run, depths, knows=False)
@@ -223,7 +223,7 @@ def test_the_verdict(lm_run, kept, text):
 def test_one_depth_that_is_a_cut_is_no_whole_network(lm_run):
     (last,) = depths_of(1.0, 0.9, 0.8, -3.0)[3:]
     found = frontier.verdict(load_run(lm_run), [last], knows=True)
-    assert found.startswith("Does not survive being cut: 1 decoder layers keeps -300%")
+    assert found.startswith("Does not survive being cut: 1 decoder layers keeps -300.0%")
 
 
 def test_the_choice_is_the_best_within_the_budgets():
