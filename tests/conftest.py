@@ -8,6 +8,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported, for chi
 import jax
 import pytest
 
+from tests import tiny_run
+
 # An accidental [D] + [B, D] broadcast is an error here; code that means it writes [None].
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -32,3 +34,14 @@ def golden_dir() -> Path:
 def data_dir() -> Path:
     """Small public data sets, prepared by hand."""
     return outside_folder("LAYERDROP_DATA", SHARED / "data")
+
+
+@pytest.fixture(scope="session")
+def compile_cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def quick_compile(compile_cache):
+    with tiny_run.quick_compile(compile_cache):
+        yield

@@ -2,15 +2,17 @@
 
 import contextlib
 import json
+import os
 import random
+import signal
 
 import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from configs import wikitext103, wmt
+from layerdrop_jax.training import metrics, state
 from layerdrop_jax.training import settings as settings_lib
-from layerdrop_jax.training import state
 from layerdrop_jax.training.checkpoints import CheckpointConfig, Checkpoints
 from layerdrop_jax.training.metrics import read_metrics
 from layerdrop_jax.training.optimizers import make_optimizer
@@ -158,6 +160,18 @@ def train_lines(run):
         for record in read_metrics(run)
         if record["kind"] == "train"
     ]
+
+
+def interrupt_once(monkeypatch, run, *, lines):
+    """As by Ctrl-C, when so many lines of training steps are in a run's metrics."""
+    add, interrupts = metrics.Window.add, []
+
+    def add_and_interrupt(window, sums):
+        add(window, sums)
+        if not interrupts and len(train_lines(run)) == lines:
+            interrupts.append(os.kill(os.getpid(), signal.SIGINT))
+
+    monkeypatch.setattr(metrics.Window, "add", add_and_interrupt)
 
 
 def last_checkpoint(run):

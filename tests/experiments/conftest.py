@@ -7,17 +7,6 @@ from tests import tiny_run
 
 
 @pytest.fixture(scope="session")
-def compile_cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(scope="module")
-def quick_compile(compile_cache):
-    with tiny_run.quick_compile(compile_cache):
-        yield
-
-
-@pytest.fixture(scope="session")
 def lm_run(tmp_path_factory, compile_cache):
     """Trained for a few steps, with four layers. Tests change copies of it only."""
     folder = tmp_path_factory.mktemp("experiment")

@@ -10,17 +10,6 @@ from tests import tiny_run
 
 
 @pytest.fixture(scope="session")
-def compile_cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(scope="module")
-def quick_compile(compile_cache):
-    with tiny_run.quick_compile(compile_cache):
-        yield
-
-
-@pytest.fixture(scope="session")
 def text(tmp_path_factory):
     """A folder of parallel files."""
     return tiny_run.write_text(tmp_path_factory.mktemp("text"))

@@ -1,9 +1,7 @@
 """Drop rates learned by training steps: what they find, what a step keeps of them, and resuming."""
 
 import functools
-import os
 import pathlib
-import signal
 import types
 
 import jax
@@ -13,7 +11,7 @@ import pytest
 from flax import nnx
 
 from layerdrop_jax.core.pruning import top_layers
-from layerdrop_jax.training import data_driven, language_modelling, metrics, train
+from layerdrop_jax.training import data_driven, language_modelling, train
 from layerdrop_jax.training import settings as settings_lib
 from layerdrop_jax.training.checkpoints import read_metadata
 from layerdrop_jax.training.optimizers import make_optimizer
@@ -335,15 +333,7 @@ def test_a_run_that_learns_rates_resumes(lines, tmp_path, monkeypatch):
     np.testing.assert_allclose(rates_SxN.mean(1), 0.4, atol=1e-6)
     assert np.ptp(rates_SxN[0]) < 1e-6 < np.ptp(rates_SxN[-1])
 
-    add = metrics.Window.add
-
-    def add_and_interrupt(window, sums):
-        add(window, sums)
-        if not interrupts and len(train_lines(folder)) == 5:
-            interrupts.append(os.kill(os.getpid(), signal.SIGINT))
-
-    interrupts = []
-    monkeypatch.setattr(metrics.Window, "add", add_and_interrupt)
+    tiny_run.interrupt_once(monkeypatch, folder, lines=5)
     with pytest.raises(train.Interrupted, match=r"stopped at step [67]"):
         train.train(config, folder, command="")
     assert last_checkpoint(folder)[0] in (6, 7)

@@ -150,15 +150,7 @@ def test_with_all_that_drops_at_once_it_trains_and_resumes(text, tmp_path, monke
     assert min(line["decoder_layers"] for line in lines) < 4
     assert lines[-1]["loss"] < lines[0]["loss"]
 
-    add = metrics.Window.add
-
-    def add_and_interrupt(window, sums):
-        add(window, sums)
-        if not interrupts and len(train_lines(folder)) == 5:
-            interrupts.append(os.kill(os.getpid(), signal.SIGINT))
-
-    interrupts = []
-    monkeypatch.setattr(metrics.Window, "add", add_and_interrupt)
+    tiny_run.interrupt_once(monkeypatch, folder, lines=5)
     with pytest.raises(train.Interrupted, match=r"stopped at step [67]"):
         train.train(config, folder, command="")
     train.train(config, folder, command="")
