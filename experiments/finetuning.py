@@ -103,8 +103,7 @@ def cut(folder, flags) -> tuple[dict, dict]:
     """(the layers that the strategies choose, scores of the whole network and of those layers)."""
     run = load_run(folder)
     model = run.settings.model
-    whole = dict.fromkeys(model.stacks, "all")
-    layers, _ = strategies.choose(run, strategies.wanted(run, flags, whole))
+    layers, _ = strategies.choose(run, strategies.wanted(run, flags))
     quality = tasks.of(run.settings).make_quality(run)
     found = {"whole": score(run, quality), "cut": score(run, quality, masks(model, layers))}
     return layers, {"seed": run.settings.seed} | found

@@ -130,8 +130,7 @@ def compare(folder, depths, names, changes, out) -> dict:
         texts = {stack: f"{name}:{depth}" for stack, depth in depths.items()}
         if name == "data_driven" and None in (strategies.learned_scores(run, s) for s in depths):
             continue  # nothing was learned in that run
-        whole = dict.fromkeys(model.stacks, "all")
-        layers, chosen = strategies.choose(run, strategies.wanted(run, texts, whole), scorer)
+        layers, chosen = strategies.choose(run, strategies.wanted(run, texts), scorer)
         original = {s: original_layers(run.workdir, s, kept) for s, kept in layers.items()}
         row = {
             "name": str(parse_strategy(next(iter(texts.values())))),

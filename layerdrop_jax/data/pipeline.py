@@ -254,20 +254,23 @@ def eval_batches(
     config: DataConfig,
     rows: packing.PackedRows,
     *,
+    numbers: Sequence[int] | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Every row once, in order, in dicts of int32 arrays [batch_rows / process_count, length].
 
+    With ``numbers`` these rows alone, in their order.
+
     The last batch is filled up with rows of padding, which count nothing in a sum over tokens.
     """
     local_rows = _local_rows(config, process_count)
     padding = rows.padding
-    for first in range(0, len(rows), config.batch_rows):
+    numbers = range(len(rows)) if numbers is None else numbers
+    for first in range(0, len(numbers), config.batch_rows):
         first += process_index * local_rows
-        batch = [
-            rows[row] if row < len(rows) else padding for row in range(first, first + local_rows)
-        ]
+        batch = [rows[number] for number in numbers[first : first + local_rows]]
+        batch += [padding] * (local_rows - len(batch))
         yield {name: np.stack([row[name] for row in batch]) for name in padding}
 
 

@@ -47,19 +47,23 @@ class PruneConfig:
         for stack in model.stacks:
             try:
                 strategy = pruning.parse_strategy(getattr(self, stack))
-                depth = model.depth(stack)
-                if strategy.name not in pruning.MEASURED:
-                    pruning.apply_rule(strategy, depth)
-                    continue
-                pruning.check_keep(depth, strategy.value)
-                if strategy.name == "search_on_valid":
-                    search.check_budget(depth, strategy.value, self.budget)
+                check_strategy(strategy, model.depth(stack), self.budget)
                 if strategy.name == "data_driven" and not drop.score_units:
                     raise ValueError(
                         "data_driven needs scores that training learns: see drop.score_units"
                     )
             except ValueError as error:
                 raise ValueError(f"prune.{stack}={getattr(self, stack)!r}: {error}") from None
+
+
+def check_strategy(strategy: pruning.Strategy, num_layers: int, budget: int) -> None:
+    """Raises a ValueError where a strategy does not fit a stack, or a search its budget."""
+    if strategy.name not in pruning.MEASURED:
+        pruning.apply_rule(strategy, num_layers)
+        return
+    pruning.check_keep(num_layers, strategy.value)
+    if strategy.name == "search_on_valid":
+        search.check_budget(num_layers, strategy.value, budget)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

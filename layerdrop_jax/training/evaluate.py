@@ -41,9 +41,8 @@ def evaluate(workdir, *, flags=None, changes=()) -> list[dict]:
 
 def _evaluate_layers(run, flags) -> dict:
     model = run.settings.model
-    whole = dict.fromkeys(model.stacks, "all")
     scorer = Scorer(run)
-    layers, chosen = strategies.choose(run, strategies.wanted(run, flags, whole), scorer)
+    layers, chosen = strategies.choose(run, strategies.wanted(run, flags), scorer)
     quality = tasks.of(run.settings).make_quality(run)
     record = {"nats": scorer(layers), "parameters": params_of(model, layers)}
     for stack, how in chosen.items():

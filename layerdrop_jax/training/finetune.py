@@ -6,7 +6,7 @@ from layerdrop_jax.core.pruning import parse_strategy
 from layerdrop_jax.training import settings as settings_lib
 from layerdrop_jax.training import strategies
 from layerdrop_jax.training.depth_settings import InitConfig
-from layerdrop_jax.training.prune import cut
+from layerdrop_jax.training.prune import cut_config
 from layerdrop_jax.training.runs import check_folder, is_fresh, load_run, read_config
 from layerdrop_jax.training.train import train
 
@@ -45,7 +45,7 @@ def finetune(workdir, output, *, flags, changes, command: str) -> str:
 def _begin(workdir, output, flags, changes) -> dict:
     """The config of a new run; whatever can be refused is, before layers are looked for."""
     run = load_run(workdir, [change for change in changes if change.startswith("prune.")])
-    wanted = strategies.wanted(run, flags, dict.fromkeys(run.settings.model.stacks, "all"))
+    wanted = strategies.wanted(run, flags)
     config = {**run.config, "init": run.config["init"] | {"run": str(workdir), "layers": ""}}
     config = settings_lib.change(config, changes, tuple(config))
     settings_lib.parse(config)
@@ -59,7 +59,7 @@ def _begin(workdir, output, flags, changes) -> dict:
         )
 
     layers, _ = strategies.choose(run, wanted)
-    config, _ = cut(run, layers)
+    config = cut_config(run, layers)
     chosen = [f"{stack}:{','.join(map(str, kept))}" for stack, kept in layers.items()]
     config["init"] |= {"run": str(workdir), "layers": " ".join(chosen)}
     return settings_lib.change(config, changes, tuple(config))

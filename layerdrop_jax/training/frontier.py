@@ -200,10 +200,8 @@ def choose(depths, task, budget_ms, budget_params) -> int | None:
 
 def _every_choice(run, flags) -> list[dict]:
     """The strategies of all stacks at each depth, deep first; of two stacks every combination."""
+    strategies.check_flags(run, flags)
     model, of_stack = run.settings.model, {}
-    for stack, text in flags.items():
-        if text is not None and stack not in model.stacks:
-            raise ValueError(f"--{stack}_layers: the model of {run.workdir} has no {stack}")
     for stack in model.stacks:
         text = flags.get(stack) or ("spread" if stack == "decoder" else "all")
         if text in RULES or text in MEASURED:

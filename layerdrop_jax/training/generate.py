@@ -27,10 +27,8 @@ def generate(workdir, source: str = "", target: str = "", *, flags=None, changes
     lines = _read_lines(source)
     if target:
         _check_writable(target)  # before the work, not after it
-    model = run.settings.model
-    whole = dict.fromkeys(model.stacks, "all")
-    layers, _ = strategies.choose(run, strategies.wanted(run, flags or {}, whole))
-    answers = tasks.of(run.settings).answer(run, lines, masks(model, layers))
+    layers, _ = strategies.choose(run, strategies.wanted(run, flags or {}))
+    answers = tasks.of(run.settings).answer(run, lines, masks(run.settings.model, layers))
     text = "".join(line + "\n" for line in answers).encode()
     if not target:
         sys.stdout.buffer.write(text)

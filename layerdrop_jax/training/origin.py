@@ -10,7 +10,7 @@ from layerdrop_jax.core.pruning import check_layers
 from layerdrop_jax.data import tokenizers
 from layerdrop_jax.training.checkpoints import restore_state
 from layerdrop_jax.training.optimizers import carry_moments, make_optimizer
-from layerdrop_jax.training.prune import cut, take_rows
+from layerdrop_jax.training.prune import take_rows
 from layerdrop_jax.training.runs import (
     PRUNED,
     Run,
@@ -51,7 +51,8 @@ def load_origin(settings: Settings) -> Origin | None:
             check_layers(kept, theirs.depth(stack))
         except ValueError as error:
             raise ValueError(f"init.layers, {stack}: {error}") from None
-    _, params = cut(run, layers)
+    _, rows = cut_model(theirs, layers)
+    params = take_rows(run.params, rows)
     _check_fits(params, abstract_params(model), init.run)
     return Origin(run, layers, params)
 

@@ -109,19 +109,21 @@ def cut(run: Run, layers: dict) -> tuple[dict, dict]:
     Args:
       run: the run.
       layers: the layers kept of each stack.
-
-    Returns:
-      ``(config, params)``; the config is that of the run, but for what counts or names layers, and
-      for where training starts from.
     """
-    model, rows = cut_model(run.settings.model, layers)
+    _, rows = cut_model(run.settings.model, layers)
+    return cut_config(run, layers), take_rows(run.params, rows)
+
+
+def cut_config(run: Run, layers: dict) -> dict:
+    """A run's config, but for what counts or names layers, and for where training starts from."""
+    model, _ = cut_model(run.settings.model, layers)
     config = json.loads(json.dumps(run.config))
     for stack in layers:
         config["model"][f"{stack}_layers"] = model.depth(stack)
         config["prune"][stack] = "all"
     config["model"]["share_layers"] = model.share_layers
     config["init"] |= {"run": "", "layers": "", "moments": "anew", "distill": 0.0}
-    return config, take_rows(run.params, rows)
+    return config
 
 
 def take_rows(tree, rows: dict):

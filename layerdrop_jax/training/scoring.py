@@ -9,6 +9,7 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
+from layerdrop_jax.data import pipeline
 from layerdrop_jax.training import tasks
 from layerdrop_jax.training.runs import Run, hash_params, masks
 from layerdrop_jax.training.state import model_graph
@@ -44,7 +45,7 @@ class Scorer:
         order = np.random.default_rng(run.settings.prune.seed).permutation(len(rows))
         chosen = sorted(order[: run.settings.prune.sample_rows].tolist())
         self.rows = len(chosen)
-        self.batches = list(_batches(rows, chosen, run.settings.data.batch_rows))
+        self.batches = list(pipeline.eval_batches(run.settings.data, rows, numbers=chosen))
         self.tokens = sum(int(self._task.positions(b)["decoder"].sum()) for b in self.batches)
         self.evaluations = 0
         self.measured = {}
@@ -119,19 +120,10 @@ def floor_nats(run: Run) -> float:
     """Entropy of the validation split's tokens, in nats: what is known without context."""
     task, rows = tasks.of(run.settings), tasks.of(run.settings).valid_rows(run)
     counts = np.zeros(run.settings.data.vocab_size, np.int64)
-    for batch in _batches(rows, range(len(rows)), run.settings.data.batch_rows):
+    for batch in pipeline.eval_batches(run.settings.data, rows):
         np.add.at(counts, task.targets(batch)[task.positions(batch)["decoder"]], 1)
     share_V = counts[counts > 0] / counts.sum()
     return float(-np.sum(share_V * np.log(share_V)))
-
-
-def _batches(rows, chosen, batch_rows):
-    """The rows of these numbers in batches; the last one is filled up with padding."""
-    padding = rows.padding
-    for start in range(0, len(chosen), batch_rows):
-        batch = [rows[row] for row in chosen[start : start + batch_rows]]
-        batch += [padding] * (batch_rows - len(batch))
-        yield {name: np.stack([row[name] for row in batch]) for name in padding}
 
 
 def _hash_batches(batches) -> str:

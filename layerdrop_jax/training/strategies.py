@@ -8,13 +8,11 @@ number of layers are in `layerdrop_jax.core.pruning`.
 from layerdrop_jax.core.pruning import (
     MEASURED,
     apply_rule,
-    check_keep,
     parse_strategy,
     random_layers,
     top_layers,
 )
 from layerdrop_jax.core.search import (
-    check_budget,
     elimination_cost,
     greedy_elimination,
     search,
@@ -23,26 +21,33 @@ from layerdrop_jax.core.search import (
 from layerdrop_jax.data.progress import progress
 from layerdrop_jax.training import importance
 from layerdrop_jax.training.checkpoints import read_metadata
+from layerdrop_jax.training.depth_settings import check_strategy
 from layerdrop_jax.training.runs import Run
 from layerdrop_jax.training.scoring import Scorer
 
 
-def wanted(run: Run, flags: dict, default: dict) -> dict:
+def wanted(run: Run, flags: dict, default: dict | None = None) -> dict:
     """The strategy of each stack: that of a flag, or else the default, parsed.
 
     Args:
       run: the run.
       flags: text or None for each stack that there is a flag for.
-      default: text for each stack of the model.
+      default: text for each stack of the model; None keeps all layers of it.
 
     Raises:
       ValueError: a flag of a stack that the model does not have, or one that cannot be read.
     """
+    check_flags(run, flags)
+    default = default or dict.fromkeys(run.settings.model.stacks, "all")
+    texts = {stack: flags.get(stack) or default[stack] for stack in run.settings.model.stacks}
+    return {stack: parse_strategy(text) for stack, text in texts.items()}
+
+
+def check_flags(run: Run, flags: dict) -> None:
+    """Raises a ValueError where a flag is of a stack that the model does not have."""
     for stack, text in flags.items():
         if text is not None and stack not in run.settings.model.stacks:
             raise ValueError(f"--{stack}_layers: the model of {run.workdir} has no {stack}")
-    texts = {stack: flags.get(stack) or default[stack] for stack in run.settings.model.stacks}
-    return {stack: parse_strategy(text) for stack, text in texts.items()}
 
 
 def choose(run: Run, strategies: dict, scorer: Scorer | None = None) -> tuple[dict, dict]:
@@ -87,18 +92,12 @@ def check(run: Run, strategies: dict) -> None:
 
 
 def _check(run, stack, strategy):
-    depth = run.settings.model.depth(stack)
-    if strategy.name not in MEASURED:
-        apply_rule(strategy, depth)
-        return
-    check_keep(depth, strategy.value)
+    check_strategy(strategy, run.settings.model.depth(stack), run.settings.prune.budget)
     if strategy.name == "data_driven" and learned_scores(run, stack) is None:
         raise ValueError(
             f"{run.workdir} learned no scores of these layers: train with drop.score_units and a "
             f"drop.{stack} above 0, or choose another strategy"
         )
-    if strategy.name == "search_on_valid":
-        check_budget(depth, strategy.value, run.settings.prune.budget)
 
 
 def _layers(run, stack, strategy, others, scorer):
