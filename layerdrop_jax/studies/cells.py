@@ -1,0 +1,155 @@
+"""The texts that the reports of a study show, from its record (`studies/report.py` has its keys).
+
+Tables are (header, rows) of plain texts, for markdown, HTML and the blocks of the docs alike.
+"""
+
+import itertools
+
+from layerdrop_jax.analysis.plots import mean_and_range
+from layerdrop_jax.analysis.report import spread_text
+from layerdrop_jax.studies import pictures
+
+VERDICTS = {True: "yes", False: "no", None: "cannot be said"}
+
+
+def table_cells(scores) -> tuple[list[str], list[list[str]], set[int]]:
+    """The header and the rows of a table, without empty columns, and which rows score best.
+
+    The score is in the column "ours", or "ours (mean)" where a row has several seeds.
+    """
+    rows = [r for r in scores["rows"] if r.get("paper") is not None or r.get("values")]
+    found = [pictures.finite(row.get("values") or []) for row in rows]
+    form = scores["format"]
+    ours = "ours (mean)" if any(len(values) > 1 for values in found) else "ours"
+    header = ["network", "paper", ours, "seeds", "spread", "parameters", "minutes", "hardware"]
+    texts = []
+    for row, values in zip(rows, found, strict=True):
+        paper, parameters = row.get("paper"), row.get("parameters")
+        mean, low, high = mean_and_range(values) if values else (None, None, None)
+        texts.append([
+            row["name"],
+            "" if paper is None else str(paper),
+            "" if mean is None else format(mean, form),
+            _seeds_text(row),
+            f"{low:{form}} to {high:{form}}" if len(values) > 1 else "",
+            "" if parameters is None else f"{parameters:,}",
+            spread_text(pictures.finite(row.get("minutes") or []), ",.1f"),
+            "" if common_hardware(scores) else row.get("hardware") or "",
+        ])  # fmt: skip
+    best = best_rows(scores, rows)
+    return *without_empty(header, texts), best
+
+
+def best_rows(scores, rows) -> set[int]:
+    """Which rows have the best mean, as it is written; none where there is nothing to compare."""
+    means = {}
+    for index, row in enumerate(rows):
+        values = pictures.finite(row.get("values") or [])
+        if values:
+            means[index] = sum(values) / len(values)
+    if len(means) < 2:
+        return set()
+    best = (max if scores["better"] == "higher" else min)(means.values())
+    written = format(best, scores["format"])
+    return {i for i, mean in means.items() if format(mean, scores["format"]) == written}
+
+
+def figure_cells(figure) -> tuple[list[str], list[list[str]]]:
+    """The numbers of a figure: a row for each x, a column for each curve, mean and range."""
+    points = [
+        {x: pictures.finite(values) for x, values in curve["points"]} for curve in figure["curves"]
+    ]
+    places = list(dict.fromkeys(x for curve in points for x in curve))
+    if not any(isinstance(x, str) for x in places):
+        places.sort()
+    values = [value for curve in points for found in curve.values() for value in found]
+    form = figure.get("format") or pictures.number_format(values, 4)
+    header = [figure["x"], *(curve["label"] or figure["y"] for curve in figure["curves"])]
+    rows = [
+        [
+            x if isinstance(x, str) else f"{x:,.6g}",
+            *(spread_text(curve.get(x), form) for curve in points),
+        ]
+        for x in places
+    ]
+    return without_empty(header, [row for row in rows if any(row[1:])])
+
+
+def claim_cells(claims) -> tuple[list[str], list[list[str]]]:
+    rows = [[c["paper"], c["ours"], VERDICTS[c["agrees"]]] for c in claims]
+    return without_empty(["the paper says", "here", "agrees"], rows)
+
+
+def count_text(claims) -> str:
+    """How many claims agree with the paper, of all; "" without claims."""
+    agreeing = sum(claim["agrees"] is True for claim in claims)
+    return f"{agreeing} of {len(claims)}" if claims else ""
+
+
+def ours_column(header) -> int | None:
+    """Which column of a table has our scores; None where none has."""
+    return next((i for i, name in enumerate(header) if name.startswith("ours")), None)
+
+
+def without_empty(header, rows) -> tuple[list[str], list[list[str]]]:
+    """A table without the columns that have nothing in them."""
+    kept = [any(row[i] for row in rows) for i in range(len(header))]
+    return [
+        list(itertools.compress(header, kept)),
+        [list(itertools.compress(row, kept)) for row in rows],
+    ]
+
+
+def commands_text(scores) -> str:
+    """The commands of a table, a line each, under the names of their rows."""
+    blocks = [
+        "\n".join([f"# {one_line(row['name'])}", *row["commands"]])
+        for row in scores["rows"]
+        if row.get("commands")
+    ]
+    return "\n\n".join(blocks)
+
+
+def score_text(scores) -> str:
+    """What the values of a table are, which are better, and the hardware where it is one."""
+    hardware = common_hardware(scores)
+    name = scores["score"][:1].upper() + scores["score"][1:]
+    return f"{name}, {scores['better']} is better." + (
+        f" Hardware: {hardware}." if hardware else ""
+    )
+
+
+def common_hardware(scores) -> str:
+    """What all rows with a score ran on; "" where they differ or it is not known."""
+    hardware = {row.get("hardware") or "" for row in scores["rows"] if row.get("values")}
+    return hardware.pop() if len(hardware) == 1 else ""
+
+
+def missing_text(record) -> str:
+    """That runs are missing, as a sentence that their list follows."""
+    count = len(record["failed"])
+    return f"{count} run{'s are' if count > 1 else ' is'} missing from this:"
+
+
+def versions_text(record) -> str:
+    return ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+
+
+def spread_note(figure) -> str:
+    """What the points of a figure are; "" where there is one value each."""
+    several = any(len(values) > 1 for curve in figure["curves"] for _, values in curve["points"])
+    return "Means over seeds, with the lowest and the highest." if several else ""
+
+
+def _seeds_text(row) -> str:
+    """The seeds behind a score, and those that have none."""
+    pairs = list(itertools.zip_longest(row.get("seeds") or [], row.get("values") or []))
+    scored = [str(seed) for seed, value in pairs if seed is not None and pictures.finite([value])]
+    lost = [str(seed) for seed, value in pairs if seed is not None and not pictures.finite([value])]
+    text = ", ".join(scored)
+    return "; no score: ".join([text, ", ".join(lost)]).removeprefix("; ") if lost else text
+
+
+def one_line(text) -> str:
+    """A text as one line, as a cell of a markdown table must be."""
+    return " ".join(str(text).split())

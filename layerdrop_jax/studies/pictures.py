@@ -1,0 +1,245 @@
+"""The pictures of a study: one panel, as wide as a column of a paper, readable in grey.
+
+Colours, markers and dashes are those of all pictures (`analysis/plots.py`); bars differ by hatches
+too. A point is the mean over seeds, its error bar reaches from the lowest to the highest.
+"""
+
+import math
+import textwrap
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from layerdrop_jax.analysis.plots import (
+    COLORS,
+    DASHES,
+    MARKERS,
+    STYLE,
+    log_scale,
+    mean_and_range,
+)
+
+HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "----", "++++")
+WIDTH, PANEL = 3.4, 2.3  # inches; the panel with its labels, legend and title come on top
+COLUMN = STYLE | {
+    "font.size": 7,
+    "axes.labelsize": 8,
+    "figure.titlesize": 8,
+    "figure.titleweight": "bold",
+    "legend.fontsize": 7,
+    "legend.handlelength": 3.2,  # a dash and a half, so that dashes can be told apart
+    "legend.borderpad": 0.2,
+    "legend.labelspacing": 0.3,
+    "legend.columnspacing": 1.2,
+    "axes.linewidth": 0.6,
+    "grid.linewidth": 0.5,
+    "hatch.linewidth": 0.6,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 3.8,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "ytick.minor.size": 1.2,
+    "savefig.dpi": 300,
+}
+# Below this share of the highest value, differences on an axis from zero cannot be seen.
+VISIBLE = 0.25
+
+
+def draw(figure: dict, path) -> bool:
+    """One figure of a study's record as a PNG.
+
+    A linear axis starts at zero, since a cut one makes small differences look large; where all
+    values of lines lie so close together that nothing could be seen, within a quarter of the
+    highest, it is cut. Bars always start at zero and have their numbers written on them. Values
+    that are None, NaN or infinite are left out. A logarithmic axis needs positive values: with
+    any other the axis is linear.
+
+    Args:
+      figure: "title", "x", "y" (texts), "kind" ("lines" or "bars"), "log" (bool) and "curves",
+        each {"label": text, "points": [[x, [a value of each seed]], ...]}; x is a number for
+        lines and a text for bars.
+      path: where the PNG goes.
+
+    Returns:
+      False, and nothing is drawn, where there is no value.
+
+    Raises:
+      ValueError: an unknown kind.
+    """
+    if figure["kind"] not in ("lines", "bars"):
+        raise ValueError(f"a figure is of the kind lines or bars, not {figure['kind']!r}")
+    curves = [(curve["label"], spread_points(curve)) for curve in figure["curves"]]
+    curves = [(label, points) for label, points in curves if points]
+    if not curves:
+        return False
+    lowest = min(low for _, points in curves for _, _, low, _ in points)
+    log = bool(figure.get("log")) and lowest > 0
+    with matplotlib.rc_context(COLUMN):
+        picture = Figure(figsize=(WIDTH, PANEL))
+        canvas = FigureCanvasAgg(picture)
+        axis = picture.subplots()
+        axis.set_xlabel(textwrap.fill(figure["x"], 52))
+        axis.set_ylabel(textwrap.fill(figure["y"], 27))
+        drawn = _draw_bars if figure["kind"] == "bars" else _draw_lines
+        height = PANEL + drawn(axis, curves, log) + _add_title(picture, figure)
+        picture.set_figheight(height + _add_legend(canvas, axis, figure["kind"]))
+        picture.savefig(path)
+    return True
+
+
+def spread_points(curve) -> list[tuple]:
+    """[(x, mean, lowest, highest)] of the points that have a value; lines from left to right."""
+    points = [(x, finite(values)) for x, values in curve["points"]]
+    points = [(x, *mean_and_range(values)) for x, values in points if values]
+    return points if any(isinstance(x, str) for x, *_ in points) else sorted(points)
+
+
+def finite(values) -> list[float]:
+    """The values that are numbers: neither None nor NaN nor infinite."""
+    return [value for value in values if value is not None and math.isfinite(value)]
+
+
+def number_format(values, digits) -> str:
+    """The format in which the middle one of some numbers has so many digits; one for all."""
+    sizes = sorted(abs(value) for value in values if value) or [1]
+    before = math.floor(math.log10(sizes[len(sizes) // 2])) + 1
+    return f",.{min(max(digits - before, 0), 5)}f"
+
+
+def _draw_lines(axis, curves, log) -> float:
+    """Lines and their axes; returns the inches needed beyond the panel."""
+    for index, (label, points) in enumerate(curves):
+        color = COLORS[index % 7]
+        x, mean, *_ = zip(*points, strict=True)
+        # past seven curves a marker comes back, with other dashes
+        axis.plot(x, mean, label=label, color=color, marker=MARKERS[index % 7],
+                  ls=DASHES[(index + index // 7) % 7], markeredgecolor="white",
+                  markeredgewidth=0.4)  # fmt: skip
+        _draw_ranges(axis, points, x, color)
+    xs = sorted({x for _, points in curves for x, *_ in points})
+    whole = all(float(x).is_integer() for x in xs)
+    if whole and len(xs) <= 12 and max(map(abs, xs)) < 100 and xs[-1] - xs[0] < 2 * len(xs):
+        axis.set_xticks(xs)
+    else:
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=whole))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.6g}"))
+    low, high = _limits(curves)
+    if log:
+        room = max((high / low) ** 0.06, 1.03)
+        axis.set_ylim(low / room, high * room)
+        log_scale(axis)
+    else:
+        room = 0.06 * (high - low) or 0.06 * abs(high) or 1
+        if high - low >= VISIBLE * max(abs(low), abs(high)):
+            low, high = min(low, 0), max(high, 0)
+        axis.set_ylim(low - room * (low != 0), high + room * (high != 0))
+        axis.yaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 2.5, 5, 10)))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.6g}"))
+    return 0.0
+
+
+def _draw_bars(axis, curves, log) -> float:
+    """Bars, their names and numbers; returns the inches needed beyond the panel."""
+    names = list(dict.fromkeys(x for _, points in curves for x, *_ in points))
+    width = 0.84 / len(curves)
+    low, high = _limits(curves)
+    low, high = (low / 1.5, high) if log else (min(low, 0), max(high, 0))
+    for index, (label, points) in enumerate(curves):
+        place = (index - (len(curves) - 1) / 2) * width
+        x = [names.index(name) + place for name, *_ in points]
+        mean = [value for _, value, *_ in points]
+        axis.bar(x, mean, width, label=label, color=COLORS[index % 7], hatch=HATCHES[index % 7],
+                 edgecolor="white", lw=0.4)  # fmt: skip
+        _draw_ranges(axis, points, x, "#000000")
+    axis.set_ylim(low, high if high > low else low + 1)
+    _write_values(axis, curves, names, width, log)
+    if log:
+        log_scale(axis)
+    else:
+        axis.axhline(0, color="#000000", lw=0.6)
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.6g}"))
+    axis.grid(axis="x", visible=False)
+    axis.tick_params(axis="x", length=0)
+    return _name_bars(axis, names)
+
+
+def _limits(curves):
+    ranges = [(low, high) for _, points in curves for _, _, low, high in points]
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
+
+
+def _draw_ranges(axis, points, x, color):
+    """Error bars from the lowest to the highest value, where values differ."""
+    spread = [(x, *point[1:]) for x, point in zip(x, points, strict=True) if point[2] < point[3]]
+    if spread:
+        x, mean, low, high = zip(*spread, strict=True)
+        below = [m - v for m, v in zip(mean, low, strict=True)]
+        above = [v - m for m, v in zip(mean, high, strict=True)]
+        axis.errorbar(x, mean, yerr=[below, above], fmt="none", ecolor=color, elinewidth=0.8,
+                      capsize=2, capthick=0.8)  # fmt: skip
+
+
+def _name_bars(axis, names) -> float:
+    """Categories under the bars: in lines where their words fit, else aslant, which is higher."""
+    letters = int(190 / len(names) / 4)  # points of width, of a letter
+    lines = [textwrap.wrap(name, max(letters, 1), break_long_words=False) for name in names]
+    fits = all(len(line) <= letters for wrapped in lines for line in wrapped)
+    if fits and max(map(len, lines)) <= 3:
+        axis.set_xticks(range(len(names)), ["\n".join(wrapped) for wrapped in lines])
+        return 0.1 * max(map(len, lines))
+    lines = [textwrap.wrap(name, 24) for name in names]
+    texts = ["\n".join(wrapped) for wrapped in lines]
+    axis.set_xticks(range(len(names)), texts, rotation=35, ha="right", rotation_mode="anchor")
+    return 0.033 * max(len(line) for wrapped in lines for line in wrapped)
+
+
+def _write_values(axis, curves, names, width, log):
+    """The numbers at the ends of the bars: flat where they fit, else upright, or none of many."""
+    form = number_format([mean for _, points in curves for _, mean, *_ in points], 3)
+    texts = [[format(mean, form) for _, mean, *_ in points] for _, points in curves]
+    bar = 200 / len(names) * width  # points
+    if bar < 7:
+        return
+    letters = max(len(text) for row in texts for text in row)
+    upright = letters * 3.6 + 2 > bar
+    room = (letters * 3.6 if upright else 7) + 4  # points of about 125
+    low, high = axis.get_ylim()
+    if log:
+        axis.set_ylim(low, high * (high / low) ** (room / (125 - room)))
+    else:
+        share = (high - low) / (125 - room * ((low < 0) + (high > 0)))
+        axis.set_ylim(low - room * share * (low < 0), high + room * share * (high > 0))
+    for index, (row, (_, points)) in enumerate(zip(texts, curves, strict=True)):
+        place = (index - (len(curves) - 1) / 2) * width
+        for text, (name, mean, least, most) in zip(row, points, strict=True):
+            end, away, side = (most, 2, "bottom") if mean >= 0 else (least, -2, "top")
+            axis.annotate(text, (names.index(name) + place, end), xytext=(0, away),
+                          textcoords="offset points", ha="center", va=side, fontsize=6,
+                          rotation=90 if upright else 0)  # fmt: skip
+
+
+def _add_title(picture, figure) -> float:
+    """Writes the title above the panel; returns the inches that it needs."""
+    lines = textwrap.wrap(figure.get("title", ""), 50)
+    if lines:
+        picture.suptitle("\n".join(lines), x=0.015, ha="left")
+    return 0.14 * len(lines)
+
+
+def _add_legend(canvas, axis, kind) -> float:
+    """Puts the legend below the panel, where it covers nothing; returns its height in inches."""
+    handles, labels = axis.get_legend_handles_labels()
+    if not any(labels):
+        return 0.0
+    picture, labels = canvas.figure, [textwrap.fill(label, 46) for label in labels]
+    for columns in range(min(len(labels), 4), 0, -1):
+        legend = picture.legend(handles, labels, loc="outside lower center", ncols=columns,
+                                handlelength=1.8 if kind == "bars" else None)  # fmt: skip
+        box = legend.get_window_extent(canvas.get_renderer())
+        if box.width <= 0.98 * picture.bbox.width or columns == 1:
+            return box.height / picture.dpi
+        legend.remove()

@@ -1,0 +1,130 @@
+"""What a study came to, for people: report.json, report.md, report.html and its pictures.
+
+All are drawn from one record, a dict of JSON:
+
+    {"name", "title", "variant", "command", "setting": texts,
+     "versions": {package: version},
+     "claims": [{"paper": text, "ours": text, "agrees": true, false or null,
+                 "figure": name of the figure it is about, optional}],
+     "tables": [{"title", "score": what the values are, "better": "higher" or "lower",
+                 "format": how they are written, as ",.2f",
+                 "rows": [{"name", "paper": number, text or null, "values": [one of each seed],
+                           "seeds": [...], "parameters": int or null, "minutes": [...],
+                           "hardware": text, "commands": [...]}]}],
+     "figures": [the arguments of `pictures.draw`, and "name"],
+     "failed": [{"run": name, "why": text}]}
+
+A value that is None, NaN or infinite is a seed without a score. What is empty is left out.
+"""
+
+import json
+import os
+import pathlib
+import re
+
+from layerdrop_jax.analysis.report import table, write_sections
+from layerdrop_jax.data.tokenizers import write_atomically
+from layerdrop_jax.studies import cells, page, pictures
+
+
+def write(record: dict, folder) -> None:
+    """Writes report.json, report.md, report.html and a PNG for each figure into a folder.
+
+    Args:
+      record: as above; numpy's and JAX's scalars are numbers too.
+      folder: made where it is missing.
+
+    Raises:
+      ValueError: two figures of one name; a figure of an unknown kind; the folder cannot be
+        written.
+    """
+    folder, record = pathlib.Path(folder), cleaned(record)
+    names = [figure["name"] for figure in record["figures"]]
+    if len(set(names)) < len(names):
+        raise ValueError(f"the figures of a study must differ in their names, not be {names}")
+    # first, since the pictures can be drawn again from it
+    write_atomically(folder / "report.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
+    drawn = [f for f in record["figures"] if pictures.draw(f, folder / f"{f['name']}.png")]
+    shown = record | {"figures": drawn}
+    write_sections(folder / "report.md", _sections(shown))
+    write_atomically(folder / "report.html", page.render(shown, folder))
+
+
+def write_index(records: dict, path) -> None:
+    """Writes index.html: the studies, their verdicts, and links to their report.html.
+
+    Args:
+      records: the folder of each study -> its record.
+      path: of the page; the links are relative to it.
+
+    Raises:
+      ValueError: the page cannot be written.
+    """
+    path = pathlib.Path(path)
+    links = {
+        pathlib.Path(os.path.relpath(folder, path.parent)).as_posix() + "/report.html": cleaned(
+            record
+        )
+        for folder, record in records.items()
+    }
+    write_atomically(path, page.render_index(links))
+
+
+def cleaned(value):
+    """The same as JSON can hold it: numbers of numpy as Python's, NaN and infinities as None."""
+    if isinstance(value, dict):
+        return {key: cleaned(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | range):
+        return [cleaned(entry) for entry in value]
+    if hasattr(value, "tolist"):
+        return cleaned(value.tolist())
+    if isinstance(value, float) and not pictures.finite([value]):
+        return None
+    return value
+
+
+def markdown_table(header, rows, best=()) -> str:
+    """A table of texts as markdown; the scores of the rows `best` are in bold."""
+    ours = cells.ours_column(header)
+    rows = [
+        [
+            f"**{markdown_text(cell)}**" if index in best and i == ours else markdown_text(cell)
+            for i, cell in enumerate(row)
+        ]
+        for index, row in enumerate(rows)
+    ]
+    return table([markdown_text(name) for name in header], rows)
+
+
+def markdown_text(text) -> str:
+    """A text for markdown: on one line, and what looks like a tag of HTML as it stands."""
+    return re.sub("<(?=[A-Za-z/!])", "&lt;", cells.one_line(text))
+
+
+def fenced(text) -> str:
+    """A block of code, whatever is in it."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text}\n{fence}" if text else ""
+
+
+def _sections(record) -> list[str]:
+    """report.md, section by section."""
+    sections = [f"# {record['title']}"]
+    if record["failed"]:
+        lines = [f"- {markdown_text(run['run'])}: {markdown_text(run['why'])}"
+                 for run in record["failed"]]  # fmt: skip
+        sections += [f"**{cells.missing_text(record)}**", "\n".join(lines)]
+    sections += [f"Variant: {record['variant']}." if record["variant"] else "", record["setting"]]
+    if record["claims"]:
+        sections.append(f"## Agreement with the paper: {cells.count_text(record['claims'])}")
+        sections.append(markdown_table(*cells.claim_cells(record["claims"])))
+    for figure in record["figures"]:
+        sections += [f"## {figure['title']}", f"![{figure['title']}]({figure['name']}.png)"]
+        sections += [cells.spread_note(figure), markdown_table(*cells.figure_cells(figure))]
+    for scores in record["tables"]:
+        sections += [f"## {scores['title']}", cells.score_text(scores)]
+        sections.append(markdown_table(*cells.table_cells(scores)))
+        sections.append(fenced(cells.commands_text(scores)))
+    sections += ["## To do it again", fenced(record["command"]), cells.versions_text(record)]
+    return sections
