@@ -40,6 +40,22 @@ def table_cells(scores) -> tuple[list[str], list[list[str]], set[int]]:
     return *without_empty(header, texts), best
 
 
+def short_cells(scores) -> tuple[list[str], list[list[str]], set[int]]:
+    """The same in few columns, for a page that shows many tables: the mean with its range."""
+    rows = [row for row in scores["rows"] if row.get("paper") is not None or row.get("values")]
+    texts = [
+        [
+            row["name"],
+            "" if row.get("paper") is None else str(row["paper"]),
+            spread_text(pictures.finite(row.get("values") or []), scores["format"]),
+            _seeds_text(row),
+        ]
+        for row in rows
+    ]
+    header = ["network", "paper", "ours", "seeds"]
+    return *without_empty(header, texts), best_rows(scores, rows)
+
+
 def best_rows(scores, rows) -> set[int]:
     """Which rows have the best mean, as it is written; none where there is nothing to compare."""
     means = {}

@@ -59,6 +59,7 @@ th, td { padding: .35rem .9rem .35rem 0; border-bottom: 1px solid var(--line); t
 th { color: var(--soft); font-weight: 600; }
 th:first-child, td:first-child, .texts th, .texts td { text-align: left; }
 td.name { white-space: normal; min-width: 6.5rem; max-width: 24rem; }
+.texts td { white-space: normal; }
 th:first-child, td:first-child { position: sticky; left: 0; background: var(--card); }
 tbody tr:last-child td { border-bottom: 0; }
 summary { cursor: pointer; color: var(--link); font-size: .9rem; }

@@ -206,7 +206,7 @@ def _write_values(axis, curves, names, width, log):
         return
     letters = max(len(text) for row in texts for text in row)
     upright = letters * 3.6 + 2 > bar
-    room = (letters * 3.6 if upright else 7) + 4  # points of about 125
+    room = (letters * 3.6 if upright else 7) + 5  # points of about 125
     low, high = axis.get_ylim()
     if log:
         axis.set_ylim(low, high * (high / low) ** (room / (125 - room)))
@@ -216,7 +216,7 @@ def _write_values(axis, curves, names, width, log):
     for index, (row, (_, points)) in enumerate(zip(texts, curves, strict=True)):
         place = (index - (len(curves) - 1) / 2) * width
         for text, (name, mean, least, most) in zip(row, points, strict=True):
-            end, away, side = (most, 2, "bottom") if mean >= 0 else (least, -2, "top")
+            end, away, side = (most, 3, "bottom") if mean >= 0 else (least, -3, "top")
             axis.annotate(text, (names.index(name) + place, end), xytext=(0, away),
                           textcoords="offset points", ha="center", va=side, fontsize=6,
                           rotation=90 if upright else 0)  # fmt: skip

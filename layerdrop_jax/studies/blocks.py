@@ -1,0 +1,181 @@
+"""What the README and the docs show of the studies: blocks of markdown, written from the results.
+
+A block stands between two markers, each alone on its line; what is between them is written over:
+
+    <!-- results: NAME -->
+    <!-- end -->
+
+For each folder experiments/results/NAME with a report.json there are
+
+    NAME          its tables: name, the paper's number, ours with its range, seeds
+    NAME.figure   its pictures, and their numbers as tables
+    NAME.claims   what the paper says, what came out, whether that is the same
+    NAME.command  the command that makes it again
+
+and `studies` is the overview of all, a row for each. `experiments/write_tables.py` writes them.
+"""
+
+import json
+import os
+import pathlib
+import re
+
+from layerdrop_jax.data.tokenizers import write_atomically
+from layerdrop_jax.studies import cells
+from layerdrop_jax.studies.report import fenced, markdown_table
+
+FILES = ("README.md", "docs/studies.md", "docs/depth_on_demand.md")
+RESULTS = "experiments/results"
+OPEN = re.compile(r"^<!-- results: (.+?) -->[ \t]*\n", re.MULTILINE)
+CLOSE = re.compile(r"^<!-- end -->[ \t]*$", re.MULTILINE)
+
+
+def write_tables(root, *, check: bool = False) -> list[str]:
+    """Writes the blocks of all `FILES` that exist, from the results below the same folder.
+
+    Args:
+      root: of the repository.
+      check: only look.
+
+    Returns:
+      "FILE: BLOCK" for each block that is (or was) not what the results say.
+
+    Raises:
+      ValueError: a marker without a block or an end, a report.json that cannot be read, a file that
+        cannot be written; the message names the file.
+    """
+    root, drifted = pathlib.Path(root), []
+    records = read_records(root / RESULTS)
+    for name in FILES:
+        path = root / name
+        if not path.is_file():
+            continue
+        text = path.read_text(encoding="utf-8")
+        blocks = build(records, os.path.relpath(root / RESULTS, path.parent))
+        try:
+            filled = fill(text, blocks)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        before, after = shown_blocks(text), shown_blocks(filled)
+        pairs = zip(before, after, strict=True)
+        drifted += [f"{name}: {block}" for (block, old), (_, new) in pairs if old != new]
+        if not check and filled != text:
+            write_atomically(path, filled)
+    return drifted
+
+
+def read_records(results) -> dict[str, dict]:
+    """The record of each study that has results, by the name of its folder.
+
+    Raises:
+      ValueError: a report.json is not JSON.
+    """
+    records = {}
+    for path in sorted(pathlib.Path(results).glob("*/report.json")):
+        try:
+            records[path.parent.name] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON ({error}); make it again") from error
+    return records
+
+
+def build(records: dict[str, dict], results: str) -> dict[str, str]:
+    """All blocks by name.
+
+    Args:
+      records: the record of each study, by the name of its folder.
+      results: the folder with the studies' folders, relative to the file that shows the blocks.
+    """
+    results = pathlib.PurePath(results).as_posix()
+    blocks = {"studies": _overview(records, results)}
+    for name, record in records.items():
+        figures = [(figure, cells.figure_cells(figure)) for figure in record["figures"]]
+        blocks |= {
+            name: _joined(
+                part
+                for scores in record["tables"]
+                for part in (
+                    f"{scores['title']} ({scores['score']}, {scores['better']} is better):",
+                    markdown_table(*cells.short_cells(scores)),
+                )
+            ),
+            f"{name}.figure": _joined(
+                part
+                for figure, numbers in figures
+                if numbers[1]  # else there is no picture
+                for part in (
+                    f"![{figure['title']}]({results}/{name}/{figure['name']}.png)",
+                    markdown_table(*numbers),
+                )
+            ),
+            f"{name}.claims": markdown_table(*cells.claim_cells(record["claims"])),
+            f"{name}.command": fenced(record["command"]),
+        }
+    return blocks
+
+
+def fill(text: str, blocks: dict[str, str]) -> str:
+    """A text of markdown with the blocks between its markers.
+
+    Raises:
+      ValueError: a marker names no block, or has no end before the next marker.
+    """
+    parts, end = [], 0
+    for name, start, stop in _places(text):
+        if name not in blocks:
+            known = ", ".join(sorted(blocks))
+            raise ValueError(f"no results for the marker <!-- results: {name} -->; known: {known}")
+        parts += [text[end:start], f"{blocks[name].strip()}\n"]
+        end = stop
+    return "".join([*parts, text[end:]])
+
+
+def shown_blocks(text: str) -> list[tuple[str, str]]:
+    """(name, what stands there) of each block in a text.
+
+    Raises:
+      ValueError: a marker has no end before the next marker.
+    """
+    return [(name, text[start:stop]) for name, start, stop in _places(text)]
+
+
+def _places(text) -> list[tuple[str, int, int]]:
+    """(name, start, end) of what is between the markers."""
+    marks = list(OPEN.finditer(text))
+    limits = [mark.start() for mark in marks[1:]] + [len(text)]
+    places = []
+    for mark, limit in zip(marks, limits, strict=True):
+        close = CLOSE.search(text, mark.end(), limit)
+        if not close:
+            name = mark[1]
+            raise ValueError(f"<!-- results: {name} --> has no end: put <!-- end --> below it")
+        places.append((mark[1], mark.end(), close.start()))
+    return places
+
+
+def _overview(records, results) -> str:
+    """A row for each study: what it is, how many claims agree, what it took."""
+    rows = [
+        [
+            f"[{record['title']}]({results}/{name}/report.md)",
+            record["variant"],
+            cells.count_text(record["claims"]),
+            _minutes_text(record),
+            str(len(record["failed"]) or ""),
+        ]
+        for name, record in records.items()
+    ]
+    header = ["study", "variant", "claims that agree", "minutes of training", "runs missing"]
+    return markdown_table(*cells.without_empty(header, rows))
+
+
+def _minutes_text(record) -> str:
+    """Of all runs in the tables; rows with the same commands are the same runs."""
+    rows = [row for scores in record["tables"] for row in scores["rows"] if row.get("minutes")]
+    runs = {tuple(row.get("commands") or [row["name"]]): row["minutes"] for row in rows}
+    total = sum(minute for minutes in runs.values() for minute in minutes if minute is not None)
+    return f"{total:,.0f}" if runs else ""
+
+
+def _joined(parts) -> str:
+    return "\n\n".join(part for part in parts if part)
