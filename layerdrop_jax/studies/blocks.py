@@ -15,14 +15,13 @@ For each folder experiments/results/NAME with a report.json there are
 and `studies` is the overview of all, a row for each. `experiments/write_tables.py` writes them.
 """
 
-import json
 import os
 import pathlib
 import re
 
 from layerdrop_jax.data.tokenizers import write_atomically
 from layerdrop_jax.studies import cells
-from layerdrop_jax.studies.report import fenced, markdown_table
+from layerdrop_jax.studies.report import fenced, markdown_table, read_records
 
 FILES = ("README.md", "docs/studies.md", "docs/depth_on_demand.md")
 RESULTS = "experiments/results"
@@ -62,21 +61,6 @@ def write_tables(root, *, check: bool = False) -> list[str]:
         if not check and filled != text:
             write_atomically(path, filled)
     return drifted
-
-
-def read_records(results) -> dict[str, dict]:
-    """The record of each study that has results, by the name of its folder.
-
-    Raises:
-      ValueError: a report.json is not JSON.
-    """
-    records = {}
-    for path in sorted(pathlib.Path(results).glob("*/report.json")):
-        try:
-            records[path.parent.name] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON ({error}); make it again") from error
-    return records
 
 
 def build(records: dict[str, dict], results: str) -> dict[str, str]:
@@ -142,7 +126,7 @@ def shown_blocks(text: str) -> list[tuple[str, str]]:
 def _places(text) -> list[tuple[str, int, int]]:
     """(name, start, end) of what is between the markers."""
     marks = list(OPEN.finditer(text))
-    limits = [mark.start() for mark in marks[1:]] + [len(text)]
+    limits = [*(mark.start() for mark in marks), len(text)][1:]
     places = []
     for mark, limit in zip(marks, limits, strict=True):
         close = CLOSE.search(text, mark.end(), limit)

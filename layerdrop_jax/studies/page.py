@@ -69,11 +69,11 @@ pre { background: var(--code); border-radius: 8px; padding: .8rem; margin: .6rem
 @media (max-width: 44rem) { main { padding: 1.25rem .75rem 3rem; } section { padding: .9rem; }
   .pair { grid-template-columns: minmax(0, 1fr); } h1 { font-size: 1.4rem; } }
 """
-# The class and the words of a verdict, which do not lean on its colour.
+# Of a verdict: its class, a mark and words, which do not lean on its colour, and words for a count.
 BADGES = {
-    True: ("yes", "✓ agrees with the paper"),
-    False: ("no", "✗ does not agree"),
-    None: ("open", "? cannot be said"),
+    True: ("yes", "✓", "agrees with the paper", "agree"),
+    False: ("no", "✗", "does not agree", "do not"),
+    None: ("open", "?", "cannot be said", "cannot be said"),
 }
 
 
@@ -105,25 +105,18 @@ def render(record, folder) -> str:
     return _document(record["title"], parts)
 
 
-def render_index(links: dict) -> str:
+def render_index(records: dict) -> str:
     """index.html, as text: a row for each study.
 
     Args:
-      links: the address of each study's report -> its record.
+      records: the name of each study's folder, next to the page -> its record.
     """
     rows = []
-    for link, record in links.items():
-        claims = record["claims"]
-        verdicts = "".join(
-            f'<span class="badge {name}">{_text(words.split(" ", 1)[0])} '
-            f"{said}: {sum(claim['agrees'] is verdict for claim in claims)}</span> "
-            for verdict, said in ((True, "agree"), (False, "do not"), (None, "cannot be said"))
-            for name, words in [BADGES[verdict]]
-            if any(claim["agrees"] is verdict for claim in claims)
-        )
-        address = html.escape(urllib.parse.quote(link))
+    for folder, record in records.items():
+        address = _text(f"{urllib.parse.quote(folder)}/report.html")
         missing = f"{len(record['failed'])} missing" if record["failed"] else ""
         name = f'<td class="name"><a href="{address}">{_text(record["title"])}</a></td>'
+        verdicts = _counts(record["claims"])
         texts = f"<td>{_text(record['variant'])}</td><td>{verdicts}</td><td>{missing}</td>"
         rows.append(f"<tr>{name}{texts}</tr>")
     header = "<th>study</th><th>variant</th><th>claims of the paper</th><th>runs</th>"
@@ -163,12 +156,22 @@ def _claims_by_figure(record) -> dict:
 
 
 def _claim(claim) -> str:
-    name, words = BADGES[claim["agrees"]]
+    name, mark, words, _ = BADGES[claim["agrees"]]
     return (
-        f'<div class="claim {name}"><span class="badge {name}">{words}</span>'
+        f'<div class="claim {name}"><span class="badge {name}">{mark} {words}</span>'
         f"<dl><dt>the paper says</dt><dd>{_text(claim['paper'])}</dd>"
         f"<dt>here</dt><dd>{_text(claim['ours'])}</dd></dl></div>"
     )
+
+
+def _counts(claims) -> str:
+    """How many claims have which verdict, as badges."""
+    badges = []
+    for verdict, (name, mark, _, words) in BADGES.items():
+        count = sum(claim["agrees"] is verdict for claim in claims)
+        if count:
+            badges.append(f'<span class="badge {name}">{mark} {words}: {count}</span>')
+    return " ".join(badges)
 
 
 def _figure(figure, picture, claims) -> str:

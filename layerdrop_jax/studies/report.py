@@ -18,7 +18,6 @@ A value that is None, NaN or infinite is a seed without a score. What is empty i
 """
 
 import json
-import os
 import pathlib
 import re
 
@@ -50,24 +49,29 @@ def write(record: dict, folder) -> None:
     write_atomically(folder / "report.html", page.render(shown, folder))
 
 
-def write_index(records: dict, path) -> None:
-    """Writes index.html: the studies, their verdicts, and links to their report.html.
-
-    Args:
-      records: the folder of each study -> its record.
-      path: of the page; the links are relative to it.
+def write_index(folder) -> None:
+    """Writes index.html into a folder of studies: their verdicts, and links to their report.html.
 
     Raises:
-      ValueError: the page cannot be written.
+      ValueError: a report.json is not JSON; the page cannot be written.
     """
-    path = pathlib.Path(path)
-    links = {
-        pathlib.Path(os.path.relpath(folder, path.parent)).as_posix() + "/report.html": cleaned(
-            record
-        )
-        for folder, record in records.items()
-    }
-    write_atomically(path, page.render_index(links))
+    folder = pathlib.Path(folder)
+    write_atomically(folder / "index.html", page.render_index(read_records(folder)))
+
+
+def read_records(results) -> dict[str, dict]:
+    """The record of each study that has results, by the name of its folder.
+
+    Raises:
+      ValueError: a report.json is not JSON.
+    """
+    records = {}
+    for path in sorted(pathlib.Path(results).glob("*/report.json")):
+        try:
+            records[path.parent.name] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON ({error}); make it again") from error
+    return records
 
 
 def cleaned(value):
