@@ -4,6 +4,9 @@ Counted are the multiplications and additions of matrix products, forward and ba
 that report utilisation count them; a product computed again in the backward pass counts once.
 """
 
+import os
+import pathlib
+import platform
 import time
 
 import jax
@@ -112,3 +115,19 @@ def peak_flops(dtype: str) -> float:
         product(a_DxD, a_DxD).block_until_ready()
         seconds.append(time.perf_counter() - start)
     return 2 * size**3 / min(seconds[1:])
+
+
+def hardware() -> str:
+    """The devices of this run, in words: "8 x NVIDIA H100", "1 core of AMD EPYC 7B13"."""
+    if jax.default_backend() != "cpu":
+        return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    found = [line for line in _cpuinfo() if line.startswith("model name")]
+    name = found[0].partition(":")[2].strip() if found else platform.machine()
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
+    return f"{cores} core{'s' * (cores > 1)} of {name}"
+
+
+def _cpuinfo() -> list[str]:
+    path = pathlib.Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []

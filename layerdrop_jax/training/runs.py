@@ -1,9 +1,12 @@
 """A run's folder: what it may hold, and reading it for inference."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
+import time
 import typing
 
 import jax
@@ -16,7 +19,14 @@ from layerdrop_jax.training import settings
 from layerdrop_jax.training.checkpoints import restore_params
 from layerdrop_jax.training.state import abstract_params, count_params
 
+try:
+    import fcntl
+except ImportError:  # not a Unix
+    fcntl = None
+
 PRUNED = "pruned.json"  # in the folder of a run that was cut out of another
+LOCK = "lock"  # held by the process that trains in the folder
+SECONDS_TO_SAVE = 60
 
 
 def check_folder(workdir, config):
@@ -31,13 +41,56 @@ def check_folder(workdir, config):
             )
     # A start that failed or was killed leaves what it had written before config.json.
     elif workdir.is_dir() and any(
-        path.name not in ("tokenizer.json", "data", PRUNED) and path.suffix != ".tmp"
+        path.name not in ("tokenizer.json", "data", PRUNED, LOCK) and path.suffix != ".tmp"
         for path in workdir.iterdir()
     ):
         raise ValueError(
             f"{workdir} is not empty and is no run's folder (it has no config.json): "
             "use another --workdir"
         )
+
+
+@contextlib.contextmanager
+def held(workdir: pathlib.Path):
+    """Within it no other process trains in a folder, on a file system that knows locks (flock).
+
+    One that was just told to stop may still be saving: it is waited for, a while.
+
+    Raises:
+      ValueError: another process trains there, and goes on doing so.
+    """
+    if fcntl is None or jax.process_index() != 0:
+        yield
+        return
+    made = not workdir.exists()
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / LOCK).open("a+") as file:
+        for seconds in range(SECONDS_TO_SAVE + 1):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if seconds == 0:
+                    print(f"waiting for another process to leave {workdir}", flush=True)
+                time.sleep(1)
+            except OSError:  # a file system without locks
+                break
+        else:
+            file.seek(0)
+            raise ValueError(
+                f"{workdir} is being trained by process {file.read() or '?'}: wait for it or stop "
+                "it, or use another --workdir"
+            )
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        try:
+            yield
+        finally:
+            if [path.name for path in workdir.iterdir()] == [LOCK]:  # refused before it began
+                (workdir / LOCK).unlink()
+                if made:
+                    workdir.rmdir()
 
 
 def is_fresh(workdir: pathlib.Path) -> bool:

@@ -16,13 +16,13 @@ from jax.experimental import multihost_utils
 from layerdrop_jax.data import pipeline
 from layerdrop_jax.training import data_driven, origin, sharding, tasks
 from layerdrop_jax.training import settings as settings_lib
-from layerdrop_jax.training.accounting import peak_flops
+from layerdrop_jax.training.accounting import hardware, peak_flops
 from layerdrop_jax.training.checkpoints import Checkpoints, saved_steps
 from layerdrop_jax.training.dropping import describe_rates
 from layerdrop_jax.training.losses import Teacher
 from layerdrop_jax.training.metrics import MetricWriter, Progress, Window, perplexity
 from layerdrop_jax.training.optimizers import make_optimizer
-from layerdrop_jax.training.runs import PRUNED, check_folder
+from layerdrop_jax.training.runs import PRUNED, check_folder, held
 from layerdrop_jax.training.state import count_params, make_params, make_state, model_graph
 from layerdrop_jax.training.state import train_step as pure_train_step
 
@@ -49,6 +49,12 @@ def train(config, workdir, *, command: str) -> None:
     """
     settings = settings_lib.parse(config)
     workdir = pathlib.Path(workdir)
+    check_folder(workdir, config)  # before anything is written
+    with held(workdir):
+        _train(settings, config, workdir, command)
+
+
+def _train(settings, config, workdir, command):
     task = tasks.of(settings)
     mesh = sharding.make_mesh()
     sharding.check_rows(settings.data.batch_rows, mesh)
@@ -56,7 +62,7 @@ def train(config, workdir, *, command: str) -> None:
         raise ValueError(
             f"model.drop_path_rows='kept' picks rows across {mesh.size} devices: use 'all' there"
         )
-    check_folder(workdir, config)
+    check_folder(workdir, config)  # it may have been another's while this one waited
     begins = not saved_steps(workdir / "checkpoints")
     beginning = origin.load_origin(settings) if begins or settings.init.distill else None
     taken = {}
@@ -140,7 +146,7 @@ def train(config, workdir, *, command: str) -> None:
     # -1: a start that was killed before its first checkpoint has left lines of step 0.
     writer = MetricWriter(workdir, step=-1 if restored is None else step)
     if restored is None:
-        writer.write("start", 0, {"command": command})
+        writer.write("start", 0, {"command": command, "hardware": hardware()})
         writer.write("data", 0, rows.stats)
 
     # Loop

@@ -13,7 +13,7 @@ import pytest
 
 from layerdrop_jax.training import metrics, state, train
 from layerdrop_jax.training import settings as settings_lib
-from layerdrop_jax.training.accounting import nominal_flops, seq2seq_flops
+from layerdrop_jax.training.accounting import hardware, nominal_flops, seq2seq_flops
 from layerdrop_jax.training.checkpoints import restore_params
 from layerdrop_jax.training.evaluate import evaluate
 from layerdrop_jax.training.metrics import read_metrics
@@ -43,6 +43,7 @@ def test_the_folder_stands_alone(run, config, text):
 def test_one_line_a_step_and_a_validation_now_and_then(run, config):
     records = read_metrics(run)
     start, data = records[:2]
+    assert start.pop("hardware") == hardware()
     assert start == {"kind": "start", "step": 0, "command": "python launch.py 'as it was typed'"}
     assert (data["kind"], data["skipped_too_long"], data["skipped_empty"]) == ("data", 1, 1)
     assert data["pairs"] == 199 - 2

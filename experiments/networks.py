@@ -1,0 +1,120 @@
+"""The networks that several studies train, at each scale. A run of one name is trained once.
+
+* demo: text that is made on the spot or read from Python's own library, minutes on a CPU core;
+* small: WikiText-103 and Multi30k on one GPU;
+* paper: the paper's own settings.
+"""
+
+import jax
+
+from layerdrop_jax.core.structured import rows_kept, survival
+from layerdrop_jax.studies.runs import Run, load_config
+from layerdrop_jax.training import accounting, settings
+
+# Enough updates for networks of some quality; the configs' own demos are shorter.
+_LM_DEMO = {
+    "train.steps": 3000,
+    "train.eval_every": 500,
+    "checkpoint.every": 500,
+    "optimizer.period_updates": 2900,
+}
+_MT_DEMO = {
+    "train.steps": 2700,
+    "train.eval_every": 450,
+    "checkpoint.every": 450,
+    "optimizer.period_updates": 2600,
+}
+_MT_SMALL = {  # six decoder layers to cut, as in the paper
+    "model.encoder_layers": 6,
+    "model.decoder_layers": 6,
+    "train.steps": 3000,
+    "train.eval_every": 240,
+    "optimizer.period_updates": 2600,
+}
+LM = {
+    "demo": ("configs/wikitext103.py:demo", _LM_DEMO),
+    "small": ("configs/wikitext103.py:small", {}),
+    "paper": ("configs/wikitext103.py", {}),
+}
+MT = {
+    "demo": ("configs/wmt.py:demo", _MT_DEMO),
+    "small": ("configs/multi30k.py:small", _MT_SMALL),
+    "paper": ("configs/wmt.py", {}),
+}
+LM_SETTING = {
+    "demo": "the source of Python's standard library, 12 layers, 96 wide, 3,000 updates of 2,048 "
+    "tokens; perplexity per BPE token",
+    "small": "WikiText-103, 16 layers, 512 wide, 20,000 updates",
+    "paper": "WikiText-103, the paper's setting",
+}
+MT_SETTING = {
+    "demo": "CLDR phrases en-de, 12 + 6 layers, 64 wide, 2,700 updates; sacreBLEU",
+    "small": "Multi30k en-de, 6 + 6 layers, 128 wide, 3,000 updates; sacreBLEU",
+    "paper": "WMT en-de, Transformer big; tokenized BLEU, compounds split",
+}
+LM_LAYERS = {"demo": 12, "small": 16, "paper": 16}
+MT_LAYERS = 6
+
+
+def language_model(variant, rate, *, depth=None, name="", **more) -> Run:
+    """A language model with a drop rate; ``depth`` layers from the start, or the config's.
+
+    Args:
+      variant: demo, small or paper.
+      rate: LayerDrop's.
+      depth: None for the config's own depth.
+      name: of the run, where further overrides make it another one.
+      **more: of `Run`; ``overrides`` are added.
+    """
+    config, overrides = LM[variant]
+    overrides = overrides | {"drop.decoder": rate} | more.pop("overrides", {})
+    parts = ["lm"]
+    if depth is not None:
+        overrides["model.decoder_layers"] = depth
+        parts.append(f"depth_{depth}")
+    if rate or depth is None:
+        parts.append(f"rate_{rate:g}")
+    return Run(name=name or "_".join(parts), config=config, overrides=overrides, **more)
+
+
+def translation(variant, rate, *, encoder=None, decoder=None, **more) -> Run:
+    """A translation network with a drop rate in both stacks; other depths than the config's."""
+    config, overrides = MT[variant]
+    overrides = overrides | {"drop.encoder": rate, "drop.decoder": rate}
+    parts = ["mt"]
+    for stack, depth in (("encoder", encoder), ("decoder", decoder)):
+        if depth is not None:
+            overrides[f"model.{stack}_layers"] = depth
+            parts.append(f"{stack}_{depth}")
+    if rate or decoder is None:
+        parts.append(f"rate_{rate:g}")
+    return Run(name="_".join(parts), config=config, overrides=overrides, **more)
+
+
+def equal_cost(config, overrides) -> dict:
+    """Overrides with as many updates as cost what the config's own do when nothing is dropped.
+
+    Cost is the FLOPs of what runs, as expected from the drop rates; a cosine's period follows.
+
+    Args:
+      config: of a language model, as `Run.config`.
+      overrides: what is dropped.
+    """
+    given = [f"--config={config}", *(f"--config.{k}={v}" for k, v in overrides.items())]
+    parsed = settings.parse(load_config(given))
+    model, drop, data = parsed.model, parsed.drop, parsed.data
+    shape = jax.ShapeDtypeStruct((data.batch_rows, data.length), "int32")
+    costs = accounting.lm_flops(model, {"input": shape})
+    runs = {s: survival(rates, num_sublayers=2) for s, rates in drop.rates(model).items()}
+    share = 1.0
+    if model.drop_path_rows == "kept":
+        share = rows_kept(data.batch_rows, model.drop_path) / data.batch_rows
+    expected = float(accounting.executed_flops(costs, runs, share))
+    whole = accounting.nominal_flops(costs, {s: model.depth(s) for s in runs})
+    steps = round(parsed.train.steps * whole / expected)
+    longer = steps - parsed.train.steps
+    return {
+        **overrides,
+        "train.steps": steps,
+        "optimizer.period_updates": parsed.optimizer.period_updates + longer,
+    }

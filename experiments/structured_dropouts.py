@@ -1,0 +1,141 @@
+"""LayerDrop beside Dropout, DropBlock, DropPath and Stochastic Depth, at equal training cost.
+
+  python experiments/structured_dropouts.py --variant=demo --workdir=runs/studies
+
+Cost is the FLOPs of what runs: methods that skip what they drop take more updates. Each network is
+also cut to half of its layers, since that is what LayerDrop is for.
+"""
+
+import networks
+
+from layerdrop_jax.studies import study
+from layerdrop_jax.studies.results import (
+    by_depth,
+    compare,
+    depths,
+    figure,
+    mean,
+    row,
+    table,
+)
+from layerdrop_jax.studies.runs import Run
+
+TITLE = "Structured dropouts at equal training cost"
+CONFIGS = {"demo": "configs/wikitext103.py:demo", "small": "configs/wikitext103.py:small",
+           "paper": "configs/wikitext103.py"}  # fmt: skip
+SETTING = {
+    "demo": "the source of Python's standard library, 12 layers, 96 wide; as many updates as cost "
+    "what 600 of the whole network do; perplexity per BPE token",
+    "small": "WikiText-103, 16 layers, 512 wide, at the cost of 20,000 updates",
+    "paper": "WikiText-103, 16 layers, at the cost of 286,000 updates",
+}
+# Stochastic Depth's rate grows with depth to 0.37: as many layers run as with 0.2 in each.
+KINDS = {
+    "none": {"drop.decoder": 0.0},
+    "dropout": {"drop.decoder": 0.0, "model.dropout": 0.1},
+    "drop_block": {"drop.decoder": 0.0, "model.drop_block": 0.1},
+    "drop_path": {"drop.decoder": 0.0, "model.drop_path": 0.2, "model.drop_path_rows": "kept"},
+    "stochastic_depth": {
+        "drop.decoder": 0.37,
+        "drop.schedule": "linear",
+        "drop.rescale": True,
+    },
+    "heads": {"drop.decoder": 0.0, "drop.heads": 0.2},
+    "sublayers": {"drop.decoder": 0.0, "drop.sublayers": 0.2},
+    "layers": {"drop.decoder": 0.2},
+    "heads_layers": {"drop.decoder": 0.2, "drop.heads": 0.2},
+    "heads_sublayers": {"drop.decoder": 0.0, "drop.heads": 0.2, "drop.sublayers": 0.2},
+}
+NAMES = {
+    "none": "nothing",
+    "dropout": "Dropout 0.1",
+    "drop_block": "DropBlock 0.1",
+    "drop_path": "DropPath 0.2",
+    "stochastic_depth": "Stochastic Depth",
+    "heads": "heads",
+    "sublayers": "sub-layers",
+    "layers": "layers (LayerDrop)",
+    "heads_layers": "heads + layers",
+    "heads_sublayers": "heads + sub-layers",
+}
+COMPARED = ("none", "dropout", "drop_block", "drop_path", "stochastic_depth", "layers")
+
+
+def runs(variant):
+    return networks_of(variant, COMPARED)
+
+
+def networks_of(variant, kinds) -> list[Run]:
+    config = CONFIGS[variant]
+    return [
+        Run(
+            name=f"structured_{kind}",
+            config=config,
+            overrides=networks.equal_cost(config, KINDS[kind]),
+        )
+        for kind in kinds
+    ]
+
+
+def rows_of(found, variant, kinds):
+    """(rows of a table, {kind: mean valid perplexity}) of whole networks."""
+    layers = networks.LM_LAYERS[variant]
+    rows, scores = [], {}
+    for kind in kinds:
+        results = found.get(f"structured_{kind}", [])
+
+        def score(result):
+            return depths(result).get(layers)
+
+        rows.append(row(NAMES[kind], results, score))
+        scores[kind] = mean([score(r) for r in results])
+    return rows, scores
+
+
+def report(found, variant):
+    layers = networks.LM_LAYERS[variant]
+    half = layers // 2
+    rows, scores = rows_of(found, variant, COMPARED)
+    cut_rows, cut = [], {}
+    for kind in COMPARED:
+        results = found.get(f"structured_{kind}", [])
+        cut_rows.append(row(NAMES[kind], results, lambda result: depths(result).get(half)))
+        cut[kind] = mean([depths(r).get(half) for r in results])
+    curves = [by_depth(NAMES[kind], found.get(f"structured_{kind}", [])) for kind in COMPARED]
+    others = [kind for kind in COMPARED if kind not in ("none", "layers")]
+
+    def best(of):
+        values = [of[kind] for kind in others if of[kind] is not None]
+        return min(values, default=None)
+
+    return {
+        "setting": SETTING[variant],
+        "tables": [
+            as_table("Whole network, valid perplexity", rows),
+            as_table(f"Cut to {half} of {layers} layers, valid perplexity", cut_rows),
+        ],
+        "figures": [
+            figure("dropouts", "Valid perplexity after pruning", "layers kept", "valid perplexity",
+                   curves, log=True)
+        ],
+        "claims": [
+            compare(
+                "LayerDrop regularises: it improves the whole network",
+                {"LayerDrop": scores["layers"], "nothing dropped": scores["none"]},
+                "lower",
+            ),
+            compare(
+                "LayerDrop makes a network robust to pruning, other dropouts do not",
+                {f"LayerDrop at {half} layers": cut["layers"], "the best other": best(cut)},
+                "lower",
+            ),
+        ],
+    }  # fmt: skip
+
+
+def as_table(title, rows):
+    return table(title, "perplexity", "lower", rows)
+
+
+if __name__ == "__main__":
+    study.main(__file__, TITLE, runs, report)

@@ -1,0 +1,105 @@
+"""A sweep over any keys of a config: every combination of the values that are given.
+
+  python experiments/sweep.py --config=configs/multi30k.py:demo --workdir=DIR \\
+      --sweep config.drop.decoder=0,0.1,0.2,0.5 --sweep seed=0,1,2
+
+Keys with commas between them share each value: --sweep drop.encoder,drop.decoder=0,0.2. A value
+with a comma in it stands in quotes: --sweep 'drop.protect="0,-1",0'. Runs that differ in their seed
+alone are one line of the report, their mean and range. Every --config.KEY=VALUE holds for all.
+"""
+
+import argparse
+import csv
+import itertools
+import pathlib
+import shlex
+import sys
+
+from layerdrop_jax.analysis.report import compare_runs
+from layerdrop_jax.studies import study
+from layerdrop_jax.studies.results import by_depth, figure, measure, row, table, whole
+from layerdrop_jax.studies.runs import Run
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        prog="python experiments/sweep.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, help="configs/NAME.py[:variant]")
+    parser.add_argument("--sweep", action="append", required=True, metavar="KEY[,KEY]=VALUE,...")
+    study.add_arguments(parser)
+    argv = sys.argv[1:] if argv is None else argv
+    arguments, extra = parser.parse_known_args(argv)
+    try:
+        runs = combinations(arguments.config, arguments.sweep)
+    except ValueError as error:
+        parser.error(str(error))
+    command = shlex.join(["python", "experiments/sweep.py", *argv])
+
+    def record(found):
+        return as_record(found, runs, arguments, command)
+
+    study.carry_out("report", "", runs, record, arguments, extra, parser)
+
+
+def combinations(config, sweeps) -> list[Run]:
+    """A run for each combination of values; seeds are those of a run.
+
+    Raises:
+      ValueError: a sweep that is not KEY=VALUE,..., or two of one key.
+    """
+    axes, seeds = {}, ()
+    for text in sweeps:
+        keys, equals, values = text.partition("=")
+        keys = tuple(key.removeprefix("config.") for key in keys.split(","))
+        values = next(csv.reader([values]))
+        if not equals or not all(keys) or len(set(values)) < len(values):
+            raise ValueError(f"--sweep={text} is not KEY=VALUE,... with different values")
+        if keys == ("seed",):
+            if not all(value.isdecimal() for value in values):
+                raise ValueError(f"--sweep={text}: seeds are whole numbers from 0 on")
+            seeds += tuple(map(int, values))
+        axes[keys] = values
+    every = [key for keys in axes for key in keys]
+    if len(axes) < len(sweeps) or len(set(every)) < len(every):
+        raise ValueError(f"--sweep has a key twice: {', '.join(every)}")
+    axes.pop(("seed",), None)
+    found = []
+    for values in itertools.product(*axes.values()):
+        overrides = {key: value for keys, value in zip(axes, values, strict=True) for key in keys}
+        parts = [f"{keys[-1]}={value}" for keys, value in zip(axes, values, strict=True)]
+        name = ",".join(parts).replace("/", "_") or pathlib.Path(config.partition(":")[0]).stem
+        found.append(Run(name=name, config=config, overrides=overrides, seeds=seeds or (1,)))
+    return found
+
+
+def as_record(found, runs, arguments, command) -> dict:
+    """The report: a row for each combination, and the curves over depth."""
+    rows = [row(run.name, found.get(run.name, []), whole) for run in runs]
+    tables, figures = [], []
+    if found:
+        of = measure(next(iter(found.values()))[0])
+        tables.append(table("Whole networks", f"test {of['name']}", of["better"], rows))
+        curves = [by_depth(run.name, found.get(run.name, [])) for run in runs]
+        y = "test BLEU" if of["key"] == "bleu" else "valid perplexity"
+        figures.append(
+            figure("depth", f"{y} after pruning", "layers kept", y, curves, log=of["log"])
+        )
+        groups = {name: [result.workdir for result in results] for name, results in found.items()}
+        compare_runs(groups, arguments.workdir / "report")
+    return {
+        "name": "sweep",
+        "title": f"A sweep of {arguments.config}",
+        "variant": arguments.config.partition(":")[2] or "paper",
+        "command": command,
+        "setting": "; ".join(arguments.sweep),
+        "tables": tables,
+        "figures": figures,
+        "claims": [],
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Table 1: WMT en-de. LayerDrop against the same network without, and an encoder twice as deep.
+
+  python experiments/table1_wmt.py --variant=demo --workdir=runs/studies
+
+Without LayerDrop the paper's 12 encoder layers diverge; its networks are post-norm. The demo's are
+pre-norm, which trains either way.
+"""
+
+import networks
+
+from layerdrop_jax.studies import study
+from layerdrop_jax.studies.results import compare, mean, row, table, whole
+
+TITLE = "Table 1: translation, and a deeper encoder"
+PAPER = {(6, 0.0): 29.3, (6, 0.2): 29.6, (12, 0.0): "diverges", (12, 0.2): 30.2}
+
+
+def runs(variant):
+    own = 6 if variant == "small" else 12
+    return [
+        networks.translation(variant, rate, encoder=None if depth == own else depth)
+        for depth, rate in PAPER
+    ]
+
+
+def report(found, variant):
+    rows, scores = [], {}
+    for (depth, rate), run in zip(PAPER, runs(variant), strict=True):
+        results = found.get(run.name, [])
+        what = f"{depth} + 6 layers, " + (f"LayerDrop {rate:g}" if rate else "without LayerDrop")
+        rows.append(row(what, results, whole, paper=PAPER[depth, rate]))
+        scores[depth, rate] = mean([whole(r) for r in results if whole(r) is not None])
+    return {
+        "setting": networks.MT_SETTING[variant],
+        "tables": [table("Translation, test BLEU", "BLEU", "higher", rows)],
+        "figures": [],
+        "claims": [
+            compare(
+                "LayerDrop improves the network of 6 + 6 layers (29.3 to 29.6)",
+                {"with LayerDrop": scores[6, 0.2], "without": scores[6, 0.0]},
+                "higher",
+            ),
+            compare(
+                "With LayerDrop a deeper encoder is better (29.6 to 30.2)",
+                {"12 encoder layers": scores[12, 0.2], "6": scores[6, 0.2]},
+                "higher",
+            ),
+            compare(
+                "12 encoder layers need LayerDrop: without it they diverge",
+                {"with LayerDrop": scores[12, 0.2], "without": scores[12, 0.0]},
+                "higher",
+            ),
+        ],
+    }
+
+
+if __name__ == "__main__":
+    study.main(__file__, TITLE, runs, report)

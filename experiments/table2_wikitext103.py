@@ -1,0 +1,66 @@
+"""Table 2: WikiText-103. LayerDrop against the same network without, and one 2.5 times as deep.
+
+  python experiments/table2_wikitext103.py --variant=demo --workdir=runs/studies
+
+The demo's networks have 6 and 12 layers where the paper's have 16 and 40.
+"""
+
+import networks
+
+from layerdrop_jax.studies import study
+from layerdrop_jax.studies.results import compare, mean, row, table, whole
+from layerdrop_jax.studies.runs import Run
+
+TITLE = "Table 2: language modelling, and a deeper network"
+PAPER = {("shallow", 0.0): 18.7, ("shallow", 0.2): 18.3, ("deep", 0.0): None, ("deep", 0.2): 17.7}
+DEPTHS = {"demo": (6, 12), "small": (8, 16), "paper": (16, 40)}
+
+
+def runs(variant):
+    shallow, deep = DEPTHS[variant]
+    found = []
+    for size, rate in PAPER:
+        if variant == "paper" and size == "deep":  # its FFN is narrower, see the config
+            found.append(
+                Run(
+                    name=f"lm_deep_rate_{rate:g}",
+                    config="configs/wikitext103.py:deep",
+                    overrides={"drop.decoder": rate},
+                )
+            )
+            continue
+        depth = shallow if size == "shallow" else deep
+        own = networks.LM_LAYERS[variant]
+        found.append(networks.language_model(variant, rate, depth=None if depth == own else depth))
+    return found
+
+
+def report(found, variant):
+    rows, scores = [], {}
+    for (size, rate), run in zip(PAPER, runs(variant), strict=True):
+        depth = DEPTHS[variant][size == "deep"]
+        results = found.get(run.name, [])
+        what = f"{depth} layers, " + (f"LayerDrop {rate:g}" if rate else "without LayerDrop")
+        rows.append(row(what, results, whole, paper=PAPER[size, rate]))
+        scores[size, rate] = mean([whole(r) for r in results if whole(r) is not None])
+    return {
+        "setting": networks.LM_SETTING[variant],
+        "tables": [table("Language modelling, test perplexity", "perplexity", "lower", rows)],
+        "figures": [],
+        "claims": [
+            compare(
+                "LayerDrop improves the network of 16 layers (18.7 to 18.3)",
+                {"with LayerDrop": scores["shallow", 0.2], "without": scores["shallow", 0.0]},
+                "lower",
+            ),
+            compare(
+                "With LayerDrop a deeper network is better (18.3 to 17.7)",
+                {"deep": scores["deep", 0.2], "shallow": scores["shallow", 0.2]},
+                "lower",
+            ),
+        ],
+    }
+
+
+if __name__ == "__main__":
+    study.main(__file__, TITLE, runs, report)

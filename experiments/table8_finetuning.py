@@ -1,0 +1,109 @@
+"""Table 8: training on after pruning. A language model cut to half its layers, as it is and
+fine-tuned.
+
+  python experiments/table8_finetuning.py --variant=demo --workdir=runs/studies
+
+The paper fine-tunes one network. Beside it stand other rates, and two more ways to begin: with the
+cut optimizer's moments, and with the whole network as teacher.
+"""
+
+import networks
+
+from layerdrop_jax.studies import study
+from layerdrop_jax.studies.results import compare, depths, mean, row, table
+from layerdrop_jax.studies.runs import Run
+
+TITLE = "Table 8: training on after pruning"
+RATES = (0.0, 0.2, 0.5)
+UPDATES = {"demo": 300, "small": 2000, "paper": 20000}
+RATE = {"demo": 1e-3, "small": 0.1, "paper": 0.1}  # a third of the training's peak, or less
+WAYS = {  # of beginning
+    "": {},
+    "_moments": {"init.moments": "prune"},
+    "_teacher": {"init.distill": 0.5},
+}
+NAMES = {
+    "": "fine-tuned",
+    "_moments": "fine-tuned, its moments kept",
+    "_teacher": "fine-tuned, taught by the whole network",
+}
+
+
+def runs(variant):
+    return [run for rate in RATES for run in (network(variant, rate), *tuned(variant, rate))]
+
+
+def network(variant, rate):
+    return networks.language_model(variant, rate)
+
+
+def tuned(variant, rate):
+    updates = UPDATES[variant]
+    half = networks.LM_LAYERS[variant] // 2
+    start = network(variant, rate)
+    return [
+        Run(
+            name=f"{start.name}_finetuned{way}",
+            start=start,
+            layers={"decoder": str(half)},
+            overrides={
+                "train.steps": updates,
+                "train.eval_every": updates // 2,
+                "checkpoint.every": updates // 2,
+                "optimizer.period_updates": updates - updates // 10,
+                "optimizer.warmup_updates": updates // 10,
+                "optimizer.rate": RATE[variant],
+                **overrides,
+            },
+        )
+        for way, overrides in WAYS.items()
+        if not way or rate == 0.2
+    ]
+
+
+def report(found, variant):
+    half = networks.LM_LAYERS[variant] // 2
+    rows, scores = [], {}
+
+    def whole(result):
+        return depths(result).get(2 * half)
+
+    def cut(result):
+        return depths(result).get(half)
+
+    for rate in RATES:
+        label = f"LayerDrop {rate:g}" if rate else "without LayerDrop"
+        results = found.get(network(variant, rate).name, [])
+        rows.append(row(f"{label}: whole", results, whole))
+        paper = 20.78 if rate == 0.2 else None
+        rows.append(row(f"{label}: cut to {half} layers", results, cut, paper=paper))
+        scores[rate, "cut"] = mean([cut(r) for r in results])
+        for way, run in zip(WAYS, tuned(variant, rate), strict=False):
+            results = found.get(run.name, [])
+            paper = 20.56 if (rate, way) == (0.2, "") else None
+            rows.append(row(f"{label}: {NAMES[way]}", results, cut, paper=paper))
+            scores[rate, way] = mean([cut(r) for r in results])
+    return {
+        "setting": f"{networks.LM_SETTING[variant]}; {UPDATES[variant]:,} more updates",
+        "tables": [table("Valid perplexity", "perplexity", "lower", rows)],
+        "figures": [],
+        "claims": [
+            compare(
+                "Fine-tuning improves the cut network a little (20.78 to 20.56)",
+                {"fine-tuned": scores.get((0.2, "")), "cut": scores[0.2, "cut"]},
+                "lower",
+            ),
+            compare(
+                "LayerDrop leaves little to gain: a network trained without it stays behind",
+                {
+                    "LayerDrop 0.2, cut": scores[0.2, "cut"],
+                    "without, cut and fine-tuned": scores.get((0.0, "")),
+                },
+                "lower",
+            ),
+        ],
+    }
+
+
+if __name__ == "__main__":
+    study.main(__file__, TITLE, runs, report)

@@ -1,0 +1,181 @@
+"""What came out of a study's runs, read from their folders, and the parts of its record.
+
+A score is a list with a value for each seed. Layers are counted and numbered as in the network that
+was trained.
+"""
+
+import typing
+from collections.abc import Callable
+
+from layerdrop_jax.training.metrics import read_metrics
+from layerdrop_jax.training.runs import read_config
+
+# The task's score, in the lines of metrics.jsonl; better: which of two is.
+MEASURES = {
+    "translation": {"key": "bleu", "name": "BLEU", "better": "higher", "log": False},
+    "language_modelling": {"key": "perplexity", "name": "perplexity", "better": "lower",
+                           "log": True},
+}  # fmt: skip
+
+
+class Result(typing.NamedTuple):
+    """A job that is done.
+
+    Attributes:
+      run: the run's name.
+      seed: of the training.
+      config: nested, as in config.json.
+      records: the lines of metrics.jsonl.
+      workdir: the folder.
+      commands: each as a person would type it.
+    """
+
+    run: str
+    seed: int
+    config: dict
+    records: list
+    workdir: typing.Any
+    commands: tuple[str, ...]
+
+
+def read(job) -> Result:
+    """The result of a job that is done."""
+    commands = tuple(" ".join(("python", *map(_quoted, command))) for command in job.commands)
+    records = read_metrics(job.workdir)
+    return Result(job.run, job.seed, read_config(job.workdir), records, job.workdir, commands)
+
+
+def _quoted(argument):
+    name, equals, value = argument.partition("=")
+    plain = all(c.isalnum() or c in "_-./:,+=" for c in value)
+    return argument if plain else f'{name}{equals}"{value}"'
+
+
+def measure(result: Result) -> dict:
+    """What scores a run's task, see `MEASURES`."""
+    return MEASURES[result.config["task"]]
+
+
+def minutes(result: Result) -> float:
+    """Of training, without evaluation."""
+    return sum(r["seconds"] for r in result.records if r["kind"] == "train") / 60
+
+
+def hardware(result: Result) -> str:
+    """What it was trained on, as the run says; "" where it does not."""
+    starts = [r.get("hardware") for r in result.records if r["kind"] == "start"]
+    return (starts or [""])[0] or ""
+
+
+def whole(result: Result, split: str = "test") -> float | None:
+    """The score of the whole network on a split."""
+    key = measure(result)["key"]
+    found = [r[key] for r in result.records if r["kind"] == "test" and r.get(key) is not None
+             and r.get("split", "test") == split]  # fmt: skip
+    return found[-1] if found else None
+
+
+def depths(result: Result) -> dict[int, float]:
+    """The scores of the network cut to every depth by rule, as evaluation takes them.
+
+    BLEU of the test split, perplexity of the validation split; of several rules for one depth the
+    best.
+    """
+    key, best = measure(result)["key"], {"higher": max, "lower": min}[measure(result)["better"]]
+    lines = {}
+    for record in result.records:
+        if record["kind"] == "depth" and record.get(key) is not None:
+            lines[tuple(record["decoder_layers"])] = record[key]  # the last one counts
+    found = {}
+    for layers, score in lines.items():
+        found[len(layers)] = best(found.get(len(layers), score), score)
+    return dict(sorted(found.items()))
+
+
+def parameters(result: Result) -> int | None:
+    """Of the whole network."""
+    sizes = [r["parameters"] for r in result.records if r["kind"] == "depth"]
+    return max(sizes, default=None)
+
+
+def chosen(result: Result, strategy: str, stack: str = "decoder") -> dict | None:
+    """The line about the layers that a strategy chose (--mode=evaluate); the last one counts."""
+    found = [r for r in result.records if r["kind"] == "subset"
+             and r.get(f"{stack}_strategy") == strategy]  # fmt: skip
+    return found[-1] if found else None
+
+
+def row(name: str, results, score: Callable, *, paper=None) -> dict | None:
+    """A row of a table, from the results of one run; None without any.
+
+    Args:
+      name: of the row, for a reader.
+      results: one for each seed.
+      score: of a result, a number or None.
+      paper: the paper's number for this row.
+    """
+    results = [result for result in results if score(result) is not None]
+    if not results and paper is None:
+        return None
+    return {
+        "name": name,
+        "paper": paper,
+        "values": [score(result) for result in results],
+        "seeds": [result.seed for result in results],
+        "parameters": parameters(results[0]) if results else None,
+        "minutes": [minutes(result) for result in results],
+        "hardware": ", ".join(dict.fromkeys(filter(None, map(hardware, results)))),
+        "commands": list(dict.fromkeys(c for result in results for c in result.commands)),
+    }
+
+
+def table(title: str, score: str, better: str, rows, form: str = ",.2f") -> dict:
+    """A table of rows, those that are None left out."""
+    rows = [one for one in rows if one is not None]
+    return {"title": title, "score": score, "better": better, "format": form, "rows": rows}
+
+
+def curve(label: str, points: dict) -> dict | None:
+    """A curve from {x: [a value for each seed]}; None without any point."""
+    points = [[x, list(values)] for x, values in points.items() if values]
+    return {"label": label, "points": points} if points else None
+
+
+def by_depth(label: str, results) -> dict | None:
+    """The curve of a run's scores over the layers kept; of the depths that all its seeds have."""
+    found = [depths(result) for result in results]
+    shared = set.intersection(*map(set, found)) if found else set()
+    return curve(label, {depth: [scores[depth] for scores in found] for depth in sorted(shared)})
+
+
+def figure(name: str, title: str, x: str, y: str, curves, *, log=False, kind="lines") -> dict:
+    """A picture of curves, those that are None left out."""
+    curves = [one for one in curves if one is not None]
+    return {"name": name, "title": title, "x": x, "y": y, "log": log, "kind": kind,
+            "curves": curves}  # fmt: skip
+
+
+def mean(values) -> float | None:
+    """The mean over the seeds; None of none."""
+    return sum(values) / len(values) if values else None
+
+
+def claim(paper: str, ours: str, agrees: bool | None) -> dict:
+    """What the paper says, what came out, and whether that is the same; None: it cannot be said."""
+    return {"paper": paper, "ours": ours, "agrees": agrees}
+
+
+def compare(paper: str, scores: dict, better: str, form: str = ",.2f") -> dict:
+    """The claim that the first of two scores, means over seeds, is the better one.
+
+    Args:
+      paper: what the paper says.
+      scores: {what: a number or None}, two of them.
+      better: "higher" or "lower".
+      form: how numbers are written.
+    """
+    (_, first), (_, second) = scores.items()
+    known = None not in (first, second)
+    ours = ", ".join(f"{k}: {'-' if v is None else format(v, form)}" for k, v in scores.items())
+    agrees = (first > second if better == "higher" else first < second) if known else None
+    return claim(paper, ours, agrees)

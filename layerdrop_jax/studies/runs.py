@@ -1,0 +1,176 @@
+"""What a study trains and measures: a plain list of runs, and the commands that it comes to."""
+
+import dataclasses
+import pathlib
+import typing
+from collections.abc import Mapping
+
+from absl import flags as absl_flags
+from ml_collections import config_flags
+
+import layerdrop_jax
+from layerdrop_jax.core.pruning import parse_strategy
+from layerdrop_jax.training import settings
+from layerdrop_jax.training.command_line import check_overrides
+from layerdrop_jax.training.runs import read_config
+
+# Where launch.py and configs/ are: every command is started there.
+ROOT = pathlib.Path(layerdrop_jax.__file__).parents[1]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A network to train, once for each seed, and what to measure of it.
+
+    Attributes:
+      name: of its folder, to which the seed is added. Studies that name the same run share it.
+      config: as launch.py takes it, "configs/wmt.py:demo"; "" where it goes on from another run.
+      overrides: values that differ from the config's, by dotted name: {"drop.decoder": 0.5}.
+      seeds: one training each.
+      start: the run whose network this one is trained on from, seed by seed (``--mode=finetune``).
+      layers: which of its layers, a strategy by stack: {"decoder": "6"}.
+      measures: further commands for the trained network, each the flags of one, without --workdir:
+        ("--mode=importance",).
+    """
+
+    name: str
+    config: str = ""
+    overrides: Mapping = dataclasses.field(default_factory=dict)
+    seeds: tuple[int, ...] = (1, 2)
+    start: "Run | None" = None
+    layers: Mapping = dataclasses.field(default_factory=dict)
+    measures: tuple[tuple[str, ...], ...] = ()
+
+
+class Job(typing.NamedTuple):
+    """One training of a run.
+
+    Attributes:
+      name: the run's, with the seed.
+      run: the run's name.
+      seed: of the run.
+      workdir: its folder.
+      commands: what is executed in turn, each the arguments of python.
+      after: the name of the job that must be done before; "" for none.
+    """
+
+    name: str
+    run: str
+    seed: int
+    workdir: pathlib.Path
+    commands: tuple[tuple[str, ...], ...]
+    after: str
+
+
+def plan(runs, folder, extra=()) -> list[Job]:
+    """The jobs of some runs, each run's seeds one after the other; a run comes after its start.
+
+    Args:
+      runs: `Run`s. The starts of those that go on from others need not be among them.
+      folder: for the runs' folders.
+      extra: flags for every command that trains from a config.
+
+    Raises:
+      ValueError: two runs of one name, or a run without config and start, or with both.
+    """
+    every = {}
+    for run in runs:
+        for one in (run.start, run) if run.start else (run,):
+            if every.setdefault(one.name, one) != one:
+                raise ValueError(f"two runs have the name {one.name!r}")
+    found = []
+    for run in every.values():
+        if bool(run.config) == bool(run.start):
+            raise ValueError(f"the run {run.name!r} needs a config or another run to start from")
+        found += [_job(run, seed, pathlib.Path(folder), extra) for seed in run.seeds]
+    return found
+
+
+def _job(run, seed, folder, extra) -> Job:
+    name = f"{run.name}_seed_{seed}"
+    workdir = folder / name
+    at = f"--workdir={shown(workdir)}"
+    after = ""
+    if run.start:
+        after = f"{run.start.name}_seed_{seed}"
+        train = ["--mode=finetune", f"--workdir={shown(folder / after)}"]
+        train += [f"--output={shown(workdir)}"]
+        train += [f"--{stack}_layers={strategy}" for stack, strategy in run.layers.items()]
+        train += [f"--set={key}={value}" for key, value in run.overrides.items()]
+    else:
+        train = [at, f"--config={run.config}", *extra]
+        values = {**run.overrides, "seed": seed}
+        train += [f"--config.{key}={value}" for key, value in values.items()]
+    commands = [train, *([at, *measure] for measure in run.measures)]
+    argvs = tuple(("launch.py", *command) for command in commands)
+    return Job(name, run.name, seed, workdir, argvs, after)
+
+
+def shown(path) -> str:
+    """A path as launch.py is told it, which is started in the project's root."""
+    path = pathlib.Path(path).absolute()
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
+def check(jobs) -> None:
+    """Checks every config and strategy, and that no folder holds a run with other settings.
+
+    Raises:
+      ValueError: names the job and what is wrong with it.
+      FileNotFoundError: a config that does not exist.
+    """
+    for job in jobs:
+        for number, command in enumerate(job.commands):
+            try:
+                _check_command(command, job.workdir if number == 0 else None)
+            except (ValueError, absl_flags.Error) as error:
+                last = str(error).strip().splitlines()[-1].strip()
+                raise ValueError(f"{job.name}: {last}") from None
+
+
+def _check_command(command, workdir):
+    program, *given = command
+    if program != "launch.py":
+        return
+    for argument in given:
+        name, _, value = argument.partition("=")
+        if name in ("--encoder_layers", "--decoder_layers"):
+            for text in value.split(";"):
+                parse_strategy(text)
+    if any(argument.startswith("--config=") for argument in given):
+        config = load_config([a for a in given if a.startswith("--config")])
+        settings.parse(config)
+        if workdir and (workdir / "config.json").exists():
+            _check_same(read_config(workdir), config, workdir)
+
+
+def _check_same(old, new, workdir):
+    """Raises where a run that is there is another one: training it on would change its results."""
+    free = tuple(key for key in settings.CHANGEABLE if key != "train.steps")
+    changed = [line for line in settings.differences(old, new) if not line.startswith(free)]
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise ValueError(
+            f"{workdir} holds a run with another config; it differs in {'; '.join(changed[:3])}"
+            f"{more}. Use another --workdir"
+        )
+
+
+def load_config(given) -> dict:
+    """The config that launch.py makes of ``--config=PATH[:VARIANT]`` and ``--config.KEY=VALUE``s.
+
+    Raises:
+      ValueError, absl.flags.Error: an unknown file, variant or key, or a value that does not fit.
+    """
+    argv = ["launch.py", *map(_from_root, given)]
+    values = absl_flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    check_overrides(argv[1:], load=values["config"].parser.parse)
+    values(argv)
+    return values["config"].value.to_dict()
+
+
+def _from_root(argument):
+    """A config's path is meant from the project's root, wherever this is run."""
+    name, equals, value = argument.partition("=")
+    return f"--config={ROOT / value}" if name == "--config" and equals else argument

@@ -1,0 +1,160 @@
+"""The command line that every study has, and what happens then.
+
+A study has a list of runs and a function that makes of their results the parts of its record:
+"setting", "tables", "figures" and "claims" (see `layerdrop_jax.studies.results`).
+"""
+
+import argparse
+import dataclasses
+import importlib.metadata
+import pathlib
+import platform
+import shlex
+import shutil
+import sys
+
+import jax
+
+from layerdrop_jax.studies import engine, report, results
+from layerdrop_jax.studies.runs import check, plan
+
+VARIANTS = ("demo", "small", "paper")
+
+
+def main(file, title, runs, make_record, argv=None) -> None:
+    """Does what a study's command line says; ends the process where not all is well.
+
+    Args:
+      file: of the study, after which it is named.
+      title: of the report.
+      runs: runs(variant) gives a list of `Run`s.
+      make_record: make_record(found, variant) gives the parts of the record, from ``found``: run
+        name -> `Result`s, one a seed, of the jobs that are done.
+    """
+    name = pathlib.Path(file).stem
+    parser = argparse.ArgumentParser(prog=f"python experiments/{name}.py", description=title)
+    parser.add_argument("--variant", choices=VARIANTS, default="demo")
+    add_arguments(parser)
+    parser.add_argument("--seeds", type=seeds, help="instead of the study's own: 1,2,3")
+    argv = sys.argv[1:] if argv is None else argv
+    arguments, extra = parser.parse_known_args(argv)
+    jax.config.update("jax_platforms", "cpu")  # of this process: accelerators are the runs'
+    chosen = select(runs(arguments.variant), arguments, parser)
+    command = shlex.join(["python", f"experiments/{name}.py", *argv])
+
+    def record_of(found):
+        return {"name": name, "title": title, "variant": arguments.variant, "command": command} | (
+            make_record(found, arguments.variant)
+        )
+
+    carry_out(name, arguments.variant, chosen, record_of, arguments, extra, parser)
+
+
+def add_arguments(parser) -> None:
+    """The arguments that studies and sweeps share."""
+    add = parser.add_argument
+    add("--workdir", type=pathlib.Path, help="for runs and reports; studies may share one")
+    add("--list", action="store_true", help="print the commands, run none")
+    add("--dry_run", action="store_true", help="check every config, run none")
+    add("--only", metavar="TEXT,...", help="the runs whose names have one of these in them")
+    add("--results", type=pathlib.Path, help="folder to copy the report to")
+    add("--retries", type=int, default=2, help="of a run that gets no further")
+    add("--processes", type=int, default=1, help="runs at a time, on this machine")
+    add("--ray", metavar="ADDRESS", help="run on a Ray cluster: auto, or its address")
+    for kind in ("cpus", "gpus", "tpus"):
+        add(f"--{kind}", type=float, default=0, help=f"{kind} of each run")
+
+
+def select(runs, arguments, parser) -> list:
+    """The runs that --only and --seeds leave."""
+    if arguments.only:
+        parts = arguments.only.split(",")
+        runs = [run for run in runs if any(part in run.name for part in parts)]
+        if not runs:
+            parser.error(f"--only={arguments.only}: no run's name has one of these in it")
+    if arguments.seeds:
+        runs = [_with_seeds(run, arguments.seeds) for run in runs]
+    return runs
+
+
+def _with_seeds(run, seeds):
+    start = run.start and _with_seeds(run.start, seeds)
+    return dataclasses.replace(run, seeds=seeds, start=start)
+
+
+def seeds(text) -> tuple[int, ...]:
+    """``1,2`` as (1, 2)."""
+    try:
+        return tuple(int(seed) for seed in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds, such as 1,2,3") from None
+
+
+def carry_out(name, variant, runs, make_record, arguments, extra, parser) -> None:
+    """Checks, lists or runs; then writes the report of what is done.
+
+    Args:
+      name: of the report's folder, in WORKDIR/VARIANT.
+      variant: networks are shared by the studies of one variant.
+      runs: `Run`s.
+      make_record: makes the record of `report.write`, but for versions and failures, from the results.
+      arguments: those of `add_arguments`.
+      extra: what was given beside them.
+      parser: for errors.
+    """
+    strange = [argument for argument in extra if not argument.startswith("--config.")]
+    if strange:
+        parser.error(f"unknown argument {strange[0]!r}; --config.KEY=VALUE goes to every training")
+    if arguments.workdir is None:
+        parser.error("--workdir=FOLDER says where runs and reports go")
+    try:
+        folder = arguments.workdir / variant
+        jobs = plan(runs, folder / "networks", extra)
+        if arguments.list:
+            for job in jobs:
+                print(*(shlex.join(["python", *command]) for command in job.commands), sep="\n")
+            return
+        check(jobs)
+        if arguments.dry_run:
+            print(f"{len(jobs)} runs of {name} would do; {sum(map(_is_done, jobs))} are done")
+            return
+        failed = engine.run_jobs(jobs, _pool(arguments), retries=arguments.retries)
+    except engine.Stopped as stopped:
+        print(f"{name}: {stopped}", file=sys.stderr)
+        sys.exit(engine.SAVED)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    found = {}
+    for job in jobs:
+        if _is_done(job):
+            found.setdefault(job.run, []).append(results.read(job))
+    record = make_record(found) | {
+        "versions": {"python": platform.python_version(), "jax": importlib.metadata.version("jax")},
+        "failed": [{"run": job, "why": why} for job, why in failed.items()],
+    }
+    report.write(record, folder / name)
+    report.write_index(folder)
+    if arguments.results:
+        shutil.copytree(folder / name, arguments.results, dirs_exist_ok=True)
+    print((folder / name / "report.md").read_text(encoding="utf-8"))
+    print(f"report: {folder / name / 'report.md'}, report.html", file=sys.stderr)
+    if failed:
+        sys.exit(f"{len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}")
+
+
+def _pool(arguments):
+    """Where the runs go."""
+    if arguments.ray is None:
+        return engine.Processes(
+            arguments.processes, cpus=int(arguments.cpus), gpus=arguments.gpus, tpus=arguments.tpus
+        )
+    from layerdrop_jax.studies.on_ray import OnRay  # an optional extra
+
+    return OnRay(
+        arguments.ray, cpus=arguments.cpus or 1, gpus=arguments.gpus, tpus=arguments.tpus,
+        root=engine.ROOT,
+    )  # fmt: skip
+
+
+def _is_done(job) -> bool:
+    return not engine.left(job)
