@@ -191,7 +191,8 @@ def _name_bars(axis, names) -> float:
     if fits and max(map(len, lines)) <= 3:
         axis.set_xticks(range(len(names)), ["\n".join(wrapped) for wrapped in lines])
         return 0.1 * max(map(len, lines))
-    lines = [textwrap.wrap(name, 24) for name in names]
+    # two lines of a name need 17 points across it, and names stand 190 / len(names) * sin 35 apart
+    lines = [textwrap.wrap(name, 24 if len(names) <= 6 else 40) for name in names]
     texts = ["\n".join(wrapped) for wrapped in lines]
     axis.set_xticks(range(len(names)), texts, rotation=35, ha="right", rotation_mode="anchor")
     return 0.033 * max(len(line) for wrapped in lines for line in wrapped)
