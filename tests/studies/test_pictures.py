@@ -68,6 +68,9 @@ LAYOUTS = {
     "bars below zero": figure(
         [curve("", [str(n) for n in range(12)], lambda x: (-1) ** int(x) * int(x) / 90)], "bars"
     ),
+    "numbers wider than bars": figure(
+        [curve("", [str(n) for n in range(12)], lambda x: 12345, 0)], "bars"
+    ),
     "many bars": figure([curve(f"rate {n}", STRATEGIES, len) for n in range(7)], "bars"),
 }  # fmt: skip
 
@@ -96,6 +99,7 @@ def test_no_text_is_cut_off_or_covered(name, drawn):
     for legend in picture.legends:
         assert not legend.get_window_extent().overlaps(axis.get_window_extent())
     assert picture.get_figwidth() == pictures.WIDTH
+    assert axis.get_window_extent().height > 1.4 * picture.dpi  # what is around it has its own room
 
 
 def shown_ticks(axis):
