@@ -154,8 +154,9 @@ def _draw_bars(axis, curves, log) -> float:
         mean = [value for _, value, *_ in points]
         axis.bar(x, mean, width, label=label, color=COLORS[index % 7], hatch=HATCHES[index % 7],
                  edgecolor="white", lw=0.4)  # fmt: skip
-        _draw_ranges(axis, points, x, "#000000")
-    axis.set_ylim(low, high if high > low else low + 1)
+        _draw_ranges(axis, points, x, "#000000", min(2, 66 * width / len(names)))
+    room = 0.03 * (high - low)
+    axis.set_ylim(low - room * (low < 0), high + room if high > low else low + 1)
     _write_values(axis, curves, names, width, log)
     if log:
         log_scale(axis)
@@ -172,15 +173,15 @@ def _limits(curves):
     return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
-def _draw_ranges(axis, points, x, color):
-    """Error bars from the lowest to the highest value, where values differ."""
+def _draw_ranges(axis, points, x, color, cap=2.0):
+    """Error bars from the lowest to the highest value, where values differ; caps in points."""
     spread = [(x, *point[1:]) for x, point in zip(x, points, strict=True) if point[2] < point[3]]
     if spread:
         x, mean, low, high = zip(*spread, strict=True)
         below = [m - v for m, v in zip(mean, low, strict=True)]
         above = [v - m for m, v in zip(mean, high, strict=True)]
         axis.errorbar(x, mean, yerr=[below, above], fmt="none", ecolor=color, elinewidth=0.8,
-                      capsize=2, capthick=0.8)  # fmt: skip
+                      capsize=cap, capthick=0.8)  # fmt: skip
 
 
 def _name_bars(axis, names) -> float:
