@@ -23,8 +23,8 @@ ray = pytest.importorskip("ray", reason="needs Ray: pip install -e .[sweep]")
 
 NOTHING = {"cpus": 1, "gpus": 0, "tpus": 0}
 
-# Takes steps, notes each at once, goes on after the last that was noted; SIGTERM ends it between
-# two steps. What happens is written down for the tests.
+# Takes steps, notes each at once, goes on after the last that was noted; on SIGTERM it saves itself
+# for a while and ends. What happens is written down for the tests.
 LAUNCH = """
 import json, os, pathlib, signal, sys, time
 workdir, steps, code = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
@@ -42,7 +42,7 @@ for step in range(len(path.read_text().split()) if path.exists() else 0, steps):
     note("steps", step)
     time.sleep(0.05)
     if told:
-        time.sleep(0.5)  # saving
+        time.sleep(float(sys.argv[4]))  # saving
         note("ends", time.time())
         sys.exit(75)
 print("done", flush=True)
@@ -93,8 +93,8 @@ def pool_on(address, root, **resources):
         pool.close()
 
 
-def command(workdir, steps=1, code=0):
-    return ("launch.py", str(workdir), str(steps), str(code))
+def command(workdir, steps=1, code=0, saving=0.2):
+    return ("launch.py", *map(str, (workdir, steps, code, saving)))
 
 
 def wait(found, seconds=20):
@@ -148,7 +148,7 @@ def test_gpus_that_are_not_asked_for_are_not_hidden(cluster, root):
 
 
 def test_a_killed_worker_takes_its_command_along_and_the_next_waits_for_it(cluster, root):
-    first = command(root / "a", steps=30)
+    first = command(root / "a", steps=30, saving=2)  # longer than a worker takes to start
     with pool_on(cluster, root) as pool:
         handle = pool.start(first, root / "a.log")
         process, worker = wait(lambda: pids(root / "a"))[0]
