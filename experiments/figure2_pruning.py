@@ -92,6 +92,7 @@ def compare_depths(task, variant, cut, own, of):
             f"{NAMES[task]}: cut to half, LayerDrop is better; without it quality falls steeply",
             {f"LayerDrop 0.2 at {half} layers": at(0.2, half), "without": at(0.0, half)},
             of["better"],
+            figure=f"{task}_depth",
         )
     ]
     better = max if of["better"] == "higher" else min
@@ -112,6 +113,7 @@ def compare_depths(task, variant, cut, own, of):
             "trained from scratch",
             "; ".join(text) or "-",
             all(wins) if wins else None,
+            figure=f"{task}_depth",
         )
     )
     return found

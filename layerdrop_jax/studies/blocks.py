@@ -154,11 +154,9 @@ def _overview(records, results) -> str:
 
 
 def _minutes_text(record) -> str:
-    """Of all runs in the tables; rows with the same commands are the same runs."""
-    rows = [row for scores in record["tables"] for row in scores["rows"] if row.get("minutes")]
-    runs = {tuple(row.get("commands") or [row["name"]]): row["minutes"] for row in rows}
-    total = sum(minute for minutes in runs.values() for minute in minutes if minute is not None)
-    return f"{total:,.0f}" if runs else ""
+    """Of training, all runs together."""
+    minutes = sum(run["minutes"] for run in record["runs"])
+    return f"{minutes:,.0f}" if minutes else ""
 
 
 def _joined(parts) -> str:

@@ -147,6 +147,18 @@ def missing_text(record) -> str:
     return f"{count} run{'s are' if count > 1 else ' is'} missing from this:"
 
 
+def runs_text(record) -> str:
+    """How many runs this is made of, what their training took, and on what; "" without any."""
+    runs = record["runs"]
+    if not any(run["minutes"] for run in runs):
+        return ""
+    kinds = " or ".join(dict.fromkeys(run["hardware"] for run in runs if run["hardware"]))
+    where = f", each on {kinds}" if kinds else ""
+    return (
+        f"{len(runs)} trainings, {sum(run['minutes'] for run in runs):,.0f} minutes in all{where}."
+    )
+
+
 def versions_text(record) -> str:
     return ", ".join(f"{name} {version}" for name, version in record["versions"].items())
 

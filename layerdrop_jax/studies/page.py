@@ -100,7 +100,8 @@ def render(record, folder) -> str:
         parts.append(_figure(figure, picture, places[figure["name"]]))
     parts += [_table(scores) for scores in record["tables"]]
     again = f"<h2>To do it again</h2><pre>{_text(record['command'])}</pre>"
-    versions = f'<p class="soft">{_text(cells.versions_text(record))}</p>'
+    took = " ".join((cells.runs_text(record), cells.versions_text(record)))
+    versions = f'<p class="soft">{_text(took.strip())}</p>'
     parts.append(f"<section>{again}</section><footer><br>{versions}</footer>")
     return _document(record["title"], parts)
 

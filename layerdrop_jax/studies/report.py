@@ -12,6 +12,7 @@ All are drawn from one record, a dict of JSON:
                            "seeds": [...], "parameters": int or null, "minutes": [...],
                            "hardware": text, "commands": [...]}]}],
      "figures": [the arguments of `pictures.draw`, and "name"],
+     "runs": [{"run": name, "seed", "minutes": of training, "hardware": text, "commands": [...]}],
      "failed": [{"run": name, "why": text}]}
 
 A value that is None, NaN or infinite is a seed without a score. What is empty is left out.
@@ -130,5 +131,6 @@ def _sections(record) -> list[str]:
         sections += [f"## {scores['title']}", cells.score_text(scores)]
         sections.append(markdown_table(*cells.table_cells(scores)))
         sections.append(fenced(cells.commands_text(scores)))
-    sections += ["## To do it again", fenced(record["command"]), cells.versions_text(record)]
+    sections += ["## To do it again", fenced(record["command"]), cells.runs_text(record)]
+    sections.append(cells.versions_text(record))
     return sections

@@ -24,7 +24,7 @@ class Result(typing.NamedTuple):
     Attributes:
       run: the run's name.
       seed: of the training.
-      config: nested, as in config.json.
+      config: nested, as in config.json; empty where it is a program's.
       records: the lines of metrics.jsonl.
       workdir: the folder.
       commands: each as a person would type it.
@@ -41,8 +41,9 @@ class Result(typing.NamedTuple):
 def read(job) -> Result:
     """The result of a job that is done."""
     commands = tuple(" ".join(("python", *map(_quoted, command))) for command in job.commands)
-    records = read_metrics(job.workdir)
-    return Result(job.run, job.seed, read_config(job.workdir), records, job.workdir, commands)
+    is_run = (job.workdir / "config.json").exists()  # and not what a program has written
+    config = read_config(job.workdir) if is_run else {}
+    return Result(job.run, job.seed, config, read_metrics(job.workdir), job.workdir, commands)
 
 
 def _quoted(argument):
@@ -129,6 +130,17 @@ def row(name: str, results, score: Callable, *, paper=None) -> dict | None:
     }
 
 
+def trained(result: Result) -> dict:
+    """What a run took, for the record."""
+    return {
+        "run": result.run,
+        "seed": result.seed,
+        "minutes": minutes(result),
+        "hardware": hardware(result),
+        "commands": list(result.commands),
+    }
+
+
 def table(title: str, score: str, better: str, rows, form: str = ",.2f") -> dict:
     """A table of rows, those that are None left out."""
     rows = [one for one in rows if one is not None]
@@ -160,22 +172,25 @@ def mean(values) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def claim(paper: str, ours: str, agrees: bool | None) -> dict:
-    """What the paper says, what came out, and whether that is the same; None: it cannot be said."""
-    return {"paper": paper, "ours": ours, "agrees": agrees}
+def claim(paper: str, ours: str, agrees: bool | None, figure: str = "") -> dict:
+    """What the paper says, what came out, and whether that is the same; None: it cannot be said.
+
+    ``figure`` is the name of the one it is about, where there are several.
+    """
+    return {"paper": paper, "ours": ours, "agrees": agrees, "figure": figure}
 
 
-def compare(paper: str, scores: dict, better: str, form: str = ",.2f") -> dict:
+def compare(paper: str, scores: dict, better: str, figure: str = "") -> dict:
     """The claim that the first of two scores, means over seeds, is the better one.
 
     Args:
       paper: what the paper says.
       scores: {what: a number or None}, two of them.
       better: "higher" or "lower".
-      form: how numbers are written.
+      figure: as in `claim`.
     """
     (_, first), (_, second) = scores.items()
     known = None not in (first, second)
-    ours = ", ".join(f"{k}: {'-' if v is None else format(v, form)}" for k, v in scores.items())
+    ours = ", ".join(f"{k}: {'-' if v is None else format(v, ',.2f')}" for k, v in scores.items())
     agrees = (first > second if better == "higher" else first < second) if known else None
-    return claim(paper, ours, agrees)
+    return claim(paper, ours, agrees, figure)

@@ -29,6 +29,8 @@ class Run:
       seeds: one training each.
       start: the run whose network this one is trained on from, seed by seed (``--mode=finetune``).
       layers: which of its layers, a strategy by stack: {"decoder": "6"}.
+      program: what is executed instead of a training, arguments of python; it writes its results
+        into --out=FOLDER, the run's folder: ("-m", "benchmarks.training_speed").
       measures: further commands for the trained network, each the flags of one, without --workdir:
         ("--mode=importance",).
     """
@@ -39,6 +41,7 @@ class Run:
     seeds: tuple[int, ...] = (1, 2)
     start: "Run | None" = None
     layers: Mapping = dataclasses.field(default_factory=dict)
+    program: tuple[str, ...] = ()
     measures: tuple[tuple[str, ...], ...] = ()
 
 
@@ -71,7 +74,8 @@ def plan(runs, folder, extra=()) -> list[Job]:
       extra: flags for every command that trains from a config.
 
     Raises:
-      ValueError: two runs of one name, or a run without config and start, or with both.
+      ValueError: two runs of one name, or a run that is not of one kind: a config, another run to
+        start from, or a program.
     """
     every = {}
     for run in runs:
@@ -80,8 +84,10 @@ def plan(runs, folder, extra=()) -> list[Job]:
                 raise ValueError(f"two runs have the name {one.name!r}")
     found = []
     for run in every.values():
-        if bool(run.config) == bool(run.start):
-            raise ValueError(f"the run {run.name!r} needs a config or another run to start from")
+        if sum(map(bool, (run.config, run.start, run.program))) != 1:
+            raise ValueError(
+                f"the run {run.name!r} needs a config, a run to start from or a program"
+            )
         found += [_job(run, seed, pathlib.Path(folder), extra) for seed in run.seeds]
     return found
 
@@ -91,6 +97,9 @@ def _job(run, seed, folder, extra) -> Job:
     workdir = folder / name
     at = f"--workdir={shown(workdir)}"
     after = ""
+    if run.program:
+        command = (*run.program, f"--out={shown(workdir)}")
+        return Job(name, run.name, seed, workdir, (command,), after)
     if run.start:
         after = f"{run.start.name}_seed_{seed}"
         train = ["--mode=finetune", f"--workdir={shown(folder / after)}"]

@@ -97,7 +97,7 @@ def carry_out(name, variant, runs, make_record, arguments, extra, parser) -> Non
       name: of the report's folder, in WORKDIR/VARIANT.
       variant: networks are shared by the studies of one variant.
       runs: `Run`s.
-      make_record: makes the record of `report.write`, but for versions and failures, from the results.
+      make_record: makes of the results the record of `report.write`, but for versions and failures.
       arguments: those of `add_arguments`.
       extra: what was given beside them.
       parser: for errors.
@@ -129,6 +129,7 @@ def carry_out(name, variant, runs, make_record, arguments, extra, parser) -> Non
         if _is_done(job):
             found.setdefault(job.run, []).append(results.read(job))
     record = make_record(found) | {
+        "runs": [results.trained(result) for of_run in found.values() for result in of_run],
         "versions": {"python": platform.python_version(), "jax": importlib.metadata.version("jax")},
         "failed": [{"run": job, "why": why} for job, why in failed.items()],
     }

@@ -19,8 +19,9 @@ def evaluate(workdir, *, flags=None, changes=()) -> list[dict]:
       changes: what to do otherwise than its config says, see `settings.change`.
 
     Returns:
-      the whole network's scores, one record for each kind; with ``flags`` one for each strategy: the
-      layers, how they were chosen, their score on the validation sample (nats) and on both splits.
+      the whole network's scores, one record for each kind; with ``flags`` one for each strategy:
+      the layers, how they were chosen, their score on the validation sample (nats) and on both
+      splits.
 
     Raises:
       FileNotFoundError, ValueError, OSError: not a run's folder, or one that does not fit itself.

@@ -38,6 +38,11 @@ RECORD = {
              {"label": "LayerDrop 0.5", "points": [[1, [90.0]], [2, [50.0]]]},
          ]},
     ],
+    "runs": [
+        {"run": "rate_0", "seed": 1, "minutes": 3.0, "hardware": "1 core", "commands": []},
+        {"run": "rate_0", "seed": 2, "minutes": 5.0, "hardware": "1 core", "commands": []},
+        {"run": "rate_0.2", "seed": 1, "minutes": 2.5, "hardware": "8 x H100", "commands": []},
+    ],
     "failed": [],
 }  # fmt: skip
 

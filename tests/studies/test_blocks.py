@@ -99,12 +99,6 @@ def test_a_changed_number_is_caught(copy, capsys, file, old, new, block):
     assert {path: path.read_text() for path in copy.rglob("*.md")} == before
 
 
-def test_runs_in_two_tables_are_counted_once(copy):
-    one = record()
-    one["tables"] *= 2
-    assert "| 10 " in blocks.build({"rates": one}, "results")["studies"]
-
-
 def test_what_is_not_between_markers_stays():
     text = "a\n<!-- results: x -->\nold\n\nolder\n<!-- end -->\nb <!-- end -->\n"
     filled = blocks.fill(text, {"x": "new\n", "y": "not asked for"})
