@@ -176,10 +176,12 @@ def run_jobs(jobs, pool, *, retries: int) -> dict[str, str]:
         if job.name not in waiting:
             print(f"{job.name}: done before", flush=True)
     failures, failed, running = {}, {}, {}
-    with _signals(), progress("runs", len(waiting)) as advance:
+    with _signals() as told, progress("runs", len(waiting)) as advance:
         lines = _Lines(jobs)
         try:
             while waiting or running:
+                if told:
+                    raise Stopped(f"stopped by {told[0]}: the same command goes on")
                 for job in list(waiting.values()):
                     if job.after in failed:
                         failed[job.name] = f"{job.after}, which it goes on from, failed"
@@ -310,17 +312,18 @@ def how_far(workdir) -> str:
 
 @contextlib.contextmanager
 def _signals():
-    """Within it SIGTERM and SIGINT raise `Stopped`, once; what follows is waited for."""
+    """Within it SIGTERM and SIGINT are only noted: one that raised could lose a run just started.
 
-    def stop(number, frame):
-        for other in numbers:  # the runs get time to save, whoever asks again
-            signal.signal(other, lambda *_: None)
-        raise Stopped(f"stopped by {signal.Signals(number).name}: the same command goes on")
+    Gives the list of their names.
+    """
+    told = []
 
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    old = {number: signal.signal(number, stop) for number in numbers}
+    def note(number, frame):
+        told.append(signal.Signals(number).name)
+
+    old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield told
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
