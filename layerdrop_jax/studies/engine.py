@@ -23,6 +23,7 @@ from layerdrop_jax.training.checkpoints import saved_steps
 from layerdrop_jax.training.metrics import read_metrics
 
 DONE = "done.jsonl"
+TRAINING = {"train": "training", "finetune": "training on"}  # a mode, in words
 SAVED = 75  # launch.py's exit code after it was told to stop
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_BETWEEN_LINES = 10
@@ -148,13 +149,14 @@ def finished_commands(workdir) -> list[dict]:
 def left(job: Job) -> list[tuple[str, ...]]:
     """The commands of a job that have not ended well yet.
 
-    A command that follows on one that is left is left too: it is about that one's network.
+    What was measured before the last training was measured of another network, or otherwise.
     """
     done = [tuple(line["command"]) for line in finished_commands(job.workdir)]
-    for number, command in enumerate(job.commands):
-        if command not in done:
-            return list(job.commands[number:])
-    return []
+    trained = [number for number, command in enumerate(done) if _mode(command) in TRAINING]
+    since = done[trained[-1] :] if trained else []
+    if job.commands[0] not in since:
+        return list(job.commands)
+    return [command for command in job.commands if command not in since]
 
 
 def run_jobs(jobs, pool, *, retries: int) -> dict[str, str]:
@@ -235,13 +237,13 @@ def _start(job, pool):
     log = log_of(job)
     log.parent.mkdir(parents=True, exist_ok=True)
     command = left(job)[0]
-    print(f"{job.name}: {_what(command)}; what it says is in {log}", flush=True)
+    mode = _mode(command)
+    print(f"{job.name}: {TRAINING.get(mode, mode)}; what it says is in {log}", flush=True)
     return job, pool.start(command, log), time.time(), _progress(job)
 
 
-def _what(command) -> str:
-    mode = next((a.partition("=")[2] for a in command if a.startswith("--mode=")), "train")
-    return {"train": "training", "finetune": "training on"}.get(mode, mode)
+def _mode(command) -> str:
+    return next((a.partition("=")[2] for a in command if a.startswith("--mode=")), "train")
 
 
 def _note(job, command, seconds):
