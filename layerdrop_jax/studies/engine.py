@@ -18,6 +18,7 @@ import sys
 import time
 
 from layerdrop_jax.data.progress import progress
+from layerdrop_jax.data.tokenizers import write_atomically
 from layerdrop_jax.studies.runs import ROOT, Job
 from layerdrop_jax.training.checkpoints import saved_steps
 from layerdrop_jax.training.metrics import read_metrics
@@ -247,12 +248,9 @@ def _mode(command) -> str:
 
 
 def _note(job, command, seconds):
-    """Appends a finished command to done.jsonl, on the disk before it counts."""
-    job.workdir.mkdir(parents=True, exist_ok=True)
-    with (job.workdir / DONE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"command": list(command), "seconds": round(seconds, 1)}) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Adds a finished command to done.jsonl, whole and on the disk before it counts."""
+    lines = [*finished_commands(job.workdir), {"command": command, "seconds": round(seconds, 1)}]
+    write_atomically(job.workdir / DONE, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _progress(job) -> tuple[int, int]:
