@@ -307,7 +307,8 @@ def how_far(workdir) -> str:
     steps = json.loads((workdir / "config.json").read_text())["train"]["steps"]
     if last["step"] == steps:
         return "trained; scoring"
-    return f"step {last['step']:,} of {steps:,}, {last['kind']} loss {last['loss']:.3f}"
+    loss = "not finite" if last["loss"] is None else f"{last['loss']:.3f}"
+    return f"step {last['step']:,} of {steps:,}, {last['kind']} loss {loss}"
 
 
 @contextlib.contextmanager
