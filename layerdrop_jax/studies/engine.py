@@ -26,6 +26,7 @@ from layerdrop_jax.training.metrics import read_metrics
 DONE = "done.jsonl"
 TRAINING = {"train": "training", "finetune": "training on"}  # a mode, in words
 SAVED = 75  # launch.py's exit code after it was told to stop
+DEVICES = pathlib.Path("/dev")
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_BETWEEN_LINES = 10
 
@@ -119,9 +120,8 @@ def _accelerators(slot, count, gpus, tpus) -> dict:
     """Environment variables that show a process its own accelerators alone."""
     env = {}
     if gpus:
-        there = os.environ.get("CUDA_VISIBLE_DEVICES")
-        found = len(list(pathlib.Path("/dev").glob("nvidia[0-9]*")))
-        ids = there.split(",") if there else [str(i) for i in range(found)]
+        all_ids = ",".join(str(i) for i, _ in enumerate(DEVICES.glob("nvidia[0-9]*")))
+        ids = [i for i in os.environ.get("CUDA_VISIBLE_DEVICES", all_ids).split(",") if i]
         if gpus != int(gpus) or gpus * count > len(ids):
             raise ValueError(
                 f"--processes={count} with --gpus={gpus:g} each: there are {len(ids)} GPUs"
@@ -133,6 +133,11 @@ def _accelerators(slot, count, gpus, tpus) -> dict:
         shapes = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1"}
         if tpus not in shapes:
             raise ValueError(f"--tpus={tpus:g} chips a run: a process takes 1, 2 or 4")
+        chips = [*DEVICES.glob("accel[0-9]*"), *DEVICES.glob("vfio/[0-9]*")]  # by generation
+        if tpus * count > len(chips):
+            raise ValueError(
+                f"--processes={count} with --tpus={tpus:g} each: there are {len(chips)} TPU chips"
+            )
         first = slot * int(tpus)
         env["TPU_VISIBLE_CHIPS"] = ",".join(str(first + i) for i in range(int(tpus)))
         env["TPU_CHIPS_PER_HOST_BOUNDS"] = shapes[tpus]
