@@ -75,11 +75,12 @@ def plan(runs, folder, extra=()) -> list[Job]:
 
     Raises:
       ValueError: two runs of one name, or a run that is not of one kind: a config, another run to
-        start from, or a program.
+        start from, or a program; one that sets its seed, or goes on from a seed that its start does
+        not have; a flag in ``extra`` for what a run sets itself.
     """
     every = {}
     for run in runs:
-        for one in (run.start, run) if run.start else (run,):
+        for one in _lineage(run):
             if every.setdefault(one.name, one) != one:
                 raise ValueError(f"two runs have the name {one.name!r}")
     found = []
@@ -88,8 +89,21 @@ def plan(runs, folder, extra=()) -> list[Job]:
             raise ValueError(
                 f"the run {run.name!r} needs a config, a run to start from or a program"
             )
+        if "seed" in run.overrides:
+            raise ValueError(f"the run {run.name!r} sets seed: its seeds are a list of their own")
+        lacking = set(run.seeds) - set(run.start.seeds if run.start else run.seeds)
+        if lacking:
+            raise ValueError(
+                f"the run {run.name!r} has seed {min(lacking)}, and {run.start.name!r}, from which "
+                "it goes on, has not"
+            )
         found += [_job(run, seed, pathlib.Path(folder), extra) for seed in run.seeds]
     return found
+
+
+def _lineage(run) -> list:
+    """A run after those that it goes on from."""
+    return [*_lineage(run.start), run] if run.start else [run]
 
 
 def _job(run, seed, folder, extra) -> Job:
@@ -109,6 +123,9 @@ def _job(run, seed, folder, extra) -> Job:
     else:
         train = [at, f"--config={run.config}", *extra]
         values = {**run.overrides, "seed": seed}
+        for flag in extra:  # it would count for nothing
+            if flag.partition("=")[0].removeprefix("--config.") in values:
+                raise ValueError(f"{flag}: the run {run.name!r} sets that itself, leave it out")
         train += [f"--config.{key}={value}" for key, value in values.items()]
     commands = [train, *([at, *measure] for measure in run.measures)]
     argvs = tuple(("launch.py", *command) for command in commands)
