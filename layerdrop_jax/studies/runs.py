@@ -139,35 +139,48 @@ def shown(path) -> str:
 
 
 def check(jobs) -> None:
-    """Checks every config and strategy, and that no folder holds a run with other settings.
+    """Checks every config, change and strategy, and that no folder holds another run.
+
+    Args:
+      jobs: of `plan`, each after the one that it goes on from.
 
     Raises:
       ValueError: names the job and what is wrong with it.
       FileNotFoundError: a config that does not exist.
     """
+    configs = {}
     for job in jobs:
-        for number, command in enumerate(job.commands):
-            try:
-                _check_command(command, job.workdir if number == 0 else None)
-            except (ValueError, absl_flags.Error) as error:
-                last = str(error).strip().splitlines()[-1].strip()
-                raise ValueError(f"{job.name}: {last}") from None
+        try:
+            _check_job(job, configs)
+        except (ValueError, absl_flags.Error) as error:
+            last = str(error).strip().splitlines()[-1].strip()
+            raise ValueError(f"{job.name}: {last}") from None
 
 
-def _check_command(command, workdir):
-    program, *given = command
-    if program != "launch.py":
-        return
-    for argument in given:
-        name, _, value = argument.partition("=")
-        if name in ("--encoder_layers", "--decoder_layers"):
-            for text in value.split(";"):
-                parse_strategy(text)
-    if any(argument.startswith("--config=") for argument in given):
-        config = load_config([a for a in given if a.startswith("--config")])
+def _check_job(job, configs):
+    """Adds the job's config to the others', by its name."""
+    for command in job.commands:
+        if command[0] != "launch.py":
+            continue
+        changes = [a.removeprefix("--set=") for a in command if a.startswith("--set=")]
+        for argument in command:
+            name, _, value = argument.partition("=")
+            if name in ("--encoder_layers", "--decoder_layers"):
+                for text in value.split(";"):
+                    parse_strategy(text)
+        if command != job.commands[0]:  # it measures what the first trains
+            settings.parse(settings.change(configs[job.name], changes))
+            continue
+        if job.after:
+            start = configs[job.after]
+            start = start | {"init": start["init"] | {"run": job.after}}
+            config = settings.change(start, changes, tuple(start))
+        else:
+            config = load_config([a for a in command if a.startswith("--config")])
         settings.parse(config)
-        if workdir and (workdir / "config.json").exists():
-            _check_same(read_config(workdir), config, workdir)
+        configs[job.name] = config
+        if not job.after and (job.workdir / "config.json").exists():
+            _check_same(read_config(job.workdir), config, job.workdir)
 
 
 def _check_same(old, new, workdir):
