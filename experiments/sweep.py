@@ -55,7 +55,7 @@ def combinations(config, sweeps) -> list[Run]:
         keys, equals, values = text.partition("=")
         keys = tuple(key.removeprefix("config.") for key in keys.split(","))
         values = next(csv.reader([values]))
-        if not equals or not all(keys) or len(set(values)) < len(values):
+        if not (equals and values and all(keys)) or len(set(values)) < len(values):
             raise ValueError(f"--sweep={text} is not KEY=VALUE,... with different values")
         if keys == ("seed",):
             if not all(value.isdecimal() for value in values):

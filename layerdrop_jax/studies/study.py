@@ -39,7 +39,9 @@ def main(file, title, runs, make_record, argv=None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     arguments, extra = parser.parse_known_args(argv)
     jax.config.update("jax_platforms", "cpu")  # of this process: accelerators are the runs'
-    chosen = select(runs(arguments.variant), arguments, parser)
+    chosen = runs(arguments.variant)
+    if arguments.seeds:
+        chosen = [_with_seeds(run, arguments.seeds) for run in chosen]
     command = shlex.join(["python", f"experiments/{name}.py", *argv])
 
     def record_of(found):
@@ -63,18 +65,6 @@ def add_arguments(parser) -> None:
     add("--ray", metavar="ADDRESS", help="run on a Ray cluster: auto, or its address")
     for kind in ("cpus", "gpus", "tpus"):
         add(f"--{kind}", type=float, default=0, help=f"{kind} of each run")
-
-
-def select(runs, arguments, parser) -> list:
-    """The runs that --only and --seeds leave."""
-    if arguments.only:
-        parts = arguments.only.split(",")
-        runs = [run for run in runs if any(part in run.name for part in parts)]
-        if not runs:
-            parser.error(f"--only={arguments.only}: no run's name has one of these in it")
-    if arguments.seeds:
-        runs = [_with_seeds(run, arguments.seeds) for run in runs]
-    return runs
 
 
 def _with_seeds(run, seeds):
@@ -107,6 +97,12 @@ def carry_out(name, variant, runs, make_record, arguments, extra, parser) -> Non
         parser.error(f"unknown argument {strange[0]!r}; --config.KEY=VALUE goes to every training")
     if arguments.workdir is None:
         parser.error("--workdir=FOLDER says where runs and reports go")
+    if arguments.only:
+        parts = arguments.only.split(",")
+        runs = [run for run in runs if any(part in run.name for part in parts)]
+        if not runs:
+            parser.error(f"--only={arguments.only}: no run's name has one of these in it")
+    jax.config.update("jax_platforms", "cpu")  # of this process, in a sweep too
     try:
         folder = arguments.workdir / variant
         jobs = plan(runs, folder / "networks", extra)
