@@ -4,6 +4,7 @@ A score is a list with a value for each seed. Layers are counted and numbered as
 was trained.
 """
 
+import shlex
 import typing
 from collections.abc import Callable
 
@@ -48,8 +49,7 @@ def read(job) -> Result:
 
 def _quoted(argument):
     name, equals, value = argument.partition("=")
-    plain = all(c.isalnum() or c in "_-./:,+=" for c in value)
-    return argument if plain else f'{name}{equals}"{value}"'
+    return f"{name}{equals}{shlex.quote(value)}" if equals else shlex.quote(argument)
 
 
 def measure(result: Result) -> dict:
