@@ -23,6 +23,10 @@ NAMES = {
     "last": "last half",
     "random": "random",
 }
+IMPORTANCE = {  # measured on a sample, without a search
+    "block_influence": "block influence",
+    "gradient_importance": "gradient importance",
+}
 
 
 def runs(variant):
@@ -31,7 +35,8 @@ def runs(variant):
 
 def network(variant, rate):
     names = [name for name in NAMES if name != "data_driven"]
-    return networks.language_model(variant, rate, measures=(measure(variant, names),))
+    measures = (measure(variant, ["all", *names]), measure(variant, IMPORTANCE))
+    return networks.language_model(variant, rate, measures=measures)
 
 
 def learned(variant):
@@ -41,13 +46,13 @@ def learned(variant):
         0.5,
         name="lm_data_driven_0.5",
         overrides={"drop.score_units": 16},
-        measures=(measure(variant, list(NAMES)),),
+        measures=(measure(variant, ["all", *NAMES]), measure(variant, IMPORTANCE)),
     )
 
 
 def measure(variant, names):
     half = networks.LM_LAYERS[variant] // 2
-    texts = ";".join(["all", *(f"{name}:{half}" for name in names)])
+    texts = ";".join(name if name == "all" else f"{name}:{half}" for name in names)
     return ("--mode=evaluate", f"--decoder_layers={texts}", f"--set=prune.budget={BUDGET[variant]}")
 
 
@@ -60,7 +65,7 @@ def report(found, variant):
     for label, run in of.items():
         results = found.get(run.name, [])
         rows = []
-        for name, text in {"all": "whole", **NAMES}.items():
+        for name, text in {"all": "whole", **NAMES, **IMPORTANCE}.items():
             strategy = f"{name}:{half}" if name != "all" else "all"
 
             def score(result, split="test", strategy=strategy):
@@ -73,7 +78,7 @@ def report(found, variant):
         tables.append(table(f"{label}, test perplexity", "perplexity", "lower", rows))
         points = {
             text: [chosen(r, f"{name}:{half}")["valid_perplexity"] for r in results]
-            for name, text in NAMES.items()
+            for name, text in {**NAMES, **IMPORTANCE}.items()
             if results and all(chosen(r, f"{name}:{half}") for r in results)
         }
         curves.append(curve(label, points))

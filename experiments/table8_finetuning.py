@@ -53,6 +53,7 @@ def tuned(variant, rate):
                 "optimizer.period_updates": updates - updates // 10,
                 "optimizer.warmup_updates": updates // 10,
                 "optimizer.rate": RATE[variant],
+                "drop.decoder": 0.0,
                 **overrides,
             },
         )

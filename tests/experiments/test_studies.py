@@ -1,0 +1,134 @@
+"""What each study makes of results: made up, once as the paper found them and once the other way."""
+
+import importlib
+import json
+
+import pytest
+
+from layerdrop_jax.studies import report
+from layerdrop_jax.studies.results import Result
+from tests import studies_list
+
+LM, MT = "language_modelling", "translation"
+# Perplexity of the language models, by layers left.
+CURVES = {
+    "lm_rate_0": lambda left: 20 + (12 - left) ** 3,
+    "lm_rate_0.2": lambda left: 18 + (12 - left) ** 2 / 2,
+    "lm_rate_0.5": lambda left: 22 + (12 - left) ** 2 / 8,
+    "lm_data_driven_0.5": lambda left: 22 + (12 - left) ** 2 / 8,
+    "lm_depth_6": lambda left: 60 + 6 - left,
+    "lm_depth_6_rate_0.2": lambda left: 55 + 6 - left,
+    "lm_depth_3": lambda left: 90 + 3 - left,
+    "lm_rate_0_finetuned": lambda left: 40 + 6 - left,
+    "lm_rate_0.2_finetuned": lambda left: 30 + 6 - left,
+    "lm_rate_0.2_finetuned_moments": lambda left: 29 + 6 - left,
+    "lm_rate_0.2_finetuned_teacher": lambda left: 28 + 6 - left,
+    "lm_rate_0.5_finetuned": lambda left: 25 + 6 - left,
+    "structured_none": lambda left: 20 + 10 * (12 - left),
+    "structured_dropout": lambda left: 20.5 + 10 * (12 - left),
+    "structured_drop_block": lambda left: 20.4 + 10 * (12 - left),
+    "structured_drop_path": lambda left: 20.3 + 10 * (12 - left),
+    "structured_stochastic_depth": lambda left: 20.2 + 9 * (12 - left),
+    "structured_heads": lambda left: 19.9 + 10 * (12 - left),
+    "structured_sublayers": lambda left: 18.1 + 12 - left,
+    "structured_layers": lambda left: 18 + 12 - left,
+    "structured_heads_layers": lambda left: 17 + 12 - left,
+    "structured_heads_sublayers": lambda left: 17.5 + 12 - left,
+}
+# BLEU of the translation networks, by decoder layers left.
+BLEU = {
+    "mt_encoder_6_rate_0": {6: 29.3},
+    "mt_encoder_6_rate_0.2": {6: 29.6},
+    "mt_rate_0": {6: 28.0, 3: 5.0, 2: 1.0},
+    "mt_rate_0.2": {6: 30.2, 4: 29.0, 3: 28.0, 2: 26.0},
+    "mt_decoder_4": {4: 27.0},
+    "mt_decoder_2": {2: 20.0},
+    "iwslt_rate_0": {6: 34.4},
+    "iwslt_rate_0.2": {6: 34.5},
+}
+STRATEGIES = {
+    "all": 22, "spread": 26.5, "search_on_valid": 26, "greedy_elimination": 26.2, "ends": 30,
+    "first": 60, "last": 70, "random": 40, "block_influence": 50, "gradient_importance": 45,
+}  # fmt: skip
+# What holds either way: that two numbers are alike.
+SYMMETRIC = "Layers and sub-layers are alike"
+
+
+def made_up(run, seed, folder, agrees):
+    """A result: of a run that the paper could have had, or of one with all scores turned round."""
+    turn = (lambda x: x) if agrees else (lambda x: 1000 / x)
+    if run.name == "training_speed":
+        half = 1.9 if agrees else 1.1
+        speeds = [
+            {"variant": name, "rate": rate, "words_per_second": [speed, speed]}
+            for name in ("skip", "mask")
+            for rate, speed in ((0.0, 100.0), (0.5, 100.0 * half))
+        ]
+        machine = {"rounds": 2, "cores": 2, "processor": "", "device": "cpu"}
+        (folder / "results.json").write_text(json.dumps({"machine": machine, "speeds": speeds}))
+        return Result(run.name, seed, {}, [], folder, ("python -m x",))
+    records = [
+        {"kind": "start", "step": 0, "command": "python launch.py", "hardware": "1 core"},
+        {"kind": "train", "step": 3, "seconds": 60.0, "steps": 3},
+    ]
+    if run.name in BLEU:
+        scores = {n: bleu if agrees else 50 - bleu for n, bleu in BLEU[run.name].items()}
+        task, key, test = MT, "bleu", max(scores)
+    else:
+        deepest = 3 if "depth_3" in run.name else 6 if "depth_6" in run.name else 12
+        deepest = 6 if "finetuned" in run.name else deepest
+        scores = {n: turn(CURVES[run.name](n)) for n in range(1, deepest + 1)}
+        task, key, test = LM, "perplexity", deepest
+    records += [
+        {"kind": "depth", "step": 3, "decoder_layers": list(range(n)), key: s, "parameters": 10 * n}
+        for n, s in scores.items()
+    ]
+    records.append({"kind": "test", "step": 3, "split": "test", key: scores[test]})
+    strategies = STRATEGIES | {"data_driven": 25} if "data_driven" in run.name else STRATEGIES
+    for name, perplexity in strategies.items():
+        split = {f"{s}_perplexity": turn(perplexity) for s in ("valid", "test")}
+        strategy = "all" if name == "all" else f"{name}:6"
+        records.append({"kind": "subset", "step": 3, "decoder_strategy": strategy, **split})
+    ends, others = (6.0, 5.0) if agrees else (5.0, 6.0)
+    drawn = [{"mean": ends if n in (0, 11) else others} for n in range(12)]
+    stack = {"layers": list(range(12)), "measures": {"half_depth": drawn}}
+    (folder / "importance.json").write_text(json.dumps({"stacks": {"decoder": stack}}))
+    return Result(run.name, seed, {"task": task}, records, folder, ("python launch.py",))
+
+
+@pytest.mark.parametrize("agrees", [True, False])
+@pytest.mark.parametrize("name", studies_list.NAMES)
+def test_claims_are_judged_by_the_scores(name, agrees, tmp_path):
+    study = importlib.import_module(name)
+    found = {}
+    for run in study.runs("demo"):
+        folder = tmp_path / run.name
+        folder.mkdir()
+        found[run.name] = [made_up(run, seed, folder, agrees) for seed in run.seeds]
+    record = study.report(found, "demo")
+    assert record["claims"]
+    for claim in record["claims"]:
+        assert claim["agrees"] is (agrees or claim["paper"] == SYMMETRIC), claim
+    for drawn in record["figures"]:
+        assert drawn["curves"]
+    for scores in record["tables"]:
+        assert all(row["values"] for row in scores["rows"])
+
+
+@pytest.mark.parametrize("name", studies_list.NAMES)
+def test_without_any_run_nothing_is_claimed(name, tmp_path):
+    study = importlib.import_module(name)
+    record = study.report({}, "demo")
+    assert all(claim["agrees"] is None for claim in record["claims"])
+    rest = {"name": name, "title": "T", "variant": "demo", "command": "c", "versions": {}}
+    report.write(rest | record | {"runs": [], "failed": []}, tmp_path)
+    assert "cannot be said" in (tmp_path / "report.md").read_text() or not record["claims"]
+
+
+@pytest.mark.parametrize("name", studies_list.NAMES)
+def test_a_study_is_one_at_every_scale(name):
+    study = importlib.import_module(name)
+    for variant in ("demo", "small", "paper"):
+        runs = study.runs(variant)
+        assert len({run.name for run in runs}) == len(runs) > 0
+        study.report({}, variant)
