@@ -19,15 +19,18 @@ ALLOWED = {
     "data": {"data"},
     "training": {"core", "models", "decoding", "data", "training"},
     "analysis": {"core", "models", "decoding", "data", "training", "analysis"},
+    "studies": {"core", "models", "decoding", "data", "training", "analysis", "studies"},
     "interop": {"core", "models", "interop"},
     "experiments": {"core", "models", "decoding", "data", "training", "analysis", "interop"}
-    | {"experiments", "configs", "launch"},
+    | {"studies", "experiments", "configs", "launch"},
     "examples": {PACKAGE},
     "launch": {"core", "models", "decoding", "data", "training", "analysis", "interop"}
-    | {"launch", "configs"},
+    | {"studies", "launch", "configs"},
     "configs": {"configs"},
-    "benchmarks": {"core", "models", "training", "analysis", "benchmarks", "configs"},
+    "benchmarks": {"core", "models", "training", "analysis", "studies", "benchmarks", "configs"},
 }
+# A study runs as a script, so it imports others in its folder by their bare names.
+STUDIES = {file.stem for file in (ROOT / "experiments").glob("*.py")} - {"__init__"}
 JAX_FAMILY = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 WITHOUT_JAX = {"data", "configs"}
 CORE_OUTSIDE = {"jax", "numpy"}
@@ -55,6 +58,8 @@ def imported_names(source: str, path: str) -> list[tuple[int, str]]:
 def part_of(dotted: str) -> str | None:
     """The part of the project that a dotted name lies in; None for anything from outside."""
     first, *rest = dotted.split(".")
+    if first in STUDIES:
+        return "experiments"
     if first != PACKAGE:
         return first if first in ALLOWED else None
     return rest[0] if rest and rest[0] in ALLOWED else PACKAGE
@@ -119,6 +124,8 @@ def test_every_part_of_the_package_is_known():
         ("layerdrop_jax/training/evaluate.py", "import layerdrop_jax.training.language_modelling"),
         ("layerdrop_jax/training/language_modelling.py", "from .translation import loss"),
         ("layerdrop_jax/analysis/report.py", "import launch"),
+        ("layerdrop_jax/analysis/report.py", "from layerdrop_jax.studies import report"),
+        ("layerdrop_jax/studies/study.py", "import sweep"),
         ("configs/wmt.py", "from layerdrop_jax.core import pruning"),
     ],
 )
@@ -136,6 +143,7 @@ def test_a_forbidden_import_is_caught(path, source):
         ("experiments/demo.py", "from layerdrop_jax.training.language_modelling import answer"),
         (ORBAX_HOME, "from orbax.checkpoint import v1 as ocp"),
         ("experiments/demo.py", "import launch\nfrom layerdrop_jax.analysis import report"),
+        ("experiments/demo.py", "import sweep\nfrom layerdrop_jax.studies import study"),
     ],
 )
 def test_an_allowed_import_passes(path, source):

@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from absl import flags as absl_flags
 from ml_collections import config_flags
 
-import layerdrop_jax
 from layerdrop_jax.core.pruning import parse_strategy
 from layerdrop_jax.training import settings
 from layerdrop_jax.training.command_line import check_overrides
 from layerdrop_jax.training.runs import read_config
 
 # Where launch.py and configs/ are: every command is started there.
-ROOT = pathlib.Path(layerdrop_jax.__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
