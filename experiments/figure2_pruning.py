@@ -45,11 +45,12 @@ def scratch(task, variant, depth):
 
 
 def report(found, variant):
-    figures, claims = [], []
+    figures, claims, shown = [], [], []
     for task in NETWORK:
         cut = {rate: found.get(NETWORK[task](variant, rate).name, []) for rate in RATES[task]}
         if not any(cut.values()):
             continue
+        shown.append(task)
         first = next(results[0] for results in cut.values() if results)
         of = measure(first)
         own = {
@@ -72,7 +73,7 @@ def report(found, variant):
         claims += compare_depths(task, variant, cut, own, of)
     settings = {"lm": networks.LM_SETTING, "mt": networks.MT_SETTING}
     return {
-        "setting": "; ".join(settings[task][variant] for task in NETWORK),
+        "setting": "; ".join(settings[task][variant] for task in shown or NETWORK),
         "tables": [],
         "figures": figures,
         "claims": claims,

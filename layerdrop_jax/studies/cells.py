@@ -97,9 +97,11 @@ def claim_cells(claims) -> tuple[list[str], list[list[str]]]:
 
 
 def count_text(claims) -> str:
-    """How many claims agree with the paper, of all; "" without claims."""
-    agreeing = sum(claim["agrees"] is True for claim in claims)
-    return f"{agreeing} of {len(claims)}" if claims else ""
+    """How many claims agree with the paper, of those that can be judged; "" without claims."""
+    verdicts = [claim["agrees"] for claim in claims]
+    unknown = verdicts.count(None)
+    more = f" ({unknown} cannot be said)" if unknown else ""
+    return f"{verdicts.count(True)} of {len(claims) - unknown}{more}" if claims else ""
 
 
 def ours_column(header) -> int | None:

@@ -138,7 +138,7 @@ def _document(title, parts) -> str:
 
 def _head(record) -> str:
     count = cells.count_text(record["claims"])
-    verdict = f"{count} claims of the paper agree" if count else ""
+    verdict = f"Claims of the paper that agree: {count}" if count else ""
     small = [text for text in (f"Variant: {record['variant']}", verdict) if text]
     return (
         f'<h1>{_text(record["title"])}</h1><p class="soft">{_text(" · ".join(small))}</p>'

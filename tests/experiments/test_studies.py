@@ -1,4 +1,4 @@
-"""What each study makes of results: made up, once as the paper found them and once the other way."""
+"""What each study makes of results: made up, as the paper found them and the other way round."""
 
 import importlib
 import json

@@ -85,7 +85,7 @@ def test_a_figure_has_its_picture_and_its_numbers(tmp_path):
 
 def test_claims_have_verdicts_and_a_count(tmp_path):
     text = markdown(record(), tmp_path)
-    assert "## Agreement with the paper: 1 of 3\n" in text
+    assert "## Agreement with the paper: 1 of 2 (1 cannot be said)\n" in text
     assert rows_of(text, "the paper says")[1:] == [
         ["higher rates win when small", "51 against 90", "yes"],
         ["it helps when whole", "it costs 6", "no"],
@@ -159,8 +159,8 @@ def test_the_page_stands_alone(tmp_path):
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert [address[:22] for address in page.addresses] == ["data:image/png;base64,"]
     assert not {"script", "link", "iframe"} & set(page.tags)
-    for text in ("agrees with the paper", "does not agree", "cannot be said", "1 of 3 claims",
-                 "it costs 6", "1,030.00 to 1,031.00", "450.00", "python launch.py --c",
+    for text in ("agrees with the paper", "does not agree", "cannot be said",
+                 "agree: 1 of 2 (1 cannot be said)", "it costs 6", "1,030.00 to 1,031.00", "450.00", "python launch.py --c",
                  "--workdir=RUNS", "jax 0.10.2"):  # fmt: skip
         assert text in page.text
 
