@@ -152,7 +152,7 @@ def check(jobs) -> None:
         try:
             _check_job(job, configs)
         except (ValueError, absl_flags.Error) as error:
-            last = str(error).strip().splitlines()[-1].strip()
+            last = str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")
             raise ValueError(f"{job.name}: {last}") from None
 
 
