@@ -5,6 +5,8 @@
 docs/depth_on_demand.md has the strategies and what each costs.
 """
 
+import functools
+
 import networks
 
 from layerdrop_jax.studies import study
@@ -74,7 +76,7 @@ def report(found, variant):
 
             values = [score(result, "valid") for result in results]
             scores[label, name] = mean([v for v in values if v is not None])
-            rows.append(row(text, results, score))
+            rows.append(row(text, results, score, size=functools.partial(size, strategy)))
         tables.append(table(f"{label}, test perplexity", "perplexity", "lower", rows))
         points = {
             text: [chosen(r, f"{name}:{half}")["valid_perplexity"] for r in results]
@@ -119,6 +121,11 @@ def report(found, variant):
             ),
         ],
     }  # fmt: skip
+
+
+def size(strategy, result) -> int:
+    """The parameters of the layers that a strategy chose."""
+    return chosen(result, strategy)["parameters"]
 
 
 def relative(before, after) -> float | None:

@@ -42,8 +42,8 @@ MT = {
     "paper": ("configs/wmt.py", {}),
 }
 LM_SETTING = {
-    "demo": "the source of Python's standard library, 12 layers, 96 wide, 3,000 updates of 2,048 "
-    "tokens; perplexity per BPE token",
+    "demo": "pystdlib (the source of Python's standard library), 12 layers, 96 wide, 3,000 updates "
+    "of 2,048 tokens; perplexity per BPE token",
     "small": "WikiText-103, 16 layers, 512 wide, 20,000 updates",
     "paper": "WikiText-103, the paper's setting",
 }

@@ -15,6 +15,7 @@ from layerdrop_jax.studies.results import (
     depths,
     figure,
     mean,
+    parameters,
     row,
     table,
 )
@@ -24,8 +25,8 @@ TITLE = "Structured dropouts at equal training cost"
 CONFIGS = {"demo": "configs/wikitext103.py:demo", "small": "configs/wikitext103.py:small",
            "paper": "configs/wikitext103.py"}  # fmt: skip
 SETTING = {
-    "demo": "the source of Python's standard library, 12 layers, 96 wide; as many updates as cost "
-    "what 600 of the whole network do; perplexity per BPE token",
+    "demo": "pystdlib (the source of Python's standard library), 12 layers, 96 wide; at the cost "
+    "of 600 updates of the whole network; perplexity per BPE token",
     "small": "WikiText-103, 16 layers, 512 wide, at the cost of 20,000 updates",
     "paper": "WikiText-103, 16 layers, at the cost of 286,000 updates",
 }
@@ -99,7 +100,14 @@ def report(found, variant):
     cut_rows, cut = [], {}
     for kind in COMPARED:
         results = found.get(f"structured_{kind}", [])
-        cut_rows.append(row(NAMES[kind], results, lambda result: depths(result).get(half)))
+        cut_rows.append(
+            row(
+                NAMES[kind],
+                results,
+                lambda result: depths(result).get(half),
+                size=lambda result: parameters(result, half),
+            )
+        )
         cut[kind] = mean([depths(r).get(half) for r in results])
     curves = [by_depth(NAMES[kind], found.get(f"structured_{kind}", [])) for kind in COMPARED]
     others = [kind for kind in COMPARED if kind not in ("none", "layers")]

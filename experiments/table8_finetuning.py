@@ -10,7 +10,7 @@ cut optimizer's moments, and with the whole network as teacher.
 import networks
 
 from layerdrop_jax.studies import study
-from layerdrop_jax.studies.results import compare, depths, mean, row, table
+from layerdrop_jax.studies.results import compare, depths, mean, parameters, row, table
 from layerdrop_jax.studies.runs import Run
 
 TITLE = "Table 8: training on after pruning"
@@ -72,17 +72,20 @@ def report(found, variant):
     def cut(result):
         return depths(result).get(half)
 
+    def size(result):
+        return parameters(result, half)
+
     for rate in RATES:
         label = f"LayerDrop {rate:g}" if rate else "without LayerDrop"
         results = found.get(network(variant, rate).name, [])
         rows.append(row(f"{label}: whole", results, whole))
         paper = 20.78 if rate == 0.2 else None
-        rows.append(row(f"{label}: cut to {half} layers", results, cut, paper=paper))
+        rows.append(row(f"{label}: cut to {half} layers", results, cut, paper=paper, size=size))
         scores[rate, "cut"] = mean([cut(r) for r in results])
         for way, run in zip(WAYS, tuned(variant, rate), strict=False):
             results = found.get(run.name, [])
             paper = 20.56 if (rate, way) == (0.2, "") else None
-            rows.append(row(f"{label}: {NAMES[way]}", results, cut, paper=paper))
+            rows.append(row(f"{label}: {NAMES[way]}", results, cut, paper=paper, size=size))
             scores[rate, way] = mean([cut(r) for r in results])
     return {
         "setting": f"{networks.LM_SETTING[variant]}; {UPDATES[variant]:,} more updates",

@@ -119,13 +119,12 @@ def without_empty(header, rows) -> tuple[list[str], list[list[str]]]:
 
 
 def commands_text(scores) -> str:
-    """The commands of a table, a line each, under the names of their rows."""
-    blocks = [
-        "\n".join([f"# {one_line(row['name'])}", *row["commands"]])
-        for row in scores["rows"]
-        if row.get("commands")
-    ]
-    return "\n\n".join(blocks)
+    """The commands of a table, a line each, under the names of the rows that they make."""
+    names = {}
+    for row in scores["rows"]:
+        if row.get("commands"):
+            names.setdefault(tuple(row["commands"]), []).append(one_line(row["name"]))
+    return "\n\n".join("\n".join([f"# {'; '.join(of)}", *made]) for made, of in names.items())
 
 
 def score_text(scores) -> str:

@@ -55,7 +55,7 @@ class Processes:
 
     Args:
       count: commands at a time.
-      cpus: cores of each; 0 shares them all out evenly.
+      cpus: cores of each, a whole number; 0 shares them all out evenly.
       gpus: GPUs of each. Without any, all see all.
       tpus: TPU chips of each. Without any, one sees all.
 
@@ -63,15 +63,15 @@ class Processes:
       ValueError: more is asked for than there is.
     """
 
-    def __init__(self, count: int, *, cpus: int = 0, gpus: int = 0, tpus: int = 0):
+    def __init__(self, count: int, *, cpus: float = 0, gpus: float = 0, tpus: float = 0):
         if count < 1:
             raise ValueError(f"--processes={count} must be at least 1")
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        if cores and cpus * count > len(cores):
+        if cpus != int(cpus) or (cores and cpus * count > len(cores)):
             raise ValueError(
-                f"--processes={count} with --cpus={cpus} each: there are {len(cores)} cores"
+                f"--processes={count} with --cpus={cpus:g} each: there are {len(cores)} cores"
             )
-        each = cpus or max(len(cores) // count, 1)
+        each = int(cpus) or max(len(cores) // count, 1)
         # More processes than cores: they share, from the first core on.
         self._cores = [
             {cores[(slot * each + i) % len(cores)] for i in range(each)} if cores else None

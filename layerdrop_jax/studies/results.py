@@ -93,9 +93,10 @@ def depths(result: Result) -> dict[int, float]:
     return dict(sorted(found.items()))
 
 
-def parameters(result: Result) -> int | None:
-    """Of the whole network."""
-    sizes = [r["parameters"] for r in result.records if r["kind"] == "depth"]
+def parameters(result: Result, depth: int | None = None) -> int | None:
+    """Of the whole network, or cut to a depth."""
+    sizes = [r["parameters"] for r in result.records
+             if r["kind"] == "depth" and depth in (None, len(r["decoder_layers"]))]  # fmt: skip
     return max(sizes, default=None)
 
 
@@ -106,7 +107,7 @@ def chosen(result: Result, strategy: str, stack: str = "decoder") -> dict | None
     return found[-1] if found else None
 
 
-def row(name: str, results, score: Callable, *, paper=None) -> dict | None:
+def row(name: str, results, score: Callable, *, paper=None, size=parameters) -> dict | None:
     """A row of a table, from the results of one run; None without any.
 
     Args:
@@ -114,6 +115,7 @@ def row(name: str, results, score: Callable, *, paper=None) -> dict | None:
       results: one for each seed.
       score: of a result, a number or None.
       paper: the paper's number for this row.
+      size: the parameters of what is scored, of a result.
     """
     results = [result for result in results if score(result) is not None]
     if not results and paper is None:
@@ -123,7 +125,7 @@ def row(name: str, results, score: Callable, *, paper=None) -> dict | None:
         "paper": paper,
         "values": [score(result) for result in results],
         "seeds": [result.seed for result in results],
-        "parameters": parameters(results[0]) if results else None,
+        "parameters": size(results[0]) if results else None,
         "minutes": [minutes(result) for result in results],
         "hardware": ", ".join(dict.fromkeys(filter(None, map(hardware, results)))),
         "commands": list(dict.fromkeys(c for result in results for c in result.commands)),

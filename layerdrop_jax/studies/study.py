@@ -61,7 +61,7 @@ def add_arguments(parser) -> None:
     add("--only", metavar="TEXT,...", help="the runs whose names have one of these in them")
     add("--results", type=pathlib.Path, help="folder to copy the report to")
     add("--retries", type=int, default=2, help="of a run that gets no further")
-    add("--processes", type=int, default=1, help="runs at a time, on this machine")
+    add("--processes", type=int, metavar="N", help="runs at a time on this machine; 1")
     add("--ray", metavar="ADDRESS", help="run on a Ray cluster: auto, or its address")
     for kind in ("cpus", "gpus", "tpus"):
         add(f"--{kind}", type=float, default=0, help=f"{kind} of each run")
@@ -141,16 +141,18 @@ def carry_out(name, variant, runs, make_record, arguments, extra, parser) -> Non
 
 def _pool(arguments):
     """Where the runs go."""
+    share = {"cpus": arguments.cpus, "gpus": arguments.gpus, "tpus": arguments.tpus}
+    for name, amount in share.items():
+        if amount < 0:
+            raise ValueError(f"--{name}={amount:g} must not be negative")
     if arguments.ray is None:
-        return engine.Processes(
-            arguments.processes, cpus=int(arguments.cpus), gpus=arguments.gpus, tpus=arguments.tpus
-        )
+        count = 1 if arguments.processes is None else arguments.processes
+        return engine.Processes(count, **share)
+    if arguments.processes is not None:
+        raise ValueError("--ray places runs by --cpus, --gpus and --tpus: leave --processes out")
     from layerdrop_jax.studies.on_ray import OnRay  # an optional extra
 
-    return OnRay(
-        arguments.ray, cpus=arguments.cpus or 1, gpus=arguments.gpus, tpus=arguments.tpus,
-        root=engine.ROOT,
-    )  # fmt: skip
+    return OnRay(arguments.ray, root=engine.ROOT, **share)
 
 
 def _is_done(job) -> bool:
