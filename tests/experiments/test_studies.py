@@ -88,7 +88,8 @@ def made_up(run, seed, folder, agrees):
     for name, perplexity in strategies.items():
         split = {f"{s}_perplexity": turn(perplexity) for s in ("valid", "test")}
         strategy = "all" if name == "all" else f"{name}:6"
-        records.append({"kind": "subset", "step": 3, "decoder_strategy": strategy, **split})
+        records.append({"kind": "subset", "step": 3, "decoder_strategy": strategy,
+                        "parameters": 10, **split})  # fmt: skip
     ends, others = (6.0, 5.0) if agrees else (5.0, 6.0)
     drawn = [{"mean": ends if n in (0, 11) else others} for n in range(12)]
     stack = {"layers": list(range(12)), "measures": {"half_depth": drawn}}
