@@ -7,6 +7,7 @@ import pytest
 
 from layerdrop_jax.studies import report
 from layerdrop_jax.studies.results import Result
+from layerdrop_jax.studies.runs import check, plan
 from tests import studies_list
 
 LM, MT = "language_modelling", "translation"
@@ -133,3 +134,14 @@ def test_a_study_is_one_at_every_scale(name):
         runs = study.runs(variant)
         assert len({run.name for run in runs}) == len(runs) > 0
         study.report({}, variant)
+
+
+def test_the_study_in_the_docs_is_one(tmp_path):
+    text = (studies_list.ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
+    code = text.partition("```python\n")[2].partition("```")[0]
+    study = {"__name__": "experiments.protected"}
+    exec(code, study)
+    jobs = plan(study["runs"]("demo"), tmp_path)
+    check(jobs)
+    assert [job.name for job in jobs] == [f"protect_{n}_seed_{s}" for n in (0, 1) for s in (1, 2)]
+    assert study["report"]({}, "demo")["figures"][0]["curves"] == []
