@@ -13,8 +13,8 @@ from tests.tiny_run import tiny_lm_config, write_config_file
 
 EVERY = 3  # steps from one save to the next
 
-# --pause: seconds of a step. --fail: the step that always fails. --stumble: it fails after every
-# save. --meet: a file that must appear before the first step.
+# --pause: seconds of a step. --fail: the step that always fails, or 0 for what measures.
+# --stumble: it fails after every save. --meet: a file that must appear before the first step.
 LAUNCH = """
 import json, os, pathlib, signal, sys, time
 
@@ -33,6 +33,8 @@ environment = {k: v for k, v in os.environ.items() if "VISIBLE" in k or k.starts
 cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 note(run / "starts.jsonl", pid=os.getpid(), cores=cores, environment=environment, flags=given)
 if given.get("mode", "train") not in ("train", "finetune"):
+    if "fail" in given:
+        sys.exit("launch.py: it broke")
     note(metrics, kind="subset", step=0, value=json.loads(state.read_text())["value"])
     sys.exit(0)
 config = json.loads(pathlib.Path(__file__).with_name("base.json").read_text())
