@@ -2,8 +2,9 @@
 
   python experiments/structured_dropouts.py --variant=demo --workdir=runs/studies
 
-Cost is the FLOPs of what runs: methods that skip what they drop take more updates. Each network is
-also cut to half of its layers, since that is what LayerDrop is for.
+Cost is the FLOPs of what runs: methods that skip what they drop take more updates. Each comes on top
+of the config's own dropout, of which the demo has none. Each network is also cut to half of its
+layers, since that is what LayerDrop is for.
 """
 
 import networks
@@ -19,7 +20,7 @@ from layerdrop_jax.studies.results import (
     row,
     table,
 )
-from layerdrop_jax.studies.runs import Run
+from layerdrop_jax.studies.runs import Run, load_config
 
 TITLE = "Structured dropouts at equal training cost"
 CONFIGS = {"demo": "configs/wikitext103.py:demo", "small": "configs/wikitext103.py:small",
@@ -30,10 +31,11 @@ SETTING = {
     "small": "WikiText-103, 16 layers, 512 wide, at the cost of 20,000 updates",
     "paper": "WikiText-103, 16 layers, at the cost of 286,000 updates",
 }
+MORE = 0.1  # Dropout than the config has
 # Stochastic Depth's rate grows with depth to 0.37: as many layers run as with 0.2 in each.
 KINDS = {
     "none": {"drop.decoder": 0.0},
-    "dropout": {"drop.decoder": 0.0, "model.dropout": 0.1},
+    "dropout": {"drop.decoder": 0.0, "model.dropout": MORE},
     "drop_block": {"drop.decoder": 0.0, "model.drop_block": 0.1},
     "drop_path": {"drop.decoder": 0.0, "model.drop_path": 0.2, "model.drop_path_rows": "kept"},
     "stochastic_depth": {
@@ -49,7 +51,7 @@ KINDS = {
 }
 NAMES = {
     "none": "nothing",
-    "dropout": "Dropout 0.1",
+    "dropout": f"Dropout +{MORE}",
     "drop_block": "DropBlock 0.1",
     "drop_path": "DropPath 0.2",
     "stochastic_depth": "Stochastic Depth",
@@ -67,15 +69,15 @@ def runs(variant):
 
 
 def networks_of(variant, kinds) -> list[Run]:
-    config = CONFIGS[variant]
-    return [
-        Run(
-            name=f"structured_{kind}",
-            config=config,
-            overrides=networks.equal_cost(config, KINDS[kind]),
-        )
-        for kind in kinds
-    ]
+    config, found = CONFIGS[variant], []
+    own = load_config([f"--config={config}"])["model"]["dropout"]
+    for kind in kinds:
+        overrides = dict(KINDS[kind])
+        if kind == "dropout":
+            overrides["model.dropout"] = round(own + MORE, 3)
+        overrides = networks.equal_cost(config, overrides)
+        found.append(Run(name=f"structured_{kind}", config=config, overrides=overrides))
+    return found
 
 
 def rows_of(found, variant, kinds):
