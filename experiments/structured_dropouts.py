@@ -2,8 +2,8 @@
 
   python experiments/structured_dropouts.py --variant=demo --workdir=runs/studies
 
-Cost is the FLOPs of what runs: methods that skip what they drop take more updates. Each comes on top
-of the config's own dropout, of which the demo has none. Each network is also cut to half of its
+Cost is the FLOPs of what runs: methods that skip what they drop take more updates. Each comes on
+top of the config's own dropout, of which the demo has none. Each network is also cut to half of its
 layers, since that is what LayerDrop is for.
 """
 

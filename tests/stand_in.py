@@ -72,7 +72,8 @@ while now["step"] < config["train"]["steps"]:
     if told:
         sys.exit(75)
 value = now["value"]
-note(metrics, kind="test", step=now["step"], split="test", perplexity=10 + value / 1000)
+score = {"perplexity": 10 + value / 1000, "nats": 1.0, "tokens": 100}
+note(metrics, kind="test", step=now["step"], split="test", **score)
 for kept in (1, 2):
     score = {"perplexity": 10 + value / 1000 / kept, "parameters": 100 * kept}
     note(metrics, kind="depth", step=now["step"], decoder_layers=list(range(kept)), **score)
