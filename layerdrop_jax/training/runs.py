@@ -63,24 +63,19 @@ def held(workdir: pathlib.Path):
         yield
         return
     made = not workdir.exists()
-    workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / LOCK).open("a+") as file:
-        for seconds in range(SECONDS_TO_SAVE + 1):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if seconds == 0:
-                    print(f"waiting for another process to leave {workdir}", flush=True)
-                time.sleep(1)
-            except OSError:  # a file system without locks
-                break
-        else:
-            file.seek(0)
-            raise ValueError(
-                f"{workdir} is being trained by process {file.read() or '?'}: wait for it or stop "
-                "it, or use another --workdir"
-            )
+    for seconds in range(SECONDS_TO_SAVE + 1):
+        file = _locked(workdir / LOCK)
+        if file:
+            break
+        if seconds == 0:
+            print(f"waiting for another process to leave {workdir}", flush=True)
+        time.sleep(1)
+    else:
+        raise ValueError(
+            f"{workdir} is being trained by process {(workdir / LOCK).read_text() or '?'}: wait "
+            "for it or stop it, or use another --workdir"
+        )
+    with file:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -91,6 +86,23 @@ def held(workdir: pathlib.Path):
                 (workdir / LOCK).unlink()
                 if made:
                     workdir.rmdir()
+
+
+def _locked(path):
+    """The file, locked; None where another process holds it."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        except OSError:  # a file system without locks
+            return file
+        if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+            return file
+        file.close()  # who held it has just left, and taken the file along
 
 
 def is_fresh(workdir: pathlib.Path) -> bool:
