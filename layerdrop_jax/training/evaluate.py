@@ -45,11 +45,13 @@ def each_choice(flags) -> list[dict]:
     """Flags with several strategies as flags with one each.
 
     Raises:
-      ValueError: two stacks have several, and not as many.
+      ValueError: two stacks have several, and not as many; one of them is empty.
     """
     texts = {stack: text.split(";") for stack, text in flags.items() if text}
     count = max(map(len, texts.values()))
     for stack, found in texts.items():
+        if not all(found):
+            raise ValueError(f"--{stack}_layers={flags[stack]} has an empty strategy")
         if len(found) not in (1, count):
             raise ValueError(
                 f"--{stack}_layers has {len(found)} strategies where another stack has {count}: "

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from layerdrop_jax.training import tasks
-from layerdrop_jax.training.evaluate import evaluate
+from layerdrop_jax.training.evaluate import each_choice, evaluate
 from layerdrop_jax.training.generate import generate
 from layerdrop_jax.training.metrics import read_metrics
 from layerdrop_jax.training.prune import prune
@@ -124,3 +124,45 @@ def test_a_stack_that_there_is_not_is_named(whole, tmp_path):
     with pytest.raises(ValueError, match=message):
         generate(whole / "lm_run", str(whole / "lines"), str(output), flags={"encoder": "1"})
     assert not output.exists()
+
+
+def test_several_choices_are_scored_as_one_by_one(whole):
+    folder, texts = whole / "lm_run", ("0", "search_on_valid:2")
+    alone = [evaluate(folder, flags={"decoder": text}) for text in texts]
+    together = evaluate(folder, flags={"decoder": ";".join(texts)})
+    assert together == [record for (record,) in alone]
+    written = [line for line in read_metrics(folder) if line["kind"] == "subset"]
+    assert written[-2:] == written[-4:-2]
+    assert [{"kind": "subset", "step": 60} | record for record in together] == written[-2:]
+
+
+def test_as_many_choices_go_together():
+    assert each_choice({"encoder": "1;2", "decoder": "3;0"}) == [
+        {"encoder": "1", "decoder": "3"},
+        {"encoder": "2", "decoder": "0"},
+    ]
+    # A stack with one strategy keeps it for all of another's.
+    assert each_choice({"encoder": "1", "decoder": "2;last:1"}) == [
+        {"encoder": "1", "decoder": "2"},
+        {"encoder": "1", "decoder": "last:1"},
+    ]
+    assert each_choice({"encoder": None, "decoder": "3"}) == [{"decoder": "3"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "message"),
+    [
+        ("run", {"encoder": "1;2", "decoder": "1;2;3"}, "--encoder_layers has 2 strategies where"),
+        ("lm_run", {"decoder": "all;best:2"}, "best"),
+        ("lm_run", {"decoder": "all;9"}, "9"),
+        ("lm_run", {"decoder": "all;"}, "--decoder_layers=all; has an empty strategy"),
+    ],
+)
+def test_choices_that_cannot_be_made_are_refused_before_any_is_scored(
+    whole, name, flags, message, monkeypatch
+):
+    monkeypatch.setattr("layerdrop_jax.training.evaluate.Scorer", pytest.fail)
+    before = read_metrics(whole / name)
+    with pytest.raises(ValueError, match=message):
+        evaluate(whole / name, flags=flags)
+    assert read_metrics(whole / name) == before
