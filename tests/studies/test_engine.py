@@ -441,6 +441,7 @@ def test_accelerators_are_shared_out(monkeypatch):
     [
         (0, {}, "--processes=0 must be at least 1"),
         (2, {"cpus": 3}, "--processes=2 with --cpus=3 each: there are 4 cores"),
+        (1, {"cpus": 0.5}, "--processes=1 with --cpus=0.5 each: there are 4 cores"),
         (3, {"gpus": 2}, "--processes=3 with --gpus=2 each: there are 4 GPUs"),
         (1, {"gpus": 0.5}, "--processes=1 with --gpus=0.5 each: there are 4 GPUs"),
         (5, {"tpus": 1}, "--processes=5 with --tpus=1 each: there are 4 TPU chips"),

@@ -160,6 +160,8 @@ def test_a_study_that_is_stopped_says_so_and_the_same_command_goes_on(root, caps
         (["--only=rate_1"], "--only=rate_1: no run's name has one of these in it"),
         (["--seeds=one"], "'one' is no list of seeds, such as 1,2,3"),
         (["--processes=0"], "--processes=0 must be at least 1"),
+        (["--gpus=-1"], "--gpus=-1 must not be negative"),
+        (["--ray=auto", "--processes=2"], "leave --processes out"),
         (["--variant=large"], "invalid choice: 'large'"),
     ],
 )

@@ -1,0 +1,157 @@
+"""What is read from the folders of runs, and the parts of a record."""
+
+import json
+import shlex
+
+import pytest
+
+from layerdrop_jax.studies import results
+from layerdrop_jax.studies.results import Result
+from layerdrop_jax.studies.runs import Job
+
+LM, MT = "language_modelling", "translation"
+
+
+def depth(layers, score, key="perplexity", **more):
+    size = {"parameters": 100 * len(layers)}
+    return {"kind": "depth", "step": 9, "decoder_layers": layers, key: score} | size | more
+
+
+def result(*records, task=LM, seed=1, commands=("python launch.py",)):
+    return Result("net", seed, {"task": task}, list(records), "folder", commands)
+
+
+def test_a_job_that_is_done_is_read_from_its_folder(tmp_path):
+    commands = (
+        ("launch.py", "--workdir=my runs/a", "--config=configs/wmt.py:demo"),
+        ("launch.py", "--mode=evaluate", "--decoder_layers=all;first:2", '--set=a="$b"'),
+    )
+    (tmp_path / "config.json").write_text('{"task": "translation", "seed": 3}')
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "start", "step": 0}\n{"kind": "tr')
+    found = results.read(Job("net_seed_3", "net", 3, tmp_path, commands, ""))
+    assert (found.run, found.seed, found.config["seed"], found.workdir) == ("net", 3, 3, tmp_path)
+    assert found.records == [{"kind": "start", "step": 0}]
+    assert results.measure(found)["name"] == "BLEU"
+    assert found.commands[0] == f"python {commands[0][0]} --workdir='my runs/a' {commands[0][2]}"
+    assert [tuple(shlex.split(text)[1:]) for text in found.commands] == list(commands)
+
+
+def test_what_a_program_wrote_has_no_config(tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps({}))
+    found = results.read(Job("speed", "speed", 1, tmp_path, (("-m", "speed"),), ""))
+    assert (found.config, found.records, found.commands) == ({}, [], ("python -m speed",))
+    assert results.trained(found)["minutes"] == 0
+
+
+def test_the_last_score_of_the_whole_network_counts():
+    lines = [
+        {"kind": "test", "step": 9, "split": split, "perplexity": score}
+        for split, score in (("valid", 8.0), ("test", 9.0), ("valid", 6.0), ("test", 7.0))
+    ]
+    lines += [{"kind": "test", "step": 9, "split": "test", "perplexity": None}]  # not finite
+    assert results.whole(result(*lines)) == 7.0
+    assert results.whole(result(*lines), "valid") == 6.0
+    assert results.whole(result({"kind": "test", "step": 9, "bleu": 21.0}, task=MT)) == 21.0
+    assert results.whole(result(depth([0], 3.0))) is None
+
+
+def test_of_several_rules_for_a_depth_the_best_counts_and_of_one_the_last():
+    lines = [depth([0, 1], 9.0), depth([0], 5.0), depth([1], 4.0), depth([1], 6.0), depth([], None)]
+    assert results.depths(result(*lines)) == {1: 5.0, 2: 9.0}
+    lines = [depth([0], 5.0, "bleu"), depth([1], 4.0, "bleu"), depth([0, 1], 9.0, "bleu")]
+    assert results.depths(result(*lines, task=MT)) == {1: 5.0, 2: 9.0}
+    assert list(results.depths(result(*lines, task=MT))) == [1, 2]
+
+
+def test_what_a_run_took():
+    lines = [{"kind": "start", "step": 0, "hardware": "1 core"}]
+    lines += [{"kind": "train", "step": n, "seconds": 90.0} for n in (1, 2)]
+    lines += [{"kind": "test", "step": 2, "seconds": 1000.0}, depth([0, 1], 3.0), depth([0], 4.0)]
+    found = result(*lines)
+    assert results.minutes(found) == 3.0
+    assert results.hardware(found) == "1 core"
+    assert results.hardware(result({"kind": "start", "step": 0})) == ""
+    assert (results.parameters(found), results.parameters(found, 1)) == (200, 100)
+    assert results.parameters(result()) is None
+    assert results.trained(found) == {
+        **{"run": "net", "seed": 1, "minutes": 3.0, "hardware": "1 core"},
+        "commands": ["python launch.py"],
+    }
+
+
+def test_the_choice_of_a_strategy_is_that_made_last():
+    lines = [
+        {"kind": "subset", "decoder_strategy": name, "value": value}
+        for name, value in (("first:2", 1), ("last:2", 2), ("first:2", 3))
+    ]
+    assert results.chosen(result(*lines), "first:2")["value"] == 3
+    assert results.chosen(result(*lines), "all") is None
+    assert results.chosen(result(*lines), "first:2", "encoder") is None
+
+
+def score(of):
+    return results.depths(of).get(2)
+
+
+def test_a_row_has_a_value_for_each_seed_that_has_one():
+    start = {"kind": "start", "step": 0, "hardware": "1 core"}
+    found = [
+        result(start, depth([0, 1], 3.0), seed=1, commands=("a", "b")),
+        result(start, seed=2, commands=("c",)),
+        result(start, depth([0, 1], 5.0), depth([0], 9.0), seed=3, commands=("b", "d")),
+    ]
+    assert results.row("mine", found, score, paper=4.5) == {
+        **{"name": "mine", "paper": 4.5, "values": [3.0, 5.0], "seeds": [1, 3]},
+        **{"parameters": 200, "minutes": [0, 0], "hardware": "1 core"},
+        "commands": ["a", "b", "d"],
+    }
+    assert results.row("mine", found, score, size=lambda _: 7)["parameters"] == 7
+
+
+def test_a_row_without_any_score_is_left_out_unless_the_paper_has_one():
+    assert results.row("mine", [], score) is None
+    assert results.row("mine", [result()], score) is None
+    row = results.row("mine", [], score, paper="diverges")
+    assert (row["paper"], row["values"], row["parameters"]) == ("diverges", [], None)
+    assert results.table("T", "BLEU", "higher", [None, row])["rows"] == [row]
+
+
+def test_a_curve_over_depth_has_the_depths_that_all_seeds_have():
+    found = [
+        result(depth([0, 1], 3.0), depth([0], 6.0)),
+        result(depth([0], 8.0), depth([0, 1], 5.0), depth([0, 1, 2], 1.0)),
+    ]
+    assert results.by_depth("net", found) == {
+        "label": "net",
+        "points": [[1, [6.0, 8.0]], [2, [3.0, 5.0]]],
+    }
+    assert results.by_depth("net", []) is None
+    assert results.by_depth("net", [found[0], result()]) is None
+    assert results.curve("net", {1: [], 2: [3.0]}) == {"label": "net", "points": [[2, [3.0]]]}
+    drawn = results.figure("f", "F", "x", "y", [None, {"label": "a"}], log=True)
+    assert (drawn["curves"], drawn["log"], drawn["kind"]) == ([{"label": "a"}], True, "lines")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "better", "agrees"),
+    [
+        (3.0, 4.0, "lower", True),
+        (4.0, 3.0, "lower", False),
+        (3.0, 3.0, "lower", False),
+        (3.0, 4.0, "higher", False),
+        (4.0, 3.0, "higher", True),
+        (None, 3.0, "higher", None),
+        (3.0, None, "lower", None),
+    ],
+)
+def test_a_claim_is_that_the_first_score_is_the_better_one(first, second, better, agrees):
+    claim = results.compare("it helps", {"with": first, "without": second}, better, figure="f")
+    assert claim["agrees"] is agrees
+    assert (claim["paper"], claim["figure"]) == ("it helps", "f")
+    texts = ["-" if value is None else f"{value:.2f}" for value in (first, second)]
+    assert claim["ours"] == f"with: {texts[0]}, without: {texts[1]}"
+
+
+def test_a_mean_of_none_is_none():
+    assert results.mean([1.0, 4.0]) == 2.5
+    assert results.mean([]) is None
