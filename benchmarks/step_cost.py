@@ -30,12 +30,11 @@ import time
 import jax
 import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks import lm
-from layerdrop_jax.analysis.plots import COLORS, DASHES, MARKERS, STYLE
+from layerdrop_jax.analysis.style import COLORS, STYLE, add_legend, draw_ranges, look, panels
 from layerdrop_jax.core.drop_schedule import drop_rates, sample_keep
 from layerdrop_jax.core.randomness import named_key
 
@@ -392,22 +391,19 @@ def plot(results, path) -> None:
     steps = {(r["width"], r["variant"], r["rate"]): r for r in results["steps"]}
     widths = sorted({width for width, _, _ in steps})
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.6 * len(widths), 3.6))
-        axes = figure.subplots(1, len(widths), squeeze=False)[0]
+        figure, axes = panels(len(widths))
         for axis, width in zip(axes, widths, strict=True):
             for index, name in enumerate(names):
                 if (width, name, 0.0) not in steps:
                     continue
                 times = np.array([steps[width, name, rate]["seconds"] for rate in RATES]) * 1e3
                 low, middle, high = np.percentile(times, (25, 50, 75), axis=1)
-                axis.errorbar(
-                    RATES, middle, (middle - low, high - middle), label=name, color=COLORS[index],
-                    marker=MARKERS[index], linestyle=DASHES[index], capsize=2,
-                )  # fmt: skip
+                axis.plot(RATES, middle, label=name, **look(index))
+                points = list(zip(RATES, middle, low, high, strict=True))
+                draw_ranges(axis, points, COLORS[index])
             axis.set(title=f"16 layers, width {width}", xlabel="drop rate", ylim=(0, None))
             axis.set_ylabel("milliseconds a step")
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+        add_legend(figure, axes[0].get_legend_handles_labels()[0])
         figure.savefig(path)
 
 

@@ -8,13 +8,12 @@ import pathlib
 
 import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
 
-from layerdrop_jax.analysis.plots import COLORS, STYLE, best_of, log_scale, score_name
+from layerdrop_jax.analysis.plots import best_of, score_name
 from layerdrop_jax.analysis.report import (
     layers_text,
     sample_text,
@@ -23,6 +22,7 @@ from layerdrop_jax.analysis.report import (
     to_do_it_again,
     write_sections,
 )
+from layerdrop_jax.analysis.style import COLORS, GREY, STYLE, add_legend, log_scale, panels
 
 LOWEST_KEPT = -25  # percent; networks that are worse than a guess by far are drawn there
 # Where the text beside a point may stand: to the right, up, and how it is aligned there.
@@ -169,8 +169,7 @@ def _draw(record, path) -> None:
     score = score_name(**record["quality"])
     score = score[0].upper() + score[1:]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(13, 4.3))
-        time, size, kept = figure.subplots(1, 3)
+        figure, (time, size, kept) = panels(3)
         times = [depth["latency"][batch]["request_ms"] for depth in depths]
         _draw_cost(time, record, times, budget.get("ms"))
         time.set(title=f"{score} and time", xlabel=f"ms a request, batch {batch}")
@@ -179,7 +178,7 @@ def _draw(record, path) -> None:
         _draw_cost(size, record, sizes, None if limit is None else limit / 1e6)
         size.set(title=f"{score} and size", xlabel="parameters, millions")
         _draw_kept(kept, record)
-        figure.legend(handles=_legend(record), loc="outside lower center", ncols=5)
+        add_legend(figure, _handles(record))
         figure.draw_without_rendering()  # the panels find their places
         names = ["+".join(str(len(v)) for v in depth["layers"].values()) for depth in depths]
         _write_names(time, record, names)
@@ -194,11 +193,10 @@ def _draw_cost(axes, record, costs, limit):
     key = record["quality"]["key"]
     scores = [math.nan if depth.get(key) is None else depth[key] for depth in record["depths"]]
     line = frontier_of(list(zip(costs, scores, strict=True)), best_of(key))
-    axes.plot([costs[i] for i in line], [scores[i] for i in line], color="#999999", lw=1.2,
-              zorder=1.5)  # fmt: skip
+    axes.plot([costs[i] for i in line], [scores[i] for i in line], color="#999999", zorder=1.5)
     _draw_points(axes, record, costs, scores)
     if limit is not None and limit < 2 * max(costs):
-        axes.axvline(limit, color=COLORS[2], ls="--", lw=1.4)
+        axes.axvline(limit, color=COLORS[2], ls="--")
     axes.set_xlim(0, max(axes.get_xlim()[1], 1.06 * max(costs)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.4g}"))
     if key != "perplexity":
@@ -211,38 +209,38 @@ def _draw_points(axes, record, x, y):
     """One point each, hollow where the depth does not survive, a ring around the one chosen."""
     alive = [depth["survives"] for depth in record["depths"]]
     axes.margins(y=0.12)  # room for the names
-    axes.scatter(x, y, s=36, c=[COLORS[0] if a else "white" for a in alive], edgecolors=COLORS[0],
-                 linewidths=1.3, zorder=3)  # fmt: skip
+    axes.scatter(x, y, s=16, c=[COLORS[0] if a else "white" for a in alive], edgecolors=COLORS[0],
+                 linewidths=0.9, zorder=3)  # fmt: skip
     if record["choice"] is not None:
-        axes.scatter(x[record["choice"]], y[record["choice"]], s=170, c="none",
-                     edgecolors=COLORS[1], linewidths=2, zorder=3)  # fmt: skip
+        axes.scatter(x[record["choice"]], y[record["choice"]], s=80, c="none",
+                     edgecolors=COLORS[1], linewidths=1.2, zorder=3)  # fmt: skip
 
 
 def _draw_kept(axes, record):
     kept = [max(100 * depth["kept"], LOWEST_KEPT) for depth in record["depths"]]
     layers = [_layers_kept(depth) for depth in record["depths"]]
-    axes.axhline(100 * record["threshold"], color="#555555", ls=":", lw=1.4)
+    axes.axhline(100 * record["threshold"], color=GREY, ls=":")
     _draw_points(axes, record, layers, kept)
-    axes.set(title="What is kept of what the whole knows", ylim=(min(0, *kept) - 5, 112),
+    axes.set(title="What is kept of what the whole knows", ylim=(min(0, *kept) - 5, 116),
              xlabel=f"{' + '.join(record['depths'][0]['layers'])} layers kept")  # fmt: skip
     axes.set_xlim(min(0.5, min(layers) - 0.5), max(layers) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.0f}%"))
 
 
-def _legend(record) -> list[Line2D]:
+def _handles(record) -> list[Line2D]:
     point = {"ls": "", "marker": "o", "color": COLORS[0]}
-    share = f"{record['threshold']:.0%} of what the whole network knows"
+    share = f"{record['threshold']:.0%} of what the whole knows"
     handles = [
         Line2D([], [], **point, label=f"survives: keeps {share}"),
         Line2D([], [], **point, markerfacecolor="white", label="does not"),
-        Line2D([], [], color="#999999", lw=1.2, label="best at its cost"),
+        Line2D([], [], color="#999999", label="best at its cost"),
     ]
     if any(limit is not None for limit in (record["budget"] or {}).values()):
-        handles.append(Line2D([], [], color=COLORS[2], ls="--", lw=1.4, label="budget"))
+        handles.append(Line2D([], [], color=COLORS[2], ls="--", label="budget"))
     if record["choice"] is not None:
-        handles.append(Line2D([], [], ls="", marker="o", markersize=12, markerfacecolor="none",
-                              color=COLORS[1], markeredgewidth=2, label="chosen"))  # fmt: skip
+        handles.append(Line2D([], [], ls="", marker="o", markersize=8, markerfacecolor="none",
+                              color=COLORS[1], markeredgewidth=1.2, label="chosen"))  # fmt: skip
     return handles
 
 
@@ -255,15 +253,15 @@ def _write_names(axes, record, names):
     pixels = axes.transData.transform(points)
     order = [i for i in _deepest_first(record["depths"]) if np.isfinite(pixels[i]).all()]
     order.sort(key=lambda i: i != record["choice"])
-    sizes = {i: 8 if i == record["choice"] else 4 for i in order}  # of a ring, of a point
+    sizes = {i: 5 if i == record["choice"] else 2.5 for i in order}  # of a ring, of a point
     reach = {i: size * axes.figure.dpi / 72 for i, size in sizes.items()}
     taken = [Bbox([pixels[i] - reach[i], pixels[i] + reach[i]]) for i in order]
     for i in order:
         for right, up, ha, va in PLACES:
             away = (right * (sizes[i] + 1.5), up * (sizes[i] + 1.5))
             text = axes.annotate(names[i], points[i], xytext=away, textcoords="offset points",
-                                 ha=ha, va=va, fontsize=8, color="#333333")  # fmt: skip
-            text.set_path_effects([withStroke(linewidth=2, foreground="white")])
+                                 ha=ha, va=va, fontsize=6, color="#333333")  # fmt: skip
+            text.set_path_effects([withStroke(linewidth=1.5, foreground="white")])
             box = text.get_window_extent().padded(1)
             if not box.count_overlaps(taken) and axes.bbox.count_contains(box.corners()) == 4:
                 taken.append(box)

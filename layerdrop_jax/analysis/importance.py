@@ -9,10 +9,9 @@ import pathlib
 import typing
 
 import matplotlib
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from layerdrop_jax.analysis.plots import COLORS, MARKERS, STYLE, mean_and_range
+from layerdrop_jax.analysis.plots import mean_and_range
 from layerdrop_jax.analysis.report import (
     sample_text,
     steps_text,
@@ -20,6 +19,7 @@ from layerdrop_jax.analysis.report import (
     to_do_it_again,
     write_sections,
 )
+from layerdrop_jax.analysis.style import GREY, STYLE, draw_ranges, look, panels
 
 
 class Measure(typing.NamedTuple):
@@ -165,32 +165,28 @@ def _agreement_table(stack) -> str:
 
 
 def _draw_stacks(stacks, path) -> None:
-    """A row of panels for each stack, one panel for each measure."""
-    keys = [key for key in MEASURES if any(key in _measured(stack) for stack in stacks.values())]
+    """A panel for each measure of each stack."""
+    shown = [
+        (index, name, stack, key)
+        for index, (name, stack) in enumerate(stacks.items())
+        for key in _measured(stack)
+    ]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.3 * len(keys), 0.3 + 2.5 * len(stacks)))
-        grid = figure.subplots(len(stacks), len(keys), squeeze=False)
-        for row, (name, stack) in enumerate(stacks.items()):
-            for column, key in enumerate(keys):
-                axes = grid[row, column]
-                if key not in stack["measures"]:
-                    axes.set_axis_off()
-                    continue
-                _draw_panel(axes, stack, key, COLORS[row % 7], MARKERS[row % 7])
-                axes.set(ylabel=MEASURES[key].unit, xlabel=f"{name} layer")
-                if row == 0:
-                    text = MEASURES[key].name
-                    axes.set_title(text[0].upper() + text[1:])
+        figure, places = panels(len(shown))
+        for axes, (index, name, stack, key) in zip(places, shown, strict=True):
+            _draw_panel(axes, stack, key, look(index))
+            axes.set(ylabel=MEASURES[key].unit, xlabel=f"{name} layer")
         figure.savefig(path)
 
 
-def _draw_panel(axes, stack, key, color, marker):
+def _draw_panel(axes, stack, key, style):
     layers, values = stack["layers"], _values(stack, key)
     known = [(n, v) for n, v in zip(layers, values, strict=True) if v is not None]
+    title = MEASURES[key].name[0].upper() + MEASURES[key].name[1:]
+    axes.set_title(f"{title} (dashed: mean of the layers)" if key == "half_depth" else title)
     gap = min((b - a for a, b in itertools.pairwise(layers)), default=2)
     axes.set_xticks(layers[:: math.ceil(len(layers) / 16)])
     axes.set_xlim(layers[0] - 0.7 * gap, layers[-1] + 0.7 * gap)
-    axes.tick_params(axis="x", labelsize=8)
     axes.grid(axis="x", visible=False)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 2.5, 5, 10), min_n_ticks=3))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.4g}"))
@@ -198,15 +194,15 @@ def _draw_panel(axes, stack, key, color, marker):
         # All are far from zero and what counts is how they differ: points, on an axis near them.
         spread = [v["std"] for v, value in zip(stack["measures"][key], values, strict=True)
                   if value is not None]  # fmt: skip
-        axes.errorbar(*zip(*known, strict=True), yerr=spread, fmt=marker, color=color, capsize=2.5,
-                      elinewidth=1.2, markersize=5)  # fmt: skip
-        axes.axhline(mean_and_range([v for _, v in known])[0], color="#555555", lw=1, ls="--",
-                     label="mean of the layers")  # fmt: skip
-        axes.margins(y=0.25)
-        axes.legend(fontsize=8, loc="upper right", handlelength=1.5)
+        axes.plot(*zip(*known, strict=True), **style | {"ls": ""})
+        ranges = [(n, v, v - s, v + s) for (n, v), s in zip(known, spread, strict=True)]
+        draw_ranges(axes, ranges, style["color"])
+        middle = mean_and_range([v for _, v in known])[0]
+        axes.axhline(middle, color=GREY, lw=0.8, ls="--")
+        axes.margins(y=0.15)
     elif known:
-        axes.bar(*zip(*known, strict=True), width=0.75 * gap, color=color)
-        axes.axhline(0, color="#555555", lw=0.8)
+        axes.bar(*zip(*known, strict=True), width=0.75 * gap, color=style["color"])
+        axes.axhline(0, color=GREY, lw=0.6)
         top, value = max(known, key=lambda point: point[1])
         second = max((v for n, v in known if n != top), default=0)
         if value > 4 * second > 0:
@@ -214,4 +210,4 @@ def _draw_panel(axes, stack, key, color, marker):
             axes.set_ylim(1.2 * min(0, *(v for _, v in known)), 1.5 * second)
             right = top < (layers[0] + layers[-1]) / 2
             axes.annotate(f"↑ {value:.3g}", (top + (0.45 if right else -0.45) * gap, 1.5 * second),
-                          va="top", ha="left" if right else "right", fontsize=9)  # fmt: skip
+                          va="top", ha="left" if right else "right")  # fmt: skip

@@ -1,43 +1,29 @@
 """Pictures of a run and of several runs together, from the lines of metrics.jsonl.
 
 Runs come in groups: `{label: [lines of a run, lines of another, ...]}`. The runs of a group differ
-in their seed alone and are drawn as one curve, their mean, in a band from lowest to highest.
-
-Colours are Okabe and Ito's, which stay apart under the common kinds of colour blindness; markers
-and dashes differ too, for print in grey.
+in their seed alone and are drawn as one curve, their mean, with its range from lowest to highest.
 """
 
 import math
+import textwrap
 import typing
 
 import matplotlib
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2)), ":")
-STYLE = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.7,
-    "axes.axisbelow": True,
-    "legend.edgecolor": "none",
-    "legend.framealpha": 0.9,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 6,
-    "figure.constrained_layout.use": True,
-    "savefig.dpi": 160,
-}
+from layerdrop_jax.analysis.style import (
+    COLORS,
+    GREY,
+    LETTERS,
+    STYLE,
+    add_legend,
+    draw_ranges,
+    log_scale,
+    look,
+    panels,
+)
 
 
 class Measure(typing.NamedTuple):
@@ -117,41 +103,37 @@ def plot_learning_curves(groups: dict[str, list[list[dict]]], path) -> bool:
       False, and nothing is drawn, where no run has a line to draw.
     """
     runs = [run for group in groups.values() for run in group]
-    panels = [
+    shown = [
         (name, title)
         for name, title in (("loss", "Loss (nats per token)"), ("perplexity", "Perplexity"))
         if any(of_kind(run, "valid", name) for run in runs)
         or any(len(of_kind(run, "train", name)) > 1 for run in runs)
     ]
-    if not panels:
+    if not shown:
         return False
     with matplotlib.rc_context(STYLE):
-        entries = len(groups) * (2 if len(groups) <= 2 else 1)
-        figure = Figure(figsize=(5.2 * len(panels), 3.3 + 0.22 * entries))
-        axes = figure.subplots(1, len(panels), squeeze=False)[0]
-        for axis, (name, title) in zip(axes, panels, strict=True):
+        figure, axes = panels(len(shown))
+        for axis, (name, title) in zip(axes, shown, strict=True):
             for index, (label, group) in enumerate(groups.items()):
                 prefix = f"{label}: " if len(groups) > 1 else ""
-                # One label: training and validation are two colours. More: a colour for each.
-                color = COLORS[index % 7]
                 train = _by_step(group, "train", name)
                 if train and len(groups) <= 2:  # more lines cannot be told apart
-                    _draw(axis, train, color=color, lw=1, alpha=0.6, label=f"{prefix}training")
+                    style = look(index) | {"marker": "", "lw": 0.6}
+                    _draw_steps(axis, train, f"{prefix}training", style)
                 valid = _by_step(group, "valid", name)
                 if valid:
                     step, best, *_ = min(valid, key=lambda point: point[1])
                     text = f"best{' mean' * (len(group) > 1)} {best:.3g} at step {step:,}"
-                    _draw(axis, valid, color=color if len(groups) > 1 else COLORS[1],
-                          marker=MARKERS[index % 7], markersize=4,
-                          markevery=max(1, len(valid) // 20),
-                          label=f"{prefix}validation, {text}")  # fmt: skip
+                    # One label: training and validation are two colours. More: a colour for each.
+                    style = look(index if len(groups) > 1 else 1)
+                    style["markevery"] = max(1, len(valid) // 20)
+                    _draw_steps(axis, valid, f"{prefix}validation, {text}", style)
             axis.set(title=title, xlabel="step")
             axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
             if name == "perplexity":
                 log_scale(axis)
-            # below, where it covers no curve
-            axis.legend(loc="upper left", bbox_to_anchor=(0, -0.15), fontsize=9)
+        _legends_below(figure, axes)
         figure.savefig(path)
     return True
 
@@ -177,30 +159,27 @@ def plot_depth(groups: dict[str, list[list[dict]]], path) -> bool:
     best = {label: rows for label, rows in best.items() if len(rows) > 1}
     if not best:
         return False
-    panels = [(measure.key, measure.name[0].upper() + measure.name[1:]),
-              ("words_per_second", f"{measure.speed}, {measure.unit} per second"),
-              ("parameters", "Parameters, millions")]  # fmt: skip
+    shown = [(measure.key, measure.name[0].upper() + measure.name[1:]),
+             ("words_per_second", f"{measure.speed}, {measure.unit} per second"),
+             ("parameters", "Parameters, millions")]  # fmt: skip
     curves = {
         name: [_by_depth(rows, name, 1e-6 if name == "parameters" else 1) for rows in best.values()]
-        for name, _ in panels
+        for name, _ in shown
     }
-    panels = [(name, title) for name, title in panels if any(curves[name])]
+    shown = [(name, title) for name, title in shown if any(curves[name])]
+    room = 16 if len(shown) == 3 else 8  # numbers that fit into the first panel
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.4 + 3.0 * (len(panels) - 1), 3.9))
-        widths = [1.7] + [1] * (len(panels) - 1)
-        axes = figure.subplots(1, len(panels), width_ratios=widths, squeeze=False)[0]
-        for axis, (name, title) in zip(axes, panels, strict=True):
-            numbers = name == measure.key and len(best) <= 2 and max(map(max, best.values())) <= 16
+        figure, axes = panels(len(shown))
+        for axis, (name, title) in zip(axes, shown, strict=True):
+            deepest = max(map(max, best.values()))
+            numbers = name == measure.key and len(best) <= 2 and deepest <= room
             _draw_panel(axis, curves[name], log=name == "perplexity", numbers=numbers)
             axis.set(title=title, xlabel=measure.layers)
-            axis.xaxis.set_major_locator(
-                MaxNLocator(12 if name == measure.key else 6, integer=True)
-            )
+            axis.xaxis.set_major_locator(MaxNLocator(12, integer=True))
             if numbers:
                 _write_values(axis, curves[name])
-        handles, labels = _legend(best)
-        if len(labels) > 1:
-            figure.legend(handles, labels, loc="outside upper left", ncols=4)
+        if len(best) > 1 or _seeds(*best.values()) > 1:
+            add_legend(figure, _handles(best))
         figure.savefig(path)
     return True
 
@@ -237,22 +216,35 @@ def _by_depth(best, name, scale):
     return points
 
 
-def _draw(axis, points, **style):
-    """A line through the means, and a band where values differ."""
-    x, mean, low, high = zip(*points, strict=True) if points else ((), (), (), ())
-    axis.plot(x, mean, **style)
+def _draw_steps(axis, points, label, style):
+    """A line through the means, and a band with edges, which shows in grey, where values differ."""
+    x, mean, low, high = zip(*points, strict=True)
+    axis.plot(x, mean, label=label, **style)
     if low != high:
-        axis.fill_between(x, low, high, color=style["color"], alpha=0.2, lw=0)
+        axis.fill_between(x, low, high, fc=(style["color"], 0.2), ec=style["color"], lw=0.3,
+                          ls=style["ls"])  # fmt: skip
+
+
+def _legends_below(figure, axes):
+    """A legend below each panel, where it covers no curve; the figure grows by the highest."""
+    heights = []
+    for axis in axes:
+        handles, labels = axis.get_legend_handles_labels()
+        legend = axis.legend(handles, [textwrap.fill(label, LETTERS) for label in labels],
+                             loc="upper left", bbox_to_anchor=(0, -0.18))  # fmt: skip
+        heights.append(legend.get_window_extent(figure.canvas.get_renderer()).height)
+    figure.set_figheight(figure.get_figheight() + max(heights) / figure.dpi)
+    figure.draw_without_rendering()  # panels of this height may have other, wider, numbers
 
 
 def _draw_panel(axis, curves, *, log, numbers):
     """One line for each curve; one in grey where all are the same and so belong to none."""
+    styles = [look(index) for index in range(len(curves))]
     if len(curves) > 1 and all(curve == curves[0] for curve in curves):
-        _draw(axis, curves[0], color="#555555", marker=".")
-    else:
-        for index, curve in enumerate(curves):
-            _draw(axis, curve, color=COLORS[index % 7], marker=MARKERS[index % 7],
-                  ls=DASHES[index % 7])  # fmt: skip
+        curves, styles = curves[:1], [{"color": GREY, "marker": "."}]
+    for curve, style in zip(curves, styles, strict=True):
+        axis.plot([x for x, *_ in curve], [mean for _, mean, *_ in curve], **style)
+        draw_ranges(axis, curve, style["color"])
     lows = [low for curve in curves for _, _, low, _ in curve]
     top = max(high for curve in curves for *_, high in curve)
     if log:
@@ -266,49 +258,31 @@ def _draw_panel(axis, curves, *, log, numbers):
         axis.set_ylim(-0.12 * top if numbers and min(lows) < 0.12 * top else 0, 1.12 * top)
 
 
-def log_scale(axes, name="y"):
-    """A logarithmic axis, "x" or "y", with ticks that are written out."""
-    axes.set(**{f"{name}scale": "log"})
-    axis = getattr(axes, f"{name}axis")
-    low, high = sorted(axis.get_view_interval())
-    if high < 10 * low:  # too few powers of ten to tell values by
-        axis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
-        axis.set_minor_locator(NullLocator())
-    else:
-        subs = (1, 2, 5)
-        if name == "x" and high > 100 * low:  # numbers are wider than high
-            subs = (1, 3) if high < 3000 * low else (1,)
-        axis.set_major_locator(LogLocator(subs=subs))
-        axis.set_minor_formatter(NullFormatter())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+def _seeds(*groups) -> int:
+    """The most runs that a point is the mean of, in what `_best_sets` found."""
+    return max(len(rows) for best in groups for rows in best.values())
 
 
-def _legend(best):
-    """Handles and labels: a line for each group, and what the bands are."""
-    handles, labels, seeds = [], [], 1
+def _handles(best) -> list[Line2D]:
+    handles = []
     for index, (label, sets) in enumerate(best.items()):
-        style = {"marker": MARKERS[index % 7], "ls": DASHES[index % 7]}
-        handles.append(Line2D([], [], color=COLORS[index % 7], **style))
-        runs = len(next(iter(sets.values())))
-        labels.append(f"{label}, mean of {runs} seeds" if runs > 1 else label)
-        seeds = max(seeds, runs)
-    if seeds > 1:
-        handles.append(Patch(color="#555555", alpha=0.2, lw=0))
-        labels.append("range of the seeds")
-    return handles, labels
+        seeds = _seeds(sets)
+        text = f"{label}, mean and range of {seeds} seeds" if seeds > 1 else label
+        handles.append(Line2D([], [], label=text, **look(index)))
+    return handles
 
 
 def _write_values(axis, curves):
     """The numbers at the points: above the upper curve, below the lower one."""
     for index, curve in enumerate(curves):
         others = {x: mean for x, mean, *_ in curves[1 - index]} if len(curves) == 2 else {}
-        for x, value, *_ in curve:
+        for x, value, low, high in curve:
             other = others.get(x, -math.inf)
             above = value > other or (value == other and index == 0)
-            axis.annotate(_short(value), (x, value), xytext=(0, 7 if above else -7),
-                          textcoords="offset points", ha="center", va="bottom" if above else "top",
-                          fontsize=8, color=COLORS[index],
-                          path_effects=[withStroke(linewidth=2, foreground="white")])  # fmt: skip
+            end, away, side = (high, 4, "bottom") if above else (low, -4, "top")
+            axis.annotate(_short(value), (x, end), xytext=(0, away), textcoords="offset points",
+                          ha="center", va=side, fontsize=6, color=COLORS[index],
+                          path_effects=[withStroke(linewidth=1.5, foreground="white")])  # fmt: skip
 
 
 def _short(value):

@@ -1,50 +1,27 @@
 """The pictures of a study: one panel, as wide as a column of a paper, readable in grey.
 
-Colours, markers and dashes are those of all pictures (`analysis/plots.py`); bars differ by hatches
-too. A point is the mean over seeds, its error bar reaches from the lowest to the highest.
+Sizes, colours, markers and dashes are those of all pictures (`analysis/style.py`); bars differ by
+hatches too. A point is the mean over seeds, its error bar reaches from the lowest to the highest.
 """
 
 import math
 import textwrap
 
 import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from layerdrop_jax.analysis.plots import (
+from layerdrop_jax.analysis.plots import mean_and_range
+from layerdrop_jax.analysis.style import (
     COLORS,
-    DASHES,
-    MARKERS,
     STYLE,
+    add_legend,
+    draw_ranges,
     log_scale,
-    mean_and_range,
+    look,
+    panels,
 )
 
 HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "----", "++++")
-WIDTH, PANEL = 3.4, 2.3  # inches; the panel with its labels, legend and title come on top
-COLUMN = STYLE | {
-    "font.size": 7,
-    "axes.labelsize": 8,
-    "figure.titlesize": 8,
-    "figure.titleweight": "bold",
-    "legend.fontsize": 7,
-    "legend.handlelength": 3.2,  # a dash and a half, so that dashes can be told apart
-    "legend.borderpad": 0.2,
-    "legend.labelspacing": 0.3,
-    "legend.columnspacing": 1.2,
-    "axes.linewidth": 0.6,
-    "grid.linewidth": 0.5,
-    "hatch.linewidth": 0.6,
-    "lines.linewidth": 1.1,
-    "lines.markersize": 3.8,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "ytick.minor.size": 1.2,
-    "savefig.dpi": 300,
-}
 # Below this share of the highest value, differences on an axis from zero cannot be seen.
 VISIBLE = 0.25
 
@@ -78,15 +55,17 @@ def draw(figure: dict, path) -> bool:
         return False
     lowest = min(low for _, points in curves for _, _, low, _ in points)
     log = bool(figure.get("log")) and lowest > 0
-    with matplotlib.rc_context(COLUMN):
-        picture = Figure(figsize=(WIDTH, PANEL))
-        canvas = FigureCanvasAgg(picture)
-        axis = picture.subplots()
+    with matplotlib.rc_context(STYLE):
+        picture, (axis,) = panels(1)
         axis.set_xlabel(textwrap.fill(figure["x"], 52))
         axis.set_ylabel(textwrap.fill(figure["y"], 27))
         drawn = _draw_bars if figure["kind"] == "bars" else _draw_lines
-        height = PANEL + drawn(axis, curves, log) + _add_title(picture, figure)
-        picture.set_figheight(height + _add_legend(canvas, axis, figure["kind"]))
+        more = drawn(axis, curves, log) + _add_title(picture, figure)
+        picture.set_figheight(picture.get_figheight() + more)
+        handles, labels = axis.get_legend_handles_labels()
+        if any(labels):
+            shorter = {"handlelength": 1.8} if figure["kind"] == "bars" else {}
+            add_legend(picture, handles, **shorter)
         picture.savefig(path)
     return True
 
@@ -113,13 +92,10 @@ def number_format(values, digits) -> str:
 def _draw_lines(axis, curves, log) -> float:
     """Lines and their axes; returns the inches needed beyond the panel."""
     for index, (label, points) in enumerate(curves):
-        color = COLORS[index % 7]
         x, mean, *_ = zip(*points, strict=True)
-        # past seven curves a marker comes back, with other dashes
-        axis.plot(x, mean, label=label, color=color, marker=MARKERS[index % 7],
-                  ls=DASHES[(index + index // 7) % 7], markeredgecolor="white",
-                  markeredgewidth=0.4)  # fmt: skip
-        _draw_ranges(axis, points, x, color)
+        style = look(index)
+        axis.plot(x, mean, label=label, **style)
+        draw_ranges(axis, points, style["color"])
     xs = sorted({x for _, points in curves for x, *_ in points})
     whole = all(float(x).is_integer() for x in xs)
     if whole and len(xs) <= 12 and max(map(abs, xs)) < 100 and xs[-1] - xs[0] < 2 * len(xs):
@@ -150,11 +126,11 @@ def _draw_bars(axis, curves, log) -> float:
     low, high = (low / 1.5, high) if log else (min(low, 0), max(high, 0))
     for index, (label, points) in enumerate(curves):
         place = (index - (len(curves) - 1) / 2) * width
-        x = [names.index(name) + place for name, *_ in points]
-        mean = [value for _, value, *_ in points]
+        placed = [(names.index(name) + place, *values) for name, *values in points]
+        x, mean, *_ = zip(*placed, strict=True)
         axis.bar(x, mean, width, label=label, color=COLORS[index % 7], hatch=HATCHES[index % 7],
                  edgecolor="white", lw=0.4)  # fmt: skip
-        _draw_ranges(axis, points, x, "#000000", min(2, 66 * width / len(names)))
+        draw_ranges(axis, placed, "#000000", min(2, 66 * width / len(names)))
     room = 0.03 * (high - low)
     axis.set_ylim(low - room * (low < 0), high + room if high > low else low + 1)
     _write_values(axis, curves, names, width, log)
@@ -171,17 +147,6 @@ def _draw_bars(axis, curves, log) -> float:
 def _limits(curves):
     ranges = [(low, high) for _, points in curves for _, _, low, high in points]
     return min(low for low, _ in ranges), max(high for _, high in ranges)
-
-
-def _draw_ranges(axis, points, x, color, cap=2.0):
-    """Error bars from the lowest to the highest value, where values differ; caps in points."""
-    spread = [(x, *point[1:]) for x, point in zip(x, points, strict=True) if point[2] < point[3]]
-    if spread:
-        x, mean, low, high = zip(*spread, strict=True)
-        below = [m - v for m, v in zip(mean, low, strict=True)]
-        above = [v - m for m, v in zip(mean, high, strict=True)]
-        axis.errorbar(x, mean, yerr=[below, above], fmt="none", ecolor=color, elinewidth=0.8,
-                      capsize=cap, capthick=0.8)  # fmt: skip
 
 
 def _name_bars(axis, names) -> float:
@@ -230,18 +195,3 @@ def _add_title(picture, figure) -> float:
     if lines:
         picture.suptitle("\n".join(lines), x=0.015, ha="left")
     return 0.14 * len(lines)
-
-
-def _add_legend(canvas, axis, kind) -> float:
-    """Puts the legend below the panel, where it covers nothing; returns its height in inches."""
-    handles, labels = axis.get_legend_handles_labels()
-    if not any(labels):
-        return 0.0
-    picture, labels = canvas.figure, [textwrap.fill(label, 46) for label in labels]
-    for columns in range(min(len(labels), 4), 0, -1):
-        legend = picture.legend(handles, labels, loc="outside lower center", ncols=columns,
-                                handlelength=1.8 if kind == "bars" else None)  # fmt: skip
-        box = legend.get_window_extent(canvas.get_renderer())
-        if box.width <= 0.98 * picture.bbox.width or columns == 1:
-            return box.height / picture.dpi
-        legend.remove()

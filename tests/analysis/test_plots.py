@@ -57,7 +57,9 @@ def drawn(monkeypatch):
 
 
 def curves(axis):
-    return [line.get_xydata().tolist() for line in axis.lines]
+    """The points of its lines, without the ends of error bars."""
+    lines = [line for line in axis.lines if line.get_linestyle() != "None"]
+    return [line.get_xydata().tolist() for line in lines]
 
 
 def test_depth_sets_keep_the_last_measurement_of_each_set():
@@ -145,6 +147,14 @@ def test_numbers_of_sixteen_depths_are_readable(tmp_path, drawn):
     assert not drawn[1].axes[0].texts  # too many to be read
 
 
+def test_numbers_of_a_panel_that_is_a_column_wide(tmp_path, drawn):
+    for count, written in ((8, 8), (9, 0)):
+        run = [depth(list(range(n)), 40.0 - 30 / n, parameters=n) for n in range(1, count + 1)]
+        assert plots.plot_depth({"run": [run]}, tmp_path / "x.png")
+        assert len(drawn[-1].axes) == 2
+        assert_numbers_are_readable(drawn[-1].axes[0], written)
+
+
 def test_close_perplexities_have_an_axis_with_numbers(tmp_path, drawn):
     assert plots.plot_depth({"run": [perplexities([37.0, 31.0, 29.0])]}, tmp_path / "x.png")
     axis = drawn[0].axes[0]
@@ -152,7 +162,7 @@ def test_close_perplexities_have_an_axis_with_numbers(tmp_path, drawn):
     assert sum(low <= tick <= high for tick in axis.get_yticks()) >= 3
 
 
-def test_seeds_are_one_curve_in_a_band(tmp_path, drawn):
+def test_seeds_are_one_curve_with_error_bars(tmp_path, drawn):
     # Of the two sets of one layer the second is better on average, though not for every seed.
     runs = {
         "a": [
@@ -165,12 +175,12 @@ def test_seeds_are_one_curve_in_a_band(tmp_path, drawn):
     assert plots.plot_depth(runs, tmp_path / "x.png")
     axis = drawn[0].axes[0]
     assert curves(axis) == [[[1, 37.0], [2, 22.0]], [[1, 60.0], [2, 19.0]]]
-    (band,) = axis.collections
-    corners = {tuple(corner) for corner in band.get_paths()[0].vertices.tolist()}
-    assert corners == {(1, 30.0), (1, 44.0), (2, 20.0), (2, 24.0)}
-    assert band.get_facecolor()[0][:3] == pytest.approx(to_rgb(plots.COLORS[0]))
+    (bars,) = axis.collections
+    found = [segment.tolist() for segment in bars.get_segments()]
+    assert found == [[[1, 30.0], [1, 44.0]], [[2, 20.0], [2, 24.0]]]
+    assert bars.get_color()[0][:3] == pytest.approx(to_rgb(plots.COLORS[0]))
     texts = [text.get_text() for text in drawn[0].legends[0].get_texts()]
-    assert texts == ["a, mean of 2 seeds", "b", "range of the seeds"]
+    assert texts == ["a, mean and range of 2 seeds", "b"]
 
 
 def test_a_run_without_speed_beside_one_with(tmp_path, drawn):
@@ -215,6 +225,24 @@ def test_learning_curves_of_seeds_are_their_mean_where_all_have_a_point(tmp_path
     assert len(axis.collections) == 2
     texts = [t.get_text() for t in axis.get_legend().get_texts()]
     assert texts == ["training", "validation, best mean 1.52 at step 11"]
+
+
+def test_learning_curves_differ_in_grey_and_nothing_is_cut_off(tmp_path, drawn):
+    names = ["LayerDrop 0.2, fine-tuned at the end", "LayerDrop 0.5", "none", "d", "e", "f"]
+    for count in (2, 6):
+        runs = {n: [training(range(2, 9), i / 5), training(range(2, 9), i / 4)]
+                for i, n in enumerate(names[:count])}  # fmt: skip
+        assert plots.plot_learning_curves(runs, tmp_path / "x.png")
+        figure = drawn[-1]
+        FigureCanvasAgg(figure).draw()
+        for axis in figure.axes:
+            looks = {(x.get_marker(), repr(x._unscaled_dash_pattern)) for x in axis.lines}
+            assert len(looks) == len(axis.lines) >= count
+            legend, whole = axis.get_legend().get_window_extent(), axis.get_tightbbox()
+            assert legend.y1 < axis.xaxis.label.get_window_extent().y0 + 1
+            assert axis.bbox.height > 1.4 * figure.dpi
+            assert figure.bbox.x0 <= whole.x0 < whole.x1 <= figure.bbox.x1
+            assert figure.bbox.y0 <= whole.y0 < whole.y1 <= figure.bbox.y1
 
 
 @pytest.mark.parametrize(

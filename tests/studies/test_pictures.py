@@ -9,6 +9,7 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from layerdrop_jax.analysis import style
 from layerdrop_jax.studies import pictures
 
 NAN = float("nan")
@@ -98,7 +99,7 @@ def test_no_text_is_cut_off_or_covered(name, drawn):
         assert apart > max(unturned_height(one), unturned_height(other))
     for legend in picture.legends:
         assert not legend.get_window_extent().overlaps(axis.get_window_extent())
-    assert picture.get_figwidth() == pictures.WIDTH
+    assert picture.get_figwidth() == style.WIDTH
     assert axis.get_window_extent().height > 1.4 * picture.dpi  # what is around it has its own room
 
 
