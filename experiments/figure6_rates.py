@@ -48,10 +48,10 @@ def report(found, variant):
                 "lower",
             ),
             compare(
-                "For little pruning a smaller rate is better",
+                "0.5 is the rate to prune away half or more (the reference's advice)",
                 {
-                    f"rate 0.2 at {layers - 1} of {layers} layers": at(0.2, layers - 1),
-                    "rate 0.5": at(0.5, layers - 1),
+                    f"rate 0.5 at {layers // 2} of {layers} layers": at(0.5, layers // 2),
+                    "rate 0.2": at(0.2, layers // 2),
                 },
                 "lower",
             ),

@@ -21,7 +21,7 @@ CURVES = {
     "lm_depth_6_rate_0.2": lambda left: 55 + 6 - left,
     "lm_depth_3": lambda left: 90 + 3 - left,
     "lm_rate_0_finetuned": lambda left: 40 + 6 - left,
-    "lm_rate_0.2_finetuned": lambda left: 30 + 6 - left,
+    "lm_rate_0.2_finetuned": lambda left: 35.5 + 6 - left,
     "lm_rate_0.2_finetuned_moments": lambda left: 29 + 6 - left,
     "lm_rate_0.2_finetuned_teacher": lambda left: 28 + 6 - left,
     "lm_rate_0.5_finetuned": lambda left: 25 + 6 - left,
