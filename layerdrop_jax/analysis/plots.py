@@ -131,6 +131,8 @@ def plot_learning_curves(groups: dict[str, list[list[dict]]], path) -> bool:
             axis.set(title=title, xlabel="step")
             axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+            # as many numbers at any height: others, once the legend is there, may be too wide
+            axis.yaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 2.5, 5, 10)))
             if name == "perplexity":
                 log_scale(axis)
         _legends_below(figure, axes)
@@ -234,7 +236,6 @@ def _legends_below(figure, axes):
                              loc="upper left", bbox_to_anchor=(0, -0.18))  # fmt: skip
         heights.append(legend.get_window_extent(figure.canvas.get_renderer()).height)
     figure.set_figheight(figure.get_figheight() + max(heights) / figure.dpi)
-    figure.draw_without_rendering()  # panels of this height may have other, wider, numbers
 
 
 def _draw_panel(axis, curves, *, log, numbers):
