@@ -16,7 +16,7 @@ EVERY = 3  # steps from one save to the next
 # --pause: seconds of a step. --fail: the step that always fails, or 0 for what measures.
 # --stumble: it fails after every save. --meet: a file that must appear before the first step.
 LAUNCH = """
-import json, os, pathlib, signal, sys, time
+import fcntl, json, os, pathlib, signal, sys, time
 
 told = []
 signal.signal(signal.SIGTERM, lambda *_: told.append(1))
@@ -24,6 +24,8 @@ given = dict(argument[2:].split("=", 1) for argument in sys.argv[1:])
 run = pathlib.Path(given.get("output") or given["workdir"])
 run.mkdir(parents=True, exist_ok=True)
 metrics, state = run / "metrics.jsonl", run / "state.json"
+lock = (run / "lock").open("a")
+fcntl.flock(lock, fcntl.LOCK_EX)  # its predecessor may be saving itself still
 
 def note(path, **line):
     with path.open("a") as file:
