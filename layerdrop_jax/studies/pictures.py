@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from layerdrop_jax.analysis.plots import mean_and_range
 from layerdrop_jax.analysis.style import (
     COLORS,
+    GREY,
     STYLE,
     add_legend,
     draw_ranges,
@@ -31,7 +32,8 @@ def draw(figure: dict, path) -> bool:
 
     A linear axis starts at zero, since a cut one makes small differences look large; where all
     values of lines lie so close together that nothing could be seen, within a quarter of the
-    highest, it is cut. Bars always start at zero and have their numbers written on them. Values
+    highest, it is cut. Bars always start at zero and have their numbers written on
+    them, but points take their place on a logarithmic axis, which has no zero. Values
     that are None, NaN or infinite are left out. A logarithmic axis needs positive values: with
     any other the axis is linear.
 
@@ -119,24 +121,37 @@ def _draw_lines(axis, curves, log) -> float:
 
 
 def _draw_bars(axis, curves, log) -> float:
-    """Bars, their names and numbers; returns the inches needed beyond the panel."""
+    """Bars, their names and numbers; returns the inches needed beyond the panel.
+
+    A logarithmic axis has no zero for a bar to stand on: points take their place.
+    """
     names = list(dict.fromkeys(x for _, points in curves for x, *_ in points))
     width = 0.84 / len(curves)
     low, high = _limits(curves)
-    low, high = (low / 1.5, high) if log else (min(low, 0), max(high, 0))
+    if not log:
+        low, high = min(low, 0), max(high, 0)
     for index, (label, points) in enumerate(curves):
         place = (index - (len(curves) - 1) / 2) * width
         placed = [(names.index(name) + place, *values) for name, *values in points]
         x, mean, *_ = zip(*placed, strict=True)
+        if log:
+            style = look(index) | {"ls": ""}
+            axis.plot(x, mean, label=label, **style)
+            draw_ranges(axis, placed, style["color"])
+            continue
         axis.bar(x, mean, width, label=label, color=COLORS[index % 7], hatch=HATCHES[index % 7],
                  edgecolor="white", lw=0.4)  # fmt: skip
         draw_ranges(axis, placed, "#000000", min(2, 66 * width / len(names)))
-    room = 0.03 * (high - low)
-    axis.set_ylim(low - room * (low < 0), high + room if high > low else low + 1)
-    _write_values(axis, curves, names, width, log)
     if log:
+        room = max((high / low) ** 0.06, 1.03)
+        axis.set_ylim(low / room, high * room)
+        for border in range(1, len(names)):
+            axis.axvline(border - 0.5, color=GREY, lw=0.5, ls=":")
         log_scale(axis)
     else:
+        room = 0.03 * (high - low)
+        axis.set_ylim(low - room * (low < 0), high + room if high > low else low + 1)
+        _write_values(axis, curves, names, width)
         axis.axhline(0, color="#000000", lw=0.6)
         axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.6g}"))
     axis.grid(axis="x", visible=False)
@@ -164,7 +179,7 @@ def _name_bars(axis, names) -> float:
     return 0.033 * max(len(line) for wrapped in lines for line in wrapped)
 
 
-def _write_values(axis, curves, names, width, log):
+def _write_values(axis, curves, names, width):
     """The numbers at the ends of the bars: flat where they fit, else upright, or none of many."""
     form = number_format([mean for _, points in curves for _, mean, *_ in points], 3)
     texts = [[format(mean, form) for _, mean, *_ in points] for _, points in curves]
@@ -175,11 +190,8 @@ def _write_values(axis, curves, names, width, log):
     upright = letters * 3.6 + 2 > bar
     room = (letters * 3.6 if upright else 7) + 5  # points of about 125
     low, high = axis.get_ylim()
-    if log:
-        axis.set_ylim(low, high * (high / low) ** (room / (125 - room)))
-    else:
-        share = (high - low) / (125 - room * ((low < 0) + (high > 0)))
-        axis.set_ylim(low - room * share * (low < 0), high + room * share * (high > 0))
+    share = (high - low) / (125 - room * ((low < 0) + (high > 0)))
+    axis.set_ylim(low - room * share * (low < 0), high + room * share * (high > 0))
     for index, (row, (_, points)) in enumerate(zip(texts, curves, strict=True)):
         place = (index - (len(curves) - 1) / 2) * width
         for text, (name, mean, least, most) in zip(row, points, strict=True):
