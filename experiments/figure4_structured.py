@@ -15,7 +15,7 @@ KINDS = ("none", "heads", "sublayers", "layers", "heads_layers", "heads_sublayer
 
 
 def runs(variant):
-    return structured_dropouts.networks_of(variant, KINDS)
+    return structured_dropouts.networks_of(variant, KINDS, equal_updates=True)
 
 
 def report(found, variant):

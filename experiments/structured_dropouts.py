@@ -23,8 +23,6 @@ from layerdrop_jax.studies.results import (
 from layerdrop_jax.studies.runs import Run, load_config
 
 TITLE = "Structured dropouts at equal training cost"
-CONFIGS = {"demo": "configs/wikitext103.py:demo", "small": "configs/wikitext103.py:small",
-           "paper": "configs/wikitext103.py"}  # fmt: skip
 SETTING = {
     "demo": "pystdlib (the source of Python's standard library), 12 layers, 96 wide; at the cost "
     "of 600 updates of the whole network; perplexity per BPE token",
@@ -68,15 +66,27 @@ def runs(variant):
     return networks_of(variant, COMPARED)
 
 
-def networks_of(variant, kinds) -> list[Run]:
-    config, found = CONFIGS[variant], []
-    own = load_config([f"--config={config}"])["model"]["dropout"]
+def networks_of(variant, kinds, *, equal_updates=False) -> list[Run]:
+    """A run for each kind: of equal cost, or of as many updates as the config has."""
+    config, _ = networks.LM[variant]
+    own = load_config([f"--config={config}"])
+    updates = {
+        "train.steps": own["train"]["steps"],
+        "optimizer.period_updates": own["optimizer"]["period_updates"],
+    }
+    found = []
     for kind in kinds:
         overrides = dict(KINDS[kind])
         if kind == "dropout":
-            overrides["model.dropout"] = round(own + MORE, 3)
-        overrides = networks.equal_cost(config, overrides)
-        found.append(Run(name=f"structured_{kind}", config=config, overrides=overrides))
+            overrides["model.dropout"] = round(own["model"]["dropout"] + MORE, 3)
+        run = Run(
+            name=f"structured_{kind}",
+            config=config,
+            overrides=networks.equal_cost(config, overrides),
+        )
+        if equal_updates and run.overrides != (overrides | updates):
+            run = Run(name=f"{run.name}_updates", config=config, overrides=overrides | updates)
+        found.append(run)
     return found
 
 
