@@ -50,6 +50,10 @@ def check_folder(workdir, config):
         )
 
 
+class Held(ValueError):
+    """Another process trains in the folder: the same command can succeed later."""
+
+
 @contextlib.contextmanager
 def held(workdir: pathlib.Path):
     """Within it no other process trains in a folder, on a file system that knows locks (flock).
@@ -57,7 +61,7 @@ def held(workdir: pathlib.Path):
     One that was just told to stop may still be saving: it is waited for, a while.
 
     Raises:
-      ValueError: another process trains there, and goes on doing so.
+      ValueError: another process trains there, and goes on doing so; or it is no folder.
     """
     if fcntl is None or jax.process_index() != 0:
         yield
@@ -71,7 +75,7 @@ def held(workdir: pathlib.Path):
             print(f"waiting for another process to leave {workdir}", flush=True)
         time.sleep(1)
     else:
-        raise ValueError(
+        raise Held(
             f"{workdir} is being trained by process {(workdir / LOCK).read_text() or '?'}: wait "
             "for it or stop it, or use another --workdir"
         )
@@ -91,8 +95,11 @@ def held(workdir: pathlib.Path):
 def _locked(path):
     """The file, locked; None where another process holds it."""
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+")
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ValueError(f"cannot write {path}: {error.filename} is not a folder") from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
