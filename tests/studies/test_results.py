@@ -31,7 +31,7 @@ def test_a_job_that_is_done_is_read_from_its_folder(tmp_path):
     found = results.read(Job("net_seed_3", "net", 3, tmp_path, commands, ""))
     assert (found.run, found.seed, found.config["seed"], found.workdir) == ("net", 3, 3, tmp_path)
     assert found.records == [{"kind": "start", "step": 0}]
-    assert results.measure(found)["name"] == "BLEU"
+    assert results.task_score(found)["name"] == "BLEU"
     assert found.commands[0] == f"python {commands[0][0]} --workdir='my runs/a' {commands[0][2]}"
     assert [tuple(shlex.split(text)[1:]) for text in found.commands] == list(commands)
 
@@ -50,17 +50,18 @@ def test_the_last_score_of_the_whole_network_counts():
     ]
     lines += [{"kind": "test", "step": 9, "split": "test", "perplexity": None}]  # not finite
     assert results.whole(result(*lines)) == 7.0
-    assert results.whole(result(*lines), "valid") == 6.0
     assert results.whole(result({"kind": "test", "step": 9, "bleu": 21.0}, task=MT)) == 21.0
     assert results.whole(result(depth([0], 3.0))) is None
 
 
-def test_of_several_rules_for_a_depth_the_best_counts_and_of_one_the_last():
-    lines = [depth([0, 1], 9.0), depth([0], 5.0), depth([1], 4.0), depth([1], 6.0), depth([], None)]
-    assert results.depths(result(*lines)) == {1: 5.0, 2: 9.0}
-    lines = [depth([0], 5.0, "bleu"), depth([1], 4.0, "bleu"), depth([0, 1], 9.0, "bleu")]
-    assert results.depths(result(*lines, task=MT)) == {1: 5.0, 2: 9.0}
-    assert list(results.depths(result(*lines, task=MT))) == [1, 2]
+def test_the_last_score_of_a_depth_counts():
+    lines = [depth([0, 1], 9.0), depth([1], 4.0), depth([1], 6.0), depth([], None)]
+    assert results.depths(result(*lines)) == {1: 6.0, 2: 9.0}
+    assert list(results.depths(result(*lines))) == [1, 2]
+    assert results.cut_to(1)(result(*lines)) == 6.0
+    assert results.cut_to(3)(result(*lines)) is None
+    found = [result(*lines), result(), result(depth([0], 5.0, "bleu"), task=MT)]
+    assert results.scores(found, results.cut_to(1)) == [6.0, 5.0]
 
 
 def test_what_a_run_took():
@@ -135,21 +136,22 @@ def test_a_curve_over_depth_has_the_depths_that_all_seeds_have():
 @pytest.mark.parametrize(
     ("first", "second", "better", "agrees"),
     [
-        (3.0, 4.0, "lower", True),
-        (4.0, 3.0, "lower", False),
-        (3.0, 3.0, "lower", False),
-        (3.0, 4.0, "higher", False),
-        (4.0, 3.0, "higher", True),
-        (None, 3.0, "higher", None),
-        (3.0, None, "lower", None),
+        ([3.0, 3.5], [4.0, 4.5], "lower", True),
+        ([4.0, 4.5], [3.0, 3.5], "lower", False),
+        ([3.0, 4.0], [4.5], "higher", False),
+        ([4.5], [4.0, 3.0], "higher", True),
+        ([3.0, 4.0], [3.5, 5.0], "lower", None),  # the seeds overlap
+        ([3.0], [3.0], "lower", None),
+        ([], [3.0], "higher", None),
+        ([3.0], [], "lower", None),
     ],
 )
-def test_a_claim_is_that_the_first_score_is_the_better_one(first, second, better, agrees):
+def test_a_claim_is_that_the_first_score_is_better_in_all_seeds(first, second, better, agrees):
     claim = results.compare("it helps", {"with": first, "without": second}, better, figure="f")
     assert claim["agrees"] is agrees
     assert (claim["paper"], claim["figure"]) == ("it helps", "f")
-    texts = ["-" if value is None else f"{value:.2f}" for value in (first, second)]
-    assert claim["ours"] == f"with: {texts[0]}, without: {texts[1]}"
+    assert claim["ours"].startswith("with: " if first else "with: -, without: 3.00")
+    assert ("within the range" in claim["ours"]) == (first == [3.0, 4.0] and agrees is None)
 
 
 def test_a_mean_of_none_is_none():
