@@ -10,14 +10,15 @@ import networks
 
 from layerdrop_jax.studies import study
 from layerdrop_jax.studies.results import (
+    SCORES,
     by_depth,
     claim,
     compare,
     curve,
+    cut_to,
     depths,
     figure,
-    mean,
-    measure,
+    scores,
 )
 
 TITLE = "Figure 2: quality against layers pruned"
@@ -27,9 +28,10 @@ SCRATCH = {
     "mt": {"demo": (4, 2), "small": (3,), "paper": (4, 3, 2)},
 }
 NETWORK = {"lm": networks.language_model, "mt": networks.translation}
+TASKS = {"lm": "language_modelling", "mt": "translation"}
 NAMES = {"lm": "Language modelling", "mt": "Translation"}
 LAYERS = {"lm": "layers kept", "mt": "decoder layers kept"}
-HALF = {"lm": {"demo": 6, "small": 8, "paper": 8}, "mt": dict.fromkeys(study.VARIANTS, 3)}
+DEPTH = {"lm": networks.LM_LAYERS, "mt": dict.fromkeys(study.VARIANTS, networks.MT_LAYERS)}
 
 
 def runs(variant):
@@ -45,79 +47,68 @@ def scratch(task, variant, depth):
 
 
 def report(found, variant):
-    figures, claims, shown = [], [], []
-    for task in NETWORK:
-        cut = {rate: found.get(NETWORK[task](variant, rate).name, []) for rate in RATES[task]}
-        if not any(cut.values()):
-            continue
-        shown.append(task)
-        first = next(results[0] for results in cut.values() if results)
-        of = measure(first)
+    figures, claims = [], []
+    cuts = {
+        task: {rate: found.get(NETWORK[task](variant, rate).name, []) for rate in RATES[task]}
+        for task in NETWORK
+    }
+    shown = [task for task in NETWORK if any(cuts[task].values())] or list(NETWORK)
+    for task in shown:
+        cut, of = cuts[task], SCORES[TASKS[task]]
         own = {
-            depth: [depths(r).get(depth) for r in found.get(scratch(task, variant, depth).name, [])]
+            depth: scores(found.get(scratch(task, variant, depth).name, []), cut_to(depth))
             for depth in SCRATCH[task][variant]
         }
-        if cut[0.0]:
-            deepest = max(depths(cut[0.0][0]))
-            own[deepest] = [depths(r).get(deepest) for r in cut[0.0]]
-        own = dict(sorted(own.items()))
         curves = [
             by_depth(f"LayerDrop {rate:g}, cut" if rate else "without LayerDrop, cut", results)
             for rate, results in cut.items()
         ]
-        curves.append(curve("from scratch at this depth", own))
+        if any(own.values()):  # the whole network without LayerDrop is one of these
+            whole = {max(depths(r)): [] for r in cut[0.0]}
+            whole = {depth: scores(cut[0.0], cut_to(depth)) for depth in whole}
+            curves.append(curve("from scratch at this depth", dict(sorted((own | whole).items()))))
         y = "test BLEU" if of["key"] == "bleu" else "valid perplexity"
         figures.append(
             figure(f"{task}_depth", f"{NAMES[task]}: {y}", LAYERS[task], y, curves, log=of["log"])
         )
-        claims += compare_depths(task, variant, cut, own, of)
+        claims += judge(task, DEPTH[task][variant] // 2, cut, own, of["better"])
     settings = {"lm": networks.LM_SETTING, "mt": networks.MT_SETTING}
     return {
-        "setting": "; ".join(settings[task][variant] for task in shown or NETWORK),
+        "setting": "; ".join(settings[task][variant] for task in shown),
         "tables": [],
         "figures": figures,
         "claims": claims,
     }
 
 
-def compare_depths(task, variant, cut, own, of):
-    """Claims about the depths that are half of the network, and all below the whole."""
-    half = HALF[task][variant]
+def judge(task, half, cut, own, better):
+    """Claims about half of the depth, and about every depth that was trained from scratch too."""
+    name, drawn = NAMES[task], f"{task}_depth"
 
     def at(rate, depth):
-        values = [depths(r).get(depth) for r in cut.get(rate, [])]
-        return None if None in values else mean(values)
+        return scores(cut[rate], cut_to(depth))
 
-    found = [
-        compare(
-            f"{NAMES[task]}: cut to half, LayerDrop is better; without it quality falls steeply",
-            {f"LayerDrop 0.2 at {half} layers": at(0.2, half), "without": at(0.0, half)},
-            of["better"],
-            figure=f"{task}_depth",
-        )
-    ]
-    better = max if of["better"] == "higher" else min
-    rates = [rate for rate in cut if rate]
-    wins, text = [], []
-    for depth, values in own.items():
-        if depth == max(own) or not values or None in values:
-            continue
-        best = [at(rate, depth) for rate in rates if at(rate, depth) is not None]
-        if best:
-            wins.append(better(best) == better(*best, mean(values)))
-            text.append(
-                f"{depth} layers: {better(best):,.2f} cut, {mean(values):,.2f} from scratch"
-            )
-    found.append(
-        claim(
-            f"{NAMES[task]}: cut out of a network with LayerDrop, a small one is better than "
-            "trained from scratch",
-            "; ".join(text) or "-",
-            all(wins) if wins else None,
-            figure=f"{task}_depth",
-        )
+    steep = compare(
+        f"{name}: cut to half, LayerDrop is better; without it quality falls steeply",
+        {f"LayerDrop 0.2 at {half} layers": at(0.2, half), "without": at(0.0, half)},
+        better,
+        figure=drawn,
     )
-    return found
+    each = [
+        compare("", {f"{depth} layers, cut": at(0.2, depth), "from scratch": values}, better)
+        for depth, values in own.items()
+        if values
+    ]
+    verdicts = {one["agrees"] for one in each}
+    all_of = False if False in verdicts else None if None in verdicts or not each else True
+    small = claim(
+        f"{name}: cut out of a network with LayerDrop 0.2, a small one is better than trained from "
+        "scratch",
+        "; ".join(one["ours"] for one in each) or "-",
+        all_of,
+        figure=drawn,
+    )
+    return [steep, small]
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
   python experiments/figure5_importance.py --variant=demo --workdir=runs/studies
 
-For each layer, sub-networks of half the depth are drawn at random that lack it; the mean of their
-perplexity is the layer's importance (--mode=importance, which has other measures too).
+For each layer, sub-networks of half the depth are drawn at random that lack it; their perplexity,
+by the mean of their nats, is the layer's importance (--mode=importance has other measures too).
 """
 
 import json
@@ -26,25 +26,18 @@ def runs(variant):
 
 def report(found, variant):
     layers = networks.LM_LAYERS[variant]
-    curves, claims = [], []
+    curves, means = [], {}
     for rate, run in zip(RATES, runs(variant), strict=True):
-        scores = [without(result) for result in found.get(run.name, [])]
+        seeds = [without(result) for result in found.get(run.name, [])]
+        points = {n: [of_seed[n] for of_seed in seeds] for n in range(layers)} if seeds else {}
         label = f"LayerDrop {rate:g}" if rate else "without LayerDrop"
-        points = {n: [of_seed[n] for of_seed in scores] for n in range(layers)} if scores else {}
         curves.append(curve(label, points))
-        if not scores:
-            continue
-        nats = {n: math.log(mean(values)) for n, values in points.items()}
-        ends, middle = (nats[0], nats[layers - 1]), sorted(list(nats.values())[1:-1])
-        claims.append(
-            claim(
-                f"{label}: the first and last layers matter most",
-                f"perplexity without layer 0: {math.exp(ends[0]):,.1f}, without the last: "
-                f"{math.exp(ends[1]):,.1f}, without another: {math.exp(middle[0]):,.1f} to "
-                f"{math.exp(middle[-1]):,.1f}",
-                min(ends) > middle[-1],
-            )
-        )
+        if seeds:
+            means[label] = [mean(points[n]) for n in range(layers)]
+    order = {
+        label: sorted(range(layers), key=lambda n, of=of: -of[n]) for label, of in means.items()
+    }
+    main = order.get("LayerDrop 0.2")
     return {
         "setting": f"{networks.LM_SETTING[variant]}; layers counted from 0",
         "tables": [],
@@ -52,12 +45,22 @@ def report(found, variant):
             figure("importance", f"Perplexity of {layers // 2} layers without a layer", "layer",
                    "valid perplexity (sample)", curves, log=True)
         ],
-        "claims": claims,
+        "claims": [
+            claim(
+                "The first and last layers matter most",
+                "; ".join(
+                    f"{label}: most layers {', '.join(map(str, ranked[:3]))}"
+                    for label, ranked in order.items()
+                )
+                or "-",
+                set(main[:2]) == {0, layers - 1} if main else None,
+            )
+        ],
     }  # fmt: skip
 
 
 def without(result) -> dict[int, float]:
-    """{layer: perplexity, of the mean nats, of the sub-networks without it}."""
+    """{layer: exp of the mean nats of the sub-networks without it}."""
     record = json.loads((result.workdir / "importance.json").read_text(encoding="utf-8"))
     stack = record["stacks"]["decoder"]
     drawn = stack["measures"]["half_depth"]

@@ -6,7 +6,7 @@ python experiments/figure6_rates.py --variant=demo --workdir=runs/studies
 import networks
 
 from layerdrop_jax.studies import study
-from layerdrop_jax.studies.results import by_depth, compare, depths, figure, mean
+from layerdrop_jax.studies.results import by_depth, compare, cut_to, figure, scores
 
 TITLE = "Figure 6: training rate against pruning at inference"
 RATES = {"demo": (0.0, 0.2, 0.5), "small": (0.0, 0.1, 0.2, 0.5), "paper": (0.1, 0.2, 0.3, 0.5)}
@@ -27,8 +27,7 @@ def report(found, variant):
     layers = networks.LM_LAYERS[variant]
 
     def at(rate, depth):
-        values = [depths(r).get(depth) for r in results[rate]]
-        return mean([v for v in values if v is not None])
+        return scores(results[rate], cut_to(depth))
 
     quarter = layers // 4
     return {

@@ -74,6 +74,8 @@ def language_model(variant, rate, *, depth=None, name="", **more) -> Run:
         parts.append(f"depth_{depth}")
     if rate or depth is None:
         parts.append(f"rate_{rate:g}")
+    if variant == "paper" and not rate:
+        overrides["model.dropout"] = 0.3  # as the reference has it without LayerDrop
     return Run(name=name or "_".join(parts), config=config, overrides=overrides, **more)
 
 

@@ -7,27 +7,29 @@ top of the config's own dropout, of which the demo has none. Each network is als
 layers, since that is what LayerDrop is for.
 """
 
+import functools
+
 import networks
 
 from layerdrop_jax.studies import study
 from layerdrop_jax.studies.results import (
     by_depth,
     compare,
-    depths,
+    cut_to,
     figure,
-    mean,
     parameters,
     row,
+    scores,
     table,
 )
 from layerdrop_jax.studies.runs import Run, load_config
 
 TITLE = "Structured dropouts at equal training cost"
 SETTING = {
-    "demo": "pystdlib (the source of Python's standard library), 12 layers, 96 wide; at the cost "
-    "of 600 updates of the whole network; perplexity per BPE token",
-    "small": "WikiText-103, 16 layers, 512 wide, at the cost of 20,000 updates",
-    "paper": "WikiText-103, 16 layers, at the cost of 286,000 updates",
+    "demo": "pystdlib (the source of Python's standard library), 12 layers, 96 wide, 600 updates "
+    "of 2,048 tokens, half an epoch; perplexity per BPE token; each method at one rate, none tuned",
+    "small": "WikiText-103, 16 layers, 512 wide, 20,000 updates; each method at one rate",
+    "paper": "WikiText-103, 16 layers, 286,000 updates; each method at one rate",
 }
 MORE = 0.1  # Dropout than the config has
 # Stochastic Depth's rate grows with depth to 0.37: as many layers run as with 0.2 in each.
@@ -90,43 +92,25 @@ def networks_of(variant, kinds, *, equal_updates=False) -> list[Run]:
     return found
 
 
-def rows_of(found, variant, kinds):
-    """(rows of a table, {kind: mean valid perplexity}) of whole networks."""
-    layers = networks.LM_LAYERS[variant]
-    rows, scores = [], {}
-    for kind in kinds:
-        results = found.get(f"structured_{kind}", [])
-
-        def score(result):
-            return depths(result).get(layers)
-
-        rows.append(row(NAMES[kind], results, score))
-        scores[kind] = mean([score(r) for r in results])
-    return rows, scores
-
-
 def report(found, variant):
     layers = networks.LM_LAYERS[variant]
     half = layers // 2
-    rows, scores = rows_of(found, variant, COMPARED)
-    cut_rows, cut = [], {}
-    for kind in COMPARED:
-        results = found.get(f"structured_{kind}", [])
-        cut_rows.append(
-            row(
-                NAMES[kind],
-                results,
-                lambda result: depths(result).get(half),
-                size=lambda result: parameters(result, half),
-            )
-        )
-        cut[kind] = mean([depths(r).get(half) for r in results])
-    curves = [by_depth(NAMES[kind], found.get(f"structured_{kind}", [])) for kind in COMPARED]
+    rows, cut_rows, whole, cut, curves = [], [], {}, {}, []
+    for kind, run in zip(COMPARED, runs(variant), strict=True):
+        results = found.get(run.name, [])
+        name = f"{NAMES[kind]}, {run.overrides['train.steps']:,} updates"
+        rows.append(row(name, results, cut_to(layers)))
+        size = functools.partial(parameters, depth=half)
+        cut_rows.append(row(name, results, cut_to(half), size=size))
+        whole[kind], cut[kind] = scores(results, cut_to(layers)), scores(results, cut_to(half))
+        curves.append(by_depth(NAMES[kind], results))
     return {
-        "setting": SETTING[variant],
+        "setting": f"{SETTING[variant]}; where layers or rows are skipped, as many more updates as "
+        "cost the same (DropPath drops whole rows: 4 of the demo's 16)",
         "tables": [
-            as_table("Whole network, valid perplexity", rows),
-            as_table(f"Cut to {half} of {layers} layers, valid perplexity", cut_rows),
+            table("Whole network, valid perplexity", "perplexity", "lower", rows),
+            table(f"Cut to {half} of {layers} layers, valid perplexity", "perplexity", "lower",
+                  cut_rows),
         ],
         "figures": [
             figure("dropouts", "Valid perplexity after pruning", "layers kept", "valid perplexity",
@@ -135,7 +119,7 @@ def report(found, variant):
         "claims": [
             compare(
                 "LayerDrop regularises: it improves the whole network",
-                {"LayerDrop": scores["layers"], "nothing dropped": scores["none"]},
+                {"LayerDrop": whole["layers"], "nothing dropped": whole["none"]},
                 "lower",
             ),
             compare(
@@ -145,10 +129,6 @@ def report(found, variant):
             ),
         ],
     }  # fmt: skip
-
-
-def as_table(title, rows):
-    return table(title, "perplexity", "lower", rows)
 
 
 if __name__ == "__main__":

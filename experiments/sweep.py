@@ -17,7 +17,7 @@ import sys
 
 from layerdrop_jax.analysis.report import compare_runs
 from layerdrop_jax.studies import study
-from layerdrop_jax.studies.results import by_depth, figure, measure, row, table, whole
+from layerdrop_jax.studies.results import by_depth, figure, row, table, task_score, whole
 from layerdrop_jax.studies.runs import Run
 
 
@@ -80,7 +80,7 @@ def as_record(found, runs, arguments, command) -> dict:
     rows = [row(run.name, found.get(run.name, []), whole) for run in runs]
     tables, figures = [], []
     if found:
-        of = measure(next(iter(found.values()))[0])
+        of = task_score(next(iter(found.values()))[0])
         tables.append(table("Whole networks", f"test {of['name']}", of["better"], rows))
         curves = [by_depth(run.name, found.get(run.name, [])) for run in runs]
         y = "test BLEU" if of["key"] == "bleu" else "valid perplexity"

@@ -18,14 +18,16 @@ import sys
 import time
 
 from layerdrop_jax.data.progress import progress
-from layerdrop_jax.data.tokenizers import write_atomically
 from layerdrop_jax.studies.runs import ROOT, Job
 from layerdrop_jax.training.checkpoints import saved_steps
 from layerdrop_jax.training.metrics import read_metrics
 
 DONE = "done.jsonl"
 TRAINING = {"train": "training", "finetune": "training on"}  # a mode, in words
-SAVED = 75  # launch.py's exit code after it was told to stop
+# What says where things lie, and moves no result.
+PLACES = ("--workdir=", "--output=", "--out=", "--config.data.data_dir=", "--config.data.path=",
+          "--config.data.workers=")  # fmt: skip
+SAVED = 75  # launch.py's exit code after it was told to stop, or found another one at work
 DEVICES = pathlib.Path("/dev")
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_BETWEEN_LINES = 10
@@ -145,24 +147,32 @@ def _accelerators(slot, count, gpus, tpus) -> dict:
     return env
 
 
-def finished_commands(workdir) -> list[dict]:
-    """The lines of a run's done.jsonl; one that a kill has cut short is none."""
+def finished_commands(workdir) -> list[tuple[str, ...]]:
+    """The commands in a run's done.jsonl; a line that a kill has cut short is none."""
     path = pathlib.Path(workdir) / DONE
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    found = []
+    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            found.append(tuple(json.loads(line)["command"]))
+    return found
 
 
 def left(job: Job) -> list[tuple[str, ...]]:
     """The commands of a job that have not ended well yet.
 
-    What was measured before the last training was measured of another network, or otherwise.
+    What was measured before the last training was measured of another network, or otherwise. Where
+    the runs and the data lie does not count.
     """
-    done = [tuple(line["command"]) for line in finished_commands(job.workdir)]
+    done = [_bare(command) for command in finished_commands(job.workdir)]
     trained = [number for number, command in enumerate(done) if _mode(command) in TRAINING]
     since = done[trained[-1] :] if trained else []
-    if job.commands[0] not in since:
+    if _bare(job.commands[0]) not in since:
         return list(job.commands)
-    return [command for command in job.commands if command not in since]
+    return [command for command in job.commands if _bare(command) not in since]
+
+
+def _bare(command) -> tuple[str, ...]:
+    return tuple(argument for argument in command if not argument.startswith(PLACES))
 
 
 def run_jobs(jobs, pool, *, retries: int) -> dict[str, str]:
@@ -198,17 +208,21 @@ def run_jobs(jobs, pool, *, retries: int) -> dict[str, str]:
                         advance(1)
                 ready = [j for j in waiting.values() if j.after not in waiting | running]
                 for job in ready:
-                    if pool.has_room():
+                    if not left(job):  # another study has done it meanwhile
+                        print(f"{job.name}: done", flush=True)
+                        del waiting[job.name]
+                        advance(1)
+                    elif pool.has_room():
                         running[job.name] = _start(waiting.pop(job.name), pool)
                 lines.show(running)
                 time.sleep(SECONDS_BETWEEN_LOOKS)
-                for name, (job, handle, started, before) in list(running.items()):
+                for name, (job, command, handle, before) in list(running.items()):
                     code = pool.poll(handle)
                     if code is None:
                         continue
                     del running[name]
                     if code == 0:
-                        _note(job, left(job)[0], time.time() - started)
+                        _note(job, command)
                         failures[name] = 0
                         if left(job):
                             waiting = {name: job} | waiting  # its next command, before other jobs
@@ -230,32 +244,41 @@ def run_jobs(jobs, pool, *, retries: int) -> dict[str, str]:
         finally:  # Ctrl-C, SIGTERM or a mistake of ours: no run is left alone
             if running:
                 print(f"stopping: {len(running)} runs save themselves", flush=True)
-            for _, handle, *_ in running.values():
-                pool.stop(handle)
-            while any(pool.poll(handle) is None for _, handle, *_ in running.values()):
+            asked = -1
+            while any(pool.poll(handle) is None for _, _, handle, _ in running.values()):
+                if len(told) > asked:  # told again, runs leave at once, without saving
+                    asked = len(told)
+                    for _, _, handle, _ in running.values():
+                        pool.stop(handle)
                 time.sleep(0.1)
             pool.close()
     return failed
 
 
 def _start(job, pool):
-    """(the job, its handle, when it started, how far it was)."""
+    """(the job, the command that runs, its handle, how far the job was)."""
     log = log_of(job)
     log.parent.mkdir(parents=True, exist_ok=True)
     command = left(job)[0]
     mode = _mode(command)
     print(f"{job.name}: {TRAINING.get(mode, mode)}; what it says is in {log}", flush=True)
-    return job, pool.start(command, log), time.time(), _progress(job)
+    return job, command, pool.start(command, log), _progress(job)
 
 
 def _mode(command) -> str:
     return next((a.partition("=")[2] for a in command if a.startswith("--mode=")), "train")
 
 
-def _note(job, command, seconds):
-    """Adds a finished command to done.jsonl, whole and on the disk before it counts."""
-    lines = [*finished_commands(job.workdir), {"command": command, "seconds": round(seconds, 1)}]
-    write_atomically(job.workdir / DONE, "".join(json.dumps(line) + "\n" for line in lines))
+def _note(job, command):
+    """Appends a finished command to done.jsonl, on the disk before it counts."""
+    job.workdir.mkdir(parents=True, exist_ok=True)
+    path = job.workdir / DONE
+    # A line that was cut short gets its end first; a line is written at once, as others may write.
+    cut = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" * bool(cut) + json.dumps({"command": command}) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _progress(job) -> tuple[int, int]:
@@ -296,7 +319,7 @@ class _Lines:
             return
         self._time = time.monotonic()
         for name, (job, *_) in running.items():
-            line = how_far(job.workdir)
+            line = how_far(job.workdir) if job.commands[0][0] == "launch.py" else "running"
             if line != self._said.get(name):
                 print(f"{name}: {line}", flush=True)
                 self._said[name] = line

@@ -8,11 +8,12 @@ import shlex
 import typing
 from collections.abc import Callable
 
+from layerdrop_jax.analysis.report import spread_text
 from layerdrop_jax.training.metrics import read_metrics
 from layerdrop_jax.training.runs import read_config
 
 # The task's score, in the lines of metrics.jsonl; better: which of two is.
-MEASURES = {
+SCORES = {
     "translation": {"key": "bleu", "name": "BLEU", "better": "higher", "log": False},
     "language_modelling": {"key": "perplexity", "name": "perplexity", "better": "lower",
                            "log": True},
@@ -52,9 +53,9 @@ def _quoted(argument):
     return f"{name}{equals}{shlex.quote(value)}" if equals else shlex.quote(argument)
 
 
-def measure(result: Result) -> dict:
-    """What scores a run's task, see `MEASURES`."""
-    return MEASURES[result.config["task"]]
+def task_score(result: Result) -> dict:
+    """What scores a run's task, one of `SCORES`."""
+    return SCORES[result.config["task"]]
 
 
 def minutes(result: Result) -> float:
@@ -68,29 +69,34 @@ def hardware(result: Result) -> str:
     return (starts or [""])[0] or ""
 
 
-def whole(result: Result, split: str = "test") -> float | None:
-    """The score of the whole network on a split."""
-    key = measure(result)["key"]
-    found = [r[key] for r in result.records if r["kind"] == "test" and r.get(key) is not None
-             and r.get("split", "test") == split]  # fmt: skip
+def whole(result: Result) -> float | None:
+    """The score of the whole network on the test split."""
+    key = task_score(result)["key"]
+    found = [
+        r[key]
+        for r in result.records
+        if r["kind"] == "test" and r.get("split", "test") == "test" and r.get(key) is not None
+    ]
     return found[-1] if found else None
 
 
 def depths(result: Result) -> dict[int, float]:
     """The scores of the network cut to every depth by rule, as evaluation takes them.
 
-    BLEU of the test split, perplexity of the validation split; of several rules for one depth the
-    best.
+    BLEU of the test split, perplexity of the validation split; the last measurement counts.
     """
-    key, best = measure(result)["key"], {"higher": max, "lower": min}[measure(result)["better"]]
-    lines = {}
-    for record in result.records:
-        if record["kind"] == "depth" and record.get(key) is not None:
-            lines[tuple(record["decoder_layers"])] = record[key]  # the last one counts
-    found = {}
-    for layers, score in lines.items():
-        found[len(layers)] = best(found.get(len(layers), score), score)
+    key = task_score(result)["key"]
+    found = {
+        len(record["decoder_layers"]): record[key]
+        for record in result.records
+        if record["kind"] == "depth" and record.get(key) is not None
+    }
     return dict(sorted(found.items()))
+
+
+def cut_to(depth: int) -> Callable:
+    """The score of a network cut to a depth, as a function of its result; see `depths`."""
+    return lambda result: depths(result).get(depth)
 
 
 def parameters(result: Result, depth: int | None = None) -> int | None:
@@ -169,6 +175,11 @@ def figure(name: str, title: str, x: str, y: str, curves, *, log=False, kind="li
             "curves": curves}  # fmt: skip
 
 
+def scores(results, score: Callable) -> list[float]:
+    """The scores of a run, of the seeds that have one."""
+    return [value for value in map(score, results) if value is not None]
+
+
 def mean(values) -> float | None:
     """The mean over the seeds; None of none."""
     return sum(values) / len(values) if values else None
@@ -182,17 +193,25 @@ def claim(paper: str, ours: str, agrees: bool | None, figure: str = "") -> dict:
     return {"paper": paper, "ours": ours, "agrees": agrees, "figure": figure}
 
 
-def compare(paper: str, scores: dict, better: str, figure: str = "") -> dict:
-    """The claim that the first of two scores, means over seeds, is the better one.
+def compare(paper: str, ours: dict, better: str, figure: str = "") -> dict:
+    """The claim that the first of two scores is the better one, in the mean over seeds.
+
+    Where the seeds of the two overlap it cannot be said.
 
     Args:
       paper: what the paper says.
-      scores: {what: a number or None}, two of them.
+      ours: {what: a value for each seed}, two of them.
       better: "higher" or "lower".
       figure: as in `claim`.
     """
-    (_, first), (_, second) = scores.items()
-    known = None not in (first, second)
-    ours = ", ".join(f"{k}: {'-' if v is None else format(v, ',.2f')}" for k, v in scores.items())
-    agrees = (first > second if better == "higher" else first < second) if known else None
-    return claim(paper, ours, agrees, figure)
+    texts = [f"{what}: {spread_text(values, ',.2f') or '-'}" for what, values in ours.items()]
+    first, second = ours.values()
+    if not (first and second):
+        return claim(paper, ", ".join(texts), None, figure)
+    wins = mean(first) > mean(second) if better == "higher" else mean(first) < mean(second)
+    apart = min(first) > max(second) or max(first) < min(second)
+    if min(len(first), len(second)) == 1:
+        texts.append("one seed")
+    elif not apart:
+        texts.append("within the range of the seeds")
+    return claim(paper, ", ".join(texts), wins if apart else None, figure)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import sys
 import typing
 from collections.abc import Mapping
 
@@ -14,7 +15,7 @@ from layerdrop_jax.training.command_line import check_overrides
 from layerdrop_jax.training.runs import read_config
 
 # Where launch.py and configs/ are: every command is started there.
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class Run:
       start: the run whose network this one is trained on from, seed by seed (``--mode=finetune``).
       layers: which of its layers, a strategy by stack: {"decoder": "6"}.
       program: what is executed instead of a training, arguments of python; it writes its results
-        into --out=FOLDER, the run's folder: ("-m", "benchmarks.training_speed").
+        into --out=FOLDER, the run's folder: ("-m", "benchmarks.training_speed"). Its one seed is 1.
       measures: further commands for the trained network, each the flags of one, without --workdir:
         ("--mode=importance",).
     """
@@ -87,6 +88,12 @@ def plan(runs, folder, extra=()) -> list[Job]:
         if sum(map(bool, (run.config, run.start, run.program))) != 1:
             raise ValueError(
                 f"the run {run.name!r} needs a config, a run to start from or a program"
+            )
+        if len(set(run.seeds)) < len(run.seeds):
+            raise ValueError(f"the run {run.name!r} has a seed twice: {run.seeds}")
+        if run.program and (extra or run.seeds != (1,)):
+            raise ValueError(
+                f"the run {run.name!r} trains nothing: it takes no seeds and no --config.KEY=VALUE"
             )
         if "seed" in run.overrides:
             raise ValueError(f"the run {run.name!r} sets seed: its seeds are a list of their own")
@@ -200,6 +207,8 @@ def load_config(given) -> dict:
     Raises:
       ValueError, absl.flags.Error: an unknown file, variant or key, or a value that does not fit.
     """
+    if str(ROOT) not in sys.path:  # configs import one another, as they do in launch.py
+        sys.path.append(str(ROOT))
     argv = ["launch.py", *map(_from_root, given)]
     values = absl_flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)

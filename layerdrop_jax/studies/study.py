@@ -74,10 +74,9 @@ def _with_seeds(run, seeds):
 
 def seeds(text) -> tuple[int, ...]:
     """``1,2`` as (1, 2)."""
-    try:
-        return tuple(int(seed) for seed in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds, such as 1,2,3") from None
+    if not all(seed.isdecimal() for seed in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds, such as 1,2,3")
+    return tuple(map(int, text.split(",")))
 
 
 def carry_out(name, variant, runs, make_record, arguments, extra, parser) -> None:
@@ -97,6 +96,8 @@ def carry_out(name, variant, runs, make_record, arguments, extra, parser) -> Non
         parser.error(f"unknown argument {strange[0]!r}; --config.KEY=VALUE goes to every training")
     if arguments.workdir is None:
         parser.error("--workdir=FOLDER says where runs and reports go")
+    if arguments.results and arguments.results.exists() and not arguments.results.is_dir():
+        parser.error(f"--results={arguments.results} is a file, not a folder")
     if arguments.only:
         parts = arguments.only.split(",")
         runs = [run for run in runs if any(part in run.name for part in parts)]
@@ -124,7 +125,12 @@ def carry_out(name, variant, runs, make_record, arguments, extra, parser) -> Non
     for job in jobs:
         if _is_done(job):
             found.setdefault(job.run, []).append(results.read(job))
-    record = make_record(found) | {
+    record = make_record(found)
+    otherwise = [f for f in extra if not f.startswith(engine.PLACES)]
+    if arguments.only:
+        otherwise.append(f"only the runs named {arguments.only}")
+    record |= {
+        "setting": "; ".join([record["setting"], *otherwise]),
         "runs": [results.trained(result) for of_run in found.values() for result in of_run],
         "versions": {"python": platform.python_version(), "jax": importlib.metadata.version("jax")},
         "failed": [{"run": job, "why": why} for job, why in failed.items()],

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 
 from absl import flags, logging
 
+from layerdrop_jax.training.runs import Held
 from layerdrop_jax.training.train import Interrupted
 
-EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: try again
+EXIT_LATER = 75  # EX_TEMPFAIL: the same command goes on, later
 
 
 def check_flags(mode: str, given, modes: Mapping) -> None:
@@ -47,7 +48,7 @@ def in_one_line(function):
             logging.debug("raised here", exc_info=True)
             line = str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")
             print(f"launch.py: {line}", file=sys.stderr)
-            sys.exit(EXIT_INTERRUPTED if isinstance(error, Interrupted) else 1)
+            sys.exit(EXIT_LATER if isinstance(error, Interrupted | Held) else 1)
         except KeyboardInterrupt:
             print("launch.py: interrupted; what was saved before stands", file=sys.stderr)
             sys.exit(130)

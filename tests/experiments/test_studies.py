@@ -2,6 +2,9 @@
 
 import importlib
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -40,12 +43,12 @@ CURVES = {
 BLEU = {
     "mt_encoder_6_rate_0": {6: 29.3},
     "mt_encoder_6_rate_0.2": {6: 29.6},
-    "mt_rate_0": {6: 28.0, 3: 5.0, 2: 1.0},
+    "mt_rate_0": {6: 0.9, 3: 0.5, 2: 0.1},
     "mt_rate_0.2": {6: 30.2, 4: 29.0, 3: 28.0, 2: 26.0},
     "mt_decoder_4": {4: 27.0},
     "mt_decoder_2": {2: 20.0},
     "iwslt_rate_0": {6: 34.4},
-    "iwslt_rate_0.2": {6: 34.5},
+    "iwslt_rate_0.2": {6: 35.5},
 }
 STRATEGIES = {
     "all": 22, "spread": 26.5, "search_on_valid": 26, "greedy_elimination": 26.2, "ends": 30,
@@ -78,7 +81,9 @@ def made_up(run, seed, folder, agrees):
     else:
         deepest = 3 if "depth_3" in run.name else 6 if "depth_6" in run.name else 12
         deepest = 6 if "finetuned" in run.name else deepest
-        scores = {n: turn(CURVES[run.name](n)) for n in range(1, deepest + 1)}
+        scores = {
+            n: turn(CURVES[run.name.removesuffix("_updates")](n)) for n in range(1, deepest + 1)
+        }
         task, key, test = LM, "perplexity", deepest
     records += [
         {"kind": "depth", "step": 3, "decoder_layers": list(range(n)), key: s, "parameters": 10 * n}
@@ -145,3 +150,60 @@ def test_the_study_in_the_docs_is_one(tmp_path):
     check(jobs)
     assert [job.name for job in jobs] == [f"protect_{n}_seed_{s}" for n in (0, 1) for s in (1, 2)]
     assert study["report"]({}, "demo")["figures"][0]["curves"] == []
+
+
+def test_a_study_runs_from_anywhere_with_nothing_but_the_package(tmp_path):
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "layerdrop_jax").symlink_to(studies_list.ROOT / "layerdrop_jax")
+    script = studies_list.ROOT / "experiments" / "table6_iwslt.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--dry_run", "--workdir=out"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "path")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "4 runs of table6_iwslt would do; 0 are done\n"
+    assert not (tmp_path / "out").exists()
+
+
+REPORTS = sorted((studies_list.ROOT / "experiments" / "results").glob("*/report.json"))
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.parent.name)
+def test_committed_reports_are_of_the_studies_as_they_are(path):
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if record["name"] not in studies_list.NAMES:
+        pytest.skip("not a study's, but a sweep's")
+    study = importlib.import_module(record["name"])
+    now = study.report({}, record["variant"])
+    assert record["title"] == study.TITLE
+    known = [claim["paper"] for claim in now["claims"]]
+    claims = [claim["paper"] for claim in record["claims"]]
+    # --only leaves tasks out, and their claims
+    assert claims
+    assert claims == [claim for claim in known if claim in claims]
+    assert not record["failed"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "times"),
+    [
+        ({"drop.decoder": 0.0}, 1.0),
+        ({"drop.decoder": 0.0, "drop.heads": 0.5}, 1.0),  # heads are computed, dropped or not
+        ({"drop.decoder": 0.5}, 2.0),
+        ({"drop.decoder": 0.0, "drop.sublayers": 0.5}, 2.0),
+        ({"drop.decoder": 0.5, "drop.sublayers": 0.5}, 4.0),
+        ({"drop.decoder": 0.5, "drop.schedule": "linear"}, 1 / (1 - 0.25 * 13 / 12)),
+        ({"drop.decoder": 0.0, "model.drop_path": 0.5, "model.drop_path_rows": "kept"}, 2.0),
+    ],
+)
+def test_equal_cost_is_in_flops_of_what_runs(overrides, times):
+    networks = importlib.import_module("networks")
+    # next to such wide layers the output layer costs nothing
+    wide = {"model.embed_dim": 1024, "model.ffn_dim": 65536, **overrides}
+    steps = networks.equal_cost("configs/wikitext103.py:demo", wide)
+    assert steps["train.steps"] == pytest.approx(600 * times, rel=0.01)
+    assert steps["optimizer.period_updates"] == steps["train.steps"] - 100
+    assert overrides.items() <= steps.items()

@@ -89,7 +89,7 @@ def test_a_sweep_from_its_command_line_to_its_report(root, capsys):
         assert start["flags"] == dict(flag[2:].split("=", 1) for flag in line[2:])
     record = json.loads((root / "out" / "report" / "report.json").read_text())
     assert record["title"] == "A sweep of config.py"
-    assert record["setting"] == "config.drop.decoder=0,0.1; seed=0,1"
+    assert record["setting"] == "config.drop.decoder=0,0.1; seed=0,1; --config.train.steps=4"
     assert shlex.split(record["command"]) == ["python", "experiments/sweep.py", *argv]
     (scores,) = record["tables"]
     assert (scores["score"], scores["better"]) == ("test perplexity", "lower")

@@ -160,8 +160,8 @@ def test_the_page_stands_alone(tmp_path):
     assert [address[:22] for address in page.addresses] == ["data:image/png;base64,"]
     assert not {"script", "link", "iframe"} & set(page.tags)
     for text in ("agrees with the paper", "does not agree", "cannot be said",
-                 "agree: 1 of 2 (1 cannot be said)", "it costs 6", "1,030.00 to 1,031.00", "450.00", "python launch.py --c",
-                 "--workdir=RUNS", "jax 0.10.2"):  # fmt: skip
+                 "agree: 1 of 2 (1 cannot be said)", "it costs 6", "1,030.00 to 1,031.00",
+                 "450.00", "python launch.py --c", "--workdir=RUNS", "jax 0.10.2"):  # fmt: skip
         assert text in page.text
 
 

@@ -7,7 +7,7 @@ import pytest
 from absl import flags
 
 from layerdrop_jax.training.command_line import (
-    EXIT_INTERRUPTED,
+    EXIT_LATER,
     check_flags,
     check_overrides,
     in_one_line,
@@ -66,7 +66,7 @@ def test_a_flag_that_the_mode_does_not_read_or_lacks_is_named(mode, given, messa
         (flags.Error("no such flag"), 1, "launch.py: no such flag"),
         (OSError("disk"), 1, "launch.py: disk"),
         (FloatingPointError("nan"), 1, "launch.py: nan"),
-        (Interrupted("stopped at step 3"), EXIT_INTERRUPTED, "launch.py: stopped at step 3"),
+        (Interrupted("stopped at step 3"), EXIT_LATER, "launch.py: stopped at step 3"),
         (KeyboardInterrupt(), 130, "launch.py: interrupted; what was saved before stands"),
     ],
 )

@@ -18,7 +18,7 @@ import pytest
 
 from layerdrop_jax.training import settings as settings_lib
 from layerdrop_jax.training.checkpoints import restore_params
-from layerdrop_jax.training.command_line import EXIT_INTERRUPTED
+from layerdrop_jax.training.command_line import EXIT_LATER
 from layerdrop_jax.training.metrics import read_metrics
 from layerdrop_jax.training.state import abstract_params
 from layerdrop_jax.training.train import STEPS_BETWEEN_AGREEMENTS, train
@@ -202,7 +202,7 @@ def test_two_processes_take_the_steps_of_one(text, tmp_path, compile_cache):
             if line.startswith("step "):  # the first: it is not told of again below
                 processes[1].send_signal(signal.SIGTERM)
                 break
-        (steps, saves), (other_steps, other_saves) = finish(processes, EXIT_INTERRUPTED)
+        (steps, saves), (other_steps, other_saves) = finish(processes, EXIT_LATER)
     with tiny_run.quick_compile(compile_cache):
         train(config, tmp_path / "one", command="")
 
