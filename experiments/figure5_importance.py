@@ -49,7 +49,7 @@ def report(found, variant):
             claim(
                 "The first and last layers matter most",
                 "; ".join(
-                    f"{label}: most layers {', '.join(map(str, ranked[:3]))}"
+                    f"{label}: layers {', '.join(map(str, ranked[:3]))} most"
                     for label, ranked in order.items()
                 )
                 or "-",
