@@ -1,5 +1,6 @@
 """The encoder: parity with the reference, padding, its two heads, and what its configs refuse."""
 
+import dataclasses
 import functools
 
 import jax
@@ -260,7 +261,7 @@ def test_dropout_of_the_embedding_and_inside_the_layers(changes):
 
 
 def test_dropout_in_front_of_both_maps_of_the_classification_head():
-    config = encoder_config(num_classes=3, pooler_dropout=0.5)
+    config = encoder_config(num_classes=3, pooler_dropout=0.5, encoder_layers=0)
     params = random_params(config)
     head = params["classification_head"]
     features, plain = run(config)(params, IDS)
@@ -278,16 +279,16 @@ def test_dropout_in_front_of_both_maps_of_the_classification_head():
     np.testing.assert_allclose(plain, wanted, atol=1e-5)
 
 
-def test_bfloat16_features_and_logits_in_float32():
-    for classes in (0, 3):
-        params = random_params(encoder_config(num_classes=classes))
-        features, logits = run(encoder_config(num_classes=classes))(params, IDS)
-        config = encoder_config(num_classes=classes, dtype="bfloat16")
-        rough, found = run(config)(params, IDS)
-        assert (rough.dtype, found.dtype) == (jnp.bfloat16, jnp.float32)
-        assert 0 < np.abs(rough.astype(jnp.float32) - features).max() < 0.2
-        assert 0 < np.abs(found - logits).max() < 0.4
-        assert np.any(found != found.astype(jnp.bfloat16))
+@pytest.mark.parametrize(("classes", "layers"), [(0, LAYERS), (3, 0)])
+def test_bfloat16_features_and_logits_in_float32(classes, layers):
+    config = encoder_config(num_classes=classes, encoder_layers=layers)
+    params = random_params(config)
+    features, logits = run(config)(params, IDS)
+    rough, found = run(dataclasses.replace(config, dtype="bfloat16"))(params, IDS)
+    assert (rough.dtype, found.dtype) == (jnp.bfloat16, jnp.float32)
+    assert 0 < np.abs(rough.astype(jnp.float32) - features).max() < 0.2
+    assert 0 < np.abs(found - logits).max() < 0.4
+    assert np.any(found != found.astype(jnp.bfloat16))
 
 
 @pytest.mark.parametrize(
