@@ -1,6 +1,7 @@
 """The reference's architectures, by its names; what they leave out has its defaults.
 
-Sizes are those of fairseq's transformer_legacy.py. A config takes one and changes what differs.
+Sizes are those of fairseq's transformer_legacy.py, transformer_lm.py and roberta/model.py. A config
+takes one and changes what differs.
 """
 
 # What the reference's architectures do not know, switched off.
@@ -66,3 +67,25 @@ transformer_lm_wiki103 = {
     "adaptive_ignored_targets": False,
     "adaptive_padding_rows": False,
 }
+
+
+def _roberta(embed_dim, ffn_dim, heads, layers):
+    return {
+        "embed_dim": embed_dim,
+        "ffn_dim": ffn_dim,
+        "attention_heads": heads,
+        "encoder_layers": layers,
+        "norm": "post",
+        "activation": "gelu",
+        "dropout": 0.1,
+        "attention_dropout": 0.1,
+        "activation_dropout": 0.0,
+        **_OURS,
+        "max_length": 512,
+        "num_classes": 0,
+        "pooler_dropout": 0.0,
+    }
+
+
+roberta_base = _roberta(768, 3072, 12, 12)
+roberta_large = _roberta(1024, 4096, 16, 24)

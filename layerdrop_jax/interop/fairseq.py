@@ -1,5 +1,7 @@
 """Weights of the reference implementation (fairseq) in our layout."""
 
+import re
+
 import numpy as np
 
 # Our names within a layer, and the reference's.
@@ -88,6 +90,64 @@ def lm_params(state: dict, config) -> dict:
     return params
 
 
+def encoder_params(state: dict, config) -> dict:
+    """Maps a reference state dict of RoBERTa onto the parameters of `Encoder`.
+
+    Args:
+      state: as for `seq2seq_params`, by the names of v0.9.0, v0.10.0 or later releases. The head
+        that the config does not have is left aside.
+      config: the `EncoderConfig` of the network.
+
+    Returns:
+      as `seq2seq_params`.
+
+    Raises:
+      ValueError: as `seq2seq_params`; or the output matrix is not the input's; or the config has a
+        classification head, and the state none or several.
+    """
+    state = {_current_name(key): array for key, array in state.items()}
+    at = "encoder.sentence_encoder"
+    params = {
+        "embedding": {"table": _take(state, f"{at}.embed_tokens.weight")},
+        "positions": {"table": _take(state, f"{at}.embed_positions.weight")},
+        "embedding_norm": _norm(state, f"{at}.layernorm_embedding"),
+        "encoder": _stack(state, at, config.encoder_layers, ("self_attn",)),
+    }
+    if config.num_classes:
+        head = _classification_head(state)
+        params["classification_head"] = {
+            "dense": _linear(state, f"{head}.dense"),
+            "out": _linear(state, f"{head}.out_proj"),
+        }
+        return params
+    head = "encoder.lm_head"
+    output = state.get(f"{head}.weight", state[f"{at}.embed_tokens.weight"])
+    if not np.array_equal(np.asarray(output, np.float32), params["embedding"]["table"]):
+        raise ValueError(f"{head}.weight is not the table of the embeddings: here they are tied")
+    params["lm_head"] = {
+        "dense": _linear(state, f"{head}.dense"),
+        "norm": _norm(state, f"{head}.layer_norm"),
+        "bias": _take(state, f"{head}.bias"),
+    }
+    return params
+
+
+def _current_name(key):
+    # v0.9.0 calls the encoder a decoder, and both old releases have another name for the norm.
+    key = re.sub(r"^decoder\.", "encoder.", key)
+    return key.replace(".emb_layer_norm.", ".layernorm_embedding.")
+
+
+def _classification_head(state):
+    heads = {key.rsplit(".", 2)[0] for key in state if key.startswith("classification_heads.")}
+    if len(heads) != 1:
+        raise ValueError(
+            "the config has a classification head, and the state should have one: it has "
+            f"{', '.join(sorted(heads)) or 'none'}"
+        )
+    return heads.pop()
+
+
 def _output_table(state):
     # v0.9.0 calls the untied output matrix embed_out.
     key = "decoder.output_projection.weight"
@@ -96,9 +156,10 @@ def _output_table(state):
 
 def _stack(state, side, num_layers, attentions):
     if any(key.startswith(f"{side}.layers.{num_layers}.") for key in state):
+        stack = side.partition(".")[0]
         raise ValueError(
-            f"the state has more than the {num_layers} {side} layers of the config: set "
-            f"{side}_layers to its depth, and cut the network afterwards"
+            f"the state has more than the {num_layers} {stack} layers of the config: set "
+            f"{stack}_layers to its depth, and cut the network afterwards"
         )
     layers = []
     for n in range(num_layers):

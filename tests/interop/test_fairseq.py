@@ -1,5 +1,7 @@
+import argparse
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -7,13 +9,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from configs import architectures
 from layerdrop_jax.core.pruning import take_layers
-from layerdrop_jax.interop.fairseq import seq2seq_params
+from layerdrop_jax.interop.fairseq import encoder_params, seq2seq_params
+from layerdrop_jax.models.encoder import EncoderConfig
 from layerdrop_jax.training.state import abstract_params, model_graph
 from tests.compiling import fast_jit
 from tests.models.networks import (
     SOURCE_FIELDS,
+    load,
     loss_function,
+    part,
     recorded_config,
     small_config,
     unpacked_batch,
@@ -129,3 +135,76 @@ def test_layers_taken_out_are_what_the_reference_prunes_to(recorded, number):
         np.testing.assert_allclose(np.asarray(ours)[real], theirs[real], rtol=0, atol=1e-5)
     for ours, name in ((loss, "v090_loss_sum"), (nll, "nll_sum")):
         np.testing.assert_allclose(ours, arrays[f"case{number}/loss/{name}"], rtol=2e-6)
+
+
+# RoBERTa
+
+
+@pytest.fixture(scope="module")
+def roberta(golden_dir):
+    """(state, config) of the reference's RoBERTa, by the names of its last release."""
+    arrays, description = load(golden_dir, "roberta")
+    hyper = description["hyper"]
+    return part(arrays, "weights/"), EncoderConfig(
+        **architectures.roberta_base
+        | {
+            "vocab_size": hyper["vocab"],
+            "embed_dim": hyper["embed_dim"],
+            "ffn_dim": hyper["ffn_embed_dim"],
+            "attention_heads": hyper["attention_heads"],
+            "encoder_layers": hyper["layers"],
+            "max_length": hyper["max_positions"],
+        }
+    )
+
+
+def assert_same(found, wanted):
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_an_encoder_by_the_names_of_every_release(roberta, classes):
+    state, config = roberta
+    config = dataclasses.replace(config, num_classes=classes)
+    params = encoder_params(state, config)
+    shapes = jax.tree.map(lambda a: (a.shape, a.dtype), abstract_params(config))
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), params) == shapes
+    old = {key.replace("layernorm_embedding", "emb_layer_norm"): a for key, a in state.items()}
+    assert old.keys() != state.keys()
+    assert_same(encoder_params(old, config), params)
+    oldest = {re.sub(r"^encoder\.", "decoder.", key): a for key, a in old.items()}
+    assert_same(encoder_params(oldest, config), params)
+
+
+@pytest.mark.parametrize("name", ["roberta_v0100.pt", "roberta_head.pt"])
+def test_checkpoints_of_an_encoder(roberta, golden_dir, name):
+    torch = pytest.importorskip("torch", reason="needs PyTorch: pip install -e .[torch]")
+    with torch.serialization.safe_globals([argparse.Namespace]):  # where the settings lie
+        state = torch.load(golden_dir / name, weights_only=True)["model"]
+    for classes in (0, 3):
+        config = dataclasses.replace(roberta[1], num_classes=classes)
+        assert_same(encoder_params(state, config), encoder_params(roberta[0], config))
+
+
+def test_states_of_other_encoders_are_errors(roberta):
+    state, config = roberta
+    with pytest.raises(ValueError, match="more than the 2 encoder layers.*set encoder_layers"):
+        encoder_params(state, dataclasses.replace(config, encoder_layers=2))
+    name = "encoder.lm_head.dense.bias"
+    with pytest.raises(ValueError, match=f"lacks {name}"):
+        encoder_params({k: a for k, a in state.items() if k != name}, config)
+    name = "encoder.lm_head.weight"
+    with pytest.raises(ValueError, match=f"{name} is not the table of the embeddings"):
+        encoder_params(state | {name: state[name] + 1}, config)
+    tied = {k: a for k, a in state.items() if k != name}
+    assert_same(encoder_params(tied, config), encoder_params(state, config))
+    classifier = dataclasses.replace(config, num_classes=3)
+    heads = {k: a for k, a in state.items() if k.startswith("classification_heads.")}
+    others = {k.replace("sentence_classification_head", "mnli"): a for k, a in heads.items()}
+    with pytest.raises(
+        ValueError, match=r"has classification_heads.mnli, classification_heads.sen"
+    ):
+        encoder_params(state | others, classifier)
+    with pytest.raises(ValueError, match="should have one: it has none"):
+        encoder_params({k: a for k, a in state.items() if k not in heads}, classifier)

@@ -24,6 +24,7 @@ from tests.models.networks import (
     random_params,
     small_config,
 )
+from tests.models.test_encoder import encoder_config
 from tests.models.test_lm import lm_config
 
 # Not `fast_jit` where bits are compared: without the emitters a norm next to an embedding, with no
@@ -78,6 +79,21 @@ def states(config):
         model = nnx.merge(graph, params)
         x_BxTxD = model(PROMPTS, keep=keep)
         return x_BxTxD, model.log_probs(x_BxTxD)
+
+    return run
+
+
+@functools.cache
+def encodings(config):
+    """f(params, keep) -> (features, logits of the head)."""
+    graph = model_graph(config)
+
+    @exact_jit
+    def run(params, keep):
+        model = nnx.merge(graph, params)
+        features = model(PROMPTS, keep=keep)
+        head = model.classify if config.num_classes else model.logits
+        return features, head(features)
 
     return run
 
@@ -187,6 +203,14 @@ def test_states_and_log_probs_of_a_language_model(changes, share):
     config = lm_config(decoder_layers=DECODER, share_layers=share, **changes)
     choices = [range(DECODER), (), (2, 3), (0, 1), (0, 2), (1,)]
     check(config, [{"decoder": layers} for layers in choices], states)
+
+
+@pytest.mark.parametrize(("classes", "share"), [(0, 1), (3, 2)])
+def test_features_and_logits_of_an_encoder(classes, share):
+    config = encoder_config(encoder_layers=DECODER, num_classes=classes, share_layers=share)
+    check(
+        config, [{"encoder": layers} for layers in (range(DECODER), (), (0, 1), (1, 2))], encodings
+    )
 
 
 @pytest.mark.parametrize(("changes", "share"), [({}, 1), (PLAIN, 2)], ids=["adaptive", "plain"])

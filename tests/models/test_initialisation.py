@@ -9,6 +9,7 @@ from layerdrop_jax.models.seq2seq import Seq2SeqConfig
 from layerdrop_jax.training.state import abstract_params, count_params, make_params
 from tests.compiling import fast_jit
 from tests.models.networks import small_config
+from tests.models.test_encoder import encoder_config
 
 D, F, PAD = 48, 67, 1
 CONFIG = small_config(
@@ -101,6 +102,28 @@ def test_initial_values_are_a_function_of_the_seed(initial):
         np.testing.assert_array_equal(first[name], again[name])
         if len(np.unique(first[name])) > 2:
             assert np.mean(first[name] == other[name]) < 0.1, name
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_an_encoder_begins_as_roberta_does(classes):
+    """N(0, 0.02), but for a classification head, which the reference adds after that."""
+    fields = {"embed_dim": D, "ffn_dim": F, "attention_heads": 4, "vocab_size": 83}
+    config = encoder_config(**fields, encoder_layers=2, max_length=41, num_classes=classes)
+    drawn = set()
+    for name, values in leaves(fast_jit(lambda: make_params(config, 0))()).items():
+        if name.startswith("classification_head/"):
+            assert_uniform(values, D**-0.5, name)
+        elif name.endswith(("/kernel", "/table")):
+            if name.endswith("/table"):
+                assert not np.any(values[PAD]), name
+                values = np.delete(values, PAD, axis=0)
+            assert_normal(values, 0.02, name)
+        else:
+            assert np.all(values == name.endswith("/scale")), name
+            continue
+        drawn.add(tuple(np.ravel(values)[:3].tolist()))
+    # Six kernels of the layers, two tables, and the head: a kernel, or two and two biases.
+    assert len(drawn) == (12 if classes else 9)
 
 
 @pytest.mark.parametrize(
