@@ -135,10 +135,11 @@ def plan_kills(count, seconds, draw) -> list[tuple[float, str]]:
       draw: a `random.Random`.
     """
     sweeps = draw.sample(range(count), max(2, count // 5) if count >= 4 else count // 2)
-    mean = 0.7 * seconds / count  # so that the last one comes before the end
+    # Not to the end: what the sweep compiled when it was left alone is there the second time.
+    times = sorted(draw.uniform(0, 0.6 * seconds) for _ in range(count))
     return [
-        (mean * draw.uniform(0.3, 1.7), "sweep" if number in sweeps else "run")
-        for number in range(count)
+        (when - before, "sweep" if number in sweeps else "run")
+        for number, (before, when) in enumerate(zip([0, *times], times, strict=False))
     ]
 
 

@@ -117,8 +117,8 @@ def test_kills_are_spread_over_the_time_that_the_sweep_takes(count, sweeps):
         plan = faults.plan_kills(count, 100.0, random.Random(seed))
         assert [what for _, what in plan].count("sweep") == sweeps
         assert len(plan) == count
-        assert min(pause for pause, _ in plan) > 0
-        assert sum(pause for pause, _ in plan) < 120
+        assert min(pause for pause, _ in plan) >= 0
+        assert sum(pause for pause, _ in plan) < 60
     assert faults.plan_kills(20, 100.0, random.Random(0)) != plan
 
 
