@@ -50,7 +50,7 @@ def report(found, variant):
         "tables": [table("Valid perplexity", "perplexity", "lower", rows)],
         "figures": [
             figure("structured", "Valid perplexity by what is dropped", "", "valid perplexity",
-                   [curve("dropped", points)], kind="bars")
+                   [curve("perplexity", points)], kind="bars")
         ],
         "claims": [
             compare(

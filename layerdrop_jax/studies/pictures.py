@@ -65,7 +65,7 @@ def draw(figure: dict, path) -> bool:
         more = drawn(axis, curves, log) + _add_title(picture, figure)
         picture.set_figheight(picture.get_figheight() + more)
         handles, labels = axis.get_legend_handles_labels()
-        if any(labels):
+        if len(labels) > 1:
             shorter = {"handlelength": 1.8} if figure["kind"] == "bars" else {}
             add_legend(picture, handles, **shorter)
         picture.savefig(path)
