@@ -114,11 +114,11 @@ def main(argv=None) -> int:
 
 
 def sweep_command(folder, arguments) -> list[str]:
-    """The sweep: all runs differ in their seed alone."""
+    """The sweep: the runs differ in their text alone, so that they share what is compiled."""
     seeds = ",".join(str(seed) for seed in range(1, arguments.runs + 1))
     return [
         *(sys.executable, "experiments/sweep.py", "--config=configs/wmt.py:demo"),
-        *(f"--workdir={folder}", f"--sweep=seed={seeds}", f"--processes={arguments.processes}"),
+        *(f"--workdir={folder}", f"--sweep=data.seed={seeds}", f"--processes={arguments.processes}"),
         f"--retries={arguments.kills}",  # a kill may come again before the first checkpoint
         f"--config.data.data_dir={folder.parent / 'data'}",
         *(f"--config.{key}={value}" for key, value in SMALL.items()),
