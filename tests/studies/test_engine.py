@@ -158,6 +158,48 @@ def test_a_line_of_done_jsonl_that_was_cut_short_does_not_count(root):
     assert engine.left(job) == []
 
 
+# Two studies at once
+
+
+class Beside:
+    """A pool in which everything ends well at once, and another study does the same meanwhile."""
+
+    def __init__(self, job, others):
+        self.job, self.others, self.ran = job, others, []
+
+    def has_room(self):
+        return True
+
+    def start(self, command, log):
+        if not self.ran:
+            note(self.job, *self.others)
+        self.ran.append(command)
+        return log
+
+    def poll(self, handle):
+        return 0
+
+    def close(self):
+        pass
+
+
+def test_what_another_study_has_done_meanwhile_is_not_taken_for_ones_own(root):
+    at = f"--workdir={root / 'a'}"
+    train, *measures = (("launch.py", at, f"--mode={mode}") for mode in ("train", "a", "b", "c"))
+    job = stand_in.job(root, "a")._replace(commands=(train, *measures))
+    note(job, train)
+    pool = Beside(job, (train, measures[0]))
+    assert run_jobs([job], pool, retries=0) == {}
+    assert pool.ran == measures
+    other = stand_in.job(root, "b")
+    pool = Beside(
+        other, other.commands
+    )  # while the first of its jobs runs here, the second is done
+    first = stand_in.job(root, "c")
+    assert run_jobs([first, other._replace(after="c")], pool, retries=0) == {}
+    assert pool.ran == [first.commands[0]]
+
+
 # Order
 
 
