@@ -54,8 +54,8 @@ STRATEGIES = {
     "all": 22, "spread": 26.5, "search_on_valid": 26, "greedy_elimination": 26.2, "ends": 30,
     "first": 60, "last": 70, "random": 40, "block_influence": 50, "gradient_importance": 45,
 }  # fmt: skip
-# What holds either way: that two numbers are alike.
-SYMMETRIC = "Layers and sub-layers are alike"
+# What holds either way: that two numbers are alike, or that one is not much better.
+SYMMETRIC = ("Layers and sub-layers are alike", "Every Other is hard to beat")
 
 
 def made_up(run, seed, folder, agrees):
@@ -115,7 +115,7 @@ def test_claims_are_judged_by_the_scores(name, agrees, tmp_path):
     record = study.report(found, "demo")
     assert record["claims"]
     for claim in record["claims"]:
-        assert claim["agrees"] is (agrees or claim["paper"] == SYMMETRIC), claim
+        assert claim["agrees"] is (agrees or claim["paper"] in SYMMETRIC), claim
     for drawn in record["figures"]:
         assert drawn["curves"]
     for scores in record["tables"]:
