@@ -167,7 +167,8 @@ def versions_text(record) -> str:
 def spread_note(figure) -> str:
     """What the points of a figure are; "" where there is one value each."""
     several = any(len(values) > 1 for curve in figure["curves"] for _, values in curve["points"])
-    return "Means over seeds, with the lowest and the highest." if several else ""
+    over = figure.get("over", "seeds")
+    return f"Means over {over}, with the lowest and the highest." if several else ""
 
 
 def _seeds_text(row) -> str:

@@ -261,7 +261,8 @@ def _start(job, pool):
     log.parent.mkdir(parents=True, exist_ok=True)
     command = left(job)[0]
     mode = _mode(command)
-    print(f"{job.name}: {TRAINING.get(mode, mode)}; what it says is in {log}", flush=True)
+    what = TRAINING.get(mode, mode) if command[0] == "launch.py" else "running"
+    print(f"{job.name}: {what}; what it says is in {log}", flush=True)
     return job, command, pool.start(command, log), _progress(job)
 
 

@@ -11,7 +11,8 @@ All are drawn from one record, a dict of JSON:
                  "rows": [{"name", "paper": number, text or null, "values": [one of each seed],
                            "seeds": [...], "parameters": int or null, "minutes": [...],
                            "hardware": text, "commands": [...]}]}],
-     "figures": [the arguments of `pictures.draw`, and "name"],
+     "figures": [the arguments of `pictures.draw`, and "name"; "over": of what several values of a
+                 point are, where not of seeds],
      "runs": [{"run": name, "seed", "minutes": of training, "hardware": text, "commands": [...]}],
      "failed": [{"run": name, "why": text}]}
 
