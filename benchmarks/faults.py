@@ -118,7 +118,8 @@ def sweep_command(folder, arguments) -> list[str]:
     seeds = ",".join(str(seed) for seed in range(1, arguments.runs + 1))
     return [
         *(sys.executable, "experiments/sweep.py", "--config=configs/wmt.py:demo"),
-        *(f"--workdir={folder}", f"--sweep=data.seed={seeds}", f"--processes={arguments.processes}"),
+        *(f"--workdir={folder}", f"--sweep=data.seed={seeds}"),
+        f"--processes={arguments.processes}",
         f"--retries={arguments.kills}",  # a kill may come again before the first checkpoint
         f"--config.data.data_dir={folder.parent / 'data'}",
         *(f"--config.{key}={value}" for key, value in SMALL.items()),
