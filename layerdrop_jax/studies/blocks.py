@@ -12,7 +12,7 @@ For each folder experiments/results/NAME with a report.json there are
     NAME.claims   what the paper says, what came out, whether that is the same
     NAME.command  the command that makes it again
 
-and `studies` is the overview of all, a row for each. `experiments/write_tables.py` writes them.
+and `studies` is the overview, a row for each that has claims. `experiments/write_tables.py` writes them.
 """
 
 import os
@@ -148,6 +148,7 @@ def _overview(records, results) -> str:
             str(len(record["failed"]) or ""),
         ]
         for name, record in records.items()
+        if record["claims"]  # a sweep has none
     ]
     header = ["study", "variant", "claims that agree", "minutes of training", "runs missing"]
     return markdown_table(*cells.without_empty(header, rows))
