@@ -197,7 +197,8 @@ def test_more_than_any_node_has_is_an_error(cluster, root):
     ],
 )
 def test_an_address_without_a_cluster_is_an_error_at_once(address, error, root):
-    address = address.replace("FREE", str(free_port()))  # in a name it would differ in each process
+    # Not in the test's name, which must be the same in every process.
+    address = address.replace("FREE", str(free_port()))
     start = time.monotonic()
     with pytest.raises(error, match=f"--ray={address}"):
         OnRay(address, root=root, **NOTHING)
