@@ -12,7 +12,8 @@ For each folder experiments/results/NAME with a report.json there are
     NAME.claims   what the paper says, what came out, whether that is the same
     NAME.command  the command that makes it again
 
-and `studies` is the overview, a row for each that has claims. `experiments/write_tables.py` writes them.
+and `studies` is the overview, a row for each that has claims. `experiments/write_tables.py` writes
+them.
 """
 
 import os
