@@ -22,7 +22,7 @@ def runs(variant):
 
 
 def report(found, variant):
-    figures, claims = [], []
+    figures, ours, agrees = [], "-", None
     setting = f"16 layers, {WIDTH[variant]} wide, 8,000 words, 8 x 128 tokens, float32"
     for result in found.get("training_speed", []):
         measured = json.loads((result.workdir / "results.json").read_text(encoding="utf-8"))
@@ -59,15 +59,11 @@ def report(found, variant):
         ]
         figures = [drawn | {"over": "rounds"} for drawn in figures]
         half = {name: mean(relative[name][0.5]) for name in names}
-        claims = [
-            claim(
-                "At rate 0.5 training is almost twice as fast",
-                ", ".join(f"{name}: {ratio:.2f} times" for name, ratio in half.items())
-                + "; above 1.7 would be almost twice",
-                half["skip"] > 1.7,  # the words of the claim, in numbers
-            )
-        ]
-    return {"setting": setting, "tables": [], "figures": figures, "claims": claims}  # fmt: skip
+        ours = ", ".join(f"{name}: {ratio:.2f} times" for name, ratio in half.items())
+        ours += "; above 1.7 would be almost twice"
+        agrees = half["skip"] > 1.7
+    claims = [claim("At rate 0.5 training is almost twice as fast", ours, agrees)]
+    return {"setting": setting, "tables": [], "figures": figures, "claims": claims}
 
 
 if __name__ == "__main__":
