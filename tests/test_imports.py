@@ -27,7 +27,8 @@ ALLOWED = {
     "launch": {"core", "models", "decoding", "data", "training", "analysis", "interop"}
     | {"studies", "launch", "configs"},
     "configs": {"configs"},
-    "benchmarks": {"core", "models", "training", "analysis", "studies", "benchmarks", "configs"},
+    "benchmarks": {"core", "models", "data", "training", "analysis", "studies", "benchmarks"}
+    | {"configs"},
 }
 # A study runs as a script, so it imports others in its folder by their bare names.
 STUDIES = {file.stem for file in (ROOT / "experiments").glob("*.py")} - {"__init__"}
