@@ -37,6 +37,7 @@ from benchmarks import lm
 from layerdrop_jax.analysis.style import COLORS, STYLE, add_legend, draw_ranges, look, panels
 from layerdrop_jax.core.drop_schedule import drop_rates, sample_keep
 from layerdrop_jax.core.randomness import named_key
+from layerdrop_jax.training.accounting import processor
 
 RATES = (0.0, 0.2, 0.5, 0.75, 1.0)
 MODES = {
@@ -116,14 +117,6 @@ def machine() -> dict:
 
         found |= {"torch": torch.__version__, "torch_threads": torch.get_num_threads()}
     return found
-
-
-def processor() -> str:
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    if not cpuinfo.exists():
-        return platform.processor()
-    lines = cpuinfo.read_text().splitlines()
-    return next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), "")
 
 
 # ---------------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ from layerdrop_jax.studies.results import (
     compare,
     curve,
     cut_to,
-    depths,
     figure,
     scores,
 )
@@ -64,8 +63,8 @@ def report(found, variant):
             for rate, results in cut.items()
         ]
         if any(own.values()):  # the whole network without LayerDrop is one of these
-            whole = {max(depths(r)): [] for r in cut[0.0]}
-            whole = {depth: scores(cut[0.0], cut_to(depth)) for depth in whole}
+            deepest = DEPTH[task][variant]
+            whole = {deepest: scores(cut[0.0], cut_to(deepest))}
             curves.append(curve("from scratch at this depth", dict(sorted((own | whole).items()))))
         y = "test BLEU" if of["key"] == "bleu" else "valid perplexity"
         figures.append(

@@ -20,6 +20,7 @@ import time
 from layerdrop_jax.data.progress import progress
 from layerdrop_jax.studies.runs import ROOT, Job
 from layerdrop_jax.training.checkpoints import saved_steps
+from layerdrop_jax.training.command_line import EXIT_LATER
 from layerdrop_jax.training.metrics import read_metrics
 
 DONE = "done.jsonl"
@@ -27,7 +28,7 @@ TRAINING = {"train": "training", "finetune": "training on"}  # a mode, in words
 # What says where things lie, and moves no result.
 PLACES = ("--workdir=", "--output=", "--out=", "--config.data.data_dir=", "--config.data.path=",
           "--config.data.workers=")  # fmt: skip
-SAVED = 75  # launch.py's exit code after it was told to stop, or found another one at work
+SAVED = EXIT_LATER  # of launch.py, after it was told to stop, or found another one at work
 DEVICES = pathlib.Path("/dev")
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_BETWEEN_LINES = 10

@@ -149,10 +149,10 @@ def trained(result: Result) -> dict:
     }
 
 
-def table(title: str, score: str, better: str, rows, form: str = ",.2f") -> dict:
+def table(title: str, score: str, better: str, rows) -> dict:
     """A table of rows, those that are None left out."""
     rows = [one for one in rows if one is not None]
-    return {"title": title, "score": score, "better": better, "format": form, "rows": rows}
+    return {"title": title, "score": score, "better": better, "format": ",.2f", "rows": rows}
 
 
 def curve(label: str, points: dict) -> dict | None:

@@ -121,13 +121,15 @@ def hardware() -> str:
     """The devices of this run, in words: "8 x NVIDIA H100", "1 core of AMD EPYC 7B13"."""
     if jax.default_backend() != "cpu":
         return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    found = [line for line in _cpuinfo() if line.startswith("model name")]
-    name = found[0].partition(":")[2].strip() if found else platform.machine()
     has_affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
-    return f"{cores} core{'s' * (cores > 1)} of {name}"
+    return f"{cores} core{'s' * (cores > 1)} of {processor() or platform.machine()}"
 
 
-def _cpuinfo() -> list[str]:
-    path = pathlib.Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+def processor() -> str:
+    """The processor's name; "" where it is not to be had."""
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return platform.processor()
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+    return next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), "")
