@@ -47,7 +47,9 @@ for name, text in given.items():
         node = node.get(section, {})
     if name.startswith("config.") and key in node:
         node[key] = type(node[key])(text)
-(run / "config.json").write_text(json.dumps(config))
+# As launch.py does: whoever looks at the run meanwhile finds a whole file.
+(run / "config.json.partial").write_text(json.dumps(config))
+(run / "config.json.partial").replace(run / "config.json")
 (run / "checkpoints").mkdir(exist_ok=True)
 now = json.loads(state.read_text()) if state.exists() else {"step": 0, "value": config["seed"]}
 lines = metrics.read_text().split("\\n")[:-1] if metrics.exists() else []
