@@ -17,6 +17,7 @@ from layerdrop_jax.data.datasets import (
     multi30k,
     pystdlib,
     text,
+    tfds_sets,
     wikitext,
     wmt14,
 )
@@ -74,7 +75,7 @@ def open_split(
       ValueError: an unknown split or locale, bad files, a folder that cannot be written.
       FileNotFoundError: missing files, or a set that has to be prepared by hand.
     """
-    data_dir = _prepared_folder(data_dir)
+    data_dir = tfds_sets.prepared_folder(data_dir)
     if dataset == "wmt14_translate/de-en":
         builder = wmt14.open_builder(data_dir, source, target)
         split = {"valid": "validation"}.get(split, split)
@@ -100,7 +101,7 @@ def open_texts(dataset: str, split: str, *, data_dir: str, path: str) -> Texts:
       ValueError: an unknown split, bad files, a failed download, a folder that cannot be written.
       FileNotFoundError: missing files.
     """
-    data_dir = _prepared_folder(data_dir)
+    data_dir = tfds_sets.prepared_folder(data_dir)
     if dataset in wikitext.DATASETS:
         config = wikitext.wikitext_config(dataset, path)
         builder = prepare(wikitext.Wikitext, config, data_dir)
@@ -114,10 +115,6 @@ def open_texts(dataset: str, split: str, *, data_dir: str, path: str) -> Texts:
         builder = prepare(text.TextLines, text.text_lines_config(path), data_dir)
     _check_split(builder, dataset, split)
     return Texts(builder.as_data_source(split))
-
-
-def _prepared_folder(data_dir: str) -> str:
-    return os.path.abspath(os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR))
 
 
 def _check_split(builder: tfds.core.DatasetBuilder, dataset: str, split: str) -> None:
