@@ -49,6 +49,7 @@ def _common(task):
             "period_updates": 20000,
             "period_mult": 1.0,
             "period_shrink": 1.0,
+            "power": 1.0,
             "momentum": 0.99,
             "beta1": 0.9,
             "beta2": 0.98,

@@ -199,6 +199,6 @@ def cut_and_go_on(folder, monkeypatch):
 
 def make_every_optimizer(config):
     """A tiny run has only one of the optimizers, and of the schedules."""
-    for name, schedule in (("adam", "inverse_sqrt"), ("nag", "cosine")):
+    for name, schedule in (("adam", "inverse_sqrt"), ("nag", "cosine"), ("adam", "polynomial")):
         config["optimizer"] |= {"name": name, "schedule": schedule}
         make_optimizer(settings.parse(config).optimizer)

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 NAMES = ("adam", "nag")
-SCHEDULES = ("inverse_sqrt", "cosine")
+SCHEDULES = ("inverse_sqrt", "cosine", "polynomial")
 DROPPED_LAYERS = ("momentum", "freeze")
 
 
@@ -27,14 +27,16 @@ class OptimizerConfig:
     """
 
     name: str = "adam"  # or "nag", Nesterov's accelerated gradient
-    schedule: str = "inverse_sqrt"  # or "cosine"
+    schedule: str = "inverse_sqrt"  # or "cosine" or "polynomial"
     rate: float = 5e-4  # the peak, reached at the end of the warm-up
-    min_rate: float = 0.0  # cosine: the rate at the end of the first period
+    min_rate: float = 0.0  # cosine and polynomial: the rate at the end of the first period
     warmup_updates: int = 4000
-    warmup_init_rate: float = -1.0  # rate(0); negative: 0 for inverse_sqrt, min_rate for cosine
-    period_updates: int = 20000  # cosine: updates in the first period, after the warm-up
+    warmup_init_rate: float = -1.0  # rate(0); negative: min_rate for cosine, 0 for the others
+    # cosine: updates in the first period, after the warm-up; polynomial: updates of the decay
+    period_updates: int = 20000
     period_mult: float = 1.0  # cosine: each period is this many times as long as the one before
     period_shrink: float = 1.0  # cosine: both ends of the rate shrink by this with each period
+    power: float = 1.0  # polynomial: of the decay; 1 is a straight line
     momentum: float = 0.99  # nag: how much of its velocity an update keeps
     beta1: float = 0.9  # adam, like the next two
     beta2: float = 0.98
@@ -53,17 +55,18 @@ class OptimizerConfig:
                 raise ValueError(
                     f"optimizer.{field} {value!r} is unknown: it is one of {', '.join(known)}"
                 )
-        cosine = self.schedule == "cosine"
+        inverse_sqrt = self.schedule == "inverse_sqrt"
         rules = {
             "rate": (self.rate >= 0, "at least 0"),
             "min_rate": (0 <= self.min_rate <= self.rate, f"from 0 to the rate, {self.rate}"),
             "warmup_updates": (
-                self.warmup_updates >= (0 if cosine else 1),
+                self.warmup_updates >= (1 if inverse_sqrt else 0),
                 "at least 0, and at least 1 for inverse_sqrt",
             ),
             "period_updates": (self.period_updates >= 1, "at least 1"),
             "period_mult": (self.period_mult >= 1, "at least 1"),
             "period_shrink": (0 < self.period_shrink <= 1, "above 0 and at most 1"),
+            "power": (self.power > 0, "above 0"),
             "momentum": (0 <= self.momentum < 1, "from 0 to below 1"),
             "beta1": (0 <= self.beta1 < 1, "from 0 to below 1"),
             "beta2": (0 <= self.beta2 < 1, "from 0 to below 1"),
@@ -78,7 +81,12 @@ class OptimizerConfig:
 
 def make_optimizer(config: OptimizerConfig) -> tuple[optax.GradientTransformation, Callable]:
     """The optimizer, which does not clip, and rate(n), the learning rate after n updates."""
-    rate = {"inverse_sqrt": inverse_sqrt_rate, "cosine": cosine_rate}[config.schedule](config)
+    schedules = {
+        "inverse_sqrt": inverse_sqrt_rate,
+        "cosine": cosine_rate,
+        "polynomial": polynomial_rate,
+    }
+    rate = schedules[config.schedule](config)
     if config.name == "nag":
         return nag(rate, momentum=config.momentum, weight_decay=config.weight_decay), rate
     optimizer = optax.chain(
@@ -101,6 +109,24 @@ def inverse_sqrt_rate(config: OptimizerConfig) -> Callable:
 
     def rate(n):
         decayed = peak * jnp.sqrt(updates / jnp.maximum(n, 1).astype(jnp.float32))
+        return jnp.where(n < updates, warmup(n, updates, start, peak), decayed)
+
+    return rate
+
+
+def polynomial_rate(config: OptimizerConfig) -> Callable:
+    """Warm-up, then down to ``min_rate`` by a power of what is left; the reference's polynomial_decay.
+
+    Its total_num_update is warmup_updates + period_updates here; the rate stays at ``min_rate``
+    behind that.
+    """
+    updates, peak, low = config.warmup_updates, config.rate, config.min_rate
+    start = max(config.warmup_init_rate, 0.0)
+
+    def rate(n):
+        left = updates + config.period_updates - jnp.asarray(n, jnp.int32)
+        share = jnp.maximum(left, 0).astype(jnp.float32) / config.period_updates
+        decayed = low + (peak - low) * share**config.power
         return jnp.where(n < updates, warmup(n, updates, start, peak), decayed)
 
     return rate

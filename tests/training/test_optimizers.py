@@ -410,6 +410,13 @@ REFERENCE_SCHEDULES = {
     "cosine_period_from_max_update": COSINE
     | {"warmup_updates": 100, "warmup_init_rate": 1e-7, "period_updates": 900}
     | {"period_shrink": 0.1},
+    # Its total_num_update counts the warm-up too.
+    "polynomial_roberta": {"schedule": "polynomial", "rate": 5e-4}
+    | {"warmup_updates": 10000, "period_updates": 115000},
+    "polynomial_power2_end": {"schedule": "polynomial", "rate": 2e-5, "min_rate": 1e-6}
+    | {"warmup_updates": 60, "period_updates": 940, "power": 2.0},
+    "polynomial_no_warmup": {"schedule": "polynomial", "rate": 1e-3, "min_rate": 1e-5}
+    | {"warmup_updates": 0, "period_updates": 1000},
 }
 
 
@@ -433,7 +440,7 @@ def test_schedule_equals_the_reference(golden_dir, case):
 
 def test_every_case_the_reference_recorded_is_tested(golden_dir):
     recorded = json.loads((golden_dir / "schedules.json").read_text())["cases"]
-    names = {case["name"] for case in recorded if case["scheduler"] != "polynomial_decay"}
+    names = {case["name"] for case in recorded}
     assert names == set(REFERENCE_SCHEDULES)
 
 
@@ -504,6 +511,7 @@ def test_low_rates_keep_their_digits():
         ("period_updates", 0),
         ("period_mult", 0.5),
         ("period_shrink", 0.0),
+        ("power", 0.0),
         ("momentum", 1.0),
         ("momentum", -0.1),
         ("beta1", 1.0),
