@@ -1,11 +1,15 @@
-"""Tab-separated files with a header, as GLUE's are, plain or gzip.
+"""`tsv` and `sst2`: tab-separated files with a header, as GLUE's are, plain or gzip.
 
 Nothing is quoted: a quotation mark in a field is a character like any other.
 """
 
+import math
 import os
 
 from layerdrop_jax.data.datasets import text
+
+LABELS = ("label", "score")  # columns with the class, or with a number to predict
+NUMBERING = ("idx", "index", "id")  # columns that say nothing about the text
 
 
 def read_tsv(path: str | os.PathLike) -> list[dict[str, str]]:
@@ -43,3 +47,73 @@ def read_tsv(path: str | os.PathLike) -> list[dict[str, str]]:
             )
         rows.append(dict(zip(names, fields, strict=True)))
     return rows
+
+
+def read_labelled(path: str | os.PathLike) -> list[tuple[tuple[str, ...], str | float | None]]:
+    """The (texts, label) of each line: texts to be classified, one or two.
+
+    The column `label` has the names of classes; a column `score` instead has numbers, for a
+    regression. Columns named `idx`, `index` or `id` are passed over, and the one or two that are
+    left are the texts, in their order and under any name. Without `label` and `score`, labels
+    are None.
+
+    Raises:
+      what `read_tsv` raises, and ValueError: other than one or two texts, an empty label, a
+        score that is no finite number.
+    """
+    rows = read_tsv(path)
+    texts = [name for name in rows[0] if name not in NUMBERING and name not in LABELS]
+    given = [name for name in LABELS if name in rows[0]]
+    if len(texts) not in (1, 2) or len(given) > 1:
+        raise ValueError(
+            f"{path} has the columns {', '.join(rows[0])}; it needs `label` (or `score`, a number) "
+            "and one or two texts"
+        )
+    examples = []
+    for number, row in enumerate(rows, start=2):
+        label = row[given[0]] if given else None
+        if label == "":
+            raise ValueError(f"{path}, line {number}: the {given[0]} is empty")
+        if given == ["score"]:
+            label = _finite(label, f"{path}, line {number}")
+        examples.append((tuple(row[name] for name in texts), label))
+    return examples
+
+
+def _finite(field: str, place: str) -> float:
+    try:
+        number = float(field)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{place}: the score {field!r:.50} is not a number")
+    return number
+
+
+def find_split(dataset: str, folder: str, split: str) -> str:
+    """The path of train.tsv, valid.tsv (or dev.tsv) or test.tsv in `folder`, or with .gz.
+
+    For sst2, "" is the folder $LAYERDROP_DATA/sst2.
+
+    Raises:
+      ValueError: an unknown split.
+      FileNotFoundError: a missing folder or file.
+    """
+    if split not in text.SPLITS:
+        raise ValueError(f"{dataset} has no split {split!r}; it has {', '.join(text.SPLITS)}")
+    root = os.environ.get("LAYERDROP_DATA")
+    if not folder and dataset == "sst2" and root:
+        folder = os.path.join(root, "sst2")
+    if not folder:
+        other = ", or LAYERDROP_DATA to the folder above sst2/" if dataset == "sst2" else ""
+        raise FileNotFoundError(
+            f"{dataset} is read from a folder: set data.path to the one that holds train.tsv, "
+            f"dev.tsv and test.tsv (each may end in .gz){other}"
+        )
+    folder = os.path.expanduser(folder)
+    if split == "valid":
+        try:
+            return text.find_file(folder, "valid.tsv")
+        except FileNotFoundError:
+            split = "dev"
+    return text.find_file(folder, f"{split}.tsv")

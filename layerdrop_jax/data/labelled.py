@@ -1,0 +1,366 @@
+"""From a data set's name to rows of labelled texts, for classification and regression.
+
+`load_examples` -> `label_names` -> `prepare_examples`, in which the tokenizer is the pre-trained
+network's. A row has one example: `<s> A </s>`, or `<s> A </s></s> B </s>` for two texts, as in
+the reference (sentence_prediction.py), and padding behind it.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tokenizers
+
+from layerdrop_jax.data import tokenizers as vocabulary
+from layerdrop_jax.data.datasets import glue, pystdlib_modules, text, tsv
+from layerdrop_jax.data.progress import progress
+
+DATASETS = (*glue.DATASETS, "tsv", "sst2", "pystdlib_modules")
+SHORTEST = 6  # tokens that two texts of one token each need
+HIDDEN = -1  # the class of an example whose label is hidden, as in TFDS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelledConfig:
+    """Which labelled texts, and the shapes of the batches.
+
+    Attributes:
+      dataset: one of DATASETS.
+      data_dir: where prepared TFDS sets live; "" is TFDS's default, ~/tensorflow_datasets.
+      path: folder of train.tsv, dev.tsv or valid.tsv, and test.tsv, each of which may end in
+        .gz (tsv, sst2); "" for sst2 means $LAYERDROP_DATA/sst2, and the other sets do not look
+        at it.
+      vocab_size: entries of the tokenizer, special symbols included.
+      batch_rows: examples in a micro-batch, all processes together.
+      length: T, tokens of a row.
+      max_examples: of the training split, at most so many, chosen at random and always the same;
+        0 is all.
+      workers: Grain worker processes, each with a copy of the token ids; 0 fills rows in threads
+        of this process.
+    """
+
+    dataset: str
+    data_dir: str = ""
+    path: str = ""
+    vocab_size: int
+    batch_rows: int
+    length: int
+    max_examples: int = 0
+    workers: int = 0
+
+    def __post_init__(self):
+        if self.dataset not in DATASETS:
+            known = ", ".join(DATASETS)
+            raise ValueError(f"unknown data.dataset {self.dataset!r}; known: {known}")
+        if self.batch_rows < 1:
+            raise ValueError(f"data.batch_rows={self.batch_rows} must be at least 1")
+        if self.length < SHORTEST:
+            raise ValueError(
+                f"data.length={self.length} must be at least {SHORTEST}: two texts have four "
+                "symbols around them"
+            )
+        for name in ("max_examples", "workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"data.{name}={getattr(self, name)} must be 0 or more")
+
+
+class Example(NamedTuple):
+    """texts: one or two. label: a class's name, a number to predict, or None where it is hidden."""
+
+    texts: tuple[str, ...]
+    label: str | float | None
+
+
+def load_examples(config: LabelledConfig, split: str) -> list[Example]:
+    """The examples of a split, in a fixed order.
+
+    Args:
+      config: names the set; `max_examples` cuts the training split alone.
+      split: "train", "valid" or "test"; glue/mnli also has "valid_mismatched". The labels of
+        GLUE's test splits are hidden, and a tsv may have no test split.
+
+    Raises:
+      ValueError: an unknown split, a file with errors, a set prepared in another file format.
+      FileNotFoundError: missing files, or a set that has to be prepared by hand.
+    """
+    if config.dataset in glue.DATASETS:
+        found = glue.open_examples(config.dataset, split, config.data_dir)
+    elif config.dataset == "pystdlib_modules":
+        found = pystdlib_modules.load_snippets(split)
+    else:
+        found = tsv.read_labelled(tsv.find_split(config.dataset, config.path, split))
+    if split == "train" and 0 < config.max_examples < len(found):
+        # One order whatever the number, so that few examples are among the many.
+        order = np.random.default_rng(0).permutation(len(found))
+        found = [found[int(number)] for number in order[: config.max_examples]]
+    examples = []
+    with progress(f"reading {split}", len(found)) as advance:
+        for start in range(0, len(found), vocabulary.CHUNK):
+            chunk = found[start : start + vocabulary.CHUNK]
+            examples += [Example(*example) for example in chunk]
+            advance(len(chunk))
+    return examples
+
+
+def has_labels(examples: Sequence[Example]) -> bool:
+    """Whether the labels of a split are known, so that it can be scored."""
+    return all(example.label is not None for example in examples)
+
+
+def label_names(config: LabelledConfig, examples: Sequence[Example]) -> tuple[str, ...]:
+    """The classes in the order of a head's outputs; () where labels are numbers.
+
+    GLUE's are in TFDS's order, others in alphabetical order.
+
+    Args:
+      config: names the set.
+      examples: of the training split.
+
+    Raises:
+      ValueError: hidden labels, or fewer than two classes.
+    """
+    if config.dataset in glue.DATASETS:
+        return glue.task_of(config.dataset).labels
+    if not has_labels(examples):
+        raise ValueError(
+            f"the training split of {config.dataset} has no labels; its file needs a column "
+            "`label`, or `score` for numbers"
+        )
+    if examples and isinstance(examples[0].label, float):
+        return ()
+    names = tuple(sorted({example.label for example in examples}))
+    if len(names) < 2:
+        raise ValueError(f"{config.dataset} has nothing to tell apart: its labels are {names}")
+    return names
+
+
+def task_metrics(config: LabelledConfig, names: Sequence[str]) -> tuple[str, ...]:
+    """What `training/glue_metrics.py` should measure, the most important one first.
+
+    Args:
+      config: names the set.
+      names: what `label_names` returns.
+    """
+    if config.dataset in glue.DATASETS:
+        return glue.task_of(config.dataset).metrics
+    return ("accuracy",) if names else ("pearson", "spearman")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class LabelledRows:
+    """Token ids of many examples; `rows[i]` is the arrays of one.
+
+    Each is `tokens`, int32[T], `label`, a scalar, and `weight`, int32, 1 for an example and 0
+    for padding. A label is int32, its number in the names, and HIDDEN where it is not known;
+    for a regression it is float32, and nan where it is not known.
+
+    Attributes:
+      tokens: int32, the examples one after the other.
+      offsets: int64[E + 1]; example e is `tokens[offsets[e]:offsets[e + 1]]`.
+      labels: int32[E] or float32[E].
+      length: T.
+      stats: examples, tokens, cut (examples that lost the end of a text), padding (share of the
+        rows, 0 to 1) and, for known classes, majority (share of the most frequent one, 0 to 1).
+    """
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+    labels: np.ndarray
+    length: int
+    stats: dict[str, int | float]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> dict[str, np.ndarray]:
+        row = range(len(self))[row]
+        ids = self.tokens[self.offsets[row] : self.offsets[row + 1]]
+        return self._row(ids, self.labels[row], 1)
+
+    @property
+    def padding(self) -> dict[str, np.ndarray]:
+        # An example without text: attention needs something to look at.
+        return self._row([vocabulary.BOS, vocabulary.EOS], 0, 0)
+
+    def _row(self, ids: Sequence[int], label: int | float, weight: int) -> dict[str, np.ndarray]:
+        tokens = np.full(self.length, vocabulary.PAD, np.int32)
+        tokens[: len(ids)] = ids
+        return {
+            "tokens": tokens,
+            "label": np.asarray(label, self.labels.dtype),
+            "weight": np.asarray(weight, np.int32),
+        }
+
+
+def prepare_examples(
+    config: LabelledConfig,
+    tokenizer: tokenizers.Tokenizer,
+    examples: Sequence[Example],
+    names: Sequence[str],
+) -> LabelledRows:
+    """Tokenises examples once. Of what is too long the longer text loses its end until it fits.
+
+    Args:
+      config: the length of rows.
+      tokenizer: of `config.vocab_size` entries.
+      examples: all with labels or all without.
+      names: the classes in order, () for a regression.
+
+    Raises:
+      ValueError: a tokenizer of another size, no example, a label that is not among the names.
+    """
+    if tokenizer.get_vocab_size() != config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.get_vocab_size()} entries, "
+            f"data.vocab_size is {config.vocab_size}"
+        )
+    if not examples:
+        raise ValueError(f"{config.dataset} has no examples")
+    labels = _label_numbers(examples, names)
+    tokens, ends, cut = [], [0], 0
+    with progress("tokenising", len(examples)) as advance:
+        for start in range(0, len(examples), vocabulary.CHUNK):
+            chunk = examples[start : start + vocabulary.CHUNK]
+            encoded = iter(
+                vocabulary.encode(tokenizer, [part for example in chunk for part in example.texts])
+            )
+            for example in chunk:
+                ids, fits = frame([next(encoded) for _ in example.texts], config.length)
+                tokens.append(np.array(ids, np.int32))
+                ends.append(ends[-1] + len(ids))
+                cut += not fits
+            advance(len(chunk))
+    stats = {
+        "examples": len(examples),
+        "tokens": ends[-1],
+        "cut": cut,
+        "padding": 1 - ends[-1] / (len(examples) * config.length),
+    }
+    if names and has_labels(examples):
+        stats["majority"] = float(np.bincount(labels).max() / len(examples))
+    return LabelledRows(
+        tokens=np.concatenate(tokens),
+        offsets=np.array(ends, np.int64),
+        labels=labels,
+        length=config.length,
+        stats=stats,
+    )
+
+
+def frame(texts: Sequence[Sequence[int]], length: int) -> tuple[list[int], bool]:
+    """One or two texts between their symbols, at most `length` tokens, and whether all fitted."""
+    room = length - 2 * len(texts)
+    kept = [len(ids) for ids in texts]
+    if len(texts) == 1:
+        kept = [min(kept[0], room)]
+    elif sum(kept) > room:  # the end of the longer one goes first, of equal ones the second's
+        first = min(kept[0], max(room - kept[1], -(-room // 2)))
+        kept = [first, room - first]
+    row = [vocabulary.BOS]
+    for number, (ids, count) in enumerate(zip(texts, kept, strict=True)):
+        row += [vocabulary.EOS] * (number > 0) + list(ids[:count]) + [vocabulary.EOS]
+    return row, sum(kept) == sum(map(len, texts))
+
+
+def _label_numbers(examples: Sequence[Example], names: Sequence[str]) -> np.ndarray:
+    """int32[E], places in `names`, or float32[E] where there are none."""
+    if not names:
+        for example in examples:
+            if isinstance(example.label, str):
+                raise ValueError(f"the label {example.label!r} is a name, and not a number")
+        return np.array([math.nan if e.label is None else e.label for e in examples], np.float32)
+    numbers = {name: number for number, name in enumerate(names)} | {None: HIDDEN}
+    for example in examples:
+        if example.label not in numbers:
+            raise ValueError(
+                f"the label {example.label!r} is not among those of training, {', '.join(names)}"
+            )
+    return np.array([numbers[example.label] for example in examples], np.int32)
+
+
+def save_examples(folder: str | os.PathLike, split: str, examples: Sequence[Example]) -> None:
+    """Writes `folder/data/split.jsonl`, an object with `texts` and `label` a line.
+
+    Raises:
+      ValueError: a file that cannot be written.
+    """
+    lines = [json.dumps(example._asdict(), ensure_ascii=False) + "\n" for example in examples]
+    vocabulary.write_atomically(_saved(folder, split), "".join(lines))
+
+
+def load_saved_examples(folder: str | os.PathLike, split: str) -> list[Example]:
+    """The examples that `save_examples` wrote.
+
+    Raises:
+      FileNotFoundError: they are not there.
+      ValueError: a line that is no example.
+    """
+    path = _saved(folder, split)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"no examples at {path}; a run's folder holds those it is judged by"
+        )
+    examples = []
+    for number, line in enumerate(text.iterate_lines(path), start=1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
+        if not _is_example(record):
+            raise ValueError(f"{path}, line {number}: not an example but {line:.50}")
+        examples.append(Example(tuple(record["texts"]), record["label"]))
+    return examples
+
+
+def _is_example(record) -> bool:
+    return (
+        isinstance(record, dict)
+        and set(record) == set(Example._fields)
+        and isinstance(record["texts"], list)
+        and len(record["texts"]) in (1, 2)
+        and all(isinstance(part, str) for part in record["texts"])
+        and isinstance(record["label"], str | float | None)
+    )
+
+
+def _saved(folder: str | os.PathLike, split: str) -> str:
+    return os.path.join(folder, "data", f"{split}.jsonl")
+
+
+def save_labels(folder: str | os.PathLike, names: Sequence[str]) -> None:
+    """Writes `folder/labels.json`, the classes in the order of the head's outputs.
+
+    Raises:
+      ValueError: a file that cannot be written.
+    """
+    content = json.dumps(list(names), ensure_ascii=False) + "\n"
+    vocabulary.write_atomically(os.path.join(folder, "labels.json"), content)
+
+
+def load_labels(folder: str | os.PathLike) -> tuple[str, ...]:
+    """The classes that `save_labels` wrote, () for a regression.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: a file that is no list of names.
+    """
+    path = os.path.join(folder, "labels.json")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"no label names at {path}; the folder of a run that classifies holds them"
+        )
+    with open(path, "rb") as file:
+        content = file.read()
+    try:
+        names = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path} is not a list of names but {names!r:.50}")
+    if len(set(names)) < len(names) or len(names) == 1:
+        raise ValueError(f"{path} names too few classes, or one of them twice: {names!r:.80}")
+    return tuple(names)
