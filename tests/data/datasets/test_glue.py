@@ -5,6 +5,7 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.text.glue import Glue
 
+from layerdrop_jax.data import labelled
 from layerdrop_jax.data.datasets import glue
 
 TFDS_CONFIGS = {config.name: config for config in Glue.BUILDER_CONFIGS}
@@ -84,3 +85,16 @@ def test_unprepared_the_error_says_how_to(tmp_path):
         glue.open_examples("glue/rte", "train", str(tmp_path))
     assert "glue/rte is not prepared" in str(error.value)
     assert "configs/glue.py:demo needs no download" in str(error.value)
+
+
+def test_read_by_its_name_as_labelled_texts(prepared):
+    config = labelled.LabelledConfig(
+        dataset="glue/mrpc", data_dir=prepared, vocab_size=9, batch_rows=1, length=9, max_examples=1
+    )
+    train, test = (labelled.load_examples(config, split) for split in ("train", "test"))
+    assert len(train) == 1
+    assert train[0].texts[1].startswith("train sentence2")
+    assert train[0].label == "equivalent"
+    assert len(test) == 2
+    assert not labelled.has_labels(test)
+    assert labelled.label_names(config, train) == ("not_equivalent", "equivalent")
