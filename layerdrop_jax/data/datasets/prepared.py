@@ -5,9 +5,10 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
@@ -16,6 +17,7 @@ from layerdrop_jax.data.datasets import (
     iwslt14,
     multi30k,
     pystdlib,
+    sst2_sentences,
     text,
     tfds_sets,
     wikitext,
@@ -24,32 +26,43 @@ from layerdrop_jax.data.datasets import (
 
 DATASETS = ("wmt14_translate/de-en", "iwslt14", "multi30k", "cldr", "text")
 TEXT_DATASETS = (*wikitext.DATASETS, "pystdlib", "text")
+PRETRAINING_DATASETS = (*TEXT_DATASETS, "pystdlib_docstrings", "sst2", "pg19")
+HELD_OUT_EVERY = 2000  # texts, of a set without a split to judge by
 CHUNK = 4096  # records read at a time
 
 
 class Records(collections.abc.Sequence):
     """What `convert` makes of a split's records, read from ArrayRecord files as it is asked for.
 
-    Iterating reads in chunks and is much faster than indexing one by one.
+    Iterating reads in chunks and is much faster than indexing one by one. With `numbers` these
+    records alone, in their order.
     """
 
-    def __init__(self, records, convert: Callable[[dict], Any]):
+    def __init__(
+        self,
+        records,
+        convert: Callable[[dict], Any],
+        *,
+        numbers: Sequence[int] | np.ndarray | None = None,
+    ):
         self.records, self._convert = records, convert
+        self._numbers = range(len(records)) if numbers is None else numbers
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self._numbers)
 
     def __getitem__(self, index):
         if isinstance(index, slice):
-            return self._read(range(len(self))[index])
-        return self._read([range(len(self))[index]])[0]
+            return self._read(self._numbers[index])
+        return self._read([self._numbers[index]])[0]
 
     def __iter__(self):
         for start in range(0, len(self), CHUNK):
-            yield from self._read(range(start, min(start + CHUNK, len(self))))
+            yield from self._read(self._numbers[start : start + CHUNK])
 
-    def _read(self, indices) -> list:
-        return [self._convert(record) for record in self.records.__getitems__(list(indices))]
+    def _read(self, numbers) -> list:
+        records = self.records.__getitems__([int(number) for number in numbers])
+        return [self._convert(record) for record in records]
 
 
 class Pairs(Records):
@@ -60,10 +73,10 @@ class Pairs(Records):
 
 
 class Texts(Records):
-    """The texts of a split."""
+    """The texts of a split, which its records call `name`."""
 
-    def __init__(self, records):
-        super().__init__(records, lambda record: record["text"].decode())
+    def __init__(self, records, *, name: str = "text", numbers=None):
+        super().__init__(records, lambda record: record[name].decode(), numbers=numbers)
 
 
 def open_split(
@@ -97,11 +110,17 @@ def open_split(
 def open_texts(dataset: str, split: str, *, data_dir: str, path: str) -> Texts:
     """The texts of a split, in a fixed order; the arguments are the fields of `StreamConfig`.
 
+    Besides TEXT_DATASETS this knows PRETRAINING_DATASETS and `wikipedia/CONFIG`. Wikipedia has a
+    train split alone, so it is divided by number: text 0 and every 2,000th behind it are valid,
+    text 1,000 and every 2,000th behind it are test, and the rest is train.
+
     Raises:
       ValueError: an unknown split, bad files, a failed download, a folder that cannot be written.
-      FileNotFoundError: missing files.
+      FileNotFoundError: missing files, or a set that has to be prepared by hand.
     """
     data_dir = tfds_sets.prepared_folder(data_dir)
+    if dataset == "pg19" or dataset.startswith("wikipedia/"):
+        return _open_tfds_texts(dataset, split, data_dir)
     if dataset in wikitext.DATASETS:
         config = wikitext.wikitext_config(dataset, path)
         builder = prepare(wikitext.Wikitext, config, data_dir)
@@ -111,10 +130,30 @@ def open_texts(dataset: str, split: str, *, data_dir: str, path: str) -> Texts:
             )
     elif dataset == "pystdlib":
         builder = prepare(pystdlib.Pystdlib, pystdlib.pystdlib_config(), data_dir)
+    elif dataset == "pystdlib_docstrings":
+        builder = prepare(pystdlib.PystdlibDocstrings, pystdlib.pystdlib_config(), data_dir)
+    elif dataset == "sst2":
+        config = sst2_sentences.sst2_sentences_config(path)
+        builder = prepare(sst2_sentences.Sst2Sentences, config, data_dir)
     else:
         builder = prepare(text.TextLines, text.text_lines_config(path), data_dir)
     _check_split(builder, dataset, split)
     return Texts(builder.as_data_source(split))
+
+
+def _open_tfds_texts(dataset: str, split: str, data_dir: str) -> Texts:
+    builder = tfds_sets.open_prepared(dataset, data_dir, demo="configs/roberta.py:demo")
+    if dataset == "pg19":
+        split = {"valid": "validation"}.get(split, split)
+        _check_split(builder, dataset, split)
+        return Texts(builder.as_data_source(split), name="book_text")
+    if split not in text.SPLITS:
+        raise ValueError(f"{dataset} has no split {split!r}; it has {', '.join(text.SPLITS)}")
+    records = builder.as_data_source("train")
+    place = np.arange(len(records)) % HELD_OUT_EVERY
+    valid, test = place == 0, place == HELD_OUT_EVERY // 2
+    chosen = {"train": ~(valid | test), "valid": valid, "test": test}[split]
+    return Texts(records, numbers=np.flatnonzero(chosen))
 
 
 def _check_split(builder: tfds.core.DatasetBuilder, dataset: str, split: str) -> None:

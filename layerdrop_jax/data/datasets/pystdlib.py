@@ -1,9 +1,12 @@
-"""`pystdlib`: the Python source of the standard library that is running.
+"""`pystdlib`: the Python source of the standard library that is running; its docstrings.
 
 Real text on every machine: no download, one text a file. Tests, vendored packages, the IDLE
-editor and generated tables are left out.
+editor and generated tables are left out. `pystdlib_docstrings` is the English in it: one text a
+docstring.
 """
 
+import ast
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -11,7 +14,8 @@ import os
 import platform
 import sysconfig
 import tokenize
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 
 import tensorflow_datasets as tfds
 
@@ -114,3 +118,57 @@ class Pystdlib(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, texts):
         for number, source in enumerate(texts):
             yield number, {"text": source}
+
+
+class PystdlibDocstrings(tfds.core.GeneratorBasedBuilder):
+    """What `docstrings` finds in the source files; needs a `pystdlib_config`."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return text.texts_info(self)
+
+    def _split_generators(self, dl_manager):
+        del dl_manager
+        return {
+            split: self._generate_examples(texts)
+            for split, texts in docstrings(self.builder_config.texts).items()
+        }
+
+    def _generate_examples(self, texts):
+        for number, content in enumerate(texts):
+            yield number, {"text": content}
+
+
+def docstrings(sources: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """The docstrings of modules, classes and functions, by split, in the order of the sources.
+
+    Indentation and blank lines around a text are removed, as `inspect.cleandoc` does. Empty texts
+    are left out, and so is each that came before, in an earlier split too: nothing is judged by
+    what was trained on.
+    """
+    seen = {""}
+    found = {split: [] for split in sources}
+    for split, texts in sources.items():
+        for content in (found_text for source in texts for found_text in _docstrings_of(source)):
+            if content not in seen:
+                seen.add(content)
+                found[split].append(content)
+    return found
+
+
+def _docstrings_of(source: str) -> Iterator[str]:
+    """Yields them from top to bottom; none of source that this Python cannot parse."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes that are none
+            tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return
+    kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in ast.walk(tree) if isinstance(node, kinds)]
+    for node in (tree, *sorted(nodes, key=lambda node: node.lineno)):
+        content = (ast.get_docstring(node) or "").strip()
+        with contextlib.suppress(UnicodeEncodeError):  # half a character, written as an escape
+            content.encode()
+            yield content

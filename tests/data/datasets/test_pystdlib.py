@@ -98,3 +98,42 @@ def test_what_is_left_out(tmp_path):
 def test_a_python_without_source_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no source .* in .*; data.dataset=text"):
         pystdlib.read_sources(str(tmp_path))
+
+
+def test_docstrings_once_each_cleaned_and_from_top_to_bottom():
+    source = '''
+"""Module.
+
+    Text.
+        Indented.
+"""
+def f():
+    "  Function. "
+    class Inner:
+        """Class
+        of two lines."""
+    async def g():
+        """Later."""
+class Empty:
+    """   """
+    def method(self):
+        x = "no docstring"
+        return x
+def escaped():
+    "half a character \\ud800"
+def odd():
+    "not an escape \\d"
+'''
+    found = pystdlib.docstrings(
+        {"train": [source, '"Later."'], "valid": ["syntax error", '"Function."', '"Own."']}
+    )
+    assert found == {
+        "train": [
+            "Module.\n\nText.\n    Indented.",
+            "Function.",
+            "Class\nof two lines.",
+            "Later.",
+            "not an escape \\d",
+        ],
+        "valid": ["Own."],
+    }
