@@ -9,12 +9,13 @@ target counts.
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tokenizers
@@ -89,16 +90,22 @@ def source_record(config: StreamConfig) -> dict:
     """What a run with this config reads, to tell whether another run reads the same.
 
     Returns:
-      JSON-able: `dataset`, `python` (the version, for pystdlib alone), `texts` (of each split) and
-      `sha256` of all texts, split by split. Splits that are not there are left out.
+      JSON-able: `dataset`, `python` (its version, where the texts are from its library), `texts`
+      (of each split) and `sha256` of all texts, split by split. Splits that are not there are left
+      out.
 
     Raises:
       what `load_texts` raises, for the validation split.
     """
+    return record_texts(config.dataset, functools.partial(load_texts, config))
+
+
+def record_texts(dataset: str, load: Callable[[str], Sequence[str]]) -> dict:
+    """The record that `source_record` describes, of the texts that `load` gives for a split."""
     splits = {}
     for split in text.SPLITS:
         try:
-            splits[split] = load_texts(config, split)
+            splits[split] = load(split)
         except FileNotFoundError:
             if split == "valid":
                 raise
@@ -111,11 +118,11 @@ def source_record(config: StreamConfig) -> dict:
                 digest.update(b"%d\n" % len(content) + content)
                 advance(1)
     record = {
-        "dataset": config.dataset,
+        "dataset": dataset,
         "sha256": digest.hexdigest(),
         "texts": {split: len(texts) for split, texts in splits.items()},
     }
-    if config.dataset == "pystdlib":
+    if "pystdlib" in dataset:
         record["python"] = platform.python_version()
     return record
 
@@ -155,25 +162,44 @@ def prepare_blocks(
     Raises:
       ValueError: a tokenizer of another size than `config.vocab_size`, or no text.
     """
+    tokens, _ = tokenise(config, tokenizer, texts)
+    rows = -(-len(tokens) // config.length)
+    return Blocks(tokens=tokens, length=config.length, stats=stats_of(texts, tokens, rows))
+
+
+def tokenise(
+    config, tokenizer: tokenizers.Tokenizer, texts: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `tokenizers.encode_texts` returns, behind a progress bar.
+
+    Args:
+      config: `vocab_size`, and `dataset` for the errors.
+      tokenizer: of `config.vocab_size` entries.
+      texts: raw text.
+
+    Raises:
+      ValueError: a tokenizer of another size, or no text.
+    """
     if tokenizer.get_vocab_size() != config.vocab_size:
         raise ValueError(
             f"the tokenizer has {tokenizer.get_vocab_size()} entries, "
             f"data.vocab_size is {config.vocab_size}"
         )
     with progress("tokenising", len(texts)) as advance:
-        tokens, _ = vocabulary.encode_texts(tokenizer, texts, advance)
+        tokens, offsets = vocabulary.encode_texts(tokenizer, texts, advance)
     if not len(tokens):
         raise ValueError(f"{config.dataset} has no text to make blocks of")
-    return Blocks(
-        tokens=tokens,
-        length=config.length,
-        stats={
-            "texts": len(texts),
-            "tokens": len(tokens),
-            "rows": -(-len(tokens) // config.length),
-            "unknown": float(np.mean(tokens == vocabulary.UNK)),
-        },
-    )
+    return tokens, offsets
+
+
+def stats_of(texts: Sequence[str], tokens: np.ndarray, rows: int) -> dict[str, int | float]:
+    """The attribute `stats` of `Blocks`."""
+    return {
+        "texts": len(texts),
+        "tokens": len(tokens),
+        "rows": rows,
+        "unknown": float(np.mean(tokens == vocabulary.UNK)),
+    }
 
 
 class Windows:
@@ -213,7 +239,7 @@ class Windows:
         check_windows(length, context, break_mode)
         self.tokens, self.length, self.context = tokens, length, context
         if break_mode == "complete":
-            starts = _complete_starts(offsets.tolist(), length - context, length)
+            starts = complete_starts(offsets.tolist(), length - context, length)
         else:
             starts = range(0, len(tokens), length - context)
         self.starts = np.array([*starts, len(tokens)], np.int64)
@@ -243,8 +269,15 @@ def check_windows(length: int, context: int, break_mode: str) -> None:
         raise ValueError(f"unknown evaluate.break_mode {break_mode!r}; known: {known}")
 
 
-def _complete_starts(offsets: list[int], size: int, longest: int) -> list[int]:
-    """Where blocks of whole texts begin, packed in order up to `size` tokens."""
+def complete_starts(offsets: list[int], size: int, longest: int) -> list[int]:
+    """Where blocks of whole texts begin, packed in order up to `size` tokens.
+
+    Args:
+      offsets: where texts begin and the last one ends.
+      size: tokens of a block.
+      longest: a text of up to so many tokens is never cut, and is a block of its own where it has
+        more than `size`; a longer one is cut every `size` tokens.
+    """
     starts = []
     block = offsets[0]  # where the open block begins; it may be empty
     for start, end in itertools.pairwise(offsets):

@@ -1,4 +1,4 @@
-"""Three tokenizers, each in one `tokenizer.json` that the `tokenizers` library reads by itself.
+"""Four tokenizers, each in one `tokenizer.json` that the `tokenizers` library reads by itself.
 
 `train_tokenizer`, for translation: joint byte-level BPE. Byte level, because then every text has
 a tokenisation (`<unk>` never occurs, a decimal sign or a script the training text lacks included)
@@ -9,6 +9,7 @@ one after the other.
 
 For language modelling, `train_word_vocabulary`: words between white space, as in the reference's
 Dictionary; and `train_text_bpe`: byte-level BPE that keeps every character, for source code.
+For masked language modelling, `train_byte_bpe`: byte-level BPE as GPT-2's, with `<mask>`.
 """
 
 import collections
@@ -27,6 +28,7 @@ from layerdrop_jax.data.progress import progress
 
 SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")  # the reference's order: ids 0, 1, 2, 3
 BOS, PAD, EOS, UNK = range(4)
+MASK = "<mask>"  # the last entry of a vocabulary for masked language modelling
 # Fills the vocabulary up. No BPE gives it: digits stand in a piece of their own.
 MADE_UP = re.compile(r"madeupword\d{4,}")
 CHUNK = 4096  # pairs or texts encoded at a time
@@ -158,10 +160,46 @@ def train_text_bpe(
     return _train_bpe(tokenizer, texts, len(texts), alphabet, vocab_size, path)
 
 
-def _train_bpe(tokenizer, texts: Iterable[str], count: int, alphabet, vocab_size: int, path):
-    """Learns the merges of a BPE from `count` texts, and writes it."""
+def train_byte_bpe(
+    texts: Sequence[str], vocab_size: int, path: str | os.PathLike
+) -> tokenizers.Tokenizer:
+    """Trains a BPE such as GPT-2's and RoBERTa's, writes it to `path` and returns it.
+
+    Pieces are cut as there: words, numbers and other characters, each with a space in front that
+    belongs to it, and the endings of contractions. It keeps text exactly. The same texts give the
+    same file, of exactly `vocab_size` entries, as in `train_tokenizer`; the last one is `<mask>`,
+    where the reference appends it, and no text is encoded into it.
+
+    Args:
+      texts: of the training split.
+      vocab_size: entries of the vocabulary, special symbols and `<mask>` included; exact.
+      path: the tokenizer.json to write; it appears complete or not at all.
+
+    Raises:
+      ValueError: a vocabulary that cannot hold the special symbols and the 256 bytes; a file
+        that cannot be written; no text.
+    """
+    alphabet = _byte_alphabet(vocab_size, last=(MASK,))
+    if not any(len(text) for text in texts):
+        raise ValueError("the training split has no text to train a tokenizer on")
+    tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return _train_bpe(tokenizer, texts, len(texts), alphabet, vocab_size, path, last=(MASK,))
+
+
+def _train_bpe(
+    tokenizer,
+    texts: Iterable[str],
+    count: int,
+    alphabet: list[str],
+    vocab_size: int,
+    path: str | os.PathLike,
+    last: tuple[str, ...] = (),
+) -> tokenizers.Tokenizer:
+    """Learns the merges of a BPE from `count` texts, and writes it; it ends with symbols `last`."""
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size - len(last),
         special_tokens=list(SPECIAL_SYMBOLS),
         initial_alphabet=alphabet,
         show_progress=False,
@@ -174,30 +212,38 @@ def _train_bpe(tokenizer, texts: Iterable[str], count: int, alphabet, vocab_size
                 advance(1)
 
         tokenizer.train_from_iterator(counted(), trainer)
-    return _fill_up_and_write(tokenizer, vocab_size, path)
+    return _fill_up_and_write(tokenizer, vocab_size, path, last)
 
 
-def _byte_alphabet(vocab_size: int) -> list[str]:
+def _byte_alphabet(vocab_size: int, last: tuple[str, ...] = ()) -> list[str]:
     """The 256 bytes as the library writes them; ValueError where `vocab_size` has no room."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    smallest = len(SPECIAL_SYMBOLS) + len(alphabet)
+    symbols = len(SPECIAL_SYMBOLS) + len(last)
+    smallest = symbols + len(alphabet)
     if vocab_size < smallest:
         raise ValueError(
-            f"data.vocab_size={vocab_size} is too small: {len(SPECIAL_SYMBOLS)} special symbols "
+            f"data.vocab_size={vocab_size} is too small: {symbols} special symbols "
             f"and the {len(alphabet)} bytes alone are {smallest}; 1000 or more is a useful size"
         )
     return alphabet
 
 
 def _fill_up_and_write(
-    tokenizer: tokenizers.Tokenizer, vocab_size: int, path: str | os.PathLike
+    tokenizer: tokenizers.Tokenizer,
+    vocab_size: int,
+    path: str | os.PathLike,
+    last: tuple[str, ...] = (),
 ) -> tokenizers.Tokenizer:
-    """Adds `madeupwordNNNN` up to `vocab_size`, writes the file, and reads it again."""
+    """Adds `madeupwordNNNN` and symbols `last` up to `vocab_size`, writes and reads the file."""
     content = json.loads(tokenizer.to_str())
     vocabulary = content["model"]["vocab"]
     names = (f"madeupword{number:04d}" for number in itertools.count())
-    while len(vocabulary) < vocab_size:
+    while len(vocabulary) < vocab_size - len(last):
         vocabulary.setdefault(next(names), len(vocabulary))
+    for symbol in last:
+        vocabulary[symbol] = len(vocabulary)
+        added = content["added_tokens"]
+        added.append(added[0] | {"id": vocabulary[symbol], "content": symbol})
     write_atomically(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
     return load_tokenizer(path)
 
@@ -341,6 +387,7 @@ def decode(tokenizer: tokenizers.Tokenizer, sequences: Iterable[Iterable[int]]) 
     silent = set(range(len(SPECIAL_SYMBOLS)))
     if isinstance(tokenizer.model, models.WordLevel):
         silent.remove(UNK)
+    silent |= set(tokenizer.get_added_tokens_decoder())  # <mask>
     silent |= {n for token, n in tokenizer.get_vocab().items() if MADE_UP.fullmatch(token)}
     kept = []
     for sequence in sequences:

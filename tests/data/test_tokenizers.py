@@ -272,7 +272,9 @@ def test_the_bpe_of_texts_has_exactly_the_size_asked_for(code_tokenizer, tmp_pat
     assert code_tokenizer.get_vocab_size() == 401
 
 
-@pytest.mark.parametrize("train", [bpe.train_word_vocabulary, bpe.train_text_bpe])
+@pytest.mark.parametrize(
+    "train", [bpe.train_word_vocabulary, bpe.train_text_bpe, bpe.train_byte_bpe]
+)
 def test_the_same_texts_give_the_same_file_which_is_read_by_itself(tmp_path, train):
     texts = [CODE, "b a", "a b"]
     files = [tmp_path / name for name in ("one.json", "two.json")]
@@ -284,7 +286,8 @@ def test_the_same_texts_give_the_same_file_which_is_read_by_itself(tmp_path, tra
 
 
 @pytest.mark.parametrize(
-    ("train", "smallest"), [(bpe.train_word_vocabulary, 5), (bpe.train_text_bpe, 260)]
+    ("train", "smallest"),
+    [(bpe.train_word_vocabulary, 5), (bpe.train_text_bpe, 260), (bpe.train_byte_bpe, 261)],
 )
 def test_vocabularies_that_are_too_small_and_texts_without_words(tmp_path, train, smallest):
     path = tmp_path / "tokenizer.json"
@@ -326,3 +329,47 @@ def test_ids_beyond_two_bytes(tmp_path):
     tokens, _ = bpe.encode_texts(tokenizer, [last])
     assert tokens.dtype == np.int32
     assert tokens.tolist() == [2**16, bpe.EOS]
+
+
+@pytest.fixture(scope="module")
+def masked_tokenizer(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bpe") / "tokenizer.json"
+    return bpe.train_byte_bpe([CODE, "<mask> it's madeupword0000"] * 7, 401, path)
+
+
+def test_the_mask_is_the_last_entry_and_no_text_is_encoded_into_it(masked_tokenizer, tmp_path):
+    again = tmp_path / "tokenizer.json"
+    again.write_text(masked_tokenizer.to_str())
+    small = bpe.train_byte_bpe(["a"], 307, tmp_path / "small.json")
+    for tokenizer, size in (
+        (masked_tokenizer, 401),
+        (bpe.load_tokenizer(again), 401),
+        (small, 307),
+    ):
+        assert tokenizer.get_vocab_size() == size
+        assert tokenizer.token_to_id(bpe.MASK) == size - 1
+        assert tuple(tokenizer.id_to_token(n) for n in range(4)) == bpe.SPECIAL_SYMBOLS
+        texts = ["<mask>", " <mask> x<mask></s>madeupword0000 madeupword0001"]
+        ids = bpe.encode(tokenizer, texts)
+        assert bpe.decode(tokenizer, ids) == texts
+        made_up = {n for token, n in tokenizer.get_vocab().items() if bpe.MADE_UP.fullmatch(token)}
+        assert not set(ids[0] + ids[1]) & {*range(4), size - 1, *made_up}
+        word = bpe.encode(tokenizer, [" x"])[0]
+        assert bpe.decode(tokenizer, [[0, size - 1, *word, size - 1, bpe.EOS]]) == [" x"]
+    assert small.id_to_token(305) == "madeupword0045"
+
+
+def test_pieces_are_those_of_gpt2(masked_tokenizer):
+    text = "It's  1234 naïve,\n\n\tend_ <mask>'ll"
+    pieces = masked_tokenizer.pre_tokenizer.pre_tokenize_str(text)
+    spans = [text[start:end] for _, (start, end) in pieces]
+    assert spans == [
+        "It", "'s", " ", " 1234", " naïve", ",", "\n\n", "\t", "end", "_", " <", "mask", ">'", "ll"
+    ]  # fmt: skip
+    ids = bpe.encode(masked_tokenizer, [text, CODE, "  \r\n日本語 \u2028😀\x00 "])
+    assert bpe.decode(masked_tokenizer, ids) == [text, CODE, "  \r\n日本語 \u2028😀\x00 "]
+
+
+def test_a_word_of_a_text_may_look_like_the_mask(tmp_path):
+    tokenizer = bpe.train_word_vocabulary(["a <mask>"], 6, tmp_path / "tokenizer.json")
+    assert bpe.decode(tokenizer, bpe.encode(tokenizer, ["<mask> a"])) == ["<mask> a"]
