@@ -92,8 +92,8 @@ class PackedRows:
         `row_pairs[row_offsets[r]:row_offsets[r + 1]]`.
       source_length: tokens a row holds on the source side.
       target_length: tokens a row holds on the target side.
-      stats: pairs, skipped_too_long, skipped_empty, rows, source_padding, target_padding. The
-        last two are shares, 0 to 1, of all tokens of that side.
+      stats: pairs, skipped_too_long, skipped_empty, cut_source, cut_target, rows, source_padding,
+        target_padding. The last two are shares, 0 to 1, of all tokens of that side.
     """
 
     encoded: EncodedPairs
@@ -161,6 +161,8 @@ def pack_pairs(
             "pairs": pairs,
             "skipped_too_long": encoded.skipped_too_long,
             "skipped_empty": encoded.skipped_empty,
+            "cut_source": encoded.cut_source,
+            "cut_target": encoded.cut_target,
             "rows": rows,
             "source_padding": 1.0 - float(source_lengths.sum()) / max(1, rows * source_length),
             "target_padding": 1.0 - float(target_lengths.sum()) / max(1, rows * target_length),

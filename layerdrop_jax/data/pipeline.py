@@ -123,21 +123,32 @@ def prepare_rows(
     Raises:
       ValueError: a tokenizer of another size, or no pair left.
     """
-    if tokenizer.get_vocab_size() != config.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {tokenizer.get_vocab_size()} entries, "
-            f"data.vocab_size is {config.vocab_size}"
-        )
+    check_tokenizer(config, tokenizer)
     with progress("tokenising", len(pairs)) as advance:
-        encoded = bpe.encode_pairs(tokenizer, pairs, config.max_length, advance)
-    count = len(encoded.source_offsets) - 1
-    if not count:
+        encoded = bpe.encode_pairs(
+            tokenizer, pairs, limits=(config.max_length, config.max_length), advance=advance
+        )
+    if len(encoded.source_offsets) == 1:
         raise ValueError(
             f"no sentence pair is left of {len(pairs)}: {encoded.skipped_too_long} are longer than "
             f"data.max_length={config.max_length} tokens, {encoded.skipped_empty} have an empty "
             "side"
         )
-    with progress("packing", count) as advance:
+    return pack_rows(config, encoded, seed=seed)
+
+
+def check_tokenizer(config, tokenizer: tokenizers.Tokenizer) -> None:
+    """Raises ValueError for a tokenizer of another size than `config.vocab_size`."""
+    if tokenizer.get_vocab_size() != config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.get_vocab_size()} entries, "
+            f"data.vocab_size is {config.vocab_size}"
+        )
+
+
+def pack_rows(config, encoded: bpe.EncodedPairs, *, seed: int) -> packing.PackedRows:
+    """Packs encoded pairs into rows of `source_length` and `target_length`; warns of padding."""
+    with progress("packing", len(encoded.source_offsets) - 1) as advance:
         rows = packing.pack_pairs(
             encoded,
             source_length=config.source_length,

@@ -330,6 +330,8 @@ class EncodedPairs:
       target_offsets: int64[P + 1].
       skipped_too_long: pairs left out because a side was too long.
       skipped_empty: pairs left out because a side had no token.
+      cut_source: sources that lost their end.
+      cut_target: targets that did.
     """
 
     source_tokens: np.ndarray
@@ -338,27 +340,42 @@ class EncodedPairs:
     target_offsets: np.ndarray
     skipped_too_long: int = 0
     skipped_empty: int = 0
+    cut_source: int = 0
+    cut_target: int = 0
 
 
 def encode_pairs(
     tokenizer: tokenizers.Tokenizer,
     pairs: Sequence[tuple[str, str]],
-    max_length: int,
+    *,
+    limits: tuple[int, int],
+    cut: bool = False,
     advance: Callable[[int], None] = lambda pairs: None,
 ) -> EncodedPairs:
-    """Token ids of all pairs in which no side is empty or, eos included, over `max_length`.
+    """Token ids of all pairs, but for those with an empty side and those that are too long.
 
-    `advance` is called now and then with the number of pairs encoded since the last call.
+    Args:
+      tokenizer: any of this module's.
+      pairs: (source, target) texts.
+      limits: the most tokens of a source and of a target, eos included.
+      cut: a side that is too long loses its end, instead of the pair being left out.
+      advance: called now and then with the number of pairs encoded since the last call.
     """
     dtype = _id_dtype(tokenizer)
     tokens = ([np.zeros(0, dtype)], [np.zeros(0, dtype)])
     lengths = ([np.zeros(1, np.int64)], [np.zeros(1, np.int64)])
     too_long = empty = 0
+    cuts_2 = np.zeros(2, np.int64)
+    limit_2x1 = np.array(limits)[:, None] - 1  # eos is not among the ids
     for start in range(0, len(pairs), CHUNK):
         chunk = pairs[start : start + CHUNK]
         sides = [encode(tokenizer, side) for side in zip(*chunk, strict=True)]
         length_2xP = np.array([[len(ids) for ids in side] for side in sides])
-        long_P = length_2xP.max(axis=0) + 1 > max_length
+        if cut:
+            cuts_2 += (length_2xP > limit_2x1).sum(axis=1)
+            length_2xP = np.minimum(length_2xP, limit_2x1)
+            sides = [[ids[: limit - 1] for ids in side] for side, limit in zip(sides, limits)]
+        long_P = (length_2xP > limit_2x1).any(axis=0)
         empty_P = (length_2xP.min(axis=0) == 0) & ~long_P
         too_long += int(long_P.sum())
         empty += int(empty_P.sum())
@@ -375,6 +392,8 @@ def encode_pairs(
         target_offsets=np.cumsum(np.concatenate(lengths[1])),
         skipped_too_long=too_long,
         skipped_empty=empty,
+        cut_source=int(cuts_2[0]),
+        cut_target=int(cuts_2[1]),
     )
 
 

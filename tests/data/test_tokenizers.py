@@ -95,7 +95,7 @@ def test_training_gives_the_same_file_in_another_process(tmp_path, pytestconfig)
 def test_pairs_are_encoded_into_flat_arrays_and_skips_are_counted(tokenizer):
     pairs = [("A dog", "Ein Hund"), ("", "x"), ("A " * 30, "A"), ("A cat.", "Katze")]
     seen = []
-    encoded = bpe.encode_pairs(tokenizer, pairs, 11, seen.append)
+    encoded = bpe.encode_pairs(tokenizer, pairs, limits=(11, 11), advance=seen.append)
     assert (encoded.skipped_too_long, encoded.skipped_empty) == (1, 1)
     assert sum(seen) == 4
     at = encoded.target_offsets
@@ -108,10 +108,22 @@ def test_max_length_counts_eos(tokenizer):
     tokens = len(bpe.encode(tokenizer, ["A dog"])[0])
 
     def kept(length):
-        return len(bpe.encode_pairs(tokenizer, [("A dog", "A")], length).source_offsets) - 1
+        encoded = bpe.encode_pairs(tokenizer, [("A dog", "A")], limits=(length, 9))
+        return len(encoded.source_offsets) - 1
 
     assert kept(tokens + 1) == 1
     assert kept(tokens) == 0
+
+
+def test_long_sides_lose_their_end_where_that_is_asked_for(tokenizer):
+    pairs = [("one two three four", "A dog"), ("A dog", "A " * 30), ("", "x"), ("A", "A")]
+    encoded = bpe.encode_pairs(tokenizer, pairs, limits=(4, 3), cut=True)
+    assert (encoded.cut_source, encoded.cut_target) == (1, 1)
+    assert (encoded.skipped_too_long, encoded.skipped_empty) == (0, 1)
+    whole = bpe.encode(tokenizer, ["one two three four"])[0]
+    assert len(whole) > 3
+    assert encoded.source_tokens[: encoded.source_offsets[1]].tolist() == whole[:3]  # and eos
+    assert np.diff(encoded.target_offsets).max() == 2
 
 
 def test_a_vocabulary_too_small_for_the_bytes_is_an_error(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from layerdrop_jax.core.pruning import evenly_spaced
 from layerdrop_jax.data.tokenizers import load_tokenizer
 from layerdrop_jax.decoding.batching import Decoded, Hypothesis
-from layerdrop_jax.training import translation
+from layerdrop_jax.training import encoder_decoder
 from layerdrop_jax.training.bleu import sacre_bleu
 from layerdrop_jax.training.checkpoints import restore_params
 from layerdrop_jax.training.evaluate import evaluate
@@ -143,7 +143,7 @@ def test_a_line_break_in_a_translation_is_a_space(run, monkeypatch):
     assert None not in (newline, letter)
     tokens = [letter, newline, newline, letter]
     monkeypatch.setattr(
-        translation,
+        encoder_decoder,
         "decode_sentences",
         lambda *_, **__: Decoded([[Hypothesis(tokens, 0.0, [])], []], []),
     )

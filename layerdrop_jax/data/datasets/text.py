@@ -9,6 +9,7 @@ an edited file makes a new prepared set and an old one is never served for it.
 import dataclasses
 import gzip
 import hashlib
+import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -230,6 +231,21 @@ def decode_lines(lines: Iterable[bytes], name: str | os.PathLike) -> Iterator[st
                 f"{name}, line {number}: not UTF-8 (byte 0x{line[error.start]:02x} at position "
                 f"{error.start + 1} of the line)"
             ) from None
+
+
+def quoted_text(line: str) -> str:
+    """The text that a line stands for: what it says as a JSON string, or else the line itself.
+
+    So a text of several lines can stand in one: "def f(x):\\n    return x".
+    """
+    if line.startswith('"'):
+        try:
+            content = json.loads(line)
+            content.encode()  # half of a surrogate pair is no text
+        except ValueError:
+            return line
+        return content
+    return line
 
 
 def read_parallel(
