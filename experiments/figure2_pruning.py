@@ -66,7 +66,7 @@ def report(found, variant):
             deepest = DEPTH[task][variant]
             whole = {deepest: scores(cut[0.0], cut_to(deepest))}
             curves.append(curve("from scratch at this depth", dict(sorted((own | whole).items()))))
-        y = "test BLEU" if of["key"] == "bleu" else "valid perplexity"
+        y = of["depths"]
         figures.append(
             figure(f"{task}_depth", f"{NAMES[task]}: {y}", LAYERS[task], y, curves, log=of["log"])
         )

@@ -83,7 +83,7 @@ def as_record(found, runs, arguments, command) -> dict:
         of = task_score(next(iter(found.values()))[0])
         tables.append(table("Whole networks", f"test {of['name']}", of["better"], rows))
         curves = [by_depth(run.name, found.get(run.name, [])) for run in runs]
-        y = "test BLEU" if of["key"] == "bleu" else "valid perplexity"
+        y = of["depths"]
         figures.append(
             figure("depth", f"{y} after pruning", "layers kept", y, curves, log=of["log"])
         )

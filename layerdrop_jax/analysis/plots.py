@@ -39,8 +39,12 @@ class Measure(typing.NamedTuple):
 
 MEASURES = (
     Measure("bleu", "BLEU", max, "decoder layers kept", "Decoding", "words"),
+    Measure("rouge_l", "ROUGE-L", max, "decoder layers kept", "Decoding", "words"),
     Measure("perplexity", "valid perplexity", min, "layers kept", "Scoring", "tokens"),
+    Measure("score", "valid score", max, "layers kept", "Scoring", "tokens"),
 )
+# How a reader knows scores whose keys are no words.
+NAMES = {"bleu": "BLEU", "rouge_1": "ROUGE-1", "rouge_2": "ROUGE-2", "rouge_l": "ROUGE-L"}
 
 
 def of_kind(records, kind, *names):
@@ -53,7 +57,7 @@ def depth_measure(runs) -> Measure | None:
     """What the depths of these runs are scored by; None where none was scored.
 
     Raises:
-      ValueError: some runs have BLEU and others perplexity.
+      ValueError: runs of several tasks, some with BLEU, say, and others with perplexity.
     """
     found = [m for m in MEASURES if any(of_kind(run, "depth", m.key) for run in runs)]
     if len(found) > 1:
@@ -71,10 +75,15 @@ def depth_sets(runs) -> dict[tuple, list[dict]]:
     measure = depth_measure(runs)
     sets = {}
     for run in runs if measure else ():
-        last = {tuple(r["decoder_layers"]): r for r in of_kind(run, "depth", measure.key)}
+        last = {tuple(layers_kept(r)): r for r in of_kind(run, "depth", measure.key)}
         for layers, row in last.items():
             sets.setdefault(layers, []).append(row)
     return {layers: sets[layers] for layers in sorted(sets, key=lambda k: (len(k), k))}
+
+
+def layers_kept(record) -> list[int]:
+    """The layers that a line about a depth is about: the decoder's, or a lone encoder's."""
+    return record["decoder_layers"] if "decoder_layers" in record else record["encoder_layers"]
 
 
 def best_of(key) -> typing.Callable:
@@ -84,7 +93,7 @@ def best_of(key) -> typing.Callable:
 
 def score_name(key, split) -> str:
     """How a reader knows a score of a split: "valid perplexity", "test BLEU"."""
-    return f"{split} {'BLEU' if key == 'bleu' else key}"
+    return f"{split} {NAMES.get(key, key)}"
 
 
 def mean_and_range(values) -> tuple[float, float, float]:
@@ -105,7 +114,11 @@ def plot_learning_curves(groups: dict[str, list[list[dict]]], path) -> bool:
     runs = [run for group in groups.values() for run in group]
     shown = [
         (name, title)
-        for name, title in (("loss", "Loss (nats per token)"), ("perplexity", "Perplexity"))
+        for name, title in (
+            ("loss", "Loss (nats)"),
+            ("perplexity", "Perplexity"),
+            ("accuracy", "Accuracy (percent)"),
+        )
         if any(of_kind(run, "valid", name) for run in runs)
         or any(len(of_kind(run, "train", name)) > 1 for run in runs)
     ]
@@ -122,7 +135,8 @@ def plot_learning_curves(groups: dict[str, list[list[dict]]], path) -> bool:
                     _draw_steps(axis, train, f"{prefix}training", style)
                 valid = _by_step(group, "valid", name)
                 if valid:
-                    step, best, *_ = min(valid, key=lambda point: point[1])
+                    best_of_two = max if name == "accuracy" else min
+                    step, best, *_ = best_of_two(valid, key=lambda point: point[1])
                     text = f"best{' mean' * (len(group) > 1)} {best:.3g} at step {step:,}"
                     # One label: training and validation are two colours. More: a colour for each.
                     style = look(index if len(groups) > 1 else 1)
@@ -144,7 +158,7 @@ def plot_depth(groups: dict[str, list[list[dict]]], path) -> bool:
     """The score, the speed and the parameters against the number of layers kept.
 
     Where several sets of layers of one size were measured, the line goes through the best of those
-    that all runs of the group have. BLEU is drawn from zero, perplexity on a logarithmic axis.
+    that all runs of the group have. Perplexity is drawn on a logarithmic axis, the rest from zero.
 
     Args:
       groups: label -> the lines of metrics.jsonl of each of its runs.
@@ -154,7 +168,7 @@ def plot_depth(groups: dict[str, list[list[dict]]], path) -> bool:
       False, and nothing is drawn, where no group was measured at two depths.
 
     Raises:
-      ValueError: some runs have BLEU and others perplexity.
+      ValueError: runs of several tasks, some with BLEU, say, and others with perplexity.
     """
     measure = depth_measure([run for group in groups.values() for run in group])
     best = {label: _best_sets(group, measure) for label, group in groups.items()}

@@ -41,7 +41,7 @@ def write_report(run) -> pathlib.Path:
     ]
     measure = plots.depth_measure([records])
     if measure:
-        what = "network" if measure.key == "perplexity" else "decoder"
+        what = "decoder" if measure.layers.startswith("decoder") else "network"
         sections.append(f"## The {what} cut to every depth, without fine-tuning")
         if plots.plot_depth({run.name: [records]}, run / "depth_curve.png"):
             sections.append(
@@ -124,10 +124,12 @@ def _settings(run: pathlib.Path) -> dict:
 
 
 def _tests(records) -> list[dict]:
-    """The last score of each kind of BLEU, and the last perplexity of each split."""
-    bleu = {r.get("signature"): r for r in plots.of_kind(records, "test", "bleu")}
+    """The last score of each kind of BLEU or ROUGE, and of each split of other tasks."""
+    signed = [r for key in ("bleu", "rouge_l") for r in plots.of_kind(records, "test", key)]
+    by_signature = {r.get("signature"): r for r in signed}
     perplexity = {r["split"]: r for r in plots.of_kind(records, "test", "perplexity")}
-    return [*bleu.values(), *perplexity.values()]
+    glue = {r["split"]: r for r in plots.of_kind(records, "test", "score")}
+    return [*by_signature.values(), *perplexity.values(), *glue.values()]
 
 
 def _measured(records) -> list[dict]:
@@ -142,23 +144,30 @@ def _outcome_rows(records) -> list[tuple[str, str]]:
         mean = f", mean of {len(averaged)} checkpoints" if len(averaged) > 1 else ""
         if "bleu" in line:
             rows.append((f"test BLEU ({_kind_of_score(line)})", f"**{line['bleu']:.2f}**{mean}"))
+        elif "rouge_l" in line:
+            rows += [
+                (plots.score_name(key, "test"), f"**{line[key]:.2f}**{mean}")
+                for key in ("rouge_1", "rouge_2", "rouge_l")
+            ]
+        elif "score" in line:
+            name = f"{line['split'].replace('_', ' ')} {_kind_of_score(line)}"
+            rows.append((name, f"**{line['score']:.2f}**, {line['examples']:,} examples{mean}"))
         else:
             tokens = f"{line['nats']:.4f} nats a token, {line['tokens']:,.0f} tokens"
             score = f"**{line['perplexity']:,.2f}**, {tokens}{mean}"
             rows.append((f"{line['split']} perplexity", score))
     valid = plots.of_kind(records, "valid", "loss")
     if valid:
-        best = min(valid, key=lambda r: r["loss"])
+        by = "accuracy" if "accuracy" in valid[-1] else "loss"
+        best = min(valid, key=lambda r: r["loss"] if by == "loss" else -r["accuracy"])
         ppl = f", perplexity {best['perplexity']:.2f}" if best.get("perplexity") else ""
-        rows.append(("best validation loss", f"{best['loss']:.4f}{ppl}, at step {best['step']:,}"))
+        rows.append((f"best validation {by}", f"{best[by]:.4f}{ppl}, at step {best['step']:,}"))
     train = plots.of_kind(records, "train", "seconds", "steps")
     if train:
         seconds = sum(r["seconds"] for r in train)
         rows.append(("training", f"{train[-1]['step']:,} steps in {seconds / 60:,.1f} minutes"))
-        # words_per_second counts the tokens to predict, and only a translation has others
-        tokens = "target tokens" if "encoder_layers" in train[-1] else "tokens"
         for name, text, form in (
-            ("words_per_second", "training speed", f"{{:,.0f}} {tokens}/s"),
+            ("words_per_second", "training speed", f"{{:,.0f}} {_counted(train[-1])}/s"),
             ("data_wait", "time waiting for data", "{:.2%}"),
             ("encoder_layers", "encoder layers run, on average", "{:.2f}"),
             ("decoder_layers", "decoder layers run, on average", "{:.2f}"),
@@ -178,11 +187,24 @@ def _outcome_rows(records) -> list[tuple[str, str]]:
     return rows
 
 
+def _counted(line) -> str:
+    """What words_per_second counts: what the loss of a task is a mean over."""
+    if "encoder_layers" not in line:
+        return "tokens"
+    if "decoder_layers" in line:
+        return "target tokens"
+    return "masked tokens" if "perplexity" in line else "examples"
+
+
 def _kind_of_score(line) -> str:
     """The name by which a signature is known; the whole of it stands below the table."""
     signature = line.get("signature")
     if "perplexity" in line:
         return "perplexity"
+    if "metric" in line:
+        return line["metric"]
+    if "rouge_l" in line:
+        return "ROUGE"
     if not signature:
         return "unsigned"
     if not signature.startswith("tokenized"):

@@ -8,15 +8,25 @@ import shlex
 import typing
 from collections.abc import Callable
 
+from layerdrop_jax.analysis.plots import layers_kept
 from layerdrop_jax.analysis.report import spread_text
 from layerdrop_jax.training.metrics import read_metrics
 from layerdrop_jax.training.runs import read_config
 
-# The task's score, in the lines of metrics.jsonl; better: which of two is.
+# The task's score, in the lines of metrics.jsonl; better: which of two is; depths: what the network
+# is scored by that is cut to each depth.
 SCORES = {
-    "translation": {"key": "bleu", "name": "BLEU", "better": "higher", "log": False},
+    "translation": {"key": "bleu", "name": "BLEU", "better": "higher", "log": False,
+                    "depths": "test BLEU"},
+    "summarisation": {"key": "rouge_l", "name": "ROUGE-L", "better": "higher", "log": False,
+                      "depths": "test ROUGE-L"},
     "language_modelling": {"key": "perplexity", "name": "perplexity", "better": "lower",
-                           "log": True},
+                           "log": True, "depths": "valid perplexity"},
+    "masked_lm": {"key": "perplexity", "name": "perplexity", "better": "lower", "log": True,
+                  "depths": "valid perplexity"},
+    # GLUE is compared on its dev sets: the labels of its test sets are not public.
+    "classification": {"key": "score", "name": "score", "better": "higher", "log": False,
+                       "split": "valid", "depths": "valid score"},
 }  # fmt: skip
 
 
@@ -70,24 +80,34 @@ def hardware(result: Result) -> str:
 
 
 def whole(result: Result) -> float | None:
-    """The score of the whole network on the test split."""
-    key = task_score(result)["key"]
-    found = [
-        r[key]
-        for r in result.records
-        if r["kind"] == "test" and r.get("split", "test") == "test" and r.get(key) is not None
-    ]
-    return found[-1] if found else None
+    """The score of the whole network on the test split; on the dev set where it is one of GLUE."""
+    score = task_score(result)
+    return on_split(score.get("split", "test"))(result)
+
+
+def on_split(split: str) -> Callable:
+    """The score of the whole network on a split, as a function of its result."""
+
+    def score(result):
+        key = task_score(result)["key"]
+        found = [
+            r[key]
+            for r in result.records
+            if r["kind"] == "test" and r.get("split", "test") == split and r.get(key) is not None
+        ]
+        return found[-1] if found else None
+
+    return score
 
 
 def depths(result: Result) -> dict[int, float]:
     """The scores of the network cut to every depth by rule, as evaluation takes them.
 
-    BLEU of the test split, perplexity of the validation split; the last measurement counts.
+    Of which split is in `SCORES`, under depths; the last measurement counts.
     """
     key = task_score(result)["key"]
     found = {
-        len(record["decoder_layers"]): record[key]
+        len(layers_kept(record)): record[key]
         for record in result.records
         if record["kind"] == "depth" and record.get(key) is not None
     }
@@ -102,7 +122,7 @@ def cut_to(depth: int) -> Callable:
 def parameters(result: Result, depth: int | None = None) -> int | None:
     """Of the whole network, or cut to a depth."""
     sizes = [r["parameters"] for r in result.records
-             if r["kind"] == "depth" and depth in (None, len(r["decoder_layers"]))]  # fmt: skip
+             if r["kind"] == "depth" and depth in (None, len(layers_kept(r)))]  # fmt: skip
     return max(sizes, default=None)
 
 

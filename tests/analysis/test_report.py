@@ -88,6 +88,23 @@ def assert_links_lead_somewhere(path):
     return links
 
 
+def test_report_of_summaries(tmp_path):
+    scores = {"rouge_1": 30.5, "rouge_2": 10.25, "rouge_l": 25.125, "signature": "measure:f1"}
+    depths = [
+        {"kind": "depth", "step": 10, "decoder_layers": list(range(n)), "parameters": 7 * n}
+        | scores
+        for n in (1, 2)
+    ]
+    run = make_run(tmp_path / "run", START, {"kind": "test", "step": 10} | scores, *depths)
+    text = report.write_report(run).read_text()
+    rows = rows_of(text)
+    for name, value in (("ROUGE-1", 30.5), ("ROUGE-2", 10.25), ("ROUGE-L", 25.125)):
+        assert [f"test {name}", f"**{value:.2f}**"] in rows
+    assert ["2", "0 1", "14", "25.12"] in [row[:4] for row in rows]
+    assert "The decoder cut to every depth" in text
+    assert text.count("- ROUGE: `measure:f1`") == 1
+
+
 def test_report_of_a_whole_run(tmp_path):
     run = make_run(tmp_path / "run", START, *TRAIN, *VALID, *TEST, *depth_lines())
     path = report.write_report(run)
