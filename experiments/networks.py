@@ -24,6 +24,7 @@ _MT_DEMO = {
     "checkpoint.every": 450,
     "optimizer.period_updates": 2600,
 }
+_SUM_DEMO = _MT_DEMO
 _MT_SMALL = {  # six decoder layers to cut, as in the paper
     "model.encoder_layers": 6,
     "model.decoder_layers": 6,
@@ -41,6 +42,12 @@ MT = {
     "small": ("configs/multi30k.py:small", _MT_SMALL),
     "paper": ("configs/wmt.py", {}),
 }
+SUM = {
+    "demo": ("configs/cnn_dailymail.py:demo", _SUM_DEMO),
+    "small": ("configs/cnn_dailymail.py:small", {}),
+    "paper": ("configs/cnn_dailymail.py", {}),
+}
+ANSWERS = {"small": ("configs/eli5.py:small", {}), "paper": ("configs/eli5.py", {})}
 LM_SETTING = {
     "demo": "pystdlib (the source of Python's standard library), 12 layers, 96 wide, 3,000 updates "
     "of 2,048 tokens; perplexity per BPE token",
@@ -52,8 +59,14 @@ MT_SETTING = {
     "small": "Multi30k en-de, 6 + 6 layers, 128 wide, 3,000 updates; sacreBLEU",
     "paper": "WMT en-de, Transformer big; tokenized BLEU, compounds split",
 }
+SUM_SETTING = {
+    "demo": "pystdlib_summaries (a function of Python's standard library, and the first sentence "
+    "of its docstring), 6 + 6 layers, 96 wide, 2,700 updates; ROUGE by rouge-score",
+    "small": "CNN-DailyMail and ELI5, Transformer base, 40,000 updates; ROUGE by rouge-score",
+    "paper": "CNN-DailyMail, Transformer base, and ELI5, Transformer big; ROUGE by rouge-score",
+}
 LM_LAYERS = {"demo": 12, "small": 16, "paper": 16}
-MT_LAYERS = 6
+MT_LAYERS = SUM_LAYERS = 6
 
 
 def language_model(variant, rate, *, depth=None, name="", **more) -> Run:
@@ -90,6 +103,29 @@ def translation(variant, rate, *, encoder=None, decoder=None, **more) -> Run:
             parts.append(f"{stack}_{depth}")
     if rate or decoder is None:
         parts.append(f"rate_{rate:g}")
+    return Run(name="_".join(parts), config=config, overrides=overrides, **more)
+
+
+def summarisation(variant, rate, *, decoder=None, answers=False, **more) -> Run:
+    """A network for summaries with a drop rate in both stacks; another decoder than the config's.
+
+    Args:
+      variant: demo, small or paper.
+      rate: LayerDrop's.
+      decoder: its layers; None for the config's own.
+      answers: ELI5's long answers instead, which have no demo.
+      **more: of `Run`.
+    """
+    config, overrides = (ANSWERS if answers else SUM)[variant]
+    overrides = overrides | {"drop.encoder": rate, "drop.decoder": rate}
+    parts = ["answers" if answers else "sum"]
+    if decoder is not None:
+        overrides["model.decoder_layers"] = decoder
+        parts.append(f"decoder_{decoder}")
+    if rate or decoder is None:
+        parts.append(f"rate_{rate:g}")
+    if variant == "paper" and not rate:
+        overrides["model.dropout"] = 0.3  # as the reference has it without LayerDrop
     return Run(name="_".join(parts), config=config, overrides=overrides, **more)
 
 

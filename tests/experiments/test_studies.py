@@ -13,7 +13,7 @@ from layerdrop_jax.studies.results import Result
 from layerdrop_jax.studies.runs import check, plan
 from tests import studies_list
 
-LM, MT = "language_modelling", "translation"
+LM, MT, SUM = "language_modelling", "translation", "summarisation"
 # Perplexity of the language models, by layers left.
 CURVES = {
     "lm_rate_0": lambda left: 20 + (12 - left) ** 3,
@@ -50,6 +50,12 @@ BLEU = {
     "iwslt_rate_0": {6: 34.4},
     "iwslt_rate_0.2": {6: 35.5},
 }
+# ROUGE-L of the networks for summaries, by decoder layers left.
+ROUGE = {
+    "sum_rate_0": {6: 36.8, 3: 20.0},
+    "sum_rate_0.2": {6: 37.1, 3: 33.0},
+    "sum_decoder_8_rate_0.2": {8: 37.5, 6: 36.0, 3: 31.0},
+}
 STRATEGIES = {
     "all": 22, "spread": 26.5, "search_on_valid": 26, "greedy_elimination": 26.2, "ends": 30,
     "first": 60, "last": 70, "random": 40, "block_influence": 50, "gradient_importance": 45,
@@ -75,9 +81,11 @@ def made_up(run, seed, folder, agrees):
         {"kind": "start", "step": 0, "command": "python launch.py", "hardware": "1 core"},
         {"kind": "train", "step": 3, "seconds": 60.0, "steps": 3},
     ]
-    if run.name in BLEU:
-        scores = {n: bleu if agrees else 50 - bleu for n, bleu in BLEU[run.name].items()}
-        task, key, test = MT, "bleu", max(scores)
+    if run.name in BLEU | ROUGE:
+        higher = (BLEU | ROUGE)[run.name]
+        scores = {n: score if agrees else 50 - score for n, score in higher.items()}
+        task, key = (MT, "bleu") if run.name in BLEU else (SUM, "rouge_l")
+        test = max(scores)
     else:
         deepest = 3 if "depth_3" in run.name else 6 if "depth_6" in run.name else 12
         deepest = 6 if "finetuned" in run.name else deepest
@@ -89,7 +97,8 @@ def made_up(run, seed, folder, agrees):
         {"kind": "depth", "step": 3, "decoder_layers": list(range(n)), key: s, "parameters": 10 * n}
         for n, s in scores.items()
     ]
-    records.append({"kind": "test", "step": 3, "split": "test", key: scores[test]})
+    others = {"rouge_1": scores[test], "rouge_2": scores[test]} if task == SUM else {}
+    records.append({"kind": "test", "step": 3, "split": "test", key: scores[test], **others})
     strategies = STRATEGIES | {"data_driven": 25} if "data_driven" in run.name else STRATEGIES
     for name, perplexity in strategies.items():
         split = {f"{s}_perplexity": turn(perplexity) for s in ("valid", "test")}
