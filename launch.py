@@ -3,7 +3,7 @@
   python launch.py --config=configs/wmt.py[:variant] --workdir=RUN   train (or resume)
   python launch.py --workdir=RUN --mode=evaluate                     score every depth, report
   python launch.py --workdir=RUN --mode=prune --output=SMALL --decoder_layers=3
-  python launch.py --workdir=RUN --mode=finetune --output=NEW --decoder_layers=3 --set=train.steps=9
+  python launch.py --workdir=RUN --mode=finetune --output=NEW [--decoder_layers=3] [--config=...]
   python launch.py --workdir=RUN --mode=generate --input=FILE --output=FILE [--decoder_layers=3]
   python launch.py --workdir=RUN --mode=importance     of every layer; =frontier: of every depth
   python launch.py --workdir=RUN --mode=describe       parameters, drop rates; or of a --config
@@ -36,7 +36,7 @@ MODES = {  # what each reads beside --workdir
     "train": ("config", "distributed"),
     "evaluate": CUT,
     "prune": (*CUT, "output"),
-    "finetune": (*CUT, "output", "distributed"),
+    "finetune": (*CUT, "output", "distributed", "config"),
     "generate": (*CUT, "input", "output"),
     "importance": ("set", "output"),
     "frontier": (*CUT, "budget_ms", "budget_params", "output"),
@@ -64,10 +64,11 @@ def main(argv):
     if DISTRIBUTED.value:
         jax.distributed.initialize()
     cut = {"flags": {s: flag.value for s, flag in STACKS.items()}, "changes": SET.value}
+    config = CONFIG.value and CONFIG.value.to_dict()
     if mode == "train":
-        train(CONFIG.value.to_dict(), workdir, command=command)
+        train(config, workdir, command=command)
     elif mode == "finetune":
-        workdir = finetune(workdir, OUTPUT.value, command=command, **cut)
+        workdir = finetune(workdir, OUTPUT.value, command=command, config=config, **cut)
     if DISTRIBUTED.value:
         return print("trained; now evaluate it on one host: --mode=evaluate")
     if mode in ("train", "finetune", "evaluate"):
@@ -86,8 +87,7 @@ def main(argv):
         print(f"table: {write_frontier(record, OUTPUT.value or workdir)}", file=sys.stderr)
         print(json.dumps(frontier.summary(record)))
     else:
-        config = runs.read_config(workdir) if workdir else CONFIG.value.to_dict()
-        print(describe(settings.parse(config)))
+        print(describe(settings.parse(config or runs.read_config(workdir))))
 
 
 def parse_flags(argv):

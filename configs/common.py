@@ -206,3 +206,135 @@ def language_modelling(dataset, architecture):
         }
     )
     return config
+
+
+def encoder(task, architecture):
+    """A config of an encoder, pre-trained or fine-tuned, with the reference's optimizer."""
+    config = _common(task)
+    config.data = ml_collections.ConfigDict(
+        {
+            "dataset": "",
+            "data_dir": "",
+            "path": "",
+            "vocab_size": 50265,
+            "batch_rows": 256,
+            "length": 512,
+            "workers": 0,
+        }
+    )
+    config.model = ml_collections.ConfigDict(dict(architecture))
+    config.model.vocab_size = config.data.get_oneway_ref("vocab_size")
+    config.drop.encoder = 0.2
+    del config.prune.decoder
+    config.prune.encoder = "every_other:0.5"
+    config.train.label_smoothing = 0.0
+    config.checkpoint.update({"keep_last": 3, "average": 1})
+    config.optimizer.update(
+        {"schedule": "polynomial", "epsilon": 1e-6, "warmup_init_rate": -1.0, "min_rate": 0.0}
+    )
+    return config
+
+
+def encoder_demo(config):
+    """An encoder's sizes for two CPU cores: 12 layers, 96 wide."""
+    config.data.update({"vocab_size": 4096, "workers": 0})
+    config.model.update(
+        {
+            "embed_dim": 96,
+            "ffn_dim": 384,
+            "attention_heads": 4,
+            "encoder_layers": 12,
+            "max_length": 256,
+            "dropout": 0.0,
+            "attention_dropout": 0.0,
+            "dtype": "float32",
+        }
+    )
+    config.checkpoint.update({"every": 150, "keep_last": 2})
+    return config
+
+
+def summarisation(dataset, architecture):
+    """The config of summaries or answers: the reference's defaults, and no sequence cut short."""
+    config = _common("summarisation")
+    config.data = ml_collections.ConfigDict(
+        {
+            "dataset": dataset,
+            "source": "source",
+            "target": "target",
+            "data_dir": "",
+            "path": "",
+            "vocab_size": 32768,
+            "batch_rows": 64,
+            "source_length": 800,
+            "target_length": 192,
+            "max_source": 400,
+            "max_target": 192,
+            "workers": 0,
+        }
+    )
+    config.model = ml_collections.ConfigDict(dict(architecture))
+    for side in ("source", "target"):
+        config.model[f"{side}_vocab_size"] = config.data.get_oneway_ref("vocab_size")
+    config.model.share_embeddings = "all"
+    config.drop.update({"encoder": 0.2, "decoder": 0.2})
+    config.prune.encoder = "all"
+    config.decode = ml_collections.ConfigDict(
+        {
+            "beam": 5,
+            "length_penalty": 1.0,
+            "max_length_a": 0.0,
+            "max_length_b": 200,
+            "min_length": 1,
+            "no_repeat_ngram": 3,
+            "unknown_penalty": 0.0,
+            "normalize": True,
+            "batch_tokens": 65536,
+        }
+    )
+    return config
+
+
+def summaries_demo(config):
+    """A config's recipe in minutes on two CPU cores: functions to docstrings, 6 + 6 layers."""
+    config.data.update(
+        {
+            "dataset": "pystdlib_summaries",
+            "path": "",
+            "vocab_size": 2048,
+            "batch_rows": 8,
+            "source_length": 208,
+            "target_length": 44,
+            "max_source": 160,
+            "max_target": 32,
+            "workers": 0,
+        }
+    )
+    config.model.update(
+        {
+            "encoder_layers": 6,
+            "decoder_layers": 6,
+            "embed_dim": 96,
+            "ffn_dim": 192,
+            "attention_heads": 4,
+            "norm": "pre",
+            "dropout": 0.1,
+            "attention_dropout": 0.0,
+            "dtype": "float32",
+        }
+    )
+    config.optimizer.update(
+        {
+            "schedule": "cosine",
+            "rate": 3e-3,
+            "min_rate": 1e-7,
+            "warmup_updates": 100,
+            "warmup_init_rate": 1e-7,
+            "period_updates": 800,
+        }
+    )
+    config.train.update({"steps": 900, "accumulate": 1, "log_every": 20, "eval_every": 150})
+    config.checkpoint.update({"every": 150, "keep_last": 2, "average": 1})
+    # Small batches: on a CPU the caches of a beam should fit into the processor's.
+    config.decode.update({"beam": 2, "min_length": 3, "max_length_b": 31, "batch_tokens": 4096})
+    return config

@@ -101,6 +101,11 @@ class BlockConfig:
         """The class of the layers of each stack, by its name; layers alone have none."""
         return {}
 
+    @property
+    def cut_stack(self) -> str:
+        """The stack that is cut to every depth where depths are compared: the last one."""
+        return list(self.stacks)[-1]
+
     def depth(self, stack: str) -> int:
         """The number of layers of a stack, N."""
         return getattr(self, f"{stack}_layers")

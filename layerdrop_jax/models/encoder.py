@@ -19,6 +19,7 @@ from layerdrop_jax.models.embeddings import PADDING_ID, Embedding, Positions
 from layerdrop_jax.models.layers import ACTIVATIONS, dropout, layer_norm, linear
 
 INITIAL_DEVIATION = 0.02
+HEADS = ("lm_head", "classification_head")  # what a network of another task begins anew
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from ml_collections import config_flags
 
 from layerdrop_jax.core.pruning import parse_strategy
 from layerdrop_jax.training import settings
+from layerdrop_jax.training.finetune import adopt
 from layerdrop_jax.training.command_line import check_overrides
 from layerdrop_jax.training.runs import read_config
 
@@ -24,10 +25,12 @@ class Run:
 
     Attributes:
       name: of its folder, to which the seed is added. Studies that name the same run share it.
-      config: as launch.py takes it, "configs/wmt.py:demo"; "" where it goes on from another run.
+      config: as launch.py takes it, "configs/wmt.py:demo"; "" where it goes on from another run
+        with that one's own.
       overrides: values that differ from the config's, by dotted name: {"drop.decoder": 0.5}.
       seeds: one training each.
-      start: the run whose network this one is trained on from, seed by seed (``--mode=finetune``).
+      start: the run whose network this one is trained on from, seed by seed (``--mode=finetune``);
+        with a config too, for another task.
       layers: which of its layers, a strategy by stack: {"decoder": "6"}.
       program: what is executed instead of a training, arguments of python; it writes its results
         into --out=FOLDER, the run's folder: ("-m", "benchmarks.training_speed"). Its one seed is 1.
@@ -85,7 +88,7 @@ def plan(runs, folder, extra=()) -> list[Job]:
                 raise ValueError(f"two runs have the name {one.name!r}")
     found = []
     for run in every.values():
-        if sum(map(bool, (run.config, run.start, run.program))) != 1:
+        if bool(run.config or run.start) == bool(run.program):
             raise ValueError(
                 f"the run {run.name!r} needs a config, a run to start from or a program"
             )
@@ -120,19 +123,21 @@ def _job(run, seed, folder, extra) -> Job:
     if run.program:
         command = (*run.program, f"--out={shown(workdir)}")
         return Job(name, run.name, seed, workdir, (command,), after)
+    train = [at]
     if run.start:
         after = f"{run.start.name}_seed_{seed}"
         train = ["--mode=finetune", f"--workdir={shown(folder / after)}"]
         train += [f"--output={shown(workdir)}"]
         train += [f"--{stack}_layers={strategy}" for stack, strategy in run.layers.items()]
-        train += [f"--set={key}={value}" for key, value in run.overrides.items()]
-    else:
-        train = [at, f"--config={run.config}", *extra]
+    if run.config:
+        train += [f"--config={run.config}", *extra]
         values = {**run.overrides, "seed": seed}
         for flag in extra:  # it would count for nothing
             if flag.partition("=")[0].removeprefix("--config.") in values:
                 raise ValueError(f"{flag}: the run {run.name!r} sets that itself, leave it out")
         train += [f"--config.{key}={value}" for key, value in values.items()]
+    else:
+        train += [f"--set={key}={value}" for key, value in run.overrides.items()]
     commands = [train, *([at, *measure] for measure in run.measures)]
     argvs = tuple(("launch.py", *command) for command in commands)
     return Job(name, run.name, seed, workdir, argvs, after)
@@ -177,12 +182,12 @@ def _check_job(job, configs):
         if command != job.commands[0]:  # it measures what the first trains
             settings.parse(settings.change(configs[job.name], changes))
             continue
+        given = [a for a in command if a.startswith("--config")]
+        config = load_config(given) if given else configs[job.after]
         if job.after:
-            start = configs[job.after]
-            start = start | {"init": start["init"] | {"run": job.after}}
-            config = settings.change(start, changes, tuple(start))
-        else:
-            config = load_config([a for a in command if a.startswith("--config")])
+            config = adopt(config, configs[job.after]) if given else config
+            config = config | {"init": config["init"] | {"run": job.after}}
+            config = settings.change(config, changes, tuple(config))
         settings.parse(config)
         configs[job.name] = config
         if not job.after and (job.workdir / "config.json").exists():

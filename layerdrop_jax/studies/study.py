@@ -21,7 +21,7 @@ from layerdrop_jax.studies.runs import check, plan
 VARIANTS = ("demo", "small", "paper")
 
 
-def main(file, title, runs, make_record, argv=None) -> None:
+def main(file, title, runs, make_record, argv=None, variants=VARIANTS) -> None:
     """Does what a study's command line says; ends the process where not all is well.
 
     Args:
@@ -30,10 +30,11 @@ def main(file, title, runs, make_record, argv=None) -> None:
       runs: runs(variant) gives a list of `Run`s.
       make_record: make_record(found, variant) gives the parts of the record, from ``found``: run
         name -> `Result`s, one a seed, of the jobs that are done.
+      variants: which there are, where a study has more than the usual ones.
     """
     name = pathlib.Path(file).stem
     parser = argparse.ArgumentParser(prog=f"python experiments/{name}.py", description=title)
-    parser.add_argument("--variant", choices=VARIANTS, default="demo")
+    parser.add_argument("--variant", choices=variants, default="demo")
     add_arguments(parser)
     parser.add_argument("--seeds", type=seeds, help="instead of the study's own: 1,2,3")
     argv = sys.argv[1:] if argv is None else argv

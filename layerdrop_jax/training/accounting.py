@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from layerdrop_jax.models.adaptive import bands
+from layerdrop_jax.training.masking import most_masked
 
 FORWARD_AND_BACKWARD = 3  # the backward pass has two products for each of the forward pass
 
@@ -67,6 +68,24 @@ def lm_flops(config, batch: dict) -> dict:
         "decoder": [factor * flops for flops in layer],
         "rest": factor * 2 * rest * length,
     }
+
+
+def encoder_flops(config, batch: dict) -> dict:
+    """As `seq2seq_flops`, of an encoder and its head: ``{"encoder": [...], "rest": float}``.
+
+    Args:
+      config: `EncoderConfig`.
+      batch: arrays, or their shapes.
+    """
+    rows, length = batch["tokens"].shape
+    factor = float(FORWARD_AND_BACKWARD * rows)
+    dim = config.embed_dim
+    if config.num_classes:
+        rest = dim * dim + dim * config.num_classes
+    else:
+        rest = most_masked(length) * (dim * dim + dim * config.vocab_size)
+    layer = [_attention(config, length, length), _ffn(config, length)]
+    return {"encoder": [factor * flops for flops in layer], "rest": factor * 2 * rest}
 
 
 def _attention(config, queries, keys):

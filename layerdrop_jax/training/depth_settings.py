@@ -22,7 +22,8 @@ class PruneConfig:
       survives: the share of what the whole network knows beyond the tokens' own entropy that a
         depth has to keep to count as survived.
       prompt_tokens, new_tokens, batch: the request that depths are timed with: tokens of the
-        prompt or the source, tokens generated, requests at a time where it is not one.
+        prompt or the source, tokens generated (of a masked language model: masks filled in; of
+        a classifier: 1), requests at a time where it is not one.
     """
 
     sample_rows: int
@@ -72,6 +73,13 @@ class EncoderDecoderPrune(PruneConfig):
 
     encoder: str
     decoder: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderPrune(PruneConfig):
+    """What a cut keeps of an encoder with a head."""
+
+    encoder: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

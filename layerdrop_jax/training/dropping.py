@@ -145,6 +145,13 @@ class EncoderDecoderDrop(DropConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderDrop(DropConfig):
+    """Drop rates of an encoder with a head."""
+
+    encoder: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderDrop(DropConfig):
     """Drop rates of a language model."""
 

@@ -10,12 +10,18 @@ from layerdrop_jax.training.prune import cut_config
 from layerdrop_jax.training.runs import check_folder, is_fresh, load_run, read_config
 from layerdrop_jax.training.train import train
 
+# Of a config's model: what a run that starts from another's network decides for itself.
+OWN = ("num_classes", "pooler_dropout", "dropout", "attention_dropout", "activation_dropout")
+OWN += ("drop_path", "drop_path_rows", "drop_block", "drop_block_size", "drop_connect")
+OWN += ("dtype", "saved")
 
-def finetune(workdir, output, *, flags, changes, command: str) -> str:
+
+def finetune(workdir, output, *, flags, changes, command: str, config=None) -> str:
     """Trains the network of a run on, in a folder of its own, with the layers that flags choose.
 
-    The new run's config is that of the run with what ``changes`` change. A folder that was begun
-    before goes on with the layers chosen then, and needs the old run only for its teacher.
+    The new run's config is that of the run with what ``changes`` change; or, for another task,
+    ``config``, which takes over what the network is (see `adopt`). A folder that was begun before
+    goes on with the layers chosen then.
 
     Args:
       workdir: the run's folder, which stays as it is.
@@ -24,6 +30,7 @@ def finetune(workdir, output, *, flags, changes, command: str) -> str:
       changes: values of the new run's config that differ from the old one's, "train.steps=500".
         Those of its section ``prune`` hold for the choice of layers too.
       command: what started it, for the report.
+      config: of the new run; None is that of the run.
 
     Returns:
       the new run's folder.
@@ -33,20 +40,54 @@ def finetune(workdir, output, *, flags, changes, command: str) -> str:
     """
     output = output or f"{str(workdir).rstrip('/')}-finetuned"
     if is_fresh(pathlib.Path(output)):
-        config = _begin(workdir, output, flags, changes)
+        config = _begin(workdir, output, flags, changes, config)
     else:
-        config = read_config(output)
-        _check_begun(config, workdir, output, flags)
-        config = settings_lib.change(config, changes, tuple(config))
+        begun = read_config(output)
+        _check_begun(begun, workdir, output, flags)
+        if config:
+            config = adopt(config, read_config(workdir))
+            for stack in InitConfig(**begun["init"]).chosen():
+                config["model"][f"{stack}_layers"] = begun["model"][f"{stack}_layers"]
+                config["prune"][stack] = begun["prune"][stack]
+            config["init"] = begun["init"]
+        config = settings_lib.change(config or begun, changes, tuple(begun))
     train(config, output, command=command)
     return output
 
 
-def _begin(workdir, output, flags, changes) -> dict:
+def adopt(config: dict, begun: dict) -> dict:
+    """A config for training another run's network on: what decides its function is the run's.
+
+    Its noise, its head and everything else are the config's own.
+
+    Args:
+      config: of the run that starts.
+      begun: the other run's.
+
+    Raises:
+      ValueError: a config for a network of another kind.
+    """
+    if config["model"].keys() != begun["model"].keys():
+        ours, theirs = (" and ".join(_stacks(c)) for c in (config, begun))
+        raise ValueError(
+            f"--config is for a network with {ours} layers, and the run has one with {theirs} "
+            f"layers, trained for {begun['task']}"
+        )
+    model = begun["model"] | {name: config["model"][name] for name in OWN if name in begun["model"]}
+    data = config["data"] | {"vocab_size": begun["data"]["vocab_size"]}  # its tokenizer's
+    return {**config, "model": model, "data": data}
+
+
+def _stacks(config):
+    return [name.removesuffix("_layers") for name in config["model"] if name.endswith("_layers")]
+
+
+def _begin(workdir, output, flags, changes, config) -> dict:
     """The config of a new run; whatever can be refused is, before layers are looked for."""
     run = load_run(workdir, [change for change in changes if change.startswith("prune.")])
     wanted = strategies.wanted(run, flags)
-    config = {**run.config, "init": run.config["init"] | {"run": str(workdir), "layers": ""}}
+    base = adopt(config, run.config) if config else run.config
+    config = {**base, "init": base["init"] | {"run": str(workdir), "layers": ""}}
     config = settings_lib.change(config, changes, tuple(config))
     settings_lib.parse(config)
     check_folder(pathlib.Path(output), config)
@@ -59,7 +100,7 @@ def _begin(workdir, output, flags, changes) -> dict:
         )
 
     layers, _ = strategies.choose(run, wanted)
-    config = cut_config(run, layers)
+    config = cut_config(base, run.settings.model, layers)
     chosen = [f"{stack}:{','.join(map(str, kept))}" for stack, kept in layers.items()]
     config["init"] |= {"run": str(workdir), "layers": " ".join(chosen)}
     return settings_lib.change(config, changes, tuple(config))

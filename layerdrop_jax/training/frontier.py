@@ -36,7 +36,7 @@ def measure(
       workdir: the run's folder.
       flags: for each stack the name of a strategy, which then chooses the layers at every depth, or
         a strategy with its depth, which is the only one. Without: ``spread`` at every depth of the
-        decoder, and every layer of other stacks.
+        decoder, or of a lone encoder, and every layer of other stacks.
       changes: what to do otherwise than its config says, see `settings.change`.
       budget_ms: the most milliseconds that a request alone may take, prompt and new tokens.
       budget_params: the most parameters.
@@ -98,7 +98,7 @@ def measure(
             "prompt_tokens": prune.prompt_tokens,
             "new_tokens": prune.new_tokens,
             "batch": prune.batch,
-            "beam": getattr(run.settings.decode, "beam", 1),
+            "beam": getattr(getattr(run.settings, "decode", None), "beam", 1),
         },
         "depths": depths,
         "verdict": verdict(run, depths, knows=full < floor),
@@ -203,7 +203,7 @@ def _every_choice(run, flags) -> list[dict]:
     strategies.check_flags(run, flags)
     model, of_stack = run.settings.model, {}
     for stack in model.stacks:
-        text = flags.get(stack) or ("spread" if stack == "decoder" else "all")
+        text = flags.get(stack) or ("spread" if stack == model.cut_stack else "all")
         if text in RULES or text in MEASURED:
             depths = range(model.depth(stack), 0, -1) or [0]
             of_stack[stack] = [parse_strategy(f"{text}:{depth}") for depth in depths]

@@ -178,7 +178,7 @@ def gradient_importance(run: Run, batches) -> dict:
             return nll / jnp.maximum(tokens, 1)
 
         gates = {stack: jnp.ones(model.depth(stack)) for stack in model.stacks}
-        real = jnp.any(task.positions(batch)["decoder"])
+        real = jnp.any(task.targets(batch)[1])
         return jax.tree.map(jnp.abs, jax.grad(nats)(gates)), real
 
     @jax.jit

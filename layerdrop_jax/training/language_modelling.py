@@ -14,52 +14,36 @@ from flax import nnx
 
 from layerdrop_jax.core.pruning import every_depth
 from layerdrop_jax.data import pipeline, streams, tokenizers
+from layerdrop_jax.data.datasets.text import quoted_text
 from layerdrop_jax.data.progress import progress
 from layerdrop_jax.decoding.batching import padded_width
 from layerdrop_jax.decoding.constraints import EOS, PAD
 from layerdrop_jax.decoding.sampling import continue_sequences
 from layerdrop_jax.training import accounting, losses
 from layerdrop_jax.training.metrics import perplexity
-from layerdrop_jax.training.runs import (
-    Run,
-    is_fresh,
-    make_tokenizer,
-    masks,
-    original_layers,
-    params_of,
-)
+from layerdrop_jax.training.runs import Run, masks, original_layers, params_of
 from layerdrop_jax.training.state import model_graph
+from layerdrop_jax.training.text_runs import prepare_texts
 
 QUALITY, BETTER = "perplexity", min
+COUNTED = "tokens"
 loss = losses.lm_loss
 flops = accounting.lm_flops
+validation = losses.validation(loss)
 
 
 def prepare(settings, workdir, config):
     """The blocks of train and valid; a new folder is filled once all of it works."""
-    data = settings.data
-    texts, valid, test = (streams.load_texts(data, s) for s in ("train", "valid", "test"))
-    fresh = is_fresh(workdir)
     train = {"word": tokenizers.train_word_vocabulary, "bpe": tokenizers.train_text_bpe}
-    tokenizer = make_tokenizer(
-        workdir, train[data.tokenizer], texts, data.vocab_size, origin=settings.init.run
+    return prepare_texts(
+        settings,
+        workdir,
+        config,
+        load=streams.load_texts,
+        train_tokenizer=train[settings.data.tokenizer],
+        make_blocks=streams.prepare_blocks,
+        source_record=streams.source_record,
     )
-    rows = streams.prepare_blocks(data, tokenizer, texts)
-    valid_rows = streams.prepare_blocks(data, tokenizer, valid)
-    stats = rows.stats
-    print(
-        f"{stats['texts']:,} texts, {stats['tokens']:,} tokens in {stats['rows']:,} blocks of "
-        f"{data.length:,}; {stats['unknown']:.2%} unknown",
-        flush=True,
-    )
-    if jax.process_index() == 0:
-        if fresh:  # evaluate, prune and generate need nothing but the run's folder
-            for split, held_out in (("valid", valid), ("test", test)):
-                streams.save_texts(workdir, split, held_out)
-            record = json.dumps(streams.source_record(data), indent=2) + "\n"
-            tokenizers.write_atomically(workdir / "data" / "source.json", record)
-        tokenizers.write_atomically(workdir / "config.json", json.dumps(config, indent=2) + "\n")
-    return rows, valid_rows
 
 
 def fingerprint(rows) -> str:
@@ -204,7 +188,7 @@ def answer(run: Run, lines, keep=None) -> list[str]:
     A line that is itself a JSON string ("def f(x):\\n") stands for the text in it, so that a prompt
     can have several lines. ``keep`` is as in `LM.__call__`.
     """
-    prompts = [_prompt(line) for line in lines]
+    prompts = [quoted_text(line) for line in lines]
     continuations = make_continuer(run)(prompts, keep)
     return [
         json.dumps({"prompt": prompt, "continuation": continuation}, ensure_ascii=False)
@@ -278,8 +262,8 @@ def positions(batch) -> dict:
 
 
 def targets(batch):
-    """The ids that a batch has to predict, [B, T]."""
-    return batch["target"]
+    """(the ids that a batch has to predict, which of them count), [B, T] each."""
+    return batch["target"], batch["weight"] > 0
 
 
 def scored(model):
@@ -312,17 +296,6 @@ def _windows(run, split):
         context=windows.context,
         break_mode=windows.break_mode,
     )
-
-
-def _prompt(line: str) -> str:
-    if line.startswith('"'):
-        try:
-            text = json.loads(line)
-            text.encode()  # half of a surrogate pair is no text
-        except ValueError:
-            return line
-        return text
-    return line
 
 
 def _text(run, tokens_T) -> str:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from layerdrop_jax.core.randomness import named_key
+from layerdrop_jax.training.masking import mask_tokens, row_keys
 
 TOKENS_AT_A_TIME = 512  # whose distributions over the vocabulary are in memory for a teacher
 
@@ -71,6 +72,62 @@ def lm_loss(model, batch, *, smoothing: float, teacher: Teacher | None = None, k
         apart_BxT = _in_parts(apart, (x_BxTxD, theirs_BxTxD))
         loss = teacher.mix(loss, jnp.sum(apart_BxT * weight_BxT))
     return loss, nll, jnp.sum(weight_BxT)
+
+
+def masked_lm_loss(
+    model, batch, *, smoothing: float, teacher: Teacher | None = None, key=None, **how
+):
+    """The loss of a masked language model; arguments and result as `seq2seq_loss`.
+
+    The output layer sees the masked places alone. The teacher reads what the network reads.
+    Smoothing is not for this task (`settings` refuses it).
+    """
+    config = model.config
+    mask_key = None if key is None else named_key(key, "masks")
+    masked = mask_tokens(row_keys(mask_key, batch), batch["tokens"], config.vocab_size)
+
+    def logits(network, **how):
+        x_BxTxD = network(masked.input_BxT, **how)
+        x_BxMxD = jnp.take_along_axis(x_BxTxD, masked.place_BxM[..., None], axis=1)
+        return network.logits(x_BxMxD)
+
+    logits_BxMxV = logits(model, key=key, **how)
+    loss, nll = label_smoothed_nll(logits_BxMxV, masked.target_BxM, masked.weight_BxM, smoothing)
+    if teacher:
+        apart_BxM = divergence(logits_BxMxV, logits(teacher.model), teacher.temperature)
+        loss = teacher.mix(loss, jnp.sum(apart_BxM * masked.weight_BxM))
+    return loss, nll, jnp.sum(masked.weight_BxM)
+
+
+def classification_loss(model, batch, *, smoothing: float, teacher=None, key=None, **how):
+    """The loss of a classifier, over examples instead of tokens; else as `seq2seq_loss`.
+
+    With one output the labels are numbers, and the loss is the squared error.
+    """
+    weight_B = batch["weight"].astype(jnp.float32)
+    logits_BxC = model.classify(model(batch["tokens"], key=key, **how), key)
+    if model.config.num_classes == 1:
+        loss = nll = jnp.sum(weight_B * (logits_BxC[:, 0] - batch["label"]) ** 2)
+    else:
+        loss, nll = label_smoothed_nll(logits_BxC, batch["label"], weight_B, smoothing)
+    if teacher:
+        theirs_BxC = teacher.model.classify(teacher.model(batch["tokens"]))
+        if model.config.num_classes == 1:
+            apart_B = (logits_BxC[:, 0] - jax.lax.stop_gradient(theirs_BxC[:, 0])) ** 2
+        else:
+            apart_B = divergence(logits_BxC, theirs_BxC, teacher.temperature)
+        loss = teacher.mix(loss, jnp.sum(apart_B * weight_B))
+    return loss, nll, jnp.sum(weight_B)
+
+
+def validation(loss):
+    """``sums(model, batch) -> ({"loss": sum of -log p}, tokens)``: what validation adds up."""
+
+    def sums(model, batch):
+        _, nll, tokens = loss(model, batch, smoothing=0.0)
+        return {"loss": nll}, tokens
+
+    return sums
 
 
 def label_smoothed_nll(logits_BxTxV, target_BxT, weight_BxT, smoothing: float):

@@ -8,6 +8,7 @@ import jax
 
 from layerdrop_jax.core.pruning import check_layers
 from layerdrop_jax.data import tokenizers
+from layerdrop_jax.models.encoder import HEADS
 from layerdrop_jax.training.checkpoints import restore_state
 from layerdrop_jax.training.optimizers import carry_moments, make_optimizer
 from layerdrop_jax.training.prune import take_rows
@@ -16,6 +17,7 @@ from layerdrop_jax.training.runs import (
     Run,
     cut_model,
     hash_params,
+    keeps_head,
     load_run,
     original_layers,
 )
@@ -53,6 +55,20 @@ def load_origin(settings: Settings) -> Origin | None:
             raise ValueError(f"init.layers, {stack}: {error}") from None
     _, rows = cut_model(theirs, layers)
     params = take_rows(run.params, rows)
+    if not keeps_head(run.config, settings):
+        if init.distill:
+            raise ValueError(
+                f"init.distill={init.distill}: the network of {init.run} has another head than "
+                "this config's, so it cannot be its teacher"
+            )
+        if init.moments != "anew":
+            raise ValueError(
+                f"init.moments={init.moments!r}: the network of {init.run} has another head than "
+                "this config's, and so other moments; use init.moments=anew"
+            )
+        fresh = make_params(model, settings.seed)
+        params = {name: params[name] for name in params if name not in HEADS}
+        params |= {name: fresh[name] for name in fresh if name in HEADS}
     _check_fits(params, abstract_params(model), init.run)
     return Origin(run, layers, params)
 

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from layerdrop_jax.data import pipeline, tokenizers
+from layerdrop_jax.models.blocks import BlockConfig
 from layerdrop_jax.training import strategies, tasks
 from layerdrop_jax.training.checkpoints import write_params
 from layerdrop_jax.training.runs import (
@@ -83,7 +84,9 @@ def prune(workdir, output, *, flags: dict, changes=()) -> dict:
         write_params(partial / "checkpoints", max(parent.steps), params, metadata)
         tokenizers.write_atomically(partial / "config.json", json.dumps(config, indent=2) + "\n")
         tokenizers.write_atomically(partial / PRUNED, json.dumps(record, indent=2) + "\n")
-        shutil.copy(parent.workdir / "tokenizer.json", partial / "tokenizer.json")
+        for name in ("tokenizer.json", "labels.json"):  # of a classifier: its head's outputs
+            if (parent.workdir / name).exists():
+                shutil.copy(parent.workdir / name, partial / name)
         shutil.copytree(
             parent.workdir / "data",
             partial / "data",
@@ -111,13 +114,19 @@ def cut(run: Run, layers: dict) -> tuple[dict, dict]:
       layers: the layers kept of each stack.
     """
     _, rows = cut_model(run.settings.model, layers)
-    return cut_config(run, layers), take_rows(run.params, rows)
+    return cut_config(run.config, run.settings.model, layers), take_rows(run.params, rows)
 
 
-def cut_config(run: Run, layers: dict) -> dict:
-    """A run's config, but for what counts or names layers, and for where training starts from."""
-    model, _ = cut_model(run.settings.model, layers)
-    config = json.loads(json.dumps(run.config))
+def cut_config(config: dict, model: BlockConfig, layers: dict) -> dict:
+    """A config, but for what counts or names layers, and for where training starts from.
+
+    Args:
+      config: of the run that keeps some layers.
+      model: the whole network's.
+      layers: the layers kept of each stack.
+    """
+    model, _ = cut_model(model, layers)
+    config = json.loads(json.dumps(config))
     for stack in layers:
         config["model"][f"{stack}_layers"] = model.depth(stack)
         config["prune"][stack] = "all"

@@ -8,6 +8,7 @@ import os
 import pathlib
 import time
 import typing
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -41,7 +42,8 @@ def check_folder(workdir, config):
             )
     # A start that failed or was killed leaves what it had written before config.json.
     elif workdir.is_dir() and any(
-        path.name not in ("tokenizer.json", "data", PRUNED, LOCK) and path.suffix != ".tmp"
+        path.name not in ("tokenizer.json", "labels.json", "data", PRUNED, LOCK)
+        and path.suffix != ".tmp"
         for path in workdir.iterdir()
     ):
         raise ValueError(
@@ -162,6 +164,18 @@ def read_config(workdir) -> dict:
     if not isinstance(config, dict):
         raise ValueError(f"{path} is not a config: it is a {type(config).__name__}")
     return config
+
+
+def keeps_head(begun: Mapping, settings) -> bool:
+    """Whether a run that starts from another one's network takes its head over: of one task alone.
+
+    Args:
+      begun: the other run's config.
+      settings: of the run that starts.
+    """
+    if (begun["task"], settings.task) == ("classification", "classification"):
+        return begun["data"]["dataset"] == settings.data.dataset
+    return begun["task"] == settings.task
 
 
 class Run(typing.NamedTuple):

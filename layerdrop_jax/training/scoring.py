@@ -46,7 +46,7 @@ class Scorer:
         chosen = sorted(order[: run.settings.prune.sample_rows].tolist())
         self.rows = len(chosen)
         self.batches = list(pipeline.eval_batches(run.settings.data, rows, numbers=chosen))
-        self.tokens = sum(int(self._task.positions(b)["decoder"].sum()) for b in self.batches)
+        self.tokens = sum(int(self._task.targets(b)[1].sum()) for b in self.batches)
         self.evaluations = 0
         self.measured = {}
         # hashed on the host, before anything goes to a device
@@ -117,13 +117,21 @@ class Scorer:
 
 
 def floor_nats(run: Run) -> float:
-    """Entropy of the validation split's tokens, in nats: what is known without context."""
+    """Entropy of what the validation split asks for, in nats: what is known without looking.
+
+    Of numbers their variance, which is the loss of who knows their mean alone.
+    """
     task, rows = tasks.of(run.settings), tasks.of(run.settings).valid_rows(run)
-    counts = np.zeros(run.settings.data.vocab_size, np.int64)
+    found = []
     for batch in pipeline.eval_batches(run.settings.data, rows):
-        np.add.at(counts, task.targets(batch)[task.positions(batch)["decoder"]], 1)
-    share_V = counts[counts > 0] / counts.sum()
-    return float(-np.sum(share_V * np.log(share_V)))
+        targets, counted = map(np.asarray, task.targets(batch))
+        found.append(targets[counted])
+    targets = np.concatenate(found)
+    if np.issubdtype(targets.dtype, np.floating):
+        return float(np.var(targets))
+    _, counts = np.unique(targets, return_counts=True)
+    shares = counts / counts.sum()
+    return float(-np.sum(shares * np.log(shares)))
 
 
 def _hash_batches(batches) -> str:

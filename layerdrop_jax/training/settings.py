@@ -5,16 +5,25 @@ import dataclasses
 import json
 from collections.abc import Mapping
 
+from layerdrop_jax.data.labelled import LabelledConfig
 from layerdrop_jax.data.pipeline import DataConfig
+from layerdrop_jax.data.pretraining import PretrainingConfig
 from layerdrop_jax.data.streams import StreamConfig, check_windows
+from layerdrop_jax.data.summaries import SummaryConfig
 from layerdrop_jax.decoding.beam import BeamConfig
 from layerdrop_jax.decoding.sampling import SampleConfig
 from layerdrop_jax.models.blocks import check_sizes
+from layerdrop_jax.models.encoder import EncoderConfig
 from layerdrop_jax.models.lm import LMConfig
 from layerdrop_jax.models.seq2seq import Seq2SeqConfig
 from layerdrop_jax.training.checkpoints import CheckpointConfig
-from layerdrop_jax.training.depth_settings import DecoderPrune, EncoderDecoderPrune, InitConfig
-from layerdrop_jax.training.dropping import DecoderDrop, EncoderDecoderDrop
+from layerdrop_jax.training.depth_settings import (
+    DecoderPrune,
+    EncoderDecoderPrune,
+    EncoderPrune,
+    InitConfig,
+)
+from layerdrop_jax.training.dropping import DecoderDrop, EncoderDecoderDrop, EncoderDrop
 from layerdrop_jax.training.optimizers import OptimizerConfig
 
 
@@ -101,30 +110,56 @@ class TranslationSettings:
     init: InitConfig
 
     def __post_init__(self):
-        for side in ("source", "target"):
-            limit = getattr(self.model, f"max_{side}_length")
-            if self.data.max_length > limit:
-                raise ValueError(
-                    f"data.max_length={self.data.max_length} is more than "
-                    f"model.max_{side}_length={limit}, the positions that the model has"
-                )
-            if getattr(self.model, f"{side}_vocab_size") != self.data.vocab_size:
-                raise ValueError(
-                    f"model.{side}_vocab_size={getattr(self.model, f'{side}_vocab_size')} differs "
-                    f"from data.vocab_size={self.data.vocab_size}"
-                )
-            _check_block(self.model, f"{side}_length", getattr(self.data, f"{side}_length"))
-        for name, limit in (
-            ("prompt_tokens", self.model.max_source_length),
-            ("new_tokens", self.model.max_target_length - 1),  # the end symbol takes one
-        ):
-            if getattr(self.prune, name) > limit:
-                raise ValueError(
-                    f"prune.{name}={getattr(self.prune, name)} is more than {limit}, which is what "
-                    "the model has positions for"
-                )
-        self.drop.rates(self.model)  # refuses a layer to protect that there is not
-        self.prune.check(self.model, self.drop)
+        _check_encoder_decoder(self, {"source": "max_length", "target": "max_length"})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SummarisationSettings:
+    """A whole config for summaries or answers; each section maps one to one onto its dataclass."""
+
+    task: str
+    seed: int
+    data: SummaryConfig
+    model: Seq2SeqConfig
+    drop: EncoderDecoderDrop
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    checkpoint: CheckpointConfig
+    decode: BeamConfig
+    prune: EncoderDecoderPrune
+    init: InitConfig
+
+    def __post_init__(self):
+        _check_encoder_decoder(self, {"source": "max_source", "target": "max_target"})
+
+
+def _check_encoder_decoder(settings, longest):
+    """``longest``: for each side the key of section data that limits its texts."""
+    model, data = settings.model, settings.data
+    for side, name in longest.items():
+        limit = getattr(model, f"max_{side}_length")
+        if getattr(data, name) > limit:
+            raise ValueError(
+                f"data.{name}={getattr(data, name)} is more than model.max_{side}_length={limit}, "
+                "the positions that the model has"
+            )
+        if getattr(model, f"{side}_vocab_size") != data.vocab_size:
+            raise ValueError(
+                f"model.{side}_vocab_size={getattr(model, f'{side}_vocab_size')} differs from "
+                f"data.vocab_size={data.vocab_size}"
+            )
+        _check_block(model, f"{side}_length", getattr(data, f"{side}_length"))
+    for name, limit in (
+        ("prompt_tokens", model.max_source_length),
+        ("new_tokens", model.max_target_length - 1),  # the end symbol takes one
+    ):
+        if getattr(settings.prune, name) > limit:
+            raise ValueError(
+                f"prune.{name}={getattr(settings.prune, name)} is more than {limit}, which is what "
+                "the model has positions for"
+            )
+    settings.drop.rates(model)  # refuses a layer to protect that there is not
+    settings.prune.check(model, settings.drop)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,9 +206,94 @@ class LanguageModelSettings:
         self.prune.check(self.model, self.drop)
 
 
-Settings = TranslationSettings | LanguageModelSettings
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskedLMSettings:
+    """A whole config for pre-training an encoder; each section maps onto its dataclass."""
 
-TASKS = {"translation": TranslationSettings, "language_modelling": LanguageModelSettings}
+    task: str
+    seed: int
+    data: PretrainingConfig
+    model: EncoderConfig
+    drop: EncoderDrop
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    checkpoint: CheckpointConfig
+    prune: EncoderPrune
+    init: InitConfig
+
+    def __post_init__(self):
+        if self.model.num_classes:
+            raise ValueError(
+                f"model.num_classes={self.model.num_classes}: masked_lm has no classes, set it to 0"
+            )
+        if self.train.label_smoothing:
+            raise ValueError(
+                f"train.label_smoothing={self.train.label_smoothing}: masked_lm has none, set it "
+                "to 0"
+            )
+        _check_encoder(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassificationSettings:
+    """A whole config for fine-tuning an encoder; each section maps onto its dataclass."""
+
+    task: str
+    seed: int
+    data: LabelledConfig
+    model: EncoderConfig
+    drop: EncoderDrop
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    checkpoint: CheckpointConfig
+    prune: EncoderPrune
+    init: InitConfig
+
+    def __post_init__(self):
+        if not self.model.num_classes:
+            raise ValueError(
+                "model.num_classes=0: a classification needs the number of its classes, 1 for a "
+                "regression"
+            )
+        _check_encoder(self)
+
+
+def _check_encoder(settings):
+    model = settings.model
+    if model.vocab_size != settings.data.vocab_size:
+        raise ValueError(
+            f"model.vocab_size={model.vocab_size} differs from "
+            f"data.vocab_size={settings.data.vocab_size}"
+        )
+    for name, length in (
+        ("data.length", settings.data.length),
+        ("prune.prompt_tokens", settings.prune.prompt_tokens),
+    ):
+        if length > model.max_length:
+            raise ValueError(
+                f"{name}={length} is more than model.max_length={model.max_length}, the positions "
+                "that the model has"
+            )
+    _check_block(model, "length", settings.data.length)
+    settings.drop.rates(model)  # refuses a layer to protect that there is not
+    settings.prune.check(model, settings.drop)
+
+
+Settings = (
+    TranslationSettings
+    | SummarisationSettings
+    | LanguageModelSettings
+    | MaskedLMSettings
+    | ClassificationSettings
+)
+
+TASKS = {
+    "translation": TranslationSettings,
+    "summarisation": SummarisationSettings,
+    "language_modelling": LanguageModelSettings,
+    "masked_lm": MaskedLMSettings,
+    "classification": ClassificationSettings,
+}
 
 
 def _request_tokens(prune):

@@ -1,6 +1,7 @@
 """What a run can be about. A task is a module with the functions below; the rest is common to all.
 
 loss, flops, positions       of a micro-batch, for `state.train_step`
+validation, COUNTED          what validation adds up, and of what: tokens or examples
 prepare, fingerprint         the rows of train and valid, and what tells them from others
 evaluate                     scores, whole and at every depth
 make_quality                 what scores a split with any layers, by one executable
@@ -11,9 +12,21 @@ valid_rows, targets, outputs of the validation split: what sub-networks are scor
 scored                       the network's config as evaluation computes it
 """
 
-from layerdrop_jax.training import language_modelling, translation
+from layerdrop_jax.training import (
+    classification,
+    language_modelling,
+    masked_lm,
+    summarisation,
+    translation,
+)
 
 
 def of(settings):
     """The module of the task that a config is about."""
-    return {"translation": translation, "language_modelling": language_modelling}[settings.task]
+    return {
+        "translation": translation,
+        "summarisation": summarisation,
+        "language_modelling": language_modelling,
+        "masked_lm": masked_lm,
+        "classification": classification,
+    }[settings.task]

@@ -174,20 +174,20 @@ def _train(settings, config, workdir, command):
             if log or in_turn or stopping:
                 _check_finite(metrics, step, checkpoints)
             if log or step == last or stopping:
-                numbers = _numbers(window.close(), rate(step - 1), peak)
+                numbers = _numbers(task, window.close(), rate(step - 1), peak)
                 numbers |= _depths(state["layers_run"], step * settings.train.accumulate)
                 numbers |= _learned_rates(rates_of, state)
                 _log(numbers, step, writer, progress)
             valid_loss = None
             if validate:
                 with progress.paused(), window.paused():
-                    valid_loss = _validate(valid_step, state["params"], settings, valid_rows, mesh)
-                valid = {"loss": valid_loss, "perplexity": perplexity(valid_loss)}
+                    valid = _validate(valid_step, state["params"], settings, valid_rows, mesh)
+                # The best network is the one that is right most often, as the reference has it.
+                valid_loss = -valid["accuracy"] if "accuracy" in valid else valid["loss"]
+                valid |= _with_perplexity(task, valid["loss"])
                 writer.write("valid", step, valid)
-                progress.print(
-                    f"step {step:,}: valid loss {valid_loss:.4f}, "
-                    f"perplexity {valid['perplexity']:.2f}"
-                )
+                shown = ", ".join(f"{name} {value:.4f}" for name, value in valid.items())
+                progress.print(f"step {step:,}: valid {shown}")
             if in_turn or stopping:
                 checkpoints.save(
                     step,
@@ -230,13 +230,12 @@ def _agree_to_stop(stop, step) -> bool:
 
 
 def _valid_step(task, graph, params, batch):
-    """(sum of -log p over the tokens to predict, their number)."""
-    _, nll, tokens = task.loss(nnx.merge(graph, params), batch, smoothing=0.0)
-    return nll, tokens
+    """(what the task's validation adds up, how many tokens or examples that was)."""
+    return task.validation(nnx.merge(graph, params), batch)
 
 
-def _validate(valid_step, params, settings, rows, mesh):
-    """Mean -log p of the validation split's tokens, in nats, every layer running."""
+def _validate(valid_step, params, settings, rows, mesh) -> dict:
+    """Means over the validation split, every layer running: ``loss`` in nats, and the task's own."""
     batches = pipeline.eval_batches(
         settings.data,
         rows,
@@ -244,9 +243,16 @@ def _validate(valid_step, params, settings, rows, mesh):
         process_count=jax.process_count(),
     )
     with jax.set_mesh(mesh):
-        sums = [valid_step(params, sharding.shard_rows(batch, mesh, axis=0)) for batch in batches]
-    nll, tokens = np.sum(jax.device_get(sums), axis=0, dtype=np.float64)
-    return float(nll / tokens)
+        found = [valid_step(params, sharding.shard_rows(batch, mesh, axis=0)) for batch in batches]
+    sums, counts = zip(*jax.device_get(found), strict=True)
+    count = np.sum(counts, dtype=np.float64)
+    return {name: float(np.sum([s[name] for s in sums], dtype=np.float64) / count)
+            for name in sums[0]}  # fmt: skip
+
+
+def _with_perplexity(task, nats) -> dict:
+    """Of tokens it is worth saying; of examples it is not."""
+    return {"perplexity": perplexity(nats)} if task.COUNTED == "tokens" else {}
 
 
 def _check_finite(metrics, step, checkpoints):
@@ -267,10 +273,11 @@ def _check_finite(metrics, step, checkpoints):
         )
 
 
-def _numbers(sums, rate, peak):
+def _numbers(task, sums, rate, peak):
     """What a line of the log says of the steps since the line before.
 
     Args:
+      task: its module.
       sums: from `Window.close`.
       rate: the learning rate.
       peak: FLOPs a second that would be a utilisation of 1.
@@ -278,7 +285,7 @@ def _numbers(sums, rate, peak):
     tokens, steps, seconds = sums["tokens"], sums["steps"], sums["seconds"]
     numbers = {
         "loss": sums["loss"] / tokens,
-        "perplexity": perplexity(sums["nll"] / tokens),
+        **_with_perplexity(task, sums["nll"] / tokens),
         "lr": float(rate),
         "words_per_second": tokens / seconds,
         # of the layers that ran, and as if every layer had run

@@ -1,5 +1,6 @@
 """The commands that runs come to, and what is refused before any is executed."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -69,6 +70,25 @@ def test_a_run_that_several_go_on_from_is_planned_once(root):
     assert [job.run for job in jobs[::2]] == ["net", "tuned", "other"]
 
 
+def test_a_run_may_go_on_with_another_task(root):
+    """With a config of its own, whose sizes are those of the network that it starts from."""
+    other = {"config": "config.py", "layers": {"decoder": "2"}, "overrides": {"train.steps": 7}}
+    run = Run(
+        name="task", start=network(overrides={"model.decoder_layers": 3}), seeds=(2,), **other
+    )
+    start, job = plan([run], root / "out", ("--config.data.data_dir=d",))[1:]
+    assert (start.name, job.after) == ("net_seed_2", "net_seed_2")
+    assert job.commands == (
+        ("launch.py", "--mode=finetune", "--workdir=out/net_seed_2", "--output=out/task_seed_2")
+        + ("--decoder_layers=2", "--config=config.py", "--config.data.data_dir=d")
+        + ("--config.train.steps=7", "--config.seed=2"),
+    )
+    check([start, job])
+    wrong = dataclasses.replace(run, overrides={"train.steps": 0})
+    with pytest.raises(ValueError, match="task_seed_2: train.steps=0 must be at least 1"):
+        check(plan([wrong], root / "out"))
+
+
 def test_a_program_is_told_where_to_write(root):
     (job,) = plan([Run(name="speed", program=("-m", "benchmarks.speed"), seeds=(1,))], root / "out")
     assert job.commands == (("-m", "benchmarks.speed", "--out=out/speed_seed_1"),)
@@ -81,7 +101,7 @@ def test_a_program_is_told_where_to_write(root):
         ([network(), network(seeds=(1,))], "two runs have the name 'net'"),
         ([network(seeds=(1,)), tuned(network())], "two runs have the name 'net'"),
         ([Run(name="empty")], "the run 'empty' needs a config, a run to start from or a program"),
-        ([tuned(network(), config="config.py")], "the run 'tuned' needs a config, a run to start"),
+        ([Run(name="both", config="c.py", program=("x",))], "the run 'both' needs a config, a run"),
         ([network(overrides={"seed": 3})], "the run 'net' sets seed: its seeds are a list"),
         ([tuned(network(), seeds=(1, 5))], "'tuned' has seed 5, and 'net', from which it goes on"),
     ],

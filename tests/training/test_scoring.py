@@ -87,9 +87,9 @@ def plain_nats(run, layers, sample):
 
     rows = task.valid_rows(run)
     batch = {name: np.stack([rows[n][name] for n in sample]) for name in rows[0]}
-    real_BxT = task.positions(batch)["decoder"]
+    target_BxT, real_BxT = task.targets(batch)
     found_BxTxV = np.asarray(log_probs(params, batch), np.float64)
-    picked = np.take_along_axis(found_BxTxV, task.targets(batch)[..., None], axis=-1)[..., 0]
+    picked = np.take_along_axis(found_BxTxV, target_BxT[..., None], axis=-1)[..., 0]
     return -picked[real_BxT].sum() / real_BxT.sum()
 
 

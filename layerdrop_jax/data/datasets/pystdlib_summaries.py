@@ -88,7 +88,8 @@ def read_pairs(source: str) -> Iterator[tuple[str, str]]:
         if not docstring or len(node.body) == 1:
             continue
         sentence = first_sentence(docstring)
-        if len(re.findall(r"[^\W\d_]{2,}", sentence)) >= FEWEST_WORDS:
+        words = [word for word in sentence.split() if re.search(r"[^\W\d_]{2}", word)]
+        if len(words) >= FEWEST_WORDS:
             yield _without_docstring(node, lines), sentence
 
 
@@ -102,9 +103,12 @@ def first_sentence(docstring: str) -> str:
 def _without_docstring(node, lines: list[bytes]) -> str:
     first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
     docstring = node.body[0]
-    before = lines[first - 1 : docstring.lineno]
-    before[-1] = before[-1][: docstring.col_offset]
-    after = lines[docstring.end_lineno - 1 : node.end_lineno]
-    after[0] = after[0][docstring.end_col_offset :]
-    kept = [line.decode() for line in (*before, *after)]
+    before = lines[docstring.lineno - 1][: docstring.col_offset]
+    after = lines[docstring.end_lineno - 1][docstring.end_col_offset :].lstrip(b" ;")
+    kept = [
+        *lines[first - 1 : docstring.lineno - 1],
+        before + after,
+        *lines[docstring.end_lineno : node.end_lineno],
+    ]
+    kept = [line.decode() for line in kept]
     return textwrap.dedent("\n".join(line.rstrip() for line in kept if line.strip()))
