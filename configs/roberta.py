@@ -63,7 +63,7 @@ def demo():
     config = common.encoder_demo(paper())
     config.data.update({"dataset": "pystdlib+pystdlib_docstrings", "batch_rows": 16, "length": 128})
     config.train.update({"accumulate": 1, "steps": 600, "log_every": 20, "eval_every": 150})
-    config.optimizer.update({"rate": 2e-3, "warmup_updates": 100, "period_updates": 500})
+    config.optimizer.update({"rate": 1e-3, "warmup_updates": 100, "period_updates": 500})
     return config
 
 
