@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from configs import wikitext103, wmt
+from configs import cnn_dailymail, wikitext103, wmt
 from layerdrop_jax.training import metrics, state
 from layerdrop_jax.training import settings as settings_lib
 from layerdrop_jax.training.checkpoints import CheckpointConfig, Checkpoints
@@ -42,6 +42,10 @@ SIZES = TRAINING | {
     | {"max_source_length": 41, "max_target_length": 43},
     "drop": {"encoder": 0.1, "decoder": 0.2},
     "decode": {"beam": 2, "max_length_a": 1.0, "max_length_b": 2},
+}
+SUMMARY_SIZES = {
+    "data": {"source": "en", "target": "de", "max_source": 11, "max_target": 7},
+    "decode": {"beam": 2, "min_length": 2, "max_length_a": 0.0, "max_length_b": 9},
 }
 LM_SIZES = TRAINING | {
     "data": {"vocab_size": 331, "batch_rows": 8, "length": 23},
@@ -79,6 +83,19 @@ def tiny_config(text, **sections):
     for changes in (SIZES, own, sections):
         for section, values in changes.items():
             config[section] |= values
+    for side in ("source", "target"):
+        config["model"][f"{side}_vocab_size"] = config["data"]["vocab_size"]
+    return config
+
+
+def tiny_summary_config(text, **sections):
+    """As `tiny_config`, of configs/cnn_dailymail.py:demo: the longer sentences are cut."""
+    config = cnn_dailymail.get_config("demo").to_dict()
+    own = {"data": {"dataset": "text", "path": str(text), "data_dir": str(text / "prepared")}}
+    for changes in (SIZES, SUMMARY_SIZES, own, sections):
+        for section, values in changes.items():
+            config[section] |= values
+    del config["data"]["max_length"]
     for side in ("source", "target"):
         config["model"][f"{side}_vocab_size"] = config["data"]["vocab_size"]
     return config
