@@ -11,10 +11,11 @@ from layerdrop_jax.training import masked_lm
 from layerdrop_jax.training.masking import mask_tokens, most_masked, row_keys
 
 BOS, PAD, EOS = 0, 1, 2
-V, T = 13, 19
+V, T = 13, 20
 MASK = V - 1
 DRAWS = 16000
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
 mask = jax.jit(mask_tokens, static_argnums=2)
 
 
@@ -46,9 +47,8 @@ def test_as_many_are_chosen_as_the_reference_chooses(length):
 
 
 def test_rows_without_a_fraction_always_have_as_many():
-    tokens_BxT = np.tile(row(20, 23), (999, 1))
-    masked = mask(jax.random.split(jax.random.key(0), 999), tokens_BxT, V)
-    assert set(np.asarray(masked.weight_BxM).sum(axis=1).tolist()) == {3.0}
+    _, masked = draws(20)
+    assert set(masked.weight_BxM.sum(axis=1).tolist()) == {3.0}
 
 
 @pytest.mark.parametrize("length", [1, 6, 7, 20, 100, 128, 511, 512])
@@ -93,7 +93,7 @@ def test_of_those_chosen_eight_tenths_are_masks_one_stays_and_one_is_random():
     changed = masked.input_BxT != tokens_BxT
     rows, columns = np.nonzero(changed)
     hidden = np.zeros_like(changed)
-    np.put_along_axis(hidden, np.where(chosen, masked.place_BxM, 18), chosen, axis=1)
+    np.put_along_axis(hidden, np.where(chosen, masked.place_BxM, T - 1), chosen, axis=1)
     assert hidden[rows, columns].all()
 
 
@@ -110,8 +110,8 @@ def test_a_random_symbol_may_be_any_but_the_first_four():
 
 
 def test_a_row_of_padding_has_nothing_to_find():
-    tokens_BxT = np.full((500, T), PAD, np.int32)
-    masked = mask(jax.random.split(jax.random.key(0), 500), tokens_BxT, V)
+    tokens_BxT = np.full((DRAWS, T), PAD, np.int32)
+    masked = mask(jax.random.split(jax.random.key(0), DRAWS), tokens_BxT, V)
     assert not np.asarray(masked.weight_BxM).any()
     np.testing.assert_array_equal(masked.input_BxT, tokens_BxT)
 
@@ -129,11 +129,11 @@ def masks_of(key, batch):
 
 
 def test_the_same_key_gives_the_same_masks_and_another_others():
-    batch = batch_of([14, 14, 14, 14])
+    batch = batch_of([14] * 12)
     first, again, other = (masks_of(jax.random.key(n), batch) for n in (5, 5, 6))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert np.any(first.input_BxT != other.input_BxT)
-    # In training a row's masks are those of its place in the batch, and differ from its neighbour's.
+    # Rows that are equal are masked each in its own way.
     assert len({tuple(ids_T) for ids_T in first.input_BxT.tolist()}) > 1
 
 
@@ -141,7 +141,7 @@ def test_masks_of_evaluation_belong_to_the_row_whatever_batch_it_is_in():
     numbers = list(range(12))
     whole = masks_of(None, batch_of(numbers))
     for some in ([7, 3], [3], [11, 0, 7, -1]):
-        found = masks_of(None, batch_of(some))
+        found = masks_of(None, batch_of([*some, *[-1] * (12 - len(some))]))
         for at, number in enumerate(some):
             if number >= 0:
                 jax.tree.map(
@@ -149,12 +149,12 @@ def test_masks_of_evaluation_belong_to_the_row_whatever_batch_it_is_in():
                     [a[at] for a in found],
                     [a[number] for a in whole],
                 )
-    same = masks_of(None, batch_of([5, 5 + 14]))  # rows with the same words
+    same = masks_of(None, batch_of([5, 5 + 14] * 6))  # two rows with the same words
     assert np.any(same.place_BxM[0] != same.place_BxM[1])
 
 
 def test_what_evaluation_asks_for_is_what_the_loss_hides():
-    batch = batch_of([4, 9, 2, -1])
+    batch = batch_of([4, 9, 2, -1] * 3)
     masked = masks_of(None, batch)
     targets, counted = masked_lm.targets(batch)
     np.testing.assert_array_equal(counted, masked.weight_BxM > 0)
