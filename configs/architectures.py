@@ -41,6 +41,10 @@ transformer_wmt_en_de = _seq2seq(512, 2048, 8, 6, 6, 0.1, 0.0)
 transformer_iwslt_de_en = _seq2seq(512, 1024, 4, 6, 6, 0.1, 0.0)
 transformer_vaswani_wmt_en_de_big = _seq2seq(1024, 4096, 16, 6, 6, 0.3, 0.0)
 transformer_wmt_en_de_big = _seq2seq(1024, 4096, 16, 6, 6, 0.3, 0.1)
+transformer_wmt_en_de_big_t2t = _seq2seq(1024, 4096, 16, 6, 6, 0.3, 0.1) | {
+    "norm": "pre",
+    "activation_dropout": 0.1,
+}
 # The depth of the paper's best translation model; the reference has no name for it.
 transformer_vaswani_wmt_en_de_big_12_6 = _seq2seq(1024, 4096, 16, 12, 6, 0.3, 0.0)
 

@@ -320,6 +320,8 @@ def summaries_demo(config):
             "norm": "pre",
             "dropout": 0.1,
             "attention_dropout": 0.0,
+            "activation_dropout": 0.0,
+            "share_embeddings": "all",
             "dtype": "float32",
         }
     )

@@ -124,8 +124,8 @@ def summarisation(variant, rate, *, decoder=None, answers=False, **more) -> Run:
         parts.append(f"decoder_{decoder}")
     if rate or decoder is None:
         parts.append(f"rate_{rate:g}")
-    if variant == "paper" and not rate:
-        overrides["model.dropout"] = 0.3  # as the reference has it without LayerDrop
+    if variant == "paper" and not (rate or answers):
+        overrides["model.dropout"] = 0.3  # as Edunov et al. have it without LayerDrop
     return Run(name="_".join(parts), config=config, overrides=overrides, **more)
 
 

@@ -96,7 +96,7 @@ def report(found, variant):
         )
     return {
         "setting": f"{networks.SUM_SETTING[variant]}; the paper's numbers are of CNN-DailyMail and "
-        "ELI5, by files2rouge",
+        "ELI5, and of another program's ROUGE",
         "tables": tables,
         "figures": [
             figure(

@@ -38,7 +38,16 @@ CORE_OUTSIDE = {"jax", "numpy"}
 ORBAX_HOME = f"{PACKAGE}/training/checkpoints.py"
 # What is common to all tasks reaches one through tasks.py, and no task knows another.
 TASKS_HOME = f"{PACKAGE}/training/tasks.py"
-TASKS = {f"{PACKAGE}.training.{task}" for task in ("translation", "language_modelling", "masked_lm", "classification")}
+TASKS = {
+    f"{PACKAGE}.training.{task}"
+    for task in (
+        "translation",
+        "summarisation",
+        "language_modelling",
+        "masked_lm",
+        "classification",
+    )
+}
 
 
 def imported_names(source: str, path: str) -> list[tuple[int, str]]:

@@ -2,8 +2,8 @@
 
 F-measures in percent, the mean over the examples. The library lower-cases, keeps the letters a to z
 and digits alone, and reduces words of more than three letters to their stems (Porter). ROUGE-L is
-the longest common subsequence of a whole answer and a whole reference. The paper's numbers, by
-files2rouge, take it sentence by sentence, so the two compare only roughly.
+the longest common subsequence of a whole answer and a whole reference. The program behind the
+numbers on CNN-DailyMail, files2rouge, takes it sentence by sentence: the two compare only roughly.
 """
 
 import functools
