@@ -303,7 +303,7 @@ def summaries_demo(config):
             "path": "",
             "vocab_size": 2048,
             "batch_rows": 8,
-            "source_length": 208,
+            "source_length": 200,
             "target_length": 44,
             "max_source": 160,
             "max_target": 32,
