@@ -82,9 +82,9 @@ def demo_sst2():
     config = demo()
     config.data.update({"dataset": "sst2", "batch_rows": 32, "length": 64})
     config.model.num_classes = 2
-    config.optimizer.period_updates = 940
-    config.train.update({"steps": 1000, "eval_every": 250})
-    config.checkpoint.every = 250
+    config.optimizer.period_updates = 740
+    config.train.update({"steps": 800, "eval_every": 200})
+    config.checkpoint.every = 200
     return config
 
 

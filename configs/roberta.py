@@ -2,7 +2,7 @@
 
   python launch.py --config=configs/roberta.py --workdir=RUN          base: 12 layers
   python launch.py --config=configs/roberta.py:large --workdir=RUN    24 layers
-  python launch.py --config=configs/roberta.py:small --workdir=RUN    12 layers, 256 wide, for one GPU
+  python launch.py --config=configs/roberta.py:small --workdir=RUN    12 layers, 256 wide: one GPU
   python launch.py --config=configs/roberta.py:demo --workdir=RUN     12 layers on two CPU cores
 
 It is then fine-tuned, whole or cut: configs/glue.py. The paper trains base and large for 500,000

@@ -1,8 +1,8 @@
 """The encoders that several studies pre-train and fine-tune, at each scale.
 
 * demo: Python's own library, its source and docstrings; fine-tuned to tell its modules apart;
-* sst2: as the demo, on docstrings and the sentences of SST-2, fine-tuned on SST-2, which is read from
-  $LAYERDROP_DATA/sst2;
+* sst2: as the demo, on docstrings and the sentences of SST-2, fine-tuned on SST-2, which is read
+  from $LAYERDROP_DATA/sst2;
 * small: WikiText-103, then GLUE's SST-2, on one GPU;
 * paper: the paper's own settings.
 """
@@ -41,7 +41,7 @@ SETTING = {
     "library for 600 updates of 2,048 tokens, fine-tuned for 600 of 16 examples to say which of 16 "
     "modules some lines come from",
     "sst2": "12 layers, 96 wide; pre-trained on docstrings of Python's standard library and the "
-    "training sentences of SST-2 for 1,500 updates of 2,048 tokens, fine-tuned on SST-2 for 1,000 "
+    "training sentences of SST-2 for 1,500 updates of 2,048 tokens, fine-tuned on SST-2 for 800 "
     "of 32 examples",
     "small": "12 layers, 256 wide; pre-trained on WikiText-103 for 20,000 updates, fine-tuned on "
     "GLUE's SST-2",

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from configs import cnn_dailymail, wikitext103, wmt
+from configs import cnn_dailymail, glue, roberta, wikitext103, wmt
 from layerdrop_jax.training import metrics, state
 from layerdrop_jax.training import settings as settings_lib
 from layerdrop_jax.training.checkpoints import CheckpointConfig, Checkpoints
@@ -55,6 +55,16 @@ LM_SIZES = TRAINING | {
     "drop": {"decoder": 0.2},
     "evaluate": {"length": 29, "context": 11, "batch_rows": 5},
     "decode": {"max_tokens": 13, "batch_rows": 2},
+}
+MASKED_SIZES = TRAINING | {
+    "data": {"vocab_size": 331, "batch_rows": 8, "length": 23},
+    "model": {"embed_dim": 30, "ffn_dim": 37, "attention_heads": 3}
+    | {"encoder_layers": 4, "dropout": 0.05, "max_length": 47},
+    "drop": {"encoder": 0.2},
+}
+CLASSIFICATION_SIZES = MASKED_SIZES | {
+    "data": {"vocab_size": 331, "batch_rows": 9, "length": 19},
+    "model": MASKED_SIZES["model"] | {"num_classes": 3, "pooler_dropout": 0.1},
 }
 PAIRS = (("train", 199), ("valid", 11), ("test", 12))
 
@@ -118,6 +128,57 @@ def tiny_lm_config(text, **sections):
     config = wikitext103.demo().to_dict()
     own = {"data": {"dataset": "text", "path": str(text), "data_dir": str(text / "prepared")}}
     for changes in (LM_SIZES, own, sections):
+        for section, values in changes.items():
+            config[section] |= values
+    config["model"]["vocab_size"] = config["data"]["vocab_size"]
+    return config
+
+
+def tiny_masked_config(text, **sections):
+    """As `tiny_config`, of configs/roberta.py:demo and on `write_lines`' folder."""
+    config = roberta.demo().to_dict()
+    own = {"data": {"dataset": "text", "path": str(text), "data_dir": str(text / "prepared")}}
+    return _encoder_config(config, MASKED_SIZES, own, sections)
+
+
+LABELS = ("high", "low", "middle")  # of `write_labelled`, in alphabetical order
+
+
+def write_labelled(folder, sizes=PAIRS, *, texts=1, numbers=False, header="label"):
+    """Files dev.tsv and so on: texts of number words, labelled by how high their first word is.
+
+    Args:
+      folder: to write to.
+      sizes: examples of each split.
+      texts: 1, or 2 on a line; the second is the rest of the words.
+      numbers: whether the labels are numbers, 0.1 to 1, in a column ``score``.
+      header: the name of the column with labels.
+    """
+    draw, words = random.Random(1), list(WORDS)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = ["one", "two"][:texts]
+    for split, count in sizes:
+        lines = ["\t".join(["score" if numbers else header, *names])]
+        for _ in range(count):
+            first = draw.randrange(len(words))
+            rest = draw.choices(words, k=draw.randint(1, 4))
+            label = (first + 1) / 10 if numbers else ("low", "middle", "high")[first * 3 // 10]
+            cut = " " if texts == 1 else "\t"
+            lines.append(f"{label}\t{words[first]}{cut}{' '.join(rest)}")
+        name = {"valid": "dev"}.get(split, split)
+        (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def tiny_classification_config(text, **sections):
+    """As `tiny_config`, of configs/glue.py:demo and on `write_labelled`'s folder."""
+    config = glue.demo().to_dict()
+    own = {"data": {"dataset": "tsv", "path": str(text), "data_dir": str(text / "prepared")}}
+    return _encoder_config(config, CLASSIFICATION_SIZES, own, sections)
+
+
+def _encoder_config(config, *of_sections):
+    for changes in of_sections:
         for section, values in changes.items():
             config[section] |= values
     config["model"]["vocab_size"] = config["data"]["vocab_size"]

@@ -45,8 +45,9 @@ def prepare(settings, workdir, config):
     data = settings.data
     train = labelled.load_examples(data, "train")
     names = labelled.label_names(data, train)
-    _check_labels(settings, names)
     fresh = is_fresh(workdir)
+    # Later the folder that it began with may be gone, and the rows' hash tells labels apart too.
+    _check_labels(settings, names, settings.init.run if fresh else "")
     tokenizer = make_tokenizer(
         workdir, _train_tokenizer, train, data.vocab_size, origin=settings.init.run
     )
@@ -75,7 +76,7 @@ def _train_tokenizer(examples, vocab_size, path):
     return tokenizers.train_byte_bpe(texts, vocab_size, path)
 
 
-def _check_labels(settings, names):
+def _check_labels(settings, names, begun):
     outputs, data = settings.model.num_classes, settings.data.dataset
     if outputs != max(len(names), 1):
         what = ", ".join(names) if names else "numbers: a regression, which has one output"
@@ -83,7 +84,6 @@ def _check_labels(settings, names):
             f"model.num_classes={outputs}, but the labels of {data} are {what}; set "
             f"model.num_classes={max(len(names), 1)}"
         )
-    begun = settings.init.run
     if begun and keeps_head(read_config(begun), settings):
         theirs = labelled.load_labels(begun)
         if theirs != tuple(names):
@@ -271,8 +271,9 @@ def _said(logits_C, names) -> dict:
 
 
 def positions(batch) -> dict:
-    """Which positions of a batch hold tokens, bool[B, T], by stack."""
-    return {"encoder": batch["tokens"] != tokenizers.PAD}
+    """Which positions of a batch hold tokens of examples, bool[B, T], by stack."""
+    of_example_Bx1 = batch["weight"][:, None] > 0  # a row of padding has its two symbols too
+    return {"encoder": (batch["tokens"] != tokenizers.PAD) & of_example_Bx1}
 
 
 def targets(batch):

@@ -49,7 +49,8 @@ def finetune(workdir, output, *, flags, changes, command: str, config=None) -> s
             for stack in InitConfig(**begun["init"]).chosen():
                 config["model"][f"{stack}_layers"] = begun["model"][f"{stack}_layers"]
                 config["prune"][stack] = begun["prune"][stack]
-            config["init"] = begun["init"]
+            config["model"]["share_layers"] = begun["model"]["share_layers"]
+            config["init"] |= {name: begun["init"][name] for name in ("run", "layers")}
         config = settings_lib.change(config or begun, changes, tuple(begun))
     train(config, output, command=command)
     return output
@@ -86,6 +87,7 @@ def _begin(workdir, output, flags, changes, config) -> dict:
     """The config of a new run; whatever can be refused is, before layers are looked for."""
     run = load_run(workdir, [change for change in changes if change.startswith("prune.")])
     wanted = strategies.wanted(run, flags)
+    own = {name: config["init"][name] for name in ("moments", "distill")} if config else {}
     base = adopt(config, run.config) if config else run.config
     config = {**base, "init": base["init"] | {"run": str(workdir), "layers": ""}}
     config = settings_lib.change(config, changes, tuple(config))
@@ -102,7 +104,7 @@ def _begin(workdir, output, flags, changes, config) -> dict:
     layers, _ = strategies.choose(run, wanted)
     config = cut_config(base, run.settings.model, layers)
     chosen = [f"{stack}:{','.join(map(str, kept))}" for stack, kept in layers.items()]
-    config["init"] |= {"run": str(workdir), "layers": " ".join(chosen)}
+    config["init"] |= own | {"run": str(workdir), "layers": " ".join(chosen)}
     return settings_lib.change(config, changes, tuple(config))
 
 

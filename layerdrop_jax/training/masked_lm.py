@@ -156,7 +156,8 @@ def answer(run: Run, lines, keep=None) -> list[str]:
     """Fills the masks of each line in; an answer is a JSON object.
 
     It holds ``text``, the line with the likeliest token at each ``<mask>``, each taken for itself,
-    and ``masks``: for each the likeliest tokens with their probabilities. White space before a mask
+    and ``masks``: for each the likeliest tokens with their probabilities. Special symbols are no
+    answer: an end in the middle would hide the rest. White space before a mask
     belongs to the token that is looked for, as in the tokenizer.
 
     Raises:
@@ -172,7 +173,9 @@ def answer(run: Run, lines, keep=None) -> list[str]:
         x_BxTxD = network(ids_BxT, keep=keep)
         x_BxMxD = jnp.take_along_axis(x_BxTxD, place_BxM[..., None], axis=1)
         probabilities_BxMxV = jax.nn.softmax(network.logits(x_BxMxD))
-        return jax.lax.top_k(probabilities_BxMxV, CANDIDATES)
+        words_BxMxW = probabilities_BxMxV[..., masking.FIRST_WORD : model.vocab_size - 1]
+        shares_BxMxK, words_BxMxK = jax.lax.top_k(words_BxMxW, CANDIDATES)
+        return shares_BxMxK, words_BxMxK + masking.FIRST_WORD
 
     results = []
     with progress("filling masks in", len(lines)) as advance:
@@ -204,7 +207,7 @@ def targets(batch):
     """(the ids that a batch has to predict in evaluation, which of them count), [B, M] each."""
     # Which tokens are asked for does not depend on what takes their place.
     masked = _evaluation_masks(batch, masking.FIRST_WORD + 1)
-    return jax.device_get((masked.target_BxM, masked.weight_BxM > 0))
+    return masked.target_BxM, masked.weight_BxM > 0
 
 
 def scored(model):

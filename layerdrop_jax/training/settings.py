@@ -255,6 +255,11 @@ class ClassificationSettings:
                 "model.num_classes=0: a classification needs the number of its classes, 1 for a "
                 "regression"
             )
+        if self.model.num_classes == 1 and self.train.label_smoothing:
+            raise ValueError(
+                f"train.label_smoothing={self.train.label_smoothing}: a regression "
+                "(model.num_classes=1) has none, set it to 0"
+            )
         _check_encoder(self)
 
 

@@ -47,6 +47,16 @@ def lm_run(lm_text, tmp_path_factory, compile_cache):
 
 
 @pytest.fixture(scope="session")
+def masked_run(lm_text, tmp_path_factory, compile_cache):
+    """A pre-trained encoder's folder, evaluated too. Tests change copies of it only."""
+    folder = tmp_path_factory.mktemp("runs") / "masked"
+    with tiny_run.quick_compile(compile_cache):
+        train(tiny_run.tiny_masked_config(lm_text), folder, command="python launch.py")
+        evaluate(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def translate(run, compile_cache):
     """The run's translator; what it compiles is compiled once for all tests."""
     translator = make_translator(load_run(run))
