@@ -2,8 +2,8 @@
 
   python experiments/table4_roberta.py --variant=demo --workdir=runs/studies
 
-LayerDrop stays on at fine-tuning where it was on before. The paper's networks are large (24 layers),
-and one has 48 layers and rate 0.5; the other scales have their own network, and one twice as deep.
+LayerDrop stays on at fine-tuning where it was on before. The paper's networks are large (24
+layers), and one has 48 layers and rate 0.5; the other scales have their own, and one twice as deep.
 """
 
 import encoders
@@ -58,7 +58,7 @@ def report(found, variant):
         values = {kind: scores(of, whole) for kind, of in results.items()}
         claims.append(
             compare(
-                f"{task}: LayerDrop in pre-training and fine-tuning does not harm the whole network",
+                f"{task}: LayerDrop does not harm the whole network",
                 {"with": values["dropped"], "without": values["without"]},
                 "higher",
             )

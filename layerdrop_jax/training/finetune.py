@@ -1,5 +1,6 @@
 """Training a run's network on, whole or cut to fewer layers, as a run of its own."""
 
+import copy
 import pathlib
 
 from layerdrop_jax.core.pruning import parse_strategy
@@ -76,7 +77,7 @@ def adopt(config: dict, begun: dict) -> dict:
         )
     model = begun["model"] | {name: config["model"][name] for name in OWN if name in begun["model"]}
     data = config["data"] | {"vocab_size": begun["data"]["vocab_size"]}  # its tokenizer's
-    return {**config, "model": model, "data": data}
+    return copy.deepcopy({**config, "model": model, "data": data})
 
 
 def _stacks(config):

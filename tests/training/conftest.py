@@ -47,11 +47,18 @@ def lm_run(lm_text, tmp_path_factory, compile_cache):
 
 
 @pytest.fixture(scope="session")
-def masked_run(lm_text, tmp_path_factory, compile_cache):
+def masked_text(tmp_path_factory):
+    """A folder of files of lines; for more masks the held-out ones are longer."""
+    sizes = (("train", 199), ("valid", 61), ("test", 31))
+    return tiny_run.write_lines(tmp_path_factory.mktemp("masked_lines"), sizes)
+
+
+@pytest.fixture(scope="session")
+def masked_run(masked_text, tmp_path_factory, compile_cache):
     """A pre-trained encoder's folder, evaluated too. Tests change copies of it only."""
     folder = tmp_path_factory.mktemp("runs") / "masked"
     with tiny_run.quick_compile(compile_cache):
-        train(tiny_run.tiny_masked_config(lm_text), folder, command="python launch.py")
+        train(tiny_run.tiny_masked_config(masked_text), folder, command="python launch.py")
         evaluate(folder)
     return folder
 
