@@ -193,15 +193,18 @@ class Progress:
     Use as a context manager.
     """
 
-    def __init__(self, total: int, *, start: int = 0, seconds: float = 5.0, file=None):
+    def __init__(
+        self, total: int, *, start: int = 0, counted="words", seconds: float = 5.0, file=None
+    ):
         """A run of steps start+1 to total.
 
         Args:
+          counted: what the speed counts.
           seconds: without a terminal, the least time between two lines.
           file: where to; standard error where it is None.
         """
         self._console = rich_console.Console(file=file or sys.stderr, soft_wrap=True)
-        self._total, self._seconds = total, seconds
+        self._total, self._counted, self._seconds = total, counted, seconds
         self._first, self._warm = (start, time.monotonic()), False
         self._written = -math.inf
         self._bar = None
@@ -237,7 +240,7 @@ class Progress:
         running = "+".join([f"{layers[0]:4.1f}", *(f"{number:.1f}" for number in layers[1:])])
         text = (
             f"{_clock(self._seconds_left(step)):>7} left  loss {loss:6.3f}  lr {lr:.1e}  "
-            f"layers {running}  {words_per_second:8,.0f} words/s"
+            f"layers {running}  {words_per_second:8,.0f} {self._counted}/s"
         )
         now = time.monotonic()
         if self._bar:

@@ -154,7 +154,8 @@ def _train(settings, config, workdir, command):
     peak = mesh.size * peak_flops(settings.model.dtype)
     window = Window()
     stopping = False
-    with _signals() as stop, Progress(last, start=step) as progress:
+    counted = "words" if task.COUNTED == "tokens" else task.COUNTED
+    with _signals() as stop, Progress(last, start=step, counted=counted) as progress:
         metrics = None
         while step < last and not stopping:
             with window.waiting():
