@@ -1,7 +1,7 @@
-"""Which tokens a masked language model has to find, drawn on the device, as the reference draws them.
+"""Which tokens a masked language model has to find, drawn on the device by the reference's rule.
 
-Of a row with L tokens floor(0.15 L + u) are chosen, u uniform in [0, 1), any of them but padding: the
-symbols `<s>` and `</s>` too. Of those a tenth stays as it is, a tenth becomes a random symbol
+Of a row with L tokens floor(0.15 L + u) are chosen, u uniform in [0, 1), any of them but padding:
+the symbols `<s>` and `</s>` too. Of those a tenth stays as it is, a tenth becomes a random symbol
 (`<mask>` may be one, the first four are not), and the rest becomes `<mask>` (fairseq,
 mask_tokens_dataset.py). They are drawn anew whenever a row is read.
 """

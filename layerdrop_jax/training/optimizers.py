@@ -115,7 +115,7 @@ def inverse_sqrt_rate(config: OptimizerConfig) -> Callable:
 
 
 def polynomial_rate(config: OptimizerConfig) -> Callable:
-    """Warm-up, then down to ``min_rate`` by a power of what is left; the reference's polynomial_decay.
+    """Warm-up, then to ``min_rate`` by a power of what is left; the reference's polynomial_decay.
 
     Its total_num_update is warmup_updates + period_updates here; the rate stays at ``min_rate``
     behind that.

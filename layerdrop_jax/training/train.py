@@ -236,7 +236,7 @@ def _valid_step(task, graph, params, batch):
 
 
 def _validate(valid_step, params, settings, rows, mesh) -> dict:
-    """Means over the validation split, every layer running: ``loss`` in nats, and the task's own."""
+    """Means over the validation split, every layer running: ``loss`` in nats, the task's own."""
     batches = pipeline.eval_batches(
         settings.data,
         rows,
