@@ -11,8 +11,8 @@ from ml_collections import config_flags
 
 from layerdrop_jax.core.pruning import parse_strategy
 from layerdrop_jax.training import settings
-from layerdrop_jax.training.finetune import adopt
 from layerdrop_jax.training.command_line import check_overrides
+from layerdrop_jax.training.finetune import adopt
 from layerdrop_jax.training.runs import read_config
 
 # Where launch.py and configs/ are: every command is started there.
