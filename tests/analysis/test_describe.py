@@ -4,14 +4,14 @@ import re
 
 import pytest
 
-from configs import architectures, wmt
+from configs import architectures, roberta, wmt
 from layerdrop_jax.analysis.describe import describe
 from layerdrop_jax.training.settings import parse
 
 
-def described(**model):
+def described(config=wmt.paper, **model):
     """(number of parameters by the name of their module, the lines of the whole text)."""
-    config = wmt.paper().to_dict()
+    config = config().to_dict()
     config["model"] |= model
     lines = describe(parse(config)).splitlines()
     table = lines[1 : lines.index("")]
@@ -39,6 +39,23 @@ def test_totals_of_the_reference(model, total):
     for side in ("encoder", "decoder"):
         inside = sum(v for k, v in modules.items() if k.startswith(f"{side}."))
         assert counts[f"{side}, whole"] == inside > 0
+
+
+@pytest.mark.parametrize(
+    ("config", "layers", "total"),
+    [
+        (roberta.paper, 12, 124_696_665),
+        (roberta.paper, 6, 82_169_433),
+        (roberta.paper, 3, 60_905_817),
+        (roberta.large, 24, 355_411_033),
+    ],
+)
+def test_totals_of_roberta(config, layers, total):
+    """Of the reference's, which counts one matrix for the input and the output."""
+    assert config().model.encoder_layers in (12, 24)
+    counts, lines = described(config, encoder_layers=layers)
+    assert counts["total"] == total
+    assert lines[-1].startswith(f"encoder: {layers} layers, drop rate 0.2 each")
 
 
 @pytest.mark.parametrize(("sharing", "tables"), [("all", 1), ("decoder", 2), ("none", 3)])
