@@ -65,7 +65,7 @@ MT_SETTING = {
     "paper": "WMT en-de, Transformer big; tokenized BLEU, compounds split",
 }
 SUM_SETTING = {
-    "demo": "pystdlib_summaries (a function of Python's standard library, and the first sentence "
+    "demo": "pystdlib_summaries (a function of Python's standard library, and the first line "
     "of its docstring), 6 + 6 layers, 96 wide, 1,500 updates; ROUGE by rouge-score",
     "small": "CNN-DailyMail and ELI5, Transformer base, 40,000 updates; ROUGE by rouge-score",
     "paper": "CNN-DailyMail, Transformer base, and ELI5, Transformer big; ROUGE by rouge-score",

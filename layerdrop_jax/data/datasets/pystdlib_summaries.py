@@ -1,6 +1,6 @@
 """`pystdlib_summaries`: functions of Python's standard library, and what their docstrings say.
 
-The source is a function without its docstring, the target the docstring's first sentence. Like
+The source is a function without its docstring, the target the docstring's first line. Like
 `pystdlib` it needs no download, and its files fall into the same splits. No function occurs twice.
 """
 
@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from layerdrop_jax.data.datasets import pystdlib, text
 
 SIDES = ("function", "docstring")
-FEWEST_WORDS = 3  # of a sentence that says something
+FEWEST_WORDS = 3  # of a line that says something
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -62,18 +62,18 @@ class PystdlibSummaries(tfds.core.GeneratorBasedBuilder):
 def new_pairs(sources: Iterable[str], seen: set[str]) -> Iterator[tuple[str, str]]:
     """Yields the pairs of source files whose function is not in `seen`, and adds it there."""
     for source in sources:
-        for function, sentence in read_pairs(source):
+        for function, summary in read_pairs(source):
             key = " ".join(function.split())
             if key not in seen:
                 seen.add(key)
-                yield function, sentence
+                yield function, summary
 
 
 def read_pairs(source: str) -> Iterator[tuple[str, str]]:
-    """Yields (function without docstring, docstring's first sentence) of a file, in its order.
+    """Yields (function without docstring, docstring's first line) of a file, in its order.
 
-    Left out are functions with nothing in them but the docstring, and sentences of fewer than
-    three words. A file that this Python cannot parse has none.
+    Left out are functions with nothing in them but the docstring, and lines of fewer than three
+    words. A file that this Python cannot parse has none.
     """
     try:
         tree = ast.parse(source)
@@ -87,17 +87,10 @@ def read_pairs(source: str) -> Iterator[tuple[str, str]]:
         docstring = ast.get_docstring(node)
         if not docstring or len(node.body) == 1:
             continue
-        sentence = first_sentence(docstring)
-        words = [word for word in sentence.split() if re.search(r"[^\W\d_]{2}", word)]
+        summary = " ".join(docstring.strip().partition("\n")[0].split())
+        words = [word for word in summary.split() if re.search(r"[^\W\d_]{2}", word)]
         if len(words) >= FEWEST_WORDS:
-            yield _without_docstring(node, lines), sentence
-
-
-def first_sentence(docstring: str) -> str:
-    """What stands before the first empty line, up to the end of a sentence, as one line."""
-    paragraph = re.split(r"\n\s*\n", docstring.strip())[0]
-    line = " ".join(paragraph.split())
-    return re.split(r"(?<=[.!?]) (?=[A-Z])", line)[0]
+            yield _without_docstring(node, lines), summary
 
 
 def _without_docstring(node, lines: list[bytes]) -> str:

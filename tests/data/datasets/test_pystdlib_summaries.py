@@ -44,12 +44,12 @@ SOURCE = textwrap.dedent('''
 ''')
 
 
-def test_pairs_are_functions_without_docstring_and_its_first_sentence():
+def test_pairs_are_functions_without_docstring_and_its_first_line():
     found = list(pairs_lib.read_pairs(SOURCE))
-    assert [sentence for _, sentence in found] == [
-        "Return the first one.",
+    assert [line for _, line in found] == [
+        'Return the first one. It is "é".',
         "Hold on to this thing",
-        "Says what nobody else does here.",
+        "Says what nobody else",
     ]
     functions = [function for function, _ in found]
     assert functions[0] == "@decorated(1)\ndef first(x):\n    # a comment\n    return x[0]"
@@ -83,6 +83,6 @@ def test_splits_share_no_function(tmp_path):
         assert 80 < len(found[split]) < 0.1 * len(found["train"])
     functions = [function for pairs in found.values() for function, _ in pairs]
     assert len(set(functions)) == len(functions)
-    assert all(len(sentence.split()) >= 3 for pairs in found.values() for _, sentence in pairs)
+    assert all(len(line.split()) >= 3 for pairs in found.values() for _, line in pairs)
     again = summaries.load_pairs(config, "test")
     assert list(again) == found["test"]
