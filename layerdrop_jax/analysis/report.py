@@ -265,11 +265,13 @@ def _subset_table(records) -> str:
             f"{stack}: {layers_text(kept)} ({line[f'{stack}_strategy']})"
             for stack, kept in zip(stacks, layers, strict=True)
         ]
-        scores = [
-            f"{line[f'{split}_{measure.key}']:,.2f} {measure.name.split()[-1]}"
+        scores = [  # the labels of a test split may be hidden
+            ", ".join(
+                f"{line[f'{split}_{measure.key}']:,.2f} {measure.name.split()[-1]}"
+                for measure in plots.MEASURES
+                if line.get(f"{split}_{measure.key}") is not None
+            )
             for split in ("valid", "test")
-            for measure in plots.MEASURES
-            if line.get(f"{split}_{measure.key}") is not None
         ]
         rows.append(["; ".join(which), f"{line['parameters']:,}", f"{line['nats']:.4f}", *scores])
     return table(["layers", "parameters", "nats (sample)", "valid", "test"], rows)

@@ -194,6 +194,40 @@ def test_report_of_a_language_model(tmp_path):
     assert assert_links_lead_somewhere(path) == ["depth_curve.png"]
 
 
+def test_report_of_a_classifier(tmp_path):
+    """Of one of GLUE's: its test split has no labels."""
+    about = {"kind": "test", "step": 10, "averaged": [5], "metric": "matthews"}
+    score = {"score": 51.25, "matthews": 51.25, "examples": 1043, "signature": "glue/cola|matthews"}
+    depth = {"kind": "depth", "step": 10, "split": "valid", "parameters": 7, "metric": "matthews"}
+    subset = {"kind": "subset", "step": 10, "nats": 0.5, "parameters": 5, "encoder_layers": [1]}
+    valid = {"kind": "valid", "loss": 0.5}
+    run = make_run(
+        tmp_path / "run",
+        START,
+        valid | {"step": 5, "loss": 0.75, "accuracy": 81.5},
+        valid | {"step": 10, "loss": 0.5, "accuracy": 79.0},
+        about | score | {"split": "valid"},
+        *(
+            depth | {"encoder_layers": layers, "score": 10.0 * len(layers), "strategy": "spread"}
+            for layers in ([0], [0, 1, 2])
+        ),
+        subset | {"encoder_strategy": "explicit:1", "valid_score": 33.5, "valid_matthews": 33.5},
+    )
+    path = report.write_report(run)
+    text, rows = path.read_text(), rows_of(path.read_text())
+    assert ["valid matthews", "**51.25**, 1,043 examples"] in rows
+    assert ["best validation accuracy", "81.5000, at step 5"] in rows
+    depths = [row[:5] for row in rows if row[0] in ("layers kept", "1", "3")]
+    assert depths == [
+        ["layers kept", "which", "rule", "parameters", "valid score"],
+        ["1", "0", "spread", "7", "10.00"],
+        ["3", "0 1 2", "spread", "7", "30.00"],
+    ]
+    assert ["encoder: 1 (explicit:1)", "5", "0.5000", "33.50 score", ""] in rows
+    assert text.count("- matthews: `glue/cola|matthews`") == 1
+    assert assert_links_lead_somewhere(path) == ["depth_curve.png", "learning_curves.png"]
+
+
 def test_comparison_of_seeds(tmp_path):
     runs = [
         make_run(tmp_path / f"run{n}", *lm_lines(scale), seed=seed)
