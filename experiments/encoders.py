@@ -7,6 +7,7 @@
 * paper: the paper's own settings.
 """
 
+from layerdrop_jax.studies.results import compare, on_split
 from layerdrop_jax.studies.runs import Run
 from layerdrop_jax.studies.study import VARIANTS
 
@@ -47,6 +48,10 @@ SETTING = {
     "GLUE's SST-2",
     "paper": "the paper's setting; its book corpus, which was never published, is pg19 here",
 }
+# Where its labels are public the test set: the checkpoint was chosen on the dev set. The paper
+# reports dev accuracy.
+SPLIT = {"demo": "test", "sst2": "test", "small": "valid", "paper": "valid"}
+SHOWN = {"test": "test accuracy", "valid": "dev accuracy"}
 LAYERS = 12  # of all these networks, and of the paper's that are cut
 
 
@@ -72,7 +77,8 @@ def distilled(variant, depth) -> Run:
     """A small encoder taught by the large one, from every other of its layers, as DistilBERT is.
 
     Its loss is half that of the masks and half the distance from the teacher's distributions at
-    temperature 2. The teacher knows no LayerDrop.
+    temperature 2. The teacher knows no LayerDrop. Begun from trained layers, it is trained twice as
+    long as the others.
     """
     return Run(
         name=f"roberta_distilled_{depth}",
@@ -80,6 +86,38 @@ def distilled(variant, depth) -> Run:
         layers={"encoder": str(depth)},
         overrides={"init.distill": 0.5, "init.temperature": 2.0},
     )
+
+
+def accuracy(variant):
+    """The score of a fine-tuned network, as a function of its result."""
+    return on_split(SPLIT[variant])
+
+
+def shown(variant) -> str:
+    """What `accuracy` is called."""
+    return SHOWN[SPLIT[variant]]
+
+
+def claim_of_paper(what, scores, paper, figure="") -> list:
+    """[which of two the paper finds better, and whether ours is], or [] where it says nothing.
+
+    Args:
+      what: it is about.
+      scores: {name: a value for each seed} of two.
+      paper: the paper's two numbers, in their order; both None where it has another task: there its
+        first is expected to be the better one.
+      figure: as in `compare`.
+    """
+    first, second = paper
+    if (first is None) != (second is None) or (first is not None and first == second):
+        return []
+    names = list(scores)
+    if first is not None and first < second:
+        names.reverse()
+    better, worse = names
+    numbers = f" ({max(paper)} to {min(paper)})" if first is not None else ""
+    ordered = {name: scores[name] for name in names}
+    return [compare(f"{what}: {better} is better than {worse}{numbers}", ordered, "higher", figure)]
 
 
 def finetuned(variant, task, network, *, depth=LAYERS) -> Run:

@@ -9,16 +9,10 @@ import encoders
 import table7_pruned_bert as table7
 
 from layerdrop_jax.studies import study
-from layerdrop_jax.studies.results import compare, curve, figure, scores, whole
+from layerdrop_jax.studies.results import compare, curve, figure, scores
 
 TITLE = "Figure 3: pruned encoders against depth"
 LEFT_OUT = ("MRPC", "QNLI")  # of the paper's figure
-NAMES = {
-    "scratch": "trained at that depth",
-    "distilled": "taught by the whole network",
-    "cut": "cut, without LayerDrop",
-    "dropped": "cut, LayerDrop 0.2",
-}
 
 
 def tasks(variant):
@@ -38,7 +32,7 @@ def runs(variant):
             *(
                 table7.run_of(variant, task, kind, depth)
                 for depth in table7.DEPTHS
-                for kind in NAMES
+                for kind in table7.CLAIMED
             ),
         )
     ]
@@ -46,7 +40,7 @@ def runs(variant):
 
 def report(found, variant):
     def values(run):
-        return scores(found.get(run.name, []), whole)
+        return scores(found.get(run.name, []), encoders.accuracy(variant))
 
     figures, claims = [], []
     for task in tasks(variant):
@@ -56,13 +50,17 @@ def report(found, variant):
                 depth: values(table7.run_of(variant, task, kind, depth))
                 for depth in sorted(table7.DEPTHS)
             }
-            for kind in NAMES
+            for kind in table7.CLAIMED
         }
         points["scratch"][encoders.LAYERS] = points["cut"][encoders.LAYERS] = full[0.0]
         points["dropped"][encoders.LAYERS] = full[0.2]
         name = task.lower().replace("-", "")
-        curves = [curve(NAMES[kind], points[kind]) for kind in NAMES]
-        figures.append(figure(name, f"{task} dev accuracy", "layers", "accuracy, percent", curves))
+        curves = [curve(table7.CLAIMED[kind], points[kind]) for kind in table7.CLAIMED]
+        figures.append(
+            figure(
+                name, f"{task}, {encoders.shown(variant)}", "layers", "accuracy, percent", curves
+            )
+        )
         for depth in table7.DEPTHS:
             claims.append(
                 compare(

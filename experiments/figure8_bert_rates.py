@@ -8,11 +8,15 @@ Networks are cut after pre-training, and fine-tuned then, without LayerDrop wher
 import encoders
 
 from layerdrop_jax.studies import study
-from layerdrop_jax.studies.results import compare, curve, figure, scores, whole
+from layerdrop_jax.studies.results import compare, curve, figure, scores
 
 TITLE = "Figure 8: pre-training rate against depth, fine-tuned"
-RATES = {"demo": (0.0, 0.2, 0.5), "sst2": (0.0, 0.2, 0.5), "small": (0.1, 0.2, 0.5),
-         "paper": (0.1, 0.2, 0.5)}  # fmt: skip
+RATES = {
+    "demo": (0.0, 0.2, 0.5),
+    "sst2": (0.0, 0.2, 0.5),
+    "small": (0.1, 0.2, 0.5),
+    "paper": (0.1, 0.2, 0.5),
+}
 DEPTHS = (12, 6, 3)
 LEFT_OUT = ("MRPC",)  # of the paper's figure
 
@@ -35,10 +39,10 @@ def runs(variant):
 
 
 def report(found, variant):
-    figures, claims = [], []
+    figures, claims, score = [], [], encoders.accuracy(variant)
     for task in tasks(variant):
         values = {
-            (rate, depth): scores(found.get(run_of(variant, task, rate, depth).name, []), whole)
+            (rate, depth): scores(found.get(run_of(variant, task, rate, depth).name, []), score)
             for rate in RATES[variant]
             for depth in DEPTHS
         }
@@ -51,7 +55,13 @@ def report(found, variant):
         ]
         name = task.lower().replace("-", "")
         figures.append(
-            figure(name, f"{task} dev accuracy", "layers kept", "accuracy, percent", curves)
+            figure(
+                name,
+                f"{task}, {encoders.shown(variant)}",
+                "layers kept",
+                "accuracy, percent",
+                curves,
+            )
         )
         claims.append(
             compare(

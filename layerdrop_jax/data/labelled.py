@@ -106,6 +106,23 @@ def load_examples(config: LabelledConfig, split: str) -> list[Example]:
     return examples
 
 
+def load_training(config: LabelledConfig) -> tuple[list[Example], tuple[str, ...]]:
+    """The examples of the training split, and the names of their labels, see `label_names`.
+
+    The names are those of the whole split, whatever `max_examples` is.
+    """
+    examples = load_examples(config, "train")
+    whole = examples
+    if config.max_examples:
+        whole = load_examples(dataclasses.replace(config, max_examples=0), "train")
+    return examples, label_names(config, whole)
+
+
+def label_scale(config: LabelledConfig) -> float:
+    """What a predicted number is multiplied by, to be one of the set's own."""
+    return glue.LARGEST_SIMILARITY if config.dataset == "glue/stsb" else 1.0
+
+
 def has_labels(examples: Sequence[Example]) -> bool:
     """Whether the labels of a split are known, so that it can be scored."""
     return all(example.label is not None for example in examples)

@@ -43,19 +43,21 @@ def prepare(settings, workdir, config):
       ValueError: data with other labels than the head has outputs, or than it was trained with.
     """
     data = settings.data
-    train = labelled.load_examples(data, "train")
-    names = labelled.label_names(data, train)
+    train, names = labelled.load_training(data)
+    held_out = _held_out(data)
+    _check_texts(data, train, held_out)
     fresh = is_fresh(workdir)
     # Later the folder that it began with may be gone, and the rows' hash tells labels apart too.
     _check_labels(settings, names, settings.init.run if fresh else "")
     tokenizer = make_tokenizer(
         workdir, _train_tokenizer, train, data.vocab_size, origin=settings.init.run
     )
-    held_out = _held_out(data)
-    rows, valid_rows = (
-        labelled.prepare_examples(data, tokenizer, examples, names)
-        for examples in (train, held_out["valid"])
-    )
+    rows = labelled.prepare_examples(data, tokenizer, train, names)
+    # All of them: what cannot be scored is better known before training than after it.
+    held_out_rows = {
+        split: labelled.prepare_examples(data, tokenizer, examples, names)
+        for split, examples in held_out.items()
+    }
     stats = rows.stats
     print(
         f"{stats['examples']:,} examples, {stats['tokens']:,} tokens; {stats['cut']:,} longer than "
@@ -68,7 +70,7 @@ def prepare(settings, workdir, config):
                 labelled.save_examples(workdir, split, examples)
             labelled.save_labels(workdir, names)
         tokenizers.write_atomically(workdir / "config.json", json.dumps(config, indent=2) + "\n")
-    return rows, valid_rows
+    return rows, held_out_rows["valid"]
 
 
 def _train_tokenizer(examples, vocab_size, path):
@@ -96,6 +98,11 @@ def _check_labels(settings, names, begun):
 def _held_out(data) -> dict:
     """The examples of every split that can be scored; a user's own set may have no test."""
     found = {"valid": labelled.load_examples(data, "valid")}
+    if not labelled.has_labels(found["valid"]):
+        raise ValueError(
+            f"the validation split of {data.dataset} has no labels: its file needs a column "
+            "`label`, or `score` for numbers"
+        )
     if data.dataset == "glue/mnli":
         found["valid_mismatched"] = labelled.load_examples(data, "valid_mismatched")
     try:
@@ -105,6 +112,17 @@ def _held_out(data) -> dict:
             raise
         return found
     return found | ({"test": test} if labelled.has_labels(test) else {})
+
+
+def _check_texts(data, train, held_out):
+    """Raises a ValueError where some examples have one text and others two."""
+    wanted = len(train[0].texts)
+    for split, examples in held_out.items():
+        if len(examples[0].texts) != wanted:
+            raise ValueError(
+                f"the examples of {data.dataset} have {wanted} texts in the training split and "
+                f"{len(examples[0].texts)} in {split}: give every file the same columns"
+            )
 
 
 def fingerprint(rows) -> str:
@@ -117,12 +135,12 @@ def fingerprint(rows) -> str:
 
 def validation(model, batch):
     """(sums of the loss and, of a classification, of the right answers; examples)."""
-    _, nll, examples = loss(model, batch, smoothing=0.0)
+    logits_BxC = model.classify(model(batch["tokens"]))
+    _, nll, examples = losses.label_loss(logits_BxC, batch, smoothing=0.0)
     if model.config.num_classes == 1:
         return {"loss": nll}, examples
-    best_B = jnp.argmax(model.classify(model(batch["tokens"])), axis=-1)
-    right = jnp.sum((best_B == batch["label"]) * batch["weight"])
-    return {"loss": nll, "accuracy": 100.0 * right}, examples
+    right_B = (jnp.argmax(logits_BxC, axis=-1) == batch["label"]) * batch["weight"]
+    return {"loss": nll, "accuracy": 100.0 * jnp.sum(right_B)}, examples
 
 
 def evaluate(run: Run) -> tuple[list[dict], list[dict]]:
@@ -258,12 +276,14 @@ def answer(run: Run, lines, keep=None) -> list[str]:
             data.length,
         )
     logits_RxC, _ = make_classifier(run)(rows, keep, "classifying")
-    return [json.dumps(_said(logits_C, names), ensure_ascii=False) for logits_C in logits_RxC]
+    scale = labelled.label_scale(data)
+    said = [_said(logits_C, names, scale) for logits_C in logits_RxC]
+    return [json.dumps(one, ensure_ascii=False) for one in said]
 
 
-def _said(logits_C, names) -> dict:
+def _said(logits_C, names, scale) -> dict:
     if not names:
-        return {"value": float(logits_C[0])}
+        return {"value": float(logits_C[0]) * scale}
     shares_C = np.exp(logits_C - logits_C.max())
     shares_C /= shares_C.sum()
     shares = {name: round(float(p), 6) for name, p in zip(names, shares_C, strict=True)}

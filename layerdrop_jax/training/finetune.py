@@ -81,13 +81,14 @@ def adopt(config: dict, begun: dict) -> dict:
 
 
 def _stacks(config):
-    return [name.removesuffix("_layers") for name in config["model"] if name.endswith("_layers")]
+    return [stack for stack in ("encoder", "decoder") if f"{stack}_layers" in config["model"]]
 
 
 def _begin(workdir, output, flags, changes, config) -> dict:
     """The config of a new run; whatever can be refused is, before layers are looked for."""
     run = load_run(workdir, [change for change in changes if change.startswith("prune.")])
     wanted = strategies.wanted(run, flags)
+    inherited = not config
     own = {name: config["init"][name] for name in ("moments", "distill")} if config else {}
     base = adopt(config, run.config) if config else run.config
     config = {**base, "init": base["init"] | {"run": str(workdir), "layers": ""}}
@@ -96,7 +97,8 @@ def _begin(workdir, output, flags, changes, config) -> dict:
     check_folder(pathlib.Path(output), config)
     protect = config["drop"]["protect"]
     said = any(change.startswith("drop.protect=") for change in changes)
-    if protect and not said and any(strategy.name != "all" for strategy in wanted.values()):
+    whole = all(strategy.name == "all" for strategy in wanted.values())
+    if protect and inherited and not said and not whole:
         raise ValueError(
             f"drop.protect={protect!r} names layers of the whole network: say with "
             "--set=drop.protect=... which of those that stay are protected"

@@ -104,19 +104,25 @@ def classification_loss(model, batch, *, smoothing: float, teacher=None, key=Non
 
     With one output the labels are numbers, and the loss is the squared error.
     """
-    weight_B = batch["weight"].astype(jnp.float32)
     logits_BxC = model.classify(model(batch["tokens"], key=key, **how), key)
-    if model.config.num_classes == 1:
-        loss = nll = jnp.sum(weight_B * (logits_BxC[:, 0] - batch["label"]) ** 2)
-    else:
-        loss, nll = label_smoothed_nll(logits_BxC, batch["label"], weight_B, smoothing)
+    loss, nll, examples = label_loss(logits_BxC, batch, smoothing=smoothing)
     if teacher:
         theirs_BxC = teacher.model.classify(teacher.model(batch["tokens"]))
         if model.config.num_classes == 1:
             apart_B = (logits_BxC[:, 0] - jax.lax.stop_gradient(theirs_BxC[:, 0])) ** 2
         else:
             apart_B = divergence(logits_BxC, theirs_BxC, teacher.temperature)
-        loss = teacher.mix(loss, jnp.sum(apart_B * weight_B))
+        loss = teacher.mix(loss, jnp.sum(apart_B * batch["weight"]))
+    return loss, nll, examples
+
+
+def label_loss(logits_BxC, batch, *, smoothing: float):
+    """``(loss, nll, examples)`` of a classifier's logits, as `classification_loss` has them."""
+    weight_B = batch["weight"].astype(jnp.float32)
+    if logits_BxC.shape[1] == 1:
+        loss = nll = jnp.sum(weight_B * (logits_BxC[:, 0] - batch["label"]) ** 2)
+    else:
+        loss, nll = label_smoothed_nll(logits_BxC, batch["label"], weight_B, smoothing)
     return loss, nll, jnp.sum(weight_B)
 
 

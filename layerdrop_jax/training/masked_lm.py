@@ -21,7 +21,7 @@ from layerdrop_jax.training.state import model_graph
 from layerdrop_jax.training.text_runs import prepare_texts
 
 QUALITY, BETTER = "perplexity", min
-COUNTED = "tokens"
+COUNTED = "masked tokens"
 CANDIDATES = 5  # for each mask that is filled in
 SIGNATURE = "base:e|masked:15%|of them kept:10%,random:10%|seed:0"
 loss = losses.masked_lm_loss

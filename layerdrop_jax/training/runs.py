@@ -174,7 +174,9 @@ def keeps_head(begun: Mapping, settings) -> bool:
       settings: of the run that starts.
     """
     if (begun["task"], settings.task) == ("classification", "classification"):
-        return begun["data"]["dataset"] == settings.data.dataset
+        theirs, ours = begun["data"], settings.data
+        own_files = ours.dataset == "tsv"  # another folder is another task
+        return theirs["dataset"] == ours.dataset and (not own_files or theirs["path"] == ours.path)
     return begun["task"] == settings.task
 
 

@@ -253,7 +253,7 @@ def _validate(valid_step, params, settings, rows, mesh) -> dict:
 
 def _with_perplexity(task, nats) -> dict:
     """Of tokens it is worth saying; of examples it is not."""
-    return {"perplexity": perplexity(nats)} if task.COUNTED == "tokens" else {}
+    return {} if task.COUNTED == "examples" else {"perplexity": perplexity(nats)}
 
 
 def _check_finite(metrics, step, checkpoints):

@@ -103,7 +103,8 @@ def made_up(run, seed, folder, agrees):
         score = score if agrees else 100 - score
         line = {"step": 3, "split": "valid", "score": score, "metric": "accuracy"}
         layers = {"encoder_layers": list(range(depth)), "parameters": 10 * depth}
-        records += [{"kind": "test"} | line, {"kind": "depth"} | line | layers]
+        records += [{"kind": "test"} | line | {"split": split} for split in ("valid", "test")]
+        records.append({"kind": "depth"} | line | layers)
         config = {"task": "classification"}
         return Result(run.name, seed, config, records, folder, ("python launch.py",))
     if run.name in BLEU | ROUGE:

@@ -65,6 +65,12 @@ def open_examples(dataset: str, split: str, data_dir: str) -> prepared.Records:
     if split not in splits:
         raise ValueError(f"{dataset} has no split {split!r}; it has {', '.join(splits)}")
     builder = tfds_sets.open_prepared(dataset, data_dir, demo="configs/glue.py:demo")
+    prepared_names = tuple(getattr(builder.info.features["label"], "names", ()))
+    if prepared_names != task.labels:
+        raise ValueError(
+            f"{dataset} in {builder.data_dir} has the labels {', '.join(prepared_names)}, in this "
+            f"order, and not {', '.join(task.labels)}: it is another version of the set"
+        )
 
     def convert(record: dict) -> tuple[tuple[str, ...], str | float | None]:
         texts = tuple(record[name].decode() for name in task.texts)

@@ -1,15 +1,12 @@
 """`sst2` as text: the sentences of SST-2 (Socher et al. 2013) without their labels.
 
-Read from a folder with `train.tsv`, `dev.tsv` and `test.tsv`, each plain or ending in .gz.
+Read from a folder with `train.tsv`, `dev.tsv` (or `valid.tsv`) and `test.tsv`, each plain or .gz.
 """
-
-import os
 
 import tensorflow_datasets as tfds
 
 from layerdrop_jax.data.datasets import text, tsv
 
-FILES = {"train": "train.tsv", "valid": "dev.tsv", "test": "test.tsv"}
 COLUMNS = ("sentence", "content")  # the sentence's column has the one name or the other
 
 
@@ -19,16 +16,7 @@ def sst2_sentences_config(folder: str) -> text.LinesConfig:
     Raises:
       FileNotFoundError: a missing folder or file.
     """
-    if not folder:
-        root = os.environ.get("LAYERDROP_DATA")
-        if not root:
-            raise FileNotFoundError(
-                "sst2 is read from a folder: set data.path to the one that holds train.tsv.gz, "
-                "dev.tsv.gz and test.tsv.gz or LAYERDROP_DATA to the folder above sst2/"
-            )
-        folder = os.path.join(root, "sst2")
-    folder = os.path.abspath(os.path.expanduser(folder))
-    return text.lines_config({split: text.find_file(folder, FILES[split]) for split in FILES})
+    return text.lines_config({s: tsv.find_split("sst2", folder, s) for s in text.SPLITS})
 
 
 class Sst2Sentences(tfds.core.GeneratorBasedBuilder):

@@ -110,7 +110,7 @@ def find_split(dataset: str, folder: str, split: str) -> str:
             f"{dataset} is read from a folder: set data.path to the one that holds train.tsv, "
             f"dev.tsv and test.tsv (each may end in .gz){other}"
         )
-    folder = os.path.expanduser(folder)
+    folder = os.path.abspath(os.path.expanduser(folder))
     if split == "valid":
         try:
             return text.find_file(folder, "valid.tsv")
