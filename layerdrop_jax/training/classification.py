@@ -11,10 +11,10 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
-from layerdrop_jax.core.pruning import every_depth
 from layerdrop_jax.data import labelled, pipeline, tokenizers
 from layerdrop_jax.data.progress import progress
 from layerdrop_jax.training import accounting, losses
+from layerdrop_jax.training.depths import score_depths
 from layerdrop_jax.training.glue_metrics import scores as glue_scores
 from layerdrop_jax.training.runs import (
     Run,
@@ -22,8 +22,6 @@ from layerdrop_jax.training.runs import (
     keeps_head,
     make_tokenizer,
     masks,
-    original_layers,
-    params_of,
     read_config,
 )
 from layerdrop_jax.training.state import model_graph
@@ -152,32 +150,23 @@ def evaluate(run: Run) -> tuple[list[dict], list[dict]]:
     Returns:
       ``(scores, depths)``: a record for each split, whole, and one for each depth.
     """
-    model, classify = run.settings.model, make_classifier(run)
-    results, depths = [], []
+    results, classify = [], make_classifier(run)
     for split in _saved_splits(run):
-        found, seconds = _score(run, classify, split, description=f"scoring {split}")
+        scores, seconds = _score(run, classify, split, description=f"scoring {split}")
         if split == "valid":
-            whole = found, seconds
-        signature = f"{run.settings.data.dataset}|{found['metric']}"
+            whole = scores, seconds
+        signature = f"{run.settings.data.dataset}|{scores['metric']}"
         about = {"split": split, "signature": signature, "averaged": list(run.steps)}
-        results.append(about | found)
+        results.append(about | scores)
     words = _rows(run, "valid").stats["tokens"]
-    for strategy, layers in every_depth(model.encoder_layers):
-        found, seconds = whole
-        if len(layers) < model.encoder_layers:
-            keep = masks(model, {"encoder": layers})
-            text = f"{len(layers)} of {model.encoder_layers} layers"
-            found, seconds = _score(run, classify, "valid", keep, description=text)
-        depths.append(
-            {
-                "split": "valid",
-                "encoder_layers": original_layers(run.workdir, "encoder", layers),
-                "strategy": strategy,
-                "parameters": params_of(model, {"encoder": layers}),
-                "words_per_second": words / seconds,
-            }
-            | found
-        )
+
+    def at(keep, description):
+        return found(*_score(run, classify, "valid", keep, description=description))
+
+    def found(scores, seconds):
+        return {"split": "valid", "words_per_second": words / seconds} | scores
+
+    depths = score_depths(run, at, found(*whole))
     return results, depths
 
 

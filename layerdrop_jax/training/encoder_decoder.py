@@ -19,20 +19,13 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
-from layerdrop_jax.core.pruning import every_depth
 from layerdrop_jax.data import pipeline, tokenizers
 from layerdrop_jax.decoding.batching import decode_sentences
 from layerdrop_jax.decoding.beam import beam_search, search_options
 from layerdrop_jax.models.embeddings import PADDING_ID
 from layerdrop_jax.training import accounting, losses
-from layerdrop_jax.training.runs import (
-    Run,
-    is_fresh,
-    make_tokenizer,
-    masks,
-    original_layers,
-    params_of,
-)
+from layerdrop_jax.training.depths import score_depths
+from layerdrop_jax.training.runs import Run, is_fresh, make_tokenizer, masks
 from layerdrop_jax.training.state import model_graph
 
 MOST_WARNINGS = 10  # of lines that were cut
@@ -162,24 +155,14 @@ def evaluate(run: Run, answer_texts, score) -> tuple[list[dict], list[dict]]:
         found | {"sentences": len(sources), "cut": len(cut), "averaged": list(run.steps)}
         for found in score(answers, references)
     ]
-    depths = []
-    num_layers = settings.model.decoder_layers
-    for strategy, layers in every_depth(num_layers):
-        keep = masks(settings.model, {"decoder": layers})
+
+    def at(keep, description):
         start = time.perf_counter()
-        cut_down, _ = answer_texts(
-            sources, keep, description=f"{len(layers)} of {num_layers} decoder layers"
-        )
-        seconds = time.perf_counter() - start
-        depths.append(
-            {
-                "decoder_layers": original_layers(run.workdir, "decoder", layers),
-                "strategy": strategy,
-                "parameters": params_of(settings.model, {"decoder": layers}),
-                "words_per_second": words / seconds,
-            }
-            | score(cut_down, references)[0]
-        )
+        cut_down, _ = answer_texts(sources, keep, description=description)
+        speed = {"words_per_second": words / (time.perf_counter() - start)}
+        return speed | score(cut_down, references)[0]
+
+    depths = score_depths(run, at)
     (run.workdir / "data" / f"test.hypotheses.{settings.data.target}").write_text(
         "".join(line + "\n" for line in answers), encoding="utf-8"
     )

@@ -12,7 +12,6 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
-from layerdrop_jax.core.pruning import every_depth
 from layerdrop_jax.data import pipeline, streams, tokenizers
 from layerdrop_jax.data.datasets.text import quoted_text
 from layerdrop_jax.data.progress import progress
@@ -20,8 +19,9 @@ from layerdrop_jax.decoding.batching import padded_width
 from layerdrop_jax.decoding.constraints import EOS, PAD
 from layerdrop_jax.decoding.sampling import continue_sequences
 from layerdrop_jax.training import accounting, losses
+from layerdrop_jax.training.depths import score_depths
 from layerdrop_jax.training.metrics import perplexity
-from layerdrop_jax.training.runs import Run, masks, original_layers, params_of
+from layerdrop_jax.training.runs import Run, masks
 from layerdrop_jax.training.state import model_graph
 from layerdrop_jax.training.text_runs import prepare_texts
 
@@ -61,12 +61,12 @@ def evaluate(run: Run) -> tuple[list[dict], list[dict]]:
     Returns:
       ``(scores, depths)``: a record for each split, whole, and one for each depth.
     """
-    model, windows = run.settings.model, run.settings.evaluate
+    windows = run.settings.evaluate
     measure = make_measure(run)
     splits = {split: _windows(run, split) for split in ("valid", "test")}
-    results, depths, whole = [], [], {}
+    results, whole = [], {}
     for split, rows in splits.items():
-        nats, seconds = whole[split] = measure(rows, description=f"perplexity of {split}")
+        nats, _ = whole[split] = measure(rows, description=f"perplexity of {split}")
         results.append(
             {
                 "split": split,
@@ -81,26 +81,16 @@ def evaluate(run: Run) -> tuple[list[dict], list[dict]]:
                 "averaged": list(run.steps),
             }
         )
-    num_layers = model.decoder_layers
-    for strategy, layers in every_depth(num_layers):
-        nats, seconds = whole["valid"]
-        if len(layers) < num_layers:
-            nats, seconds = measure(
-                splits["valid"],
-                masks(model, {"decoder": layers}),
-                description=f"{len(layers)} of {num_layers} layers",
-            )
-        depths.append(
-            {
-                "split": "valid",
-                "decoder_layers": original_layers(run.workdir, "decoder", layers),
-                "strategy": strategy,
-                "parameters": params_of(model, {"decoder": layers}),
-                "perplexity": perplexity(nats),
-                "nats": nats,
-                "words_per_second": len(splits["valid"].tokens) / seconds,
-            }
-        )
+
+    def at(keep, description):
+        return found(*measure(splits["valid"], keep, description=description))
+
+    def found(nats, seconds):
+        words = len(splits["valid"].tokens)
+        scores = {"split": "valid", "perplexity": perplexity(nats), "nats": nats}
+        return scores | {"words_per_second": words / seconds}
+
+    depths = score_depths(run, at, found(*whole["valid"]))
     return results, depths
 
 

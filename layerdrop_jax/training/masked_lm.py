@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from layerdrop_jax.core.pruning import every_depth
 from layerdrop_jax.data import pipeline, pretraining, streams, tokenizers
 from layerdrop_jax.data.progress import progress
 from layerdrop_jax.decoding.batching import padded_width
 from layerdrop_jax.training import accounting, losses, masking
+from layerdrop_jax.training.depths import score_depths
 from layerdrop_jax.training.metrics import perplexity
-from layerdrop_jax.training.runs import Run, masks, original_layers, params_of
+from layerdrop_jax.training.runs import Run, masks
 from layerdrop_jax.training.state import model_graph
 from layerdrop_jax.training.text_runs import prepare_texts
 
@@ -56,8 +56,7 @@ def evaluate(run: Run) -> tuple[list[dict], list[dict]]:
     Returns:
       ``(scores, depths)``: a record for each split, whole, and one for each depth.
     """
-    model, measure = run.settings.model, make_measure(run)
-    results, depths = [], []
+    results, measure = [], make_measure(run)
     for split in ("valid", "test"):
         nats, tokens, seconds = measure(split, description=f"perplexity of {split}")
         if split == "valid":
@@ -72,26 +71,17 @@ def evaluate(run: Run) -> tuple[list[dict], list[dict]]:
                 "averaged": list(run.steps),
             }
         )
-    rows = valid_rows(run)
-    for strategy, layers in every_depth(model.encoder_layers):
-        nats, seconds = whole
-        if len(layers) < model.encoder_layers:
-            nats, _, seconds = measure(
-                "valid",
-                masks(model, {"encoder": layers}),
-                description=f"{len(layers)} of {model.encoder_layers} layers",
-            )
-        depths.append(
-            {
-                "split": "valid",
-                "encoder_layers": original_layers(run.workdir, "encoder", layers),
-                "strategy": strategy,
-                "parameters": params_of(model, {"encoder": layers}),
-                "perplexity": perplexity(nats),
-                "nats": nats,
-                "words_per_second": rows.stats["tokens"] / seconds,
-            }
-        )
+    words = valid_rows(run).stats["tokens"]
+
+    def at(keep, description):
+        nats, _, seconds = measure("valid", keep, description=description)
+        return found(nats, seconds)
+
+    def found(nats, seconds):
+        scores = {"split": "valid", "perplexity": perplexity(nats), "nats": nats}
+        return scores | {"words_per_second": words / seconds}
+
+    depths = score_depths(run, at, found(*whole))
     return results, depths
 
 

@@ -49,6 +49,15 @@ def make_lm_batch():
     return {name: array.astype(np.int32) for name, array in batch.items()}
 
 
+def make_encoder_batches():
+    """Random tokens for a masked language model, and the same with labels."""
+    tokens = make_lm_batch()["input"]
+    numbers = np.arange(A * B, dtype=np.int32).reshape(A, B)
+    ones = np.ones_like(numbers)
+    return {"tokens": tokens, "row": numbers}, {"tokens": tokens, "label": numbers % 3,
+                                                "weight": ones}  # fmt: skip
+
+
 def collectives(text):
     """[how many loops it is in, what, shape] of every collective in a compiled program."""
     found = []
@@ -162,4 +171,14 @@ if __name__ == "__main__":
         {"decoder": 6},
         {"learned_one": (one, False), "learned_sharded": (eight, True)},
     )
+    sizes = {"data": {"vocab_size": V, "batch_rows": B}}
+    sizes["model"] = {n: v for n, v in MODEL.items() if n != "decoder_layers"}
+    configs = tiny_run.tiny_masked_config, tiny_run.tiny_classification_config
+    for name, config, batch in zip(("masked", "classes"), configs, make_encoder_batches()):
+        found |= runs(
+            config(unread, **sizes),
+            batch,
+            {"encoder": 5},
+            {f"{name}_one": (one, False), f"{name}_sharded": (eight, True)},
+        )
     pathlib.Path(sys.argv[1]).write_text(json.dumps(found))
