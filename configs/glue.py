@@ -10,7 +10,9 @@ Table 4, the second one cut to 6 layers, without, as in Table 7. The network's s
 Variants: mnli (also called paper), qnli, qqp, rte, sst2, mrpc, cola and stsb have the reference's
 settings for each, for sets that TFDS has prepared; tsv reads --config.data.path=FOLDER with
 train.tsv, dev.tsv and perhaps test.tsv: a header, a column `label`, one or two columns of text. For
-another number of labels than two set --config.model.num_classes. small is sst2 for the network of
+another number of labels than two set --config.model.num_classes; its updates are SST-2's, so set
+those too (docs/encoders.md has the command). The paper searches rate and batch; the reference's
+values stand here, and its cap of 4,400 tokens a batch does not. small is sst2 for the network of
 configs/roberta.py:small. demo, for that of its demo, asks which module of Python's standard library
 some lines come from, and downloads nothing; demo_sst2 reads SST-2 from $LAYERDROP_DATA/sst2.
 """
