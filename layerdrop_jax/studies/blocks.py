@@ -24,7 +24,9 @@ from layerdrop_jax.data.tokenizers import write_atomically
 from layerdrop_jax.studies import cells
 from layerdrop_jax.studies.report import fenced, markdown_table, read_records
 
-FILES = ("README.md", "docs/studies.md", "docs/depth_on_demand.md")
+FILES = ("README.md",) + tuple(
+    f"docs/{name}.md" for name in ("studies", "depth_on_demand", "encoders", "summarisation")
+)
 RESULTS = "experiments/results"
 OPEN = re.compile(r"^<!-- results: (.+?) -->[ \t]*\n", re.MULTILINE)
 CLOSE = re.compile(r"^<!-- end -->[ \t]*$", re.MULTILINE)
