@@ -192,6 +192,7 @@ def refused(run_launch):
 
 WMT = "--config=configs/wmt.py:demo"
 LM = "--config=configs/wikitext103.py:demo"
+ROBERTA = "--config=configs/roberta.py:demo"
 
 
 @pytest.mark.parametrize(
@@ -230,9 +231,12 @@ LM = "--config=configs/wikitext103.py:demo"
             "--mode=importance does not read --encoder_l",
         ),
         (["--mode=frontier", "--budget_params=-5"], "flag --budget_params=-5"),
-        ([WMT, "--config.task=summing"], "task='summing' is unknown: it is one of translation, la"),
+        ([WMT, "--config.task=summing"], "task='summing' is unknown: it is one of translation, su"),
         ([LM, "--config.drop.encoder=0.1"], "config.drop has no 'encoder': it has decoder, exact,"),
         ([LM, "--config.data.dataset=books"], "unknown data.dataset 'books'; known: wikitext-103,"),
+        ([ROBERTA, "--config.drop.decoder=0"], "config.drop has no 'decoder': it has encoder, exa"),
+        ([ROBERTA, "--config.model.num_classes=2"], "model.num_classes=2: masked_lm has no classe"),
+        (["--config=configs/glue.py:wnli"], "unknown variant 'wnli': it is one of mnli, qnli, qqp"),
     ],
 )
 def test_bad_flags_are_one_line_and_nothing_is_written(refused, tmp_path, arguments, message):
@@ -278,6 +282,9 @@ def test_describe_a_config_or_a_run(run_launch, unbroken):
     code, out, error = run_launch("--mode=describe", LM)
     assert (code, error) == (0, "")
     assert "decoder: 12 layers, drop rate 0.2 each, expected depth 9.60" in out
+    code, out, error = run_launch("--mode=describe", ROBERTA, "--config.drop.encoder=0.5")
+    assert (code, error) == (0, "")
+    assert "encoder: 12 layers, drop rate 0.5 each, expected depth 6.00" in out
     code, out, _ = run_launch("--mode=describe", f"--workdir={unbroken[0]}")
     assert code == 0
     assert "encoder: 2 layers, drop rate 0.1 each, expected depth 1.80" in out
@@ -353,7 +360,13 @@ def test_every_mode_hands_its_flags_on(run_launch, unbroken, monkeypatch, tmp_pa
     assert {name: given["finetune"][1][name] for name in cut} == cut
     assert given["evaluate"] == (("new",), {})  # what is evaluated is the new folder, whole
     assert given["write_report"] == (("new",), {})
+    assert given["finetune"][1]["config"] is None
     assert json.loads(out) == [{"of": "evaluate"}]
+    task = ["--config=configs/glue.py:sst2", "--config.drop.encoder=0.125"]
+    code, *_ = run_launch("--mode=finetune", workdir, output, *task)
+    config = given["finetune"][1]["config"]
+    assert (code, config["task"], config["drop"]["encoder"]) == (0, "classification", 0.125)
+    assert config["data"]["dataset"] == "glue/sst2"
 
 
 def test_errors_in_what_is_read_are_one_line(refused, unbroken, tmp_path):

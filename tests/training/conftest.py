@@ -54,11 +54,16 @@ def masked_text(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def masked_run(masked_text, tmp_path_factory, compile_cache):
+def masked_config(masked_text):
+    return tiny_run.tiny_masked_config(masked_text, train={"steps": 30, "eval_every": 10})
+
+
+@pytest.fixture(scope="session")
+def masked_run(masked_config, tmp_path_factory, compile_cache):
     """A pre-trained encoder's folder, evaluated too. Tests change copies of it only."""
     folder = tmp_path_factory.mktemp("runs") / "masked"
     with tiny_run.quick_compile(compile_cache):
-        train(tiny_run.tiny_masked_config(masked_text), folder, command="python launch.py")
+        train(masked_config, folder, command="python launch.py")
         evaluate(folder)
     return folder
 
