@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from layerdrop_jax.data import labelled
 from layerdrop_jax.training import frontier, importance, latency, settings
 from layerdrop_jax.training.evaluate import evaluate
 from layerdrop_jax.training.finetune import finetune
@@ -18,6 +19,7 @@ from layerdrop_jax.training.generate import generate
 from layerdrop_jax.training.optimizers import make_optimizer
 from layerdrop_jax.training.prune import prune
 from layerdrop_jax.training.train import train
+from tests import tiny_run
 from tests.tiny_run import quick_compile, tiny_config, tiny_lm_config, write_lines, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -181,20 +183,57 @@ def test_every_leaf_of_a_language_model_is_read(tmp_path, monkeypatch):
     assert unread(classes, reads) == []
 
 
+def test_every_leaf_of_an_encoder_is_read(tmp_path, monkeypatch):
+    """By pre-training, or by the classification that goes on from it."""
+    sizes = (("train", 40), ("valid", 3), ("test", 3))
+    short = {
+        "model": {"encoder_layers": 1, "drop_path": 0.1},
+        "train": {"steps": 2, "accumulate": 1, "eval_every": 2},
+    }
+    config = tiny_run.tiny_masked_config(write_lines(tmp_path / "text", sizes), **short)
+    examples = tiny_run.write_labelled(tmp_path / "labelled", sizes)
+    short["model"] |= {"num_classes": 3}
+    other = tiny_run.tiny_classification_config(examples, **short)
+    (tmp_path / "lines").write_text("one <mask>\n")
+    tasks = (settings.MaskedLMSettings, settings.ClassificationSettings)
+    classes = list(dict.fromkeys(cls for task in tasks for cls in dataclasses_of(task)))
+    with quick_compile(tmp_path / "compiled"), recorded_reads(classes) as reads:
+        train(config, tmp_path / "run", command="")
+        evaluate(tmp_path / "run")
+        generate(tmp_path / "run", str(tmp_path / "lines"), str(tmp_path / "output"))
+        tuned = finetune(
+            tmp_path / "run", str(tmp_path / "classifier"), flags={}, changes=[], command="",
+            config=other,
+        )  # fmt: skip
+        evaluate(tuned)
+        cut_and_go_on(tmp_path / "classifier", monkeypatch, stack="encoder")
+        read_glue(other, monkeypatch)
+        make_every_optimizer(other)
+    assert unread(classes, reads) == []
+
+
 def dataclasses_of(cls):
     """The dataclass of a whole config, and those of its sections."""
     kinds = [field.type for field in dataclasses.fields(cls)]
     return [cls, *filter(dataclasses.is_dataclass, kinds)]
 
 
-def cut_and_go_on(folder, monkeypatch):
+def cut_and_go_on(folder, monkeypatch, stack="decoder"):
     """Every mode that reads the sections prune and init, and drop's learned rates."""
     monkeypatch.setattr(latency, "ROUNDS", 1)
-    prune(folder, folder.with_name("small"), flags={}, changes=["prune.decoder=search_on_valid:1"])
+    changes = [f"prune.{stack}=search_on_valid:1"]
+    prune(folder, folder.with_name("small"), flags={}, changes=changes)
     importance.measure(folder, command="")
     frontier.measure(folder, flags={}, changes=["prune.batch=1"], command="")
     changes = ["init.moments=prune", "init.distill=0.5", "train.steps=1", "drop.score_units=3"]
     finetune(folder, str(folder.with_name("tuned")), flags={}, changes=changes, command="")
+
+
+def read_glue(config, monkeypatch):
+    """Of labelled texts only the sets of TFDS look at its folder."""
+    monkeypatch.setattr(labelled.glue, "open_examples", lambda *_: [(("one",), "entailment")])
+    config = {**config, "data": config["data"] | {"dataset": "glue/rte"}}
+    assert labelled.load_examples(settings.parse(config).data, "valid")
 
 
 def make_every_optimizer(config):
