@@ -53,6 +53,12 @@ def test_values_that_cannot_be(changes, message):
         make_config(**changes)
 
 
+def test_names_are_those_of_the_whole_split(folder):
+    """However few examples are taken, and so whatever the head has outputs for."""
+    examples, names = labelled.load_training(make_config(path=str(folder), max_examples=1))
+    assert (len(examples), names) == (1, ("no", "yes"))
+
+
 def test_splits_of_a_folder(folder):
     config = make_config(path=str(folder))
     train = labelled.load_examples(config, "train")

@@ -363,6 +363,8 @@ def test_a_head_goes_on_with_the_same_data_alone(parent, cut, config, config_of)
     jax.tree.map(np.testing.assert_array_equal, begun.params, load_run(cut).params)
     other = {**config, "data": config["data"] | {"dataset": "sst2"}}
     assert not keeps_head(read_config(cut), settings_lib.parse(other))
+    other = {**config, "data": config["data"] | {"path": "elsewhere"}}  # is another task
+    assert not keeps_head(read_config(cut), settings_lib.parse(other))
     assert not keeps_head(read_config(parent), settings)
 
 
@@ -380,7 +382,11 @@ def test_other_labels_than_the_heads_are_refused(cut, tmp_path):
     for path in text.glob("*.tsv"):
         path.write_text(path.read_text(encoding="utf-8").replace("middle", "medium"))
     config = tiny_run.tiny_classification_config(text, **QUICK)
-    message = refused(cut, tmp_path / "run", config)
+    begun = shutil.copytree(cut, tmp_path / "begun")
+    theirs = read_config(begun)
+    theirs["data"]["path"] = str(text)  # the files have changed since
+    (begun / "config.json").write_text(json.dumps(theirs))
+    message = refused(begun, tmp_path / "run", config)
     assert "has the labels high, low, middle, and tsv has high, low, medium: start" in message
 
 
@@ -435,6 +441,27 @@ def test_an_output_that_began_otherwise_is_left_alone(parent, cut, config):
     faster = {**config, "optimizer": config["optimizer"] | {"rate": 0.5}}
     with pytest.raises(ValueError, match="another config; it differs in optimizer.rate: 0.01"):
         tune(parent, cut, faster, layers="1,3")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("test", ("low", "lower"), "the label 'lower' is not among those of training, high, low"),
+        ("dev", ("label", "id"), "the validation split of tsv has no labels: its file needs"),
+        ("dev", None, "have 1 texts in the training split and 2 in valid: give every file"),
+    ],
+)
+def test_what_could_not_be_scored_is_refused_before_training(
+    parent, tmp_path, name, change, message
+):
+    text = tiny_run.write_labelled(tmp_path / "text", SPLITS)
+    if change:
+        path = text / f"{name}.tsv"
+        path.write_text(path.read_text(encoding="utf-8").replace(*change))
+    else:
+        tiny_run.write_labelled(text, SPLITS[1:2], texts=2)
+    config = tiny_run.tiny_classification_config(text, **QUICK)
+    assert message in refused(parent, tmp_path / "run", config)
 
 
 # GLUE

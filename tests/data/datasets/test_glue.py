@@ -75,6 +75,15 @@ def test_similarities_are_divided_by_their_largest(prepared):
     assert {label for _, label in glue.open_examples("glue/stsb", "test", prepared)} == {None}
 
 
+def test_other_names_of_labels_than_the_table_has_are_refused(prepared, monkeypatch):
+    """Another order of the same names would turn every answer round."""
+    task = glue.TASKS["mrpc"]
+    monkeypatch.setitem(glue.TASKS, "mrpc", task._replace(labels=task.labels[::-1]))
+    message = "has the labels not_equivalent, equivalent, in this order, and not equivalent, not"
+    with pytest.raises(ValueError, match=message):
+        glue.open_examples("glue/mrpc", "train", prepared)
+
+
 def test_an_unknown_split_is_named_with_the_known_ones(prepared):
     with pytest.raises(ValueError, match=r"glue/mrpc has no split 'valid_mismatched'; .* valid,"):
         glue.open_examples("glue/mrpc", "valid_mismatched", prepared)
