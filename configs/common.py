@@ -129,6 +129,22 @@ def translation(dataset, source, target, architecture):
     return config
 
 
+def _demo_training(config):
+    """900 updates of an encoder-decoder."""
+    config.optimizer.update(
+        {
+            "schedule": "cosine",
+            "rate": 3e-3,
+            "min_rate": 1e-7,
+            "warmup_updates": 100,
+            "warmup_init_rate": 1e-7,
+            "period_updates": 800,
+        }
+    )
+    config.train.update({"steps": 900, "accumulate": 1, "log_every": 20, "eval_every": 150})
+    config.checkpoint.update({"every": 150, "keep_last": 2, "average": 1})
+
+
 def demo(config):
     """A config's recipe in minutes on two CPU cores: CLDR phrases, 12 + 6 layers, 64 wide."""
     config.data.update(
@@ -155,18 +171,7 @@ def demo(config):
             "dtype": "float32",
         }
     )
-    config.optimizer.update(
-        {
-            "schedule": "cosine",
-            "rate": 3e-3,
-            "min_rate": 1e-7,
-            "warmup_updates": 100,
-            "warmup_init_rate": 1e-7,
-            "period_updates": 800,
-        }
-    )
-    config.train.update({"steps": 900, "accumulate": 1, "log_every": 20, "eval_every": 150})
-    config.checkpoint.update({"every": 150, "keep_last": 2, "average": 1})
+    _demo_training(config)
     # Small batches: on a CPU the caches of a beam should fit into the processor's.
     config.decode.update({"beam": 2, "max_length_a": 1.2, "max_length_b": 10, "batch_tokens": 4096})
     return config
@@ -325,18 +330,7 @@ def summaries_demo(config):
             "dtype": "float32",
         }
     )
-    config.optimizer.update(
-        {
-            "schedule": "cosine",
-            "rate": 3e-3,
-            "min_rate": 1e-7,
-            "warmup_updates": 100,
-            "warmup_init_rate": 1e-7,
-            "period_updates": 800,
-        }
-    )
-    config.train.update({"steps": 900, "accumulate": 1, "log_every": 20, "eval_every": 150})
-    config.checkpoint.update({"every": 150, "keep_last": 2, "average": 1})
+    _demo_training(config)
     # Small batches: on a CPU the caches of a beam should fit into the processor's.
     config.decode.update({"beam": 2, "min_length": 3, "max_length_b": 31, "batch_tokens": 4096})
     return config
