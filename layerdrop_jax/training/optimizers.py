@@ -121,12 +121,12 @@ def polynomial_rate(config: OptimizerConfig) -> Callable:
     behind that.
     """
     updates, peak, low = config.warmup_updates, config.rate, config.min_rate
-    start = max(config.warmup_init_rate, 0.0)
+    start, length, power = max(config.warmup_init_rate, 0.0), config.period_updates, config.power
 
     def rate(n):
-        left = updates + config.period_updates - jnp.asarray(n, jnp.int32)
-        share = jnp.maximum(left, 0).astype(jnp.float32) / config.period_updates
-        decayed = low + (peak - low) * share**config.power
+        left = updates + length - jnp.asarray(n, jnp.int32)
+        share = jnp.maximum(left, 0).astype(jnp.float32) / length
+        decayed = low + (peak - low) * share**power
         return jnp.where(n < updates, warmup(n, updates, start, peak), decayed)
 
     return rate
