@@ -230,11 +230,7 @@ def prepare_examples(
     Raises:
       ValueError: a tokenizer of another size, no example, a label that is not among the names.
     """
-    if tokenizer.get_vocab_size() != config.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {tokenizer.get_vocab_size()} entries, "
-            f"data.vocab_size is {config.vocab_size}"
-        )
+    vocabulary.check_size(tokenizer, config.vocab_size)
     if not examples:
         raise ValueError(f"{config.dataset} has no examples")
     labels = _label_numbers(examples, names)

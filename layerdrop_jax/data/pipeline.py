@@ -123,7 +123,7 @@ def prepare_rows(
     Raises:
       ValueError: a tokenizer of another size, or no pair left.
     """
-    check_tokenizer(config, tokenizer)
+    bpe.check_size(tokenizer, config.vocab_size)
     with progress("tokenising", len(pairs)) as advance:
         encoded = bpe.encode_pairs(
             tokenizer, pairs, limits=(config.max_length, config.max_length), advance=advance
@@ -135,15 +135,6 @@ def prepare_rows(
             "side"
         )
     return pack_rows(config, encoded, seed=seed)
-
-
-def check_tokenizer(config, tokenizer: tokenizers.Tokenizer) -> None:
-    """Raises ValueError for a tokenizer of another size than `config.vocab_size`."""
-    if tokenizer.get_vocab_size() != config.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {tokenizer.get_vocab_size()} entries, "
-            f"data.vocab_size is {config.vocab_size}"
-        )
 
 
 def pack_rows(config, encoded: bpe.EncodedPairs, *, seed: int) -> packing.PackedRows:

@@ -180,11 +180,7 @@ def tokenise(
     Raises:
       ValueError: a tokenizer of another size, or no text.
     """
-    if tokenizer.get_vocab_size() != config.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {tokenizer.get_vocab_size()} entries, "
-            f"data.vocab_size is {config.vocab_size}"
-        )
+    vocabulary.check_size(tokenizer, config.vocab_size)
     with progress("tokenising", len(texts)) as advance:
         tokens, offsets = vocabulary.encode_texts(tokenizer, texts, advance)
     if not len(tokens):

@@ -117,7 +117,7 @@ def prepare_rows(
     Raises:
       ValueError: a tokenizer of another size, or no pair left.
     """
-    pipeline.check_tokenizer(config, tokenizer)
+    bpe.check_size(tokenizer, config.vocab_size)
     with progress("tokenising", len(pairs)) as advance:
         encoded = bpe.encode_pairs(
             tokenizer,

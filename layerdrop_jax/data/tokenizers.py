@@ -268,6 +268,15 @@ def load_tokenizer(path: str | os.PathLike) -> tokenizers.Tokenizer:
     return tokenizer
 
 
+def check_size(tokenizer: tokenizers.Tokenizer, vocab_size: int) -> None:
+    """Raises ValueError for a tokenizer of another size than a config's `data.vocab_size`."""
+    if tokenizer.get_vocab_size() != vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.get_vocab_size()} entries, "
+            f"data.vocab_size is {vocab_size}"
+        )
+
+
 def encode(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text, without eos."""
     encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
