@@ -40,6 +40,7 @@ def _common(task):
             "sets": "spread",
             "draws": 1,
             "smallest": False,
+            "together": False,
             "share": 0.5,
             "teach": 0.5,
         }
@@ -118,7 +119,7 @@ def translation(dataset, source, target, architecture):
     for side in ("source", "target"):
         config.model[f"{side}_vocab_size"] = config.data.get_oneway_ref("vocab_size")
     config.drop.update({"encoder": 0.2, "decoder": 0.2})
-    config.drop.update({"encoder_depths": "", "decoder_depths": "", "together": False})
+    config.drop.update({"encoder_depths": "", "decoder_depths": ""})
     config.prune.encoder = "all"
     config.decode = ml_collections.ConfigDict(
         {
@@ -290,7 +291,7 @@ def summarisation(dataset, architecture):
         config.model[f"{side}_vocab_size"] = config.data.get_oneway_ref("vocab_size")
     config.model.share_embeddings = "all"
     config.drop.update({"encoder": 0.2, "decoder": 0.2})
-    config.drop.update({"encoder_depths": "", "decoder_depths": "", "together": False})
+    config.drop.update({"encoder_depths": "", "decoder_depths": ""})
     config.prune.encoder = "all"
     config.decode = ml_collections.ConfigDict(
         {

@@ -66,8 +66,8 @@ def draw_depths(key: jax.Array, tables: dict, *, draws: int, smallest: bool, tog
     Args:
       key: PRNG key of the micro-batch.
       tables: for each stack that is cut its `keep_table`, the smallest depth first.
-      draws: sub-networks drawn uniformly from the tables; from their other rows where the smallest
-        runs anyway and is not the only one.
+      draws: how many rows of a table are drawn, each at most once and all with the same chance; all
+        of them where there are no more. The smallest is not drawn where it runs anyway.
       smallest: whether the smallest of every stack runs too, first.
       together: whether the stacks draw one row number for all, which needs tables of one length, or
         each its own.
@@ -75,14 +75,11 @@ def draw_depths(key: jax.Array, tables: dict, *, draws: int, smallest: bool, tog
     Returns:
       for each stack bool[P, N], P sub-networks.
     """
-    keep = {}
+    keep, least = {}, int(smallest)
+    draws = min(draws, *(len(table_PxN) - least for table_PxN in tables.values()))
     for number, (stack, table_PxN) in enumerate(tables.items()):
-        rows = len(table_PxN)
-        least = 1 if smallest and rows > 1 else 0
-        drawn = jax.random.randint(
-            key if together else jax.random.fold_in(key, number), (draws,), least, rows
-        )
-        if smallest:
-            drawn = jnp.concatenate([jnp.zeros(1, drawn.dtype), drawn])
-        keep[stack] = jnp.asarray(table_PxN)[drawn]
+        own = key if together else jax.random.fold_in(key, number)
+        drawn = least + jax.random.permutation(own, len(table_PxN) - least)[:draws]
+        first = jnp.arange(least, dtype=drawn.dtype)
+        keep[stack] = jnp.asarray(table_PxN)[jnp.concatenate([first, drawn])]
     return keep

@@ -209,6 +209,10 @@ class Seq2Seq(nnx.Module):
         )
         if watch:
             watch.seen["decoder"] = seen
+        return self.finish(x_BxTxD)
+
+    def finish(self, x_BxTxD):
+        """Turns what the decoder's last layer gives into what the output layer reads."""
         return self.decoder_norm(x_BxTxD) if self.config.norm == "pre" else x_BxTxD
 
     def logits(self, x_BxTxD):

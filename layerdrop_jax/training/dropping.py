@@ -55,6 +55,8 @@ class DropConfig:
       sets: the rule that assigns layers to a depth, one of `pruning.RULES`.
       draws: sub-networks drawn at random in a micro-batch.
       smallest: whether the smallest sub-network runs in every micro-batch besides.
+      together: whether the stacks of a sub-network have depths of the same place in their lists;
+        otherwise each draws its own.
       share: of the sub-networks together in the loss, in [0, 1); the whole network has the rest.
       teach: share of a sub-network's own loss that pulls it towards the whole network's
         distribution, in [0, 1]; the labels have the rest.
@@ -76,6 +78,7 @@ class DropConfig:
     sets: str
     draws: int
     smallest: bool
+    together: bool
     share: float
     teach: float
 
@@ -120,7 +123,7 @@ class DropConfig:
                         "drop.method='nested' alone, and drop.method is 'layerdrop'"
                     )
             return
-        if not self.num_subnetworks:
+        if not self.draws + self.smallest:
             raise ValueError(
                 "drop.method='nested' trains no sub-network with drop.draws=0 and "
                 "drop.smallest=False: set one of them"
@@ -132,14 +135,9 @@ class DropConfig:
             )
 
     @property
-    def num_subnetworks(self) -> int:
-        """The sub-networks of a micro-batch of nested training."""
-        return self.draws + self.smallest
-
-    @property
-    def together(self) -> bool:
-        """Whether all stacks draw their depths as one."""
-        return False
+    def depth_rule(self) -> str:
+        """The rule that says which layers a depth keeps where nothing else is asked for."""
+        return self.sets if self.method == "nested" else "spread"
 
     def subnetworks(self, model: BlockConfig) -> dict:
         """Lists the sub-networks of nested training.
@@ -172,6 +170,17 @@ class DropConfig:
                 + " and ".join(f"{len(t)} of the {s}" for s, t in tables.items())
             )
         return tables
+
+    def by_exits(self, model: BlockConfig) -> bool:
+        """Whether the sub-networks are beginnings of the whole network's one run.
+
+        They are where each has the first layers of the last stack and no layer is dropped: what
+        they compute is known once the whole network has run, and only output layers are left.
+        """
+        nothing = not any(getattr(self, name) for name in (*self.stacks, *INSIDE))
+        return (
+            self.sets == "first" and nothing and set(self.subnetworks(model)) == {model.cut_stack}
+        )
 
     def _check_learned(self):
         given = {"schedule": "constant", "protect": "", "exact": False, "over_time": "constant"}
@@ -230,18 +239,12 @@ class DropConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderDecoderDrop(DropConfig):
-    """Drop rates of an encoder-decoder.
-
-    Attributes:
-      together: whether the two stacks of a sub-network have depths of the same place in their
-        lists, or each its own.
-    """
+    """Drop rates of an encoder-decoder."""
 
     encoder: float
     decoder: float
     encoder_depths: str
     decoder_depths: str
-    together: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -352,10 +355,10 @@ def describe_rates(settings) -> list[str]:
                 line += f"; {group} {_rates_text(rates[group])}"
         if stack in tables:
             depths = tables[stack].sum(axis=1)
-            line += (
-                f"; nested, {drop.num_subnetworks} of depths {', '.join(map(str, depths))} "
-                "beside the whole"
-            )
+            number = min(drop.draws + drop.smallest, len(depths))
+            line += f"; nested, {number} of depths {', '.join(map(str, depths))} beside the whole"
+            if drop.by_exits(settings.model):
+                line += ", from its own run"
         if drop.over_time != "constant":
             line += f"; {drop.over_time} over {drop.over_steps:,} steps"
         lines.append(line + ("; rescaled" if drop.rescale else ""))

@@ -38,11 +38,14 @@ class Loss:
       read: ``read(model, batch, *, key=None, noise=True, **how)``: what the output layer reads, a
         pytree of arrays [B, ...]. ``noise=False`` drops nothing; ``key`` still says which tokens
         are hidden.
+      leave: ``leave(model, x_BxTxD, batch, *, key=None)``: the same, from what any layer of the
+        last stack gives: as if the network ended there.
       score: ``score(model, states, batch, *, smoothing, theirs=None, teacher=None, key=None)``:
         the result of `__call__`, from what ``read`` gave for the network and for its teacher.
     """
 
     read: typing.Callable
+    leave: typing.Callable
     score: typing.Callable
 
     def __call__(self, model, batch, **how):
@@ -76,6 +79,10 @@ class Loss:
 
 def _read_seq2seq(model, batch, *, key=None, noise=True, **how):
     return model.states(batch, key=key if noise else None, **how)
+
+
+def _finish(model, x_BxTxD, batch, *, key=None):
+    return model.finish(x_BxTxD)
 
 
 def _score_seq2seq(model, x_BxTxD, batch, *, smoothing, theirs=None, teacher=None, key=None):
@@ -119,8 +126,13 @@ def _masked(model, batch, key):
 def _read_masked_lm(model, batch, *, key=None, noise=True, **how):
     masked = _masked(model, batch, key)
     x_BxTxD = model(masked.input_BxT, key=key if noise else None, **how)
-    # The output layer sees the masked places alone.
-    return jnp.take_along_axis(x_BxTxD, masked.place_BxM[..., None], axis=1)
+    return _leave_masked_lm(model, x_BxTxD, batch, key=key)
+
+
+def _leave_masked_lm(model, x_BxTxD, batch, *, key=None):
+    """The output layer sees the masked places alone."""
+    place_BxM = _masked(model, batch, key).place_BxM
+    return jnp.take_along_axis(x_BxTxD, place_BxM[..., None], axis=1)
 
 
 def _score_masked_lm(model, x_BxMxD, batch, *, smoothing, theirs=None, teacher=None, key=None):
@@ -138,6 +150,10 @@ def _read_classification(model, batch, *, key=None, noise=True, **how):
     return model.classify(model(batch["tokens"], key=key, **how), key)
 
 
+def _leave_classification(model, x_BxTxD, batch, *, key=None):
+    return model.classify(x_BxTxD, key)
+
+
 def _score_classification(
     model, logits_BxC, batch, *, smoothing, theirs=None, teacher=None, key=None
 ):
@@ -152,14 +168,14 @@ def _score_classification(
 
 
 # Of an encoder-decoder over packed rows, see `layerdrop_jax.data.packing`.
-seq2seq_loss = Loss(_read_seq2seq, _score_seq2seq)
+seq2seq_loss = Loss(_read_seq2seq, _finish, _score_seq2seq)
 # Of a language model over blocks of tokens. Smoothing needs the logits of all words, and so a model
 # without adaptive softmax.
-lm_loss = Loss(_read_lm, _score_lm)
+lm_loss = Loss(_read_lm, _finish, _score_lm)
 # Of a masked language model; a teacher reads what the network reads. `settings` refuses smoothing.
-masked_lm_loss = Loss(_read_masked_lm, _score_masked_lm)
+masked_lm_loss = Loss(_read_masked_lm, _leave_masked_lm, _score_masked_lm)
 # Of a classifier, over examples. With one output the labels are numbers, the loss a squared error.
-classification_loss = Loss(_read_classification, _score_classification)
+classification_loss = Loss(_read_classification, _leave_classification, _score_classification)
 
 
 def label_loss(logits_BxC, batch, *, smoothing: float):

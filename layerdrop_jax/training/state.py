@@ -8,7 +8,7 @@ from flax import nnx
 from layerdrop_jax.core.nested import draw_depths
 from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.core.structured import rows_kept
-from layerdrop_jax.models.blocks import BlockConfig
+from layerdrop_jax.models.blocks import BlockConfig, Watch
 from layerdrop_jax.training import data_driven
 from layerdrop_jax.training.accounting import executed_flops, nominal_flops
 from layerdrop_jax.training.dropping import DropConfig, draw, restore_dropped
@@ -121,6 +121,7 @@ def train_step(
         rates = {stack: of_group | {"layers": learned[stack]} for stack, of_group in rates.items()}
 
     tables = drop.subnetworks(config)
+    exits = drop.by_exits(config)
 
     def draw_all(key):
         """(keep, groups, ran) of one run of the network, by stack."""
@@ -130,9 +131,17 @@ def train_step(
         }
         return tuple({stack: parts[i] for stack, parts in drawn.items()} for i in range(3))
 
-    def run(params, micro, key, keep, groups, *, teacher, watch=None):
+    def draw_cuts(key):
+        """The layers assigned to each sub-network of a micro-batch, bool[P, N] by stack."""
+        how = {"draws": drop.draws, "smallest": drop.smallest, "together": drop.together}
+        return draw_depths(named_key(key, "depths"), tables, **how)
+
+    def make_model(params):
+        return nnx.merge(graph, gather_outside(rates, params))
+
+    def run(model, micro, key, keep, groups, *, teacher, watch=None):
         return loss.run(
-            nnx.merge(graph, gather_outside(rates, params)),
+            model,
             micro,
             smoothing=smoothing,
             keep=keep,
@@ -142,6 +151,12 @@ def train_step(
             watch=watch,
             teacher=teacher,
         )
+
+    def guide_of(params, states):
+        """The whole network as a teacher, by what it has just computed with the same dropout."""
+        if not drop.teach:
+            return None
+        return Teacher(make_model(jax.lax.stop_gradient(params)), drop.teach, 1.0, states)
 
     def count(keep, ran):
         return {
@@ -153,9 +168,11 @@ def train_step(
     def micro_loss(params, micro, key):
         keep, groups, ran = draw_all(key)
         watch = data_driven.make_watch(positions(micro)) if scores else None
-        guide = None if teach is None else teach(teacher)
+        if exits:
+            watch = Watch(lambda stack, before, after: after if stack in tables else ())
+        guide, model = None if teach is None else teach(teacher), make_model(params)
         (total, nll, tokens), states = run(
-            params, micro, key, keep, groups, teacher=guide, watch=watch
+            model, micro, key, keep, groups, teacher=guide, watch=watch
         )
         sums = {"loss": total, "nll": nll, "tokens": tokens}
         counts = count(keep, ran)
@@ -164,49 +181,64 @@ def train_step(
             counts["activation"] = watch.seen
             counts["scores"] = data_driven.gradients(scores, drop, keep, nats)
             counts["square"] = data_driven.squared_deviation(scores, nats)
-        share = drop.share if tables else 0.0
-        return (1 - share) * total, (sums, counts, states if tables else ())
+        if tables:
+            total *= 1 - drop.share
+        if exits:
+            cut, sums["cut_nll"], layers = exit_losses(params, model, micro, key, watch, states)
+            total += drop.share * cut
+            counts["flops"] += layers * costs["rest"]
+        return total, (sums, counts, states if tables and not exits else ())
 
-    def cut_loss(params, micro, key, number, assigned, states):
-        """As `micro_loss`, of one sub-network: the layers ``assigned`` to it."""
+    def exit_losses(params, model, micro, key, watch, states):
+        """(loss, nll, number) of sub-networks that are beginnings of the whole: means over them.
+
+        Their layers have run already, on the same input: a sub-network costs an output layer.
+        """
+        ((stack, keep_PxN),) = draw_cuts(key).items()
+        guide = guide_of(params, jax.lax.stop_gradient(states))
+        key = named_key(key, "dropout")
+
+        def add(sums, depth):
+            x_BxTxD = watch.seen[stack][depth - 1]
+            mine = loss.leave(model, x_BxTxD, micro, key=key)
+            how = {"theirs": guide and guide.states, "teacher": guide, "key": key}
+            total, nll, _ = loss.score(model, mine, micro, smoothing=smoothing, **how)
+            return (sums[0] + total, sums[1] + nll), None
+
+        zero = jnp.zeros((), jnp.float32)
+        (total, nll), _ = jax.lax.scan(add, (zero, zero), jnp.sum(keep_PxN, axis=1))
+        return total / len(keep_PxN), nll / len(keep_PxN), len(keep_PxN)
+
+    def cut_loss(params, micro, key, number, assigned, states, share):
+        """As `micro_loss`, of one sub-network: the layers ``assigned`` to it, run on their own."""
         keep, groups, ran = draw_all(jax.random.fold_in(named_key(key, "sub-network"), number))
         for stack, assigned_N in assigned.items():
             keep[stack] &= assigned_N
             ran[stack] &= assigned_N[:, None]
-        # The whole network teaches by what it has just computed; its own run had the same dropout.
-        whole = nnx.merge(graph, jax.lax.stop_gradient(gather_outside(rates, params)))
-        guide = Teacher(whole, drop.teach, 1.0, states) if drop.teach else None
-        (total, nll, _), _ = run(params, micro, key, keep, groups, teacher=guide)
-        share = drop.share / drop.num_subnetworks
-        sums = {"loss": jnp.zeros_like(total), "nll": jnp.zeros_like(nll)}
-        sums |= {"tokens": jnp.zeros_like(nll), "cut_nll": nll / drop.num_subnetworks}
-        return share * total, (sums, count(keep, ran))
+        guide = guide_of(params, states)
+        (total, nll, _), _ = run(make_model(params), micro, key, keep, groups, teacher=guide)
+        return drop.share * share * total, (share * nll, count(keep, ran))
 
     def micro_grads(micro, key):
-        """(gradients, sums and counts) of the whole network and of its sub-networks."""
+        """(gradients, (sums, counts)) of the whole network and of its sub-networks."""
         grads, (sums, counts, states) = jax.grad(micro_loss, has_aux=True)(
             state["params"], micro, key
         )
-        if not tables:
+        if not tables or exits:
             return grads, (sums, counts)
-        assigned = draw_depths(
-            named_key(key, "depths"),
-            tables,
-            draws=drop.draws,
-            smallest=drop.smallest,
-            together=drop.together,
-        )
-        total = grads, (sums | {"cut_nll": jnp.zeros_like(sums["nll"])}, counts)
+        assigned = draw_cuts(key)
+        number = len(jax.tree.leaves(assigned)[0])
 
         def add(total, inputs):
-            number, assigned = inputs
             cut = jax.grad(cut_loss, has_aux=True)(
-                state["params"], micro, key, number, assigned, states
+                state["params"], micro, key, *inputs, states, 1 / number
             )
             return jax.tree.map(jnp.add, total, cut), None
 
-        numbers = jnp.arange(drop.num_subnetworks)
-        return jax.lax.scan(add, total, (numbers, assigned))[0]
+        total = grads, (jnp.zeros_like(sums["nll"]), counts)
+        inputs = (jnp.arange(number), assigned)
+        (grads, (sums["cut_nll"], counts)), _ = jax.lax.scan(add, total, inputs)
+        return grads, (sums, counts)
 
     def accumulate(total, inputs):
         index, micro = inputs
