@@ -7,8 +7,8 @@
 * paper: the paper's own settings.
 """
 
+from layerdrop_jax.studies.jobs import Run
 from layerdrop_jax.studies.results import compare, on_split
-from layerdrop_jax.studies.runs import Run
 from layerdrop_jax.studies.study import VARIANTS
 
 ENCODER_VARIANTS = (*VARIANTS, "sst2")

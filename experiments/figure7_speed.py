@@ -9,8 +9,8 @@ It needs the machine for itself: no --processes.
 import json
 
 from layerdrop_jax.studies import study
+from layerdrop_jax.studies.jobs import Run
 from layerdrop_jax.studies.results import claim, curve, figure, mean
-from layerdrop_jax.studies.runs import Run
 
 TITLE = "Figure 7: training speed"
 WIDTH = {"demo": 256, "small": 512, "paper": 1024}

@@ -8,8 +8,9 @@
 import jax
 
 from layerdrop_jax.core.structured import rows_kept, survival
-from layerdrop_jax.studies.runs import Run, load_config
-from layerdrop_jax.training import accounting, settings
+from layerdrop_jax.runs import settings
+from layerdrop_jax.step.flops import executed_flops, lm_flops, nominal_flops
+from layerdrop_jax.studies.jobs import Run, load_config
 
 # Enough updates for networks of some quality; the configs' own demos are shorter.
 _LM_DEMO = {
@@ -147,13 +148,13 @@ def equal_cost(config, overrides) -> dict:
     parsed = settings.parse(load_config(given))
     model, drop, data = parsed.model, parsed.drop, parsed.data
     shape = jax.ShapeDtypeStruct((data.batch_rows, data.length), "int32")
-    costs = accounting.lm_flops(model, {"input": shape})
+    costs = lm_flops(model, {"input": shape})
     runs = {s: survival(rates, num_sublayers=2) for s, rates in drop.rates(model).items()}
     share = 1.0
     if model.drop_path_rows == "kept":
         share = rows_kept(data.batch_rows, model.drop_path) / data.batch_rows
-    expected = float(accounting.executed_flops(costs, runs, share))
-    whole = accounting.nominal_flops(costs, {s: model.depth(s) for s in runs})
+    expected = float(executed_flops(costs, runs, share))
+    whole = nominal_flops(costs, {s: model.depth(s) for s in runs})
     steps = round(parsed.train.steps * whole / expected)
     longer = steps - parsed.train.steps
     return {

@@ -12,6 +12,7 @@ import functools
 import networks
 
 from layerdrop_jax.studies import study
+from layerdrop_jax.studies.jobs import Run, load_config
 from layerdrop_jax.studies.results import (
     by_depth,
     compare,
@@ -22,7 +23,6 @@ from layerdrop_jax.studies.results import (
     scores,
     table,
 )
-from layerdrop_jax.studies.runs import Run, load_config
 
 TITLE = "Structured dropouts at equal training cost"
 SETTING = {

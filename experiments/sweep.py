@@ -15,10 +15,10 @@ import pathlib
 import shlex
 import sys
 
-from layerdrop_jax.analysis.report import compare_runs
+from layerdrop_jax.reports.run_report import compare_runs
 from layerdrop_jax.studies import study
+from layerdrop_jax.studies.jobs import Run
 from layerdrop_jax.studies.results import by_depth, figure, row, table, task_score, whole
-from layerdrop_jax.studies.runs import Run
 
 
 def main(argv=None):

@@ -12,6 +12,7 @@ import functools
 import networks
 
 from layerdrop_jax.studies import study
+from layerdrop_jax.studies.jobs import Run
 from layerdrop_jax.studies.results import (
     claim,
     compare,
@@ -22,7 +23,6 @@ from layerdrop_jax.studies.results import (
     scores,
     table,
 )
-from layerdrop_jax.studies.runs import Run
 
 TITLE = "Table 8: training on after pruning"
 RATES = (0.0, 0.2, 0.5)

@@ -11,12 +11,13 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from configs import cnn_dailymail, glue, roberta, wikitext103, wmt
-from layerdrop_jax.training import metrics, state
-from layerdrop_jax.training import settings as settings_lib
-from layerdrop_jax.training.checkpoints import CheckpointConfig, Checkpoints
-from layerdrop_jax.training.metrics import read_metrics
-from layerdrop_jax.training.optimizers import make_optimizer
-from layerdrop_jax.training.runs import read_config
+from layerdrop_jax.runs import metrics
+from layerdrop_jax.runs import settings as settings_lib
+from layerdrop_jax.runs.checkpoints import CheckpointConfig, Checkpoints
+from layerdrop_jax.runs.folder import read_config
+from layerdrop_jax.runs.metrics import read_metrics
+from layerdrop_jax.step import train_step as state
+from layerdrop_jax.step.optimizers import make_optimizer
 
 # What the clock says: no two runs agree in it.
 CLOCK = ("seconds", "data_wait", "words_per_second", "flops_per_second", "nominal_flops_per_second")

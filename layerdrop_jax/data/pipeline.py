@@ -17,7 +17,7 @@ from absl import flags, logging
 from layerdrop_jax.data import packing
 from layerdrop_jax.data import tokenizers as bpe
 from layerdrop_jax.data.datasets import prepared, text
-from layerdrop_jax.data.progress import progress
+from layerdrop_jax.progress import progress
 
 DATASETS = prepared.DATASETS
 # Endless: more than any training takes, yet exact in the floats by which Grain divides lengths.

@@ -11,7 +11,7 @@ import tokenizers
 from layerdrop_jax.data import packing, pipeline
 from layerdrop_jax.data import tokenizers as bpe
 from layerdrop_jax.data.datasets import prepared, pystdlib_summaries, text, tfds_sets
-from layerdrop_jax.data.progress import progress
+from layerdrop_jax.progress import progress
 
 DATASETS = ("cnn_dailymail", "pystdlib_summaries", "text")
 

@@ -8,10 +8,10 @@ import shlex
 import typing
 from collections.abc import Callable
 
-from layerdrop_jax.analysis.plots import layers_kept
-from layerdrop_jax.analysis.report import spread_text
-from layerdrop_jax.training.metrics import read_metrics
-from layerdrop_jax.training.runs import read_config
+from layerdrop_jax.reports.run_plots import layers_kept
+from layerdrop_jax.reports.run_report import spread_text
+from layerdrop_jax.runs.folder import read_config
+from layerdrop_jax.runs.metrics import read_metrics
 
 # The task's score, in the lines of metrics.jsonl; better: which of two is; depths: what the network
 # is scored by that is cut to each depth.

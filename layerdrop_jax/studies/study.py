@@ -16,7 +16,7 @@ import sys
 import jax
 
 from layerdrop_jax.studies import engine, report, results
-from layerdrop_jax.studies.runs import check, plan
+from layerdrop_jax.studies.jobs import check, plan
 
 VARIANTS = ("demo", "small", "paper")
 

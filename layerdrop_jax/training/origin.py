@@ -8,11 +8,10 @@ import jax
 
 from layerdrop_jax.core.pruning import check_layers
 from layerdrop_jax.data import tokenizers
+from layerdrop_jax.depth.prune import take_rows
 from layerdrop_jax.models.encoder import HEADS
-from layerdrop_jax.training.checkpoints import restore_state
-from layerdrop_jax.training.optimizers import carry_moments, make_optimizer
-from layerdrop_jax.training.prune import take_rows
-from layerdrop_jax.training.runs import (
+from layerdrop_jax.runs.checkpoints import restore_state
+from layerdrop_jax.runs.folder import (
     PRUNED,
     Run,
     cut_model,
@@ -21,8 +20,9 @@ from layerdrop_jax.training.runs import (
     load_run,
     original_layers,
 )
-from layerdrop_jax.training.settings import Settings
-from layerdrop_jax.training.state import abstract_params, make_params, make_state
+from layerdrop_jax.runs.settings import Settings
+from layerdrop_jax.step.optimizers import carry_moments, make_optimizer
+from layerdrop_jax.step.train_step import abstract_params, make_params, make_state
 
 
 class Origin(typing.NamedTuple):

@@ -14,17 +14,19 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from layerdrop_jax.data import pipeline
-from layerdrop_jax.training import data_driven, origin, sharding, tasks
-from layerdrop_jax.training import settings as settings_lib
-from layerdrop_jax.training.accounting import hardware, peak_flops
-from layerdrop_jax.training.checkpoints import Checkpoints, saved_steps
-from layerdrop_jax.training.dropping import describe_rates
-from layerdrop_jax.training.losses import Teacher
-from layerdrop_jax.training.metrics import MetricWriter, Progress, Window, perplexity
-from layerdrop_jax.training.optimizers import make_optimizer
-from layerdrop_jax.training.runs import PRUNED, check_folder, held
-from layerdrop_jax.training.state import count_params, make_params, make_state, model_graph
-from layerdrop_jax.training.state import train_step as pure_train_step
+from layerdrop_jax.runs import settings as settings_lib
+from layerdrop_jax.runs.checkpoints import Checkpoints, saved_steps
+from layerdrop_jax.runs.folder import PRUNED, check_folder, held
+from layerdrop_jax.runs.metrics import MetricWriter, Progress, Window, perplexity
+from layerdrop_jax.step import rate_scores, sharding
+from layerdrop_jax.step.dropping import describe_rates
+from layerdrop_jax.step.flops import hardware, peak_flops
+from layerdrop_jax.step.losses import Teacher
+from layerdrop_jax.step.optimizers import make_optimizer
+from layerdrop_jax.step.train_step import count_params, make_params, make_state, model_graph
+from layerdrop_jax.step.train_step import train_step as pure_train_step
+from layerdrop_jax.tasks import task as tasks
+from layerdrop_jax.training import origin
 
 STEPS_BETWEEN_AGREEMENTS = 10  # of many hosts, on whether one of them was told to stop
 
@@ -120,7 +122,7 @@ def _train(settings, config, workdir, command):
         out_shardings=(layout, sharding.replicated(mesh)),
     )
     valid_step = jax.jit(functools.partial(_valid_step, task, graph))
-    rates_of = jax.jit(functools.partial(data_driven.rates, drop=settings.drop))
+    rates_of = jax.jit(functools.partial(rate_scores.rates, drop=settings.drop))
     print(f"{count_params(state['params']):,} parameters on {mesh.size} device(s)")
     print(*describe_rates(settings), sep="\n", flush=True)
 
@@ -321,7 +323,7 @@ def _learned_scores(state, drop) -> dict:
     """What Data Driven pruning asks of a checkpoint, beside its arrays: numbers for JSON."""
     if "scores" not in state:
         return {}
-    scores = jax.device_get(data_driven.softmax_scores(state["scores"]))
+    scores = jax.device_get(rate_scores.softmax_scores(state["scores"]))
     # A stack of which all layers or none run has nothing to learn from.
     learned = [stack for stack in scores if 0 < getattr(drop, stack) < 1]
     return {"scores": {stack: scores[stack].tolist() for stack in learned}}

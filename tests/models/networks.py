@@ -9,8 +9,8 @@ import numpy as np
 from flax import nnx
 
 from layerdrop_jax.models.seq2seq import Seq2SeqConfig
-from layerdrop_jax.training import state
-from layerdrop_jax.training.losses import label_smoothed_nll
+from layerdrop_jax.step import train_step as state
+from layerdrop_jax.step.losses import label_smoothed_nll
 
 PAD, EOS = 1, 2
 SOURCE_FIELDS = ("source", "source_segment", "source_position")

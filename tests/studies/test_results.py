@@ -6,8 +6,8 @@ import shlex
 import pytest
 
 from layerdrop_jax.studies import results
+from layerdrop_jax.studies.jobs import Job
 from layerdrop_jax.studies.results import Result
-from layerdrop_jax.studies.runs import Job
 
 LM, MT = "language_modelling", "translation"
 

@@ -10,9 +10,9 @@ import time
 
 import pytest
 
-from layerdrop_jax.studies import engine, runs, study
+from layerdrop_jax.studies import engine, jobs, study
+from layerdrop_jax.studies.jobs import Run, check, plan
 from layerdrop_jax.studies.results import compare, row, table, whole
-from layerdrop_jax.studies.runs import Run, check, plan
 from tests import stand_in, studies_list
 
 MEASURE = ("--mode=evaluate", "--decoder_layers=first:2")
@@ -45,7 +45,7 @@ def as_record(found, variant):
 
 def run_study(*argv, make_runs=lambda variant: networks()):
     study.main("made_up.py", "Made up", make_runs, as_record, ["--workdir=out", *argv])
-    return json.loads((runs.ROOT / "out" / "demo" / "made_up" / "report.json").read_text())
+    return json.loads((jobs.ROOT / "out" / "demo" / "made_up" / "report.json").read_text())
 
 
 def test_a_study_from_its_runs_to_its_report(root, capsys):

@@ -11,15 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from layerdrop_jax.training import metrics, state, train
-from layerdrop_jax.training import settings as settings_lib
-from layerdrop_jax.training.accounting import hardware, nominal_flops, seq2seq_flops
-from layerdrop_jax.training.checkpoints import restore_params
-from layerdrop_jax.training.evaluate import evaluate
-from layerdrop_jax.training.metrics import read_metrics
-from layerdrop_jax.training.optimizers import make_optimizer
-from layerdrop_jax.training.prune import prune
-from layerdrop_jax.training.runs import read_config
+from layerdrop_jax.commands.evaluate import evaluate
+from layerdrop_jax.depth.prune import prune
+from layerdrop_jax.runs import metrics
+from layerdrop_jax.runs import settings as settings_lib
+from layerdrop_jax.runs.checkpoints import restore_params
+from layerdrop_jax.runs.folder import read_config
+from layerdrop_jax.runs.metrics import read_metrics
+from layerdrop_jax.step import train_step as state
+from layerdrop_jax.step.flops import hardware, nominal_flops, seq2seq_flops
+from layerdrop_jax.step.optimizers import make_optimizer
+from layerdrop_jax.training import train
 from tests import tiny_run
 from tests.tiny_run import assert_same_end, last_checkpoint, train_lines
 

@@ -1,0 +1,332 @@
+"""report.md: what a run was, what came out, and the command that does it again.
+
+Everything is read from the run's folder: config.json and metrics.jsonl. A section whose numbers are
+not there, as in a run of a few steps, is left out.
+"""
+
+import json
+import pathlib
+
+from layerdrop_jax.reports import run_plots
+from layerdrop_jax.runs.metrics import read_metrics
+from layerdrop_jax.runs.settings import flatten
+
+# What a reader asks first; all settings follow at the end of the report.
+SETTINGS = (
+    *("task", "data.dataset", "data.source", "data.target", "data.tokenizer", "data.vocab_size"),
+    *("model.encoder_layers", "model.decoder_layers", "model.embed_dim", "model.share_layers"),
+    *("model.adaptive_cutoffs", "train.steps", "checkpoint.average", "decode.beam"),
+    *("decode.length_penalty", "evaluate.length", "evaluate.context", "seed"),
+)
+
+
+def write_report(run) -> pathlib.Path:
+    """Writes report.md, learning_curves.png and depth_curve.png into the run's folder.
+
+    Returns:
+      the path of report.md.
+
+    Raises:
+      FileNotFoundError: the folder has no config.json, so it is not a run's.
+      OSError: the folder cannot be written.
+    """
+    run = pathlib.Path(run)
+    settings = _settings(run)
+    records = read_metrics(run)
+    commands = [r["command"] for r in records if r["kind"] == "start" and r.get("command")]
+    sections = [
+        f"# {run.resolve().name}",
+        table(["", "result"], _outcome_rows(records)),
+        _signatures(_measured(records)),
+    ]
+    measure = run_plots.depth_measure([records])
+    if measure:
+        what = "decoder" if measure.layers.startswith("decoder") else "network"
+        sections.append(f"## The {what} cut to every depth, without fine-tuning")
+        if run_plots.plot_depth({run.name: [records]}, run / "depth_curve.png"):
+            sections.append(
+                f"![{measure.name}, speed and parameters against depth](depth_curve.png)"
+            )
+        sections.append(_depth_table({"": [records]}))
+    subsets = _subset_table(records)
+    if subsets:
+        sections += ["## Sub-networks of chosen layers, without fine-tuning", subsets]
+    if run_plots.plot_learning_curves({run.name: [records]}, run / "learning_curves.png"):
+        sections += ["## Learning curves", "![loss and perplexity](learning_curves.png)"]
+    chosen = {k: v for k, v in settings.items() if k in SETTINGS or k.startswith("drop.")}
+    sections += ["## Settings", table(["setting", "value"], chosen.items())]
+    if commands:
+        sections += to_do_it_again(commands[0])
+    everything = "\n".join(f"{k} = {v}" for k, v in settings.items())
+    sections.append(
+        f"<details><summary>All settings</summary>\n\n```\n{everything}\n```\n\n</details>"
+    )
+    return write_sections(run / "report.md", sections)
+
+
+def compare_runs(groups, out) -> pathlib.Path:
+    """Several runs in one picture and one table: comparison.md and its pictures, in `out`.
+
+    Args:
+      groups: label -> folders of runs that differ in their seed alone. They are one curve, their
+        mean, and one column, with the mean and the range.
+
+    Returns:
+      the path of comparison.md.
+
+    Raises:
+      FileNotFoundError: a folder has no config.json.
+      ValueError: a group without a run or with two runs of one seed; runs of different tasks.
+      OSError: `out` cannot be written.
+    """
+    lines = {label: [read_metrics(run) for run in runs] for label, runs in groups.items()}
+    named = _name_runs(groups)
+    every_run = [records for group in lines.values() for records in group]
+    measure = run_plots.depth_measure(every_run)
+    out = pathlib.Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    sections = [f"# {', '.join(lines)}"]
+    if run_plots.plot_depth(lines, out / "comparison.png"):
+        against = f"{measure.name}, speed and parameters against {measure.layers}"
+        sections.append(f"![{against}](comparison.png)")
+    sections.append(_depth_table(lines))
+    outcomes = [dict(_outcome_rows(records)) for records in every_run]
+    names = dict.fromkeys(name for outcome in outcomes for name in outcome)
+    rows = [[name, *(outcome.get(name, "") for outcome in outcomes)] for name in names]
+    sections.append(table(["", *named], rows))
+    sections.append(_signatures([r for records in every_run for r in _measured(records)]))
+    if run_plots.plot_learning_curves(lines, out / "learning_curves.png"):
+        sections.append("![loss and perplexity](learning_curves.png)")
+    commands = [r["command"] for records in every_run for r in records
+                if r["kind"] == "start" and r.get("command")]  # fmt: skip
+    if commands:
+        sections.append("```\n" + "\n".join(dict.fromkeys(commands)) + "\n```")
+    return write_sections(out / "comparison.md", sections)
+
+
+def _name_runs(groups) -> list[str]:
+    """What each run is called: its group's label, and its seed where the group has several."""
+    names = []
+    for label, runs in groups.items():
+        seeds = [_settings(pathlib.Path(run)).get("seed") for run in runs]
+        if len(set(seeds)) < max(len(seeds), 1):
+            raise ValueError(f"the runs of {label!r} must differ in their seeds, not have {seeds}")
+        names += [f"{label}, seed {seed}" for seed in seeds] if len(seeds) > 1 else [label]
+    return names
+
+
+def _settings(run: pathlib.Path) -> dict:
+    """config.json as dotted names."""
+    path = run / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{run} has no config.json; is it the folder of a run?")
+    return flatten(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _tests(records) -> list[dict]:
+    """The last score of each kind of BLEU or ROUGE, and of each split of other tasks."""
+    signed = [r for key in ("bleu", "rouge_l") for r in run_plots.of_kind(records, "test", key)]
+    by_signature = {r.get("signature"): r for r in signed}
+    perplexity = {r["split"]: r for r in run_plots.of_kind(records, "test", "perplexity")}
+    glue = {r["split"]: r for r in run_plots.of_kind(records, "test", "score")}
+    return [*by_signature.values(), *perplexity.values(), *glue.values()]
+
+
+def _measured(records) -> list[dict]:
+    """The lines whose scores the reports show."""
+    return _tests(records) + [r for rows in run_plots.depth_sets([records]).values() for r in rows]
+
+
+def _outcome_rows(records) -> list[tuple[str, str]]:
+    rows = []
+    for line in _tests(records):
+        averaged = line.get("averaged") or []
+        mean = f", mean of {len(averaged)} checkpoints" if len(averaged) > 1 else ""
+        if "bleu" in line:
+            rows.append((f"test BLEU ({_kind_of_score(line)})", f"**{line['bleu']:.2f}**{mean}"))
+        elif "rouge_l" in line:
+            rows += [
+                (run_plots.score_name(key, "test"), f"**{line[key]:.2f}**{mean}")
+                for key in ("rouge_1", "rouge_2", "rouge_l")
+            ]
+        elif "score" in line:
+            name = f"{line['split'].replace('_', ' ')} {_kind_of_score(line)}"
+            rows.append((name, f"**{line['score']:.2f}**, {line['examples']:,} examples{mean}"))
+        else:
+            tokens = f"{line['nats']:.4f} nats a token, {line['tokens']:,.0f} tokens"
+            score = f"**{line['perplexity']:,.2f}**, {tokens}{mean}"
+            rows.append((f"{line['split']} perplexity", score))
+    valid = run_plots.of_kind(records, "valid", "loss")
+    if valid:
+        by = "accuracy" if "accuracy" in valid[-1] else "loss"
+        best = min(valid, key=lambda r: r["loss"] if by == "loss" else -r["accuracy"])
+        ppl = f", perplexity {best['perplexity']:.2f}" if best.get("perplexity") else ""
+        rows.append((f"best validation {by}", f"{best[by]:.4f}{ppl}, at step {best['step']:,}"))
+    train = run_plots.of_kind(records, "train", "seconds", "steps")
+    if train:
+        seconds = sum(r["seconds"] for r in train)
+        rows.append(("training", f"{train[-1]['step']:,} steps in {seconds / 60:,.1f} minutes"))
+        for name, text, form in (
+            ("words_per_second", "training speed", f"{{:,.0f}} {_counted(train[-1])}/s"),
+            ("data_wait", "time waiting for data", "{:.2%}"),
+            ("encoder_layers", "encoder layers run, on average", "{:.2f}"),
+            ("decoder_layers", "decoder layers run, on average", "{:.2f}"),
+            ("utilisation", "utilisation, by the layers that ran", "{:.1%}"),
+            ("nominal_utilisation", "utilisation, as if every layer had run", "{:.1%}"),
+        ):
+            lines = [r for r in train if r.get(name) is not None]
+            if lines:
+                # windows differ in length; the first has compilation in it, which is time as well
+                weight = "steps" if name.endswith("layers") else "seconds"
+                mean = sum(r[name] * r[weight] for r in lines) / sum(r[weight] for r in lines)
+                rows.append((text, form.format(mean)))
+        for name in train[-1]:
+            if name.endswith("_rates"):
+                learned = " ".join(f"{rate:.2f}" for rate in train[-1][name])
+                rows.append((f"drop rates learned, {name.removesuffix('_rates')}", learned))
+    return rows
+
+
+def _counted(line) -> str:
+    """What words_per_second counts: what the loss of a task is a mean over."""
+    if "encoder_layers" not in line:
+        return "tokens"
+    if "decoder_layers" in line:
+        return "target tokens"
+    return "masked tokens" if "perplexity" in line else "examples"
+
+
+def _kind_of_score(line) -> str:
+    """The name by which a signature is known; the whole of it stands below the table."""
+    signature = line.get("signature")
+    if "perplexity" in line:
+        return "perplexity"
+    if "metric" in line:
+        return line["metric"]
+    if "rouge_l" in line:
+        return "ROUGE"
+    if not signature:
+        return "unsigned"
+    if not signature.startswith("tokenized"):
+        return "sacreBLEU"
+    return "tokenized, compounds split" if "compounds:split" in signature else "tokenized"
+
+
+def _signatures(lines) -> str:
+    known = dict.fromkeys((_kind_of_score(r), r["signature"]) for r in lines if r.get("signature"))
+    return "\n".join(f"- {kind}: `{signature}`" for kind, signature in known)
+
+
+def _depth_table(groups: dict[str, list[list[dict]]]) -> str:
+    """Score and speed of each group, a row for each set of layers that any of its runs has.
+
+    Layers are numbered from 0 as in the run that was trained.
+    """
+    measure = run_plots.depth_measure([records for group in groups.values() for records in group])
+    if not measure:
+        return ""
+    cells = {label: run_plots.depth_sets(group) for label, group in groups.items()}
+    sets = sorted({key for rows in cells.values() for key in rows}, key=lambda k: (len(k), k))
+    rules = any(
+        r.get("strategy") for rows in cells.values() for found in rows.values() for r in found
+    )
+    prefixes = [f"{label}: " if label else "" for label in groups]
+    header = [measure.layers, "which", *["rule"] * rules, "parameters"]
+    names = (measure.name, f"{measure.unit}/s")
+    header += [f"{prefix}{name}" for name in names for prefix in prefixes]
+    rows = []
+    for layers in sets:
+        found = [cells[label].get(layers, []) for label in groups]
+        row = [r for lines in found for r in lines]
+        names = dict.fromkeys((r.get("strategy") or "").replace("_", " ") for r in row)
+        sizes = dict.fromkeys(_numbers([r], "parameters", ",.0f") for r in row)
+        texts = [len(layers), layers_text(layers), *[" / ".join(names)] * rules, " / ".join(sizes)]
+        texts += [_numbers(lines, measure.key, ",.2f") for lines in found]
+        texts += [_numbers(lines, "words_per_second", ",.0f") for lines in found]
+        rows.append(texts)
+    return table(header, rows)
+
+
+def _subset_table(records) -> str:
+    """The sub-networks that were scored one by one, a row for each: its last measurement.
+
+    The nats are those of the sample on which layers are chosen; the splits are scored whole.
+    """
+    last = {}
+    lines = run_plots.of_kind(records, "subset", "nats")
+    for line in lines:
+        if line["step"] < lines[-1]["step"]:
+            continue  # of older weights
+        stacks = [name.removesuffix("_layers") for name in line if name.endswith("_layers")]
+        last[tuple(tuple(line[f"{stack}_layers"]) for stack in stacks)] = stacks, line
+    rows = []
+    for layers, (stacks, line) in sorted(last.items()):
+        which = [
+            f"{stack}: {layers_text(kept)} ({line[f'{stack}_strategy']})"
+            for stack, kept in zip(stacks, layers, strict=True)
+        ]
+        scores = [  # the labels of a test split may be hidden
+            ", ".join(
+                f"{line[f'{split}_{measure.key}']:,.2f} {measure.name.split()[-1]}"
+                for measure in run_plots.MEASURES
+                if line.get(f"{split}_{measure.key}") is not None
+            )
+            for split in ("valid", "test")
+        ]
+        rows.append(["; ".join(which), f"{line['parameters']:,}", f"{line['nats']:.4f}", *scores])
+    return table(["layers", "parameters", "nats (sample)", "valid", "test"], rows)
+
+
+def layers_text(layers) -> str:
+    return " ".join(str(layer) for layer in layers) or "none"
+
+
+def steps_text(steps) -> str:
+    """Which weights these are: those of one checkpoint, or the mean of several."""
+    steps = [f"{step:,}" for step in steps]
+    if len(steps) == 1:
+        return f"the checkpoint of step {steps[0]}"
+    return f"the mean of the checkpoints of steps {', '.join(steps)}"
+
+
+def sample_text(sample) -> str:
+    """On what a network was scored."""
+    return f"{sample['rows']:,} rows of validation text ({sample['tokens']:,} tokens)"
+
+
+def to_do_it_again(command) -> list[str]:
+    """The sections that end a report."""
+    return ["## To do it again", f"```\n{command}\n```"]
+
+
+def _numbers(lines, name, form) -> str:
+    """The number that lines have under a name: where there are several, the mean and the range."""
+    return spread_text([r[name] for r in lines if r.get(name) is not None], form)
+
+
+def spread_text(values, form) -> str:
+    """The mean of some numbers, with their range where it shows; "" of none."""
+    if not values:
+        return ""
+    mean, low, high = (format(value, form) for value in run_plots.mean_and_range(values))
+    return mean if low == high else f"{mean} ({low} to {high})"
+
+
+def write_sections(path, sections) -> pathlib.Path:
+    """Writes the sections that are not empty, and says where."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n\n".join(s for s in sections if s) + "\n", encoding="utf-8")
+    return path
+
+
+def table(header, rows) -> str:
+    """A markdown table, aligned for reading as text too; "" without rows."""
+    rows = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
+    if not rows:
+        return ""
+    widths = [max(3, *(len(row[i]) for row in [header, *rows])) for i in range(len(header))]
+    rule = ["-" * width for width in widths]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in [header, rule, *rows]
+    )

@@ -1,0 +1,195 @@
+"""The state of training and the pure step that moves it."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from layerdrop_jax.core.randomness import named_key
+from layerdrop_jax.core.structured import rows_kept
+from layerdrop_jax.models.blocks import BlockConfig
+from layerdrop_jax.step import rate_scores
+from layerdrop_jax.step.dropping import DropConfig, draw, restore_dropped
+from layerdrop_jax.step.flops import executed_flops, nominal_flops
+from layerdrop_jax.step.optimizers import clip_by_norm
+from layerdrop_jax.step.sharding import gather_outside
+
+
+def make_params(config: BlockConfig, seed: int) -> dict:
+    """Initial parameters: nested dict, float32, the layers of a stack on axis 0."""
+    model = config.make_model(nnx.Rngs(params=named_key(jax.random.key(seed), "params")))
+    return nnx.to_pure_dict(nnx.state(model))
+
+
+def abstract_params(config: BlockConfig) -> dict:
+    """The shapes and types of `make_params`, without allocating them."""
+    return jax.eval_shape(lambda: make_params(config, 0))
+
+
+def model_graph(config: BlockConfig):
+    """What turns parameters into a model: ``nnx.merge(model_graph(config), params)``."""
+    return nnx.graphdef(nnx.eval_shape(lambda: config.make_model(nnx.Rngs(0))))
+
+
+def make_state(
+    config: BlockConfig,
+    params: dict,
+    optimizer: optax.GradientTransformation,
+    drop: DropConfig,
+    seed: int,
+) -> dict:
+    """The state before the first step.
+
+    ``layers_run`` counts for each layer the micro-batches in which it ran, int32[N] by stack;
+    ``scores`` is there where drop rates are learned, see `rate_scores.start`.
+    """
+    scores = {"scores": rate_scores.start(drop, config, seed)} if drop.score_units else {}
+    return scores | {
+        "params": params,
+        "optimizer": optimizer.init(params),
+        "step": jnp.zeros((), jnp.int32),
+        "layers_run": {stack: jnp.zeros(config.depth(stack), jnp.int32) for stack in config.stacks},
+    }
+
+
+def count_params(params) -> int:
+    """Numbers in a tree of arrays or shapes."""
+    return sum(a.size for a in jax.tree.leaves(params))
+
+
+def train_step(
+    state,
+    batch,
+    teacher=None,
+    *,
+    graph,
+    loss,
+    flops,
+    positions,
+    optimizer,
+    rates,
+    drop,
+    seed,
+    smoothing,
+    clip_norm,
+    dropped_layers,
+    teach=None,
+):
+    """One update.
+
+    Every random number comes from (seed, step, micro-batch): the same on all devices, after a
+    restart and inside rematerialisation.
+
+    Args:
+      state: from `make_state`.
+      batch: arrays [A, B, length]; A micro-batches of B rows.
+      teacher: the teacher's parameters, if there is one. What it computes is not in the FLOPs.
+      graph: from `model_graph`.
+      loss: the task's, ``loss(model, batch, *, smoothing, keep, groups, key, mode) -> (loss, nll,
+        tokens)``, sums over the tokens of a micro-batch.
+      flops: the task's, ``flops(config, batch)``, what the layers of a micro-batch cost.
+      positions: the task's, ``positions(batch)``, where each stack reads tokens and not padding.
+      optimizer: an optax transformation that takes the summed gradient divided by all tokens.
+      rates: the drop rates, from `DropConfig.rates`.
+      drop: `DropConfig`; how to draw, and how `skip_scan` runs the stacks.
+      seed: of the run.
+      smoothing: label smoothing.
+      clip_norm: the norm above which gradients are scaled down; 0 = never.
+      dropped_layers: what the optimizer makes of a sub-layer that ran in no micro-batch:
+        ``momentum``, it goes on with a gradient of zero; ``freeze``, weights and moments stay.
+      teach: ``teach(teacher) -> losses.Teacher``, where there is one.
+
+    Returns:
+      (state, metrics): sums over the tokens and micro-batches of the update; the layers run are
+      means over the micro-batches. ``flops`` are those of what ran, ``flops_nominal`` those of the
+      whole network. grad_norm is the gradient's norm before clipping, param_norm that of the new
+      parameters.
+    """
+    step_key = jax.random.fold_in(jax.random.key(seed), state["step"])
+    config = nnx.merge(graph, state["params"]).config
+    num_micro, rows = jax.tree.leaves(batch)[0].shape[:2]
+    first = jax.tree.map(lambda a: a[0], batch)
+    costs = flops(config, first)
+    some_rows = config.drop_path and config.drop_path_rows == "kept"
+    row_share = rows_kept(rows, config.drop_path) / rows if some_rows else 1.0
+    scores = state.get("scores")
+    if scores:
+        learned = rate_scores.rates(scores, drop)
+        rates = {stack: of_group | {"layers": learned[stack]} for stack, of_group in rates.items()}
+
+    def micro_loss(params, micro, key):
+        keep, groups, ran = {}, {}, {}
+        for stack, of_group in rates.items():
+            keep[stack], groups[stack], ran[stack] = draw(
+                key, stack, of_group, state["step"], drop=drop, model=config
+            )
+        watch = rate_scores.make_watch(positions(micro)) if scores else None
+        total, nll, tokens = loss(
+            nnx.merge(graph, gather_outside(rates, params)),
+            micro,
+            smoothing=smoothing,
+            keep=keep,
+            groups=groups,
+            key=named_key(key, "dropout"),
+            mode=drop.mode,
+            watch=watch,
+            teacher=None if teach is None else teach(teacher),
+        )
+        sums = {"loss": total, "nll": nll, "tokens": tokens}
+        counts = {
+            "layers": jax.tree.map(jnp.int32, keep),
+            "sublayers": jax.tree.map(jnp.int32, ran),
+            "flops": executed_flops(costs, ran, row_share),
+        }
+        if scores:
+            nats = jax.lax.stop_gradient(nll / jnp.maximum(tokens, 1))
+            counts["activation"] = watch.seen
+            counts["scores"] = rate_scores.gradients(scores, drop, keep, nats)
+            counts["square"] = rate_scores.squared_deviation(scores, nats)
+        return total, (sums, counts)
+
+    def accumulate(total, inputs):
+        index, micro = inputs
+        key = jax.random.fold_in(step_key, index)
+        grads, sums = jax.grad(micro_loss, has_aux=True)(state["params"], micro, key)
+        return jax.tree.map(jnp.add, total, (grads, sums)), None
+
+    shapes = jax.eval_shape(
+        lambda: jax.grad(micro_loss, has_aux=True)(state["params"], first, step_key)
+    )
+    zeros = jax.tree.map(jnp.zeros_like, shapes)
+    (grads, (sums, counts)), _ = jax.lax.scan(accumulate, zeros, (jnp.arange(num_micro), batch))
+
+    # The loss is a sum over tokens: one division, by all tokens of the update on all devices.
+    grads = jax.tree.map(lambda g: g / jnp.maximum(sums["tokens"], 1), grads)
+    grads, norm = clip_by_norm(grads, clip_norm)
+    updates, moments = optimizer.update(grads, state["optimizer"], state["params"])
+    moved = {"params": optax.apply_updates(state["params"], updates), "optimizer": moments}
+    if dropped_layers == "freeze":
+        ran = jax.tree.map(lambda count_NxS: count_NxS > 0, counts["sublayers"])
+        moved = restore_dropped(moved, {name: state[name] for name in moved}, ran, config)
+    num_layers = {stack: count_N.size for stack, count_N in counts["layers"].items()}
+    metrics = sums | {
+        "grad_norm": norm,
+        "param_norm": optax.tree.norm(moved["params"]),
+        "flops": counts["flops"],
+        "flops_nominal": jnp.float32(num_micro * nominal_flops(costs, num_layers)),
+    }
+    for stack, count_N in counts["layers"].items():
+        metrics[f"{stack}_layers"] = jnp.sum(count_N, dtype=jnp.float32) / num_micro
+    if scores:
+        moved["scores"] = rate_scores.update(
+            scores,
+            drop,
+            grads=counts["scores"],
+            activation=counts["activation"],
+            layers=counts["layers"],
+            nats=sums["nll"] / jnp.maximum(sums["tokens"], 1),
+            square=counts["square"],
+            num_micro=num_micro,
+        )
+    state = moved | {
+        "step": state["step"] + 1,
+        "layers_run": jax.tree.map(jnp.add, state["layers_run"], counts["layers"]),
+    }
+    return state, metrics
