@@ -37,7 +37,7 @@ from benchmarks import lm
 from layerdrop_jax.core.drop_schedule import drop_rates, sample_keep
 from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.reports.style import COLORS, STYLE, add_legend, draw_ranges, look, panels
-from layerdrop_jax.step.flops import processor
+from layerdrop_jax.training.hardware import processor
 
 RATES = (0.0, 0.2, 0.5, 0.75, 1.0)
 MODES = {

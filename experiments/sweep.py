@@ -17,7 +17,7 @@ import sys
 
 from layerdrop_jax.reports.run_report import compare_runs
 from layerdrop_jax.studies import study
-from layerdrop_jax.studies.jobs import Run
+from layerdrop_jax.studies.jobs import StudyRun
 from layerdrop_jax.studies.results import by_depth, figure, row, table, task_score, whole
 
 
@@ -44,7 +44,7 @@ def main(argv=None):
     study.carry_out("report", "", runs, record, arguments, extra, parser)
 
 
-def combinations(config, sweeps) -> list[Run]:
+def combinations(config, sweeps) -> list[StudyRun]:
     """A run for each combination of values; seeds are those of a run.
 
     Raises:
@@ -71,7 +71,7 @@ def combinations(config, sweeps) -> list[Run]:
         overrides = {key: value for keys, value in zip(axes, values, strict=True) for key in keys}
         parts = [f"{keys[-1]}={value}" for keys, value in zip(axes, values, strict=True)]
         name = ",".join(parts).replace("/", "_") or pathlib.Path(config.partition(":")[0]).stem
-        found.append(Run(name=name, config=config, overrides=overrides, seeds=seeds or (1,)))
+        found.append(StudyRun(name=name, config=config, overrides=overrides, seeds=seeds or (1,)))
     return found
 
 

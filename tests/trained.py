@@ -3,7 +3,7 @@
 import pytest
 
 from layerdrop_jax.commands.evaluate import evaluate
-from layerdrop_jax.runs.folder import load_run
+from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.tasks.translation import make_translator
 from layerdrop_jax.training.train import train
 from tests import tiny_run

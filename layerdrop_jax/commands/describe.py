@@ -2,9 +2,9 @@
 
 import jax
 
+from layerdrop_jax.models.params import abstract_params, count_params
 from layerdrop_jax.runs.settings import Settings
 from layerdrop_jax.step.dropping import describe_rates
-from layerdrop_jax.step.train_step import abstract_params, count_params
 
 
 def describe(settings: Settings) -> str:

@@ -2,8 +2,10 @@
 
 from layerdrop_jax.depth import strategies
 from layerdrop_jax.depth.scorer import Scorer
-from layerdrop_jax.runs.folder import load_run, masks, original_layers, params_of
+from layerdrop_jax.models.cut import masks, params_of
+from layerdrop_jax.runs.folder import original_layers
 from layerdrop_jax.runs.metrics import MetricWriter
+from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.tasks import task as tasks
 
 

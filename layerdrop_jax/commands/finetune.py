@@ -8,7 +8,8 @@ from layerdrop_jax.depth import strategies
 from layerdrop_jax.depth.prune import cut_config
 from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.runs.depth_settings import InitConfig
-from layerdrop_jax.runs.folder import check_folder, is_fresh, load_run, read_config
+from layerdrop_jax.runs.folder import check_folder, is_fresh, read_config
+from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.training.train import train
 
 # Of a config's model: what a run that starts from another's network decides for itself.

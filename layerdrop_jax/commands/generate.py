@@ -4,7 +4,8 @@ import os
 import sys
 
 from layerdrop_jax.depth import strategies
-from layerdrop_jax.runs.folder import load_run, masks
+from layerdrop_jax.models.cut import masks
+from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.tasks import task as tasks
 
 

@@ -21,9 +21,10 @@ from layerdrop_jax.core.search import without
 from layerdrop_jax.data import tokenizers
 from layerdrop_jax.depth.scorer import Scorer
 from layerdrop_jax.models.blocks import Watch
+from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.progress import progress
-from layerdrop_jax.runs.folder import Run, load_run, original_layers
-from layerdrop_jax.step.train_step import model_graph
+from layerdrop_jax.runs.folder import original_layers
+from layerdrop_jax.runs.run import Run, load_run
 from layerdrop_jax.tasks import task as tasks
 
 FILE = "importance.json"

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from layerdrop_jax.depth.prune import take_rows
+from layerdrop_jax.models.cut import cut_model, take_rows
+from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.progress import progress
-from layerdrop_jax.runs.folder import Run, cut_model
-from layerdrop_jax.step.train_step import model_graph
+from layerdrop_jax.runs.run import Run
 from layerdrop_jax.tasks import task as tasks
 
 ROUNDS = 7  # timings of each depth, taken in turn with the others

@@ -12,17 +12,11 @@ from flax import nnx
 from layerdrop_jax.data import pipeline, tokenizers
 from layerdrop_jax.depth import strategies
 from layerdrop_jax.models.blocks import BlockConfig
+from layerdrop_jax.models.cut import cut_model, masks, take_rows
+from layerdrop_jax.models.params import count_params, hash_params, model_graph
 from layerdrop_jax.runs.checkpoints import write_params
-from layerdrop_jax.runs.folder import (
-    PRUNED,
-    Run,
-    cut_model,
-    hash_params,
-    load_run,
-    masks,
-    original_layers,
-)
-from layerdrop_jax.step.train_step import count_params, model_graph
+from layerdrop_jax.runs.folder import PRUNED, original_layers
+from layerdrop_jax.runs.run import Run, load_run
 from layerdrop_jax.tasks import task as tasks
 
 # The two networks compute the same sums in the same order; a compiler may still fuse them apart. Of
@@ -134,23 +128,6 @@ def cut_config(config: dict, model: BlockConfig, layers: dict) -> dict:
     config["model"]["share_layers"] = model.share_layers
     config["init"] |= {"run": "", "layers": "", "moments": "anew", "distill": 0.0}
     return config
-
-
-def take_rows(tree, rows: dict):
-    """A tree like the parameters, with some rows of each stack's arrays.
-
-    Args:
-      tree: parameters, or anything in which the arrays of a stack lie below its name.
-      rows: for each stack the rows of axis 0 that stay.
-    """
-
-    def take(path, leaf):
-        for entry in path:
-            if getattr(entry, "key", None) in rows:
-                return leaf[np.asarray(rows[entry.key], np.intp)]
-        return leaf
-
-    return jax.tree_util.tree_map_with_path(take, tree)
 
 
 def _compare(parent: Run, child: Run, layers) -> float:

@@ -10,8 +10,9 @@ from absl import logging
 from flax import nnx
 
 from layerdrop_jax.data import pipeline
-from layerdrop_jax.runs.folder import Run, hash_params, masks
-from layerdrop_jax.step.train_step import model_graph
+from layerdrop_jax.models.cut import masks
+from layerdrop_jax.models.params import hash_params, model_graph
+from layerdrop_jax.runs.run import Run
 from layerdrop_jax.tasks import task as tasks
 
 SCORES = "subsets.jsonl"  # in a run's folder: what was scored before

@@ -18,7 +18,7 @@ from layerdrop_jax.depth.scorer import Scorer
 from layerdrop_jax.progress import progress
 from layerdrop_jax.runs.checkpoints import read_metadata
 from layerdrop_jax.runs.depth_settings import check_strategy
-from layerdrop_jax.runs.folder import Run
+from layerdrop_jax.runs.run import Run
 
 
 def wanted(run: Run, flags: dict, default: dict | None = None) -> dict:

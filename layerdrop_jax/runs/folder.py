@@ -1,24 +1,17 @@
-"""A run's folder: what it may hold, and reading it for inference."""
+"""A run's folder: what it may hold, who trains in it, its config and tokenizer."""
 
 import contextlib
-import dataclasses
-import hashlib
 import json
 import os
 import pathlib
 import time
-import typing
 from collections.abc import Mapping
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 
 from layerdrop_jax.data import tokenizers
-from layerdrop_jax.models.blocks import BlockConfig
 from layerdrop_jax.runs import settings
-from layerdrop_jax.runs.checkpoints import restore_params
-from layerdrop_jax.step.train_step import abstract_params, count_params
 
 try:
     import fcntl
@@ -180,50 +173,6 @@ def keeps_head(begun: Mapping, settings) -> bool:
     return begun["task"] == settings.task
 
 
-class Run(typing.NamedTuple):
-    """A run's folder, read for inference; ``steps`` are those of the checkpoints used."""
-
-    workdir: pathlib.Path
-    config: dict
-    settings: settings.Settings
-    tokenizer: typing.Any
-    params: dict
-    steps: list
-
-
-def load_run(workdir, changes=()) -> Run:
-    """Reads config, tokenizer and parameters: the mean of the last checkpoints, or the best.
-
-    Args:
-      workdir: the folder.
-      changes: what to do otherwise than its config says, see `settings.change`.
-
-    Raises:
-      FileNotFoundError, ValueError, OSError: not a run's folder, or one that does not fit itself.
-    """
-    workdir = pathlib.Path(workdir)
-    config = settings.change(read_config(workdir), changes)
-    parsed = settings.parse(config)
-    average = parsed.checkpoint.average
-    params, steps = restore_params(
-        workdir / "checkpoints",
-        abstract_params(parsed.model),
-        which="average" if average > 1 else "best",
-        average=average,
-    )
-    tokenizer = tokenizers.load_tokenizer(workdir / "tokenizer.json")
-    return Run(workdir, config, parsed, tokenizer, params, steps)
-
-
-def hash_params(params) -> str:
-    """SHA-256 over the names and bytes of a tree's leaves."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
-    return digest.hexdigest()
-
-
 def original_layers(workdir, side: str, layers) -> list[int]:
     """The numbers that ``layers`` have in the network that was trained, before any pruning."""
     path = workdir / PRUNED
@@ -231,37 +180,3 @@ def original_layers(workdir, side: str, layers) -> list[int]:
         return list(layers)
     numbers = json.loads(path.read_text(encoding="utf-8"))[f"{side}_layers"]
     return [numbers[layer] for layer in layers]
-
-
-def cut_model(model: BlockConfig, layers: dict) -> tuple[BlockConfig, dict]:
-    """The config of the network that keeps some layers, and where its weights come from.
-
-    Weights that layers share stay shared where whole chunks of them are kept, and are repeated
-    otherwise.
-
-    Args:
-      model: config of the whole network.
-      layers: for each stack the layers kept, in order.
-
-    Returns:
-      ``(config, rows)``; rows has for each stack the rows of the whole network's parameters.
-    """
-    share = model.share_layers
-    chunks = {stack: [layer // share for layer in kept] for stack, kept in layers.items()}
-    rows = {stack: list(dict.fromkeys(of_layer)) for stack, of_layer in chunks.items()}
-    if any(len(rows[stack]) * share != len(layers[stack]) for stack in layers):
-        rows, share = chunks, 1
-    depths = {f"{stack}_layers": len(kept) for stack, kept in layers.items()}
-    return dataclasses.replace(model, share_layers=share, **depths), rows
-
-
-def masks(model: BlockConfig, layers: dict) -> dict:
-    """bool[N] for each stack, True at the layers kept; a stack that is absent runs whole."""
-    kept = {stack: layers.get(stack, range(model.depth(stack))) for stack in model.stacks}
-    return {stack: np.isin(np.arange(model.depth(stack)), list(kept[stack])) for stack in kept}
-
-
-def params_of(model: BlockConfig, layers: dict) -> int:
-    """The parameters of the network that keeps some layers; a stack that is absent stays whole."""
-    kept = {stack: range(model.depth(stack)) for stack in model.stacks} | layers
-    return count_params(abstract_params(cut_model(model, kept)[0]))

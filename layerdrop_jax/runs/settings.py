@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 
 from layerdrop_jax.data.labelled import LabelledConfig
-from layerdrop_jax.data.pipeline import DataConfig
+from layerdrop_jax.data.pairs import DataConfig
 from layerdrop_jax.data.pretraining import PretrainingConfig
 from layerdrop_jax.data.streams import StreamConfig, check_windows
 from layerdrop_jax.data.summaries import SummaryConfig

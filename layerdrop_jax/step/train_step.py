@@ -15,22 +15,6 @@ from layerdrop_jax.step.optimizers import clip_by_norm
 from layerdrop_jax.step.sharding import gather_outside
 
 
-def make_params(config: BlockConfig, seed: int) -> dict:
-    """Initial parameters: nested dict, float32, the layers of a stack on axis 0."""
-    model = config.make_model(nnx.Rngs(params=named_key(jax.random.key(seed), "params")))
-    return nnx.to_pure_dict(nnx.state(model))
-
-
-def abstract_params(config: BlockConfig) -> dict:
-    """The shapes and types of `make_params`, without allocating them."""
-    return jax.eval_shape(lambda: make_params(config, 0))
-
-
-def model_graph(config: BlockConfig):
-    """What turns parameters into a model: ``nnx.merge(model_graph(config), params)``."""
-    return nnx.graphdef(nnx.eval_shape(lambda: config.make_model(nnx.Rngs(0))))
-
-
 def make_state(
     config: BlockConfig,
     params: dict,
@@ -50,11 +34,6 @@ def make_state(
         "step": jnp.zeros((), jnp.int32),
         "layers_run": {stack: jnp.zeros(config.depth(stack), jnp.int32) for stack in config.stacks},
     }
-
-
-def count_params(params) -> int:
-    """Numbers in a tree of arrays or shapes."""
-    return sum(a.size for a in jax.tree.leaves(params))
 
 
 def train_step(

@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
+class StudyRun:
     """A network to train, once for each seed, and what to measure of it.
 
     Attributes:
@@ -42,7 +42,7 @@ class Run:
     config: str = ""
     overrides: Mapping = dataclasses.field(default_factory=dict)
     seeds: tuple[int, ...] = (1, 2)
-    start: "Run | None" = None
+    start: "StudyRun | None" = None
     layers: Mapping = dataclasses.field(default_factory=dict)
     program: tuple[str, ...] = ()
     measures: tuple[tuple[str, ...], ...] = ()
@@ -72,7 +72,7 @@ def plan(runs, folder, extra=()) -> list[Job]:
     """The jobs of some runs, each run's seeds one after the other; a run comes after its start.
 
     Args:
-      runs: `Run`s. The starts of those that go on from others need not be among them.
+      runs: `StudyRun`s. The starts of those that go on from others need not be among them.
       folder: for the runs' folders.
       extra: flags for every command that trains from a config.
 

@@ -12,11 +12,13 @@ from absl import logging
 from flax import nnx
 
 from layerdrop_jax.data import labelled, pipeline, tokenizers
+from layerdrop_jax.models.cut import masks
+from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.progress import progress
-from layerdrop_jax.runs.folder import Run, is_fresh, keeps_head, make_tokenizer, masks, read_config
+from layerdrop_jax.runs.folder import is_fresh, keeps_head, make_tokenizer, read_config
+from layerdrop_jax.runs.run import Run
 from layerdrop_jax.step import losses
 from layerdrop_jax.step.flops import encoder_flops
-from layerdrop_jax.step.train_step import model_graph
 from layerdrop_jax.tasks.depths import score_depths
 from layerdrop_jax.tasks.scores.glue_metrics import scores as glue_scores
 

@@ -1,7 +1,9 @@
 """A trained network cut to every depth by rule, without fine-tuning: what every task reports."""
 
 from layerdrop_jax.core.pruning import every_depth
-from layerdrop_jax.runs.folder import Run, masks, original_layers, params_of
+from layerdrop_jax.models.cut import masks, params_of
+from layerdrop_jax.runs.folder import original_layers
+from layerdrop_jax.runs.run import Run
 
 
 def score_depths(run: Run, score, whole: dict | None = None) -> list[dict]:

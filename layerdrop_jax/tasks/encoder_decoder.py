@@ -19,14 +19,17 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
-from layerdrop_jax.data import pipeline, tokenizers
+from layerdrop_jax.data import tokenizers
+from layerdrop_jax.data.pairs import load_eval_text, save_eval_text
 from layerdrop_jax.decoding.batching import decode_sentences
 from layerdrop_jax.decoding.beam import beam_search, search_options
+from layerdrop_jax.models.cut import masks
 from layerdrop_jax.models.embeddings import PADDING_ID
-from layerdrop_jax.runs.folder import Run, is_fresh, make_tokenizer, masks
+from layerdrop_jax.models.params import model_graph
+from layerdrop_jax.runs.folder import is_fresh, make_tokenizer
+from layerdrop_jax.runs.run import Run
 from layerdrop_jax.step import losses
 from layerdrop_jax.step.flops import seq2seq_flops
-from layerdrop_jax.step.train_step import model_graph
 from layerdrop_jax.tasks.depths import score_depths
 
 MOST_WARNINGS = 10  # of lines that were cut
@@ -39,7 +42,7 @@ COUNTED = "tokens"
 def prepare(settings, workdir, config, *, load_pairs, prepare_rows):
     """The packed rows of train and valid; a new folder is filled once all of it works.
 
-    ``load_pairs`` and ``prepare_rows`` are those of `data.pipeline`, or of another module.
+    ``load_pairs`` and ``prepare_rows`` are those of `data.pairs`, or of another module.
     """
     data = settings.data
     pairs, valid, test = (load_pairs(data, split) for split in ("train", "valid", "test"))
@@ -69,7 +72,7 @@ def prepare(settings, workdir, config, *, load_pairs, prepare_rows):
     if jax.process_index() == 0:
         if fresh:  # evaluate, prune and generate need nothing but the run's folder
             for split, held_out in (("valid", valid), ("test", test)):
-                pipeline.save_eval_text(workdir, split, held_out, languages=_sides(settings))
+                save_eval_text(workdir, split, held_out, languages=_sides(settings))
         tokenizers.write_atomically(workdir / "config.json", json.dumps(config, indent=2) + "\n")
     return rows, valid_rows
 
@@ -249,7 +252,7 @@ def scored(model):
 
 def valid_rows(run: Run, prepare_rows):
     """The packed rows of the validation split that a run's folder holds."""
-    pairs = pipeline.load_eval_text(run.workdir, "valid", languages=_sides(run.settings))
+    pairs = load_eval_text(run.workdir, "valid", languages=_sides(run.settings))
     return prepare_rows(run.settings.data, run.tokenizer, pairs)
 
 
@@ -260,7 +263,7 @@ def outputs(model, batch, keep=None, watch=None):
 
 def _held_out(run, split):
     """(sources, references) of a split, from the run's folder."""
-    pairs = pipeline.load_eval_text(run.workdir, split, languages=_sides(run.settings))
+    pairs = load_eval_text(run.workdir, split, languages=_sides(run.settings))
     return tuple(list(side) for side in zip(*pairs, strict=True))
 
 

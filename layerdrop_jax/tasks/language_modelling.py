@@ -17,12 +17,13 @@ from layerdrop_jax.data.datasets.text import quoted_text
 from layerdrop_jax.decoding.batching import padded_width
 from layerdrop_jax.decoding.constraints import EOS, PAD
 from layerdrop_jax.decoding.sampling import continue_sequences
+from layerdrop_jax.models.cut import masks
+from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.progress import progress
-from layerdrop_jax.runs.folder import Run, masks
 from layerdrop_jax.runs.metrics import perplexity
+from layerdrop_jax.runs.run import Run
 from layerdrop_jax.step import losses
 from layerdrop_jax.step.flops import lm_flops
-from layerdrop_jax.step.train_step import model_graph
 from layerdrop_jax.tasks.depths import score_depths
 from layerdrop_jax.tasks.text_runs import prepare_texts
 

@@ -12,12 +12,13 @@ from flax import nnx
 
 from layerdrop_jax.data import pipeline, pretraining, streams, tokenizers
 from layerdrop_jax.decoding.batching import padded_width
+from layerdrop_jax.models.cut import masks
+from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.progress import progress
-from layerdrop_jax.runs.folder import Run, masks
 from layerdrop_jax.runs.metrics import perplexity
+from layerdrop_jax.runs.run import Run
 from layerdrop_jax.step import losses, masking
 from layerdrop_jax.step.flops import encoder_flops
-from layerdrop_jax.step.train_step import model_graph
 from layerdrop_jax.tasks.depths import score_depths
 from layerdrop_jax.tasks.text_runs import prepare_texts
 

@@ -2,7 +2,7 @@
 
 from layerdrop_jax.data import summaries
 from layerdrop_jax.data.datasets.text import quoted_text
-from layerdrop_jax.runs.folder import Run
+from layerdrop_jax.runs.run import Run
 from layerdrop_jax.tasks import encoder_decoder
 from layerdrop_jax.tasks.scores.rouge import rouge
 

@@ -1,7 +1,7 @@
 """Translation as a task: sentence pairs, scored by BLEU."""
 
-from layerdrop_jax.data import pipeline
-from layerdrop_jax.runs.folder import Run
+from layerdrop_jax.data.pairs import load_pairs, prepare_rows
+from layerdrop_jax.runs.run import Run
 from layerdrop_jax.tasks import encoder_decoder
 from layerdrop_jax.tasks.scores.bleu import bleu_scores
 
@@ -20,8 +20,8 @@ def prepare(settings, workdir, config):
         settings,
         workdir,
         config,
-        load_pairs=pipeline.load_pairs,
-        prepare_rows=pipeline.prepare_rows,
+        load_pairs=load_pairs,
+        prepare_rows=prepare_rows,
     )
 
 
@@ -65,4 +65,4 @@ def answer(run: Run, lines, keep=None) -> list[str]:
 
 def valid_rows(run: Run):
     """The packed rows of the validation split that a run's folder holds."""
-    return encoder_decoder.valid_rows(run, pipeline.prepare_rows)
+    return encoder_decoder.valid_rows(run, prepare_rows)

@@ -14,19 +14,21 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from layerdrop_jax.data import pipeline
+from layerdrop_jax.models.params import count_params, make_params, model_graph
 from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.runs.checkpoints import Checkpoints, saved_steps
 from layerdrop_jax.runs.folder import PRUNED, check_folder, held
-from layerdrop_jax.runs.metrics import MetricWriter, Progress, Window, perplexity
+from layerdrop_jax.runs.metrics import MetricWriter, perplexity
 from layerdrop_jax.step import rate_scores, sharding
 from layerdrop_jax.step.dropping import describe_rates
-from layerdrop_jax.step.flops import hardware, peak_flops
 from layerdrop_jax.step.losses import Teacher
 from layerdrop_jax.step.optimizers import make_optimizer
-from layerdrop_jax.step.train_step import count_params, make_params, make_state, model_graph
+from layerdrop_jax.step.train_step import make_state
 from layerdrop_jax.step.train_step import train_step as pure_train_step
 from layerdrop_jax.tasks import task as tasks
 from layerdrop_jax.training import origin
+from layerdrop_jax.training.hardware import hardware, peak_flops
+from layerdrop_jax.training.progress_line import Progress, Window
 
 STEPS_BETWEEN_AGREEMENTS = 10  # of many hosts, on whether one of them was told to stop
 

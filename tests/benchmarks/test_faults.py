@@ -11,10 +11,11 @@ import pytest
 import sweep as sweep_script
 
 from benchmarks import faults
+from layerdrop_jax.models.params import make_params
 from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.runs.checkpoints import Checkpoints
 from layerdrop_jax.step.optimizers import make_optimizer
-from layerdrop_jax.step.train_step import make_params, make_state
+from layerdrop_jax.step.train_step import make_state
 from layerdrop_jax.studies import engine
 from tests import stand_in, tiny_run
 

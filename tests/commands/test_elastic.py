@@ -10,9 +10,10 @@ import pytest
 from layerdrop_jax.commands.evaluate import each_choice, evaluate
 from layerdrop_jax.commands.generate import generate
 from layerdrop_jax.depth.prune import prune
-from layerdrop_jax.runs.folder import load_run, masks
+from layerdrop_jax.models.cut import masks
+from layerdrop_jax.models.params import count_params
 from layerdrop_jax.runs.metrics import read_metrics
-from layerdrop_jax.step.train_step import count_params
+from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.tasks import task as tasks
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

@@ -12,10 +12,10 @@ from layerdrop_jax.commands.evaluate import evaluate
 from layerdrop_jax.core.pruning import evenly_spaced
 from layerdrop_jax.data.tokenizers import load_tokenizer
 from layerdrop_jax.decoding.batching import Decoded, Hypothesis
+from layerdrop_jax.models.params import count_params
 from layerdrop_jax.runs.checkpoints import restore_params
-from layerdrop_jax.runs.folder import load_run
 from layerdrop_jax.runs.metrics import read_metrics
-from layerdrop_jax.step.train_step import count_params
+from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.tasks import encoder_decoder
 from layerdrop_jax.tasks.scores.bleu import sacre_bleu
 from layerdrop_jax.tasks.translation import make_translator

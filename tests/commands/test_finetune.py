@@ -12,11 +12,12 @@ from layerdrop_jax.commands import finetune as finetune_lib
 from layerdrop_jax.commands.finetune import finetune
 from layerdrop_jax.core.pruning import take_layers
 from layerdrop_jax.data import pipeline
+from layerdrop_jax.models.params import hash_params, model_graph
 from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.runs.checkpoints import write_params
-from layerdrop_jax.runs.folder import hash_params, load_run, read_config
+from layerdrop_jax.runs.folder import read_config
+from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.step.losses import divergence
-from layerdrop_jax.step.train_step import model_graph
 from layerdrop_jax.tasks import task as tasks
 from layerdrop_jax.training import origin
 from layerdrop_jax.training import train as train_lib

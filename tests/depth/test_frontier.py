@@ -13,10 +13,10 @@ from layerdrop_jax.decoding.constraints import EOS, PAD
 from layerdrop_jax.depth import frontier, latency
 from layerdrop_jax.depth.prune import cut, prune
 from layerdrop_jax.depth.scorer import Scorer, floor_nats
+from layerdrop_jax.models.params import count_params, model_graph
 from layerdrop_jax.reports.frontier_page import write_frontier
 from layerdrop_jax.runs import settings as settings_lib
-from layerdrop_jax.runs.folder import load_run
-from layerdrop_jax.step.train_step import count_params, model_graph
+from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.tasks import language_modelling, translation
 from tests.compiling import fast_jit
 

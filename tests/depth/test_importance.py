@@ -12,7 +12,7 @@ from layerdrop_jax.depth import importance
 from layerdrop_jax.depth.importance import half_depth_sets
 from layerdrop_jax.depth.scorer import SCORES, Scorer
 from layerdrop_jax.reports.importance_page import MEASURES, write_importance
-from layerdrop_jax.runs.folder import load_run
+from layerdrop_jax.runs.run import load_run
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

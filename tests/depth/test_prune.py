@@ -12,9 +12,10 @@ from layerdrop_jax.commands.evaluate import evaluate
 from layerdrop_jax.core.pruning import take_layers
 from layerdrop_jax.depth import prune as prune_lib
 from layerdrop_jax.depth.prune import prune
-from layerdrop_jax.runs.folder import cut_model, hash_params, load_run
+from layerdrop_jax.models.cut import cut_model
+from layerdrop_jax.models.params import count_params, hash_params
 from layerdrop_jax.runs.metrics import read_metrics
-from layerdrop_jax.step.train_step import count_params
+from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.tasks.translation import make_translator
 from layerdrop_jax.training.train import train
 from tests import tiny_run

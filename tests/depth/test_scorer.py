@@ -11,8 +11,8 @@ from flax import nnx
 from layerdrop_jax.data import pipeline
 from layerdrop_jax.depth.prune import cut
 from layerdrop_jax.depth.scorer import SCORES, Scorer, floor_nats
-from layerdrop_jax.runs.folder import load_run
-from layerdrop_jax.step.train_step import model_graph
+from layerdrop_jax.models.params import model_graph
+from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.tasks import task as tasks
 from tests import tiny_run
 

@@ -13,9 +13,9 @@ from flax import nnx
 from layerdrop_jax.core.pruning import MEASURED, RULES, parse_strategy
 from layerdrop_jax.depth import importance, strategies
 from layerdrop_jax.depth.scorer import Scorer
+from layerdrop_jax.models.params import abstract_params, model_graph
 from layerdrop_jax.runs.checkpoints import restore_params, write_params
-from layerdrop_jax.runs.folder import load_run
-from layerdrop_jax.step.train_step import abstract_params, model_graph
+from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.tasks import task as tasks
 from tests.compiling import fast_jit
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from layerdrop_jax.runs.folder import cut_model, params_of
-from layerdrop_jax.step.train_step import abstract_params, count_params
+from layerdrop_jax.models.cut import cut_model, params_of
+from layerdrop_jax.models.params import abstract_params, count_params
 from tests.compiling import fast_jit
 from tests.models.networks import (
     model_graph,

@@ -12,6 +12,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from layerdrop_jax.runs import metrics
+from layerdrop_jax.training.progress_line import Progress, Window
 
 
 def lines_of(run):
@@ -105,7 +106,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
 
 
 def test_window_sums_and_share_of_waiting():
-    window = metrics.Window()
+    window = Window()
     for step in range(1, 4):
         with window.waiting():
             time.sleep(0.02)
@@ -125,7 +126,7 @@ def test_window_sums_and_share_of_waiting():
 
 
 def test_window_adds_in_float64():
-    window = metrics.Window()
+    window = Window()
     window.add({"words": jnp.float32(2**24)})
     for _ in range(3):
         window.add({"words": jnp.float32(1)})
@@ -136,7 +137,7 @@ NUMBERS = {"loss": 4.1234, "lr": 5e-4, "words_per_second": 12345.6}
 
 
 def run_progress(file, steps, **options):
-    with metrics.Progress(1000, file=file, **options) as progress:
+    with Progress(1000, file=file, **options) as progress:
         for step in steps:
             progress.update(step, **NUMBERS, layers=[9.6, 4.75])
             if step == 20:
@@ -176,7 +177,7 @@ def test_time_left_leaves_out_compilation_and_pauses(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
     file = io.StringIO()
-    with metrics.Progress(1000, start=100, file=file, seconds=0.0) as progress:
+    with Progress(1000, start=100, file=file, seconds=0.0) as progress:
 
         def update(step):
             progress.update(step, **NUMBERS, layers=[12, 6])
@@ -207,7 +208,7 @@ def test_on_a_terminal_there_is_a_bar(monkeypatch):
 
 
 def test_a_pause_is_not_part_of_the_window():
-    window = metrics.Window()
+    window = Window()
     with window.paused():
         time.sleep(0.2)
     window.add({"loss": 1.0})

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from layerdrop_jax.core.drop_schedule import rate_at
+from layerdrop_jax.models.params import abstract_params
 from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.step import dropping
 from layerdrop_jax.step.optimizers import make_optimizer
-from layerdrop_jax.step.train_step import abstract_params
 from tests import tiny_run
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

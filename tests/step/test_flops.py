@@ -12,9 +12,9 @@ from layerdrop_jax.step.flops import (
     FORWARD_AND_BACKWARD,
     executed_flops,
     nominal_flops,
-    peak_flops,
     seq2seq_flops,
 )
+from layerdrop_jax.training.hardware import peak_flops
 from tests.models.networks import model_graph, small_config
 from tests.models.networks import random_params as make_params
 

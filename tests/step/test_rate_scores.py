@@ -11,11 +11,12 @@ import pytest
 from flax import nnx
 
 from layerdrop_jax.core.pruning import top_layers
+from layerdrop_jax.models.params import make_params, model_graph
 from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.runs.checkpoints import read_metadata
 from layerdrop_jax.step import rate_scores
 from layerdrop_jax.step.optimizers import make_optimizer
-from layerdrop_jax.step.train_step import make_params, make_state, model_graph, train_step
+from layerdrop_jax.step.train_step import make_state, train_step
 from layerdrop_jax.tasks import language_modelling
 from layerdrop_jax.training import train
 from tests import tiny_run

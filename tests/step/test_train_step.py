@@ -12,19 +12,13 @@ import pytest
 from flax import nnx
 
 from layerdrop_jax.data.packing import fill_row
+from layerdrop_jax.models.params import abstract_params, count_params, make_params, model_graph
 from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.step.dropping import draw
 from layerdrop_jax.step.flops import executed_flops, nominal_flops, seq2seq_flops
 from layerdrop_jax.step.losses import seq2seq_loss
 from layerdrop_jax.step.optimizers import make_optimizer
-from layerdrop_jax.step.train_step import (
-    abstract_params,
-    count_params,
-    make_params,
-    make_state,
-    model_graph,
-    train_step,
-)
+from layerdrop_jax.step.train_step import make_state, train_step
 from layerdrop_jax.tasks import translation
 from tests import tiny_run
 

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from layerdrop_jax.studies import jobs
-from layerdrop_jax.studies.jobs import Run, check, load_config, plan
+from layerdrop_jax.studies.jobs import StudyRun, check, load_config, plan
 from tests import stand_in
 
 MEASURE = ("--mode=evaluate", "--decoder_layers=all;first:2", "--set=prune.budget=30")
@@ -20,12 +20,12 @@ def root(tmp_path, monkeypatch):
 
 def network(**changes):
     given = {"name": "net", "config": "config.py", "overrides": {"drop.decoder": 0.5}}
-    return Run(**given | changes)
+    return StudyRun(**given | changes)
 
 
 def tuned(start, **changes):
     given = {"name": "tuned", "start": start, "layers": {"decoder": "2"}}
-    return Run(**given | {"overrides": {"train.steps": 9, "init.moments": "prune"}} | changes)
+    return StudyRun(**given | {"overrides": {"train.steps": 9, "init.moments": "prune"}} | changes)
 
 
 # Plans
@@ -73,7 +73,7 @@ def test_a_run_that_several_go_on_from_is_planned_once(root):
 def test_a_run_may_go_on_with_another_task(root):
     """With a config of its own, whose sizes are those of the network that it starts from."""
     other = {"config": "config.py", "layers": {"decoder": "2"}, "overrides": {"train.steps": 7}}
-    run = Run(
+    run = StudyRun(
         name="task", start=network(overrides={"model.decoder_layers": 3}), seeds=(2,), **other
     )
     start, job = plan([run], root / "out", ("--config.data.data_dir=d",))[1:]
@@ -90,7 +90,9 @@ def test_a_run_may_go_on_with_another_task(root):
 
 
 def test_a_program_is_told_where_to_write(root):
-    (job,) = plan([Run(name="speed", program=("-m", "benchmarks.speed"), seeds=(1,))], root / "out")
+    (job,) = plan(
+        [StudyRun(name="speed", program=("-m", "benchmarks.speed"), seeds=(1,))], root / "out"
+    )
     assert job.commands == (("-m", "benchmarks.speed", "--out=out/speed_seed_1"),)
     check([job])
 
@@ -100,8 +102,14 @@ def test_a_program_is_told_where_to_write(root):
     [
         ([network(), network(seeds=(1,))], "two runs have the name 'net'"),
         ([network(seeds=(1,)), tuned(network())], "two runs have the name 'net'"),
-        ([Run(name="empty")], "the run 'empty' needs a config, a run to start from or a program"),
-        ([Run(name="both", config="c.py", program=("x",))], "the run 'both' needs a config, a run"),
+        (
+            [StudyRun(name="empty")],
+            "the run 'empty' needs a config, a run to start from or a program",
+        ),
+        (
+            [StudyRun(name="both", config="c.py", program=("x",))],
+            "the run 'both' needs a config, a run",
+        ),
         ([network(overrides={"seed": 3})], "the run 'net' sets seed: its seeds are a list"),
         ([tuned(network(), seeds=(1, 5))], "'tuned' has seed 5, and 'net', from which it goes on"),
     ],

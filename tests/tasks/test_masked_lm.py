@@ -16,12 +16,13 @@ from layerdrop_jax.data import pipeline, tokenizers
 from layerdrop_jax.depth import frontier, importance, latency
 from layerdrop_jax.depth.prune import prune
 from layerdrop_jax.depth.scorer import Scorer, floor_nats
+from layerdrop_jax.models.params import count_params, model_graph
 from layerdrop_jax.reports import frontier_page as frontier_report
 from layerdrop_jax.runs import settings as settings_lib
-from layerdrop_jax.runs.folder import load_run, read_config
+from layerdrop_jax.runs.folder import read_config
 from layerdrop_jax.runs.metrics import read_metrics
+from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.step import masking
-from layerdrop_jax.step.train_step import count_params, model_graph
 from layerdrop_jax.tasks import masked_lm
 from layerdrop_jax.training.train import Interrupted, train
 from tests import tiny_run

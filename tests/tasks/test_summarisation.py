@@ -10,8 +10,8 @@ from layerdrop_jax.commands.evaluate import evaluate
 from layerdrop_jax.commands.generate import generate
 from layerdrop_jax.data import tokenizers
 from layerdrop_jax.runs import settings
-from layerdrop_jax.runs.folder import load_run
 from layerdrop_jax.runs.metrics import read_metrics
+from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.tasks import encoder_decoder, summarisation
 from layerdrop_jax.tasks import task as tasks
 from layerdrop_jax.tasks.scores.rouge import rouge

@@ -12,10 +12,11 @@ import sys
 import jax
 import numpy as np
 
+from layerdrop_jax.models.params import make_params, model_graph
 from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.step import sharding
 from layerdrop_jax.step.optimizers import make_optimizer
-from layerdrop_jax.step.train_step import make_params, make_state, model_graph, train_step
+from layerdrop_jax.step.train_step import make_state, train_step
 from layerdrop_jax.tasks import task as tasks
 from tests import tiny_run
 

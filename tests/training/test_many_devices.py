@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from layerdrop_jax.commands.command_line import EXIT_LATER
+from layerdrop_jax.models.params import abstract_params
 from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.runs.checkpoints import restore_params
 from layerdrop_jax.runs.metrics import read_metrics
-from layerdrop_jax.step.train_step import abstract_params
 from layerdrop_jax.training.train import STEPS_BETWEEN_AGREEMENTS, train
 from tests import tiny_run
 
