@@ -81,12 +81,10 @@ def as_record(found, runs, arguments, command) -> dict:
     tables, figures = [], []
     if found:
         of = task_score(next(iter(found.values()))[0])
-        tables.append(table("Whole networks", f"test {of['name']}", of["better"], rows))
+        tables.append(table("Whole networks", f"test {of.label}", of.better, rows))
         curves = [by_depth(run.name, found.get(run.name, [])) for run in runs]
-        y = of["depths"]
-        figures.append(
-            figure("depth", f"{y} after pruning", "layers kept", y, curves, log=of["log"])
-        )
+        y = of.of_depths
+        figures.append(figure("depth", f"{y} after pruning", "layers kept", y, curves, log=of.log))
         groups = {name: [result.workdir for result in results] for name, results in found.items()}
         compare_runs(groups, arguments.workdir / "report")
     return {

@@ -6,7 +6,7 @@ from layerdrop_jax.models.cut import masks, params_of
 from layerdrop_jax.runs.folder import original_layers
 from layerdrop_jax.runs.metrics import MetricWriter
 from layerdrop_jax.runs.run import load_run
-from layerdrop_jax.tasks import task as tasks
+from layerdrop_jax.tasks.task import task_of
 
 
 def evaluate(workdir, *, flags=None, changes=()) -> list[dict]:
@@ -34,7 +34,7 @@ def evaluate(workdir, *, flags=None, changes=()) -> list[dict]:
         scores = _evaluate_choices(run, flags)
         written = {"subset": scores}
     else:
-        scores, depths = tasks.of(run.settings).evaluate(run)
+        scores, depths = task_of(run.settings).evaluate(run)
         written = {"test": scores, "depth": depths}
     writer = MetricWriter(run.workdir)
     for kind, records in written.items():
@@ -71,7 +71,7 @@ def _evaluate_choices(run, flags) -> list[dict]:
     choices = [strategies.wanted(run, choice) for choice in each_choice(flags)]
     for wanted in choices:
         strategies.check(run, wanted)
-    scorer, quality = Scorer(run), tasks.of(run.settings).make_quality(run)
+    scorer, quality = Scorer(run), task_of(run.settings).make_quality(run)
     scores = []
     for wanted in choices:
         layers, chosen = strategies.choose(run, wanted, scorer)

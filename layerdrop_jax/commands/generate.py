@@ -6,7 +6,7 @@ import sys
 from layerdrop_jax.depth import strategies
 from layerdrop_jax.models.cut import masks
 from layerdrop_jax.runs.run import load_run
-from layerdrop_jax.tasks import task as tasks
+from layerdrop_jax.tasks.task import task_of
 
 
 def generate(workdir, source: str = "", target: str = "", *, flags=None, changes=()) -> None:
@@ -30,7 +30,7 @@ def generate(workdir, source: str = "", target: str = "", *, flags=None, changes
     if target:
         _check_writable(target)  # before the work, not after it
     layers, _ = strategies.choose(run, strategies.wanted(run, flags or {}))
-    answers = tasks.of(run.settings).answer(run, lines, masks(run.settings.model, layers))
+    answers = task_of(run.settings).answer(run, lines, masks(run.settings.model, layers))
     text = "".join(line + "\n" for line in answers).encode()
     if not target:
         sys.stdout.buffer.write(text)

@@ -15,7 +15,7 @@ from layerdrop_jax.models.cut import masks, params_of
 from layerdrop_jax.progress import progress
 from layerdrop_jax.runs.folder import original_layers
 from layerdrop_jax.runs.run import load_run
-from layerdrop_jax.tasks import task as tasks
+from layerdrop_jax.tasks.task import task_of
 
 FILE = "frontier.json"
 
@@ -54,14 +54,14 @@ def measure(
       ValueError: a strategy that cannot be read or does not fit.
     """
     run = load_run(workdir, changes)
-    task, model, prune = tasks.of(run.settings), run.settings.model, run.settings.prune
+    task, model, prune = task_of(run.settings), run.settings.model, run.settings.prune
     wanted = _every_choice(run, flags)
     for of_stack in wanted:
         strategies.check(run, of_stack)
     folder = pathlib.Path(output or run.workdir)
     folder.mkdir(parents=True, exist_ok=True)
     scorer = Scorer(run)
-    quality = task.make_quality(run)
+    quality, score = task.make_quality(run), task.score
     floor, full = floor_nats(run), scorer({})
     depths = []
     with progress("scoring every depth", len(wanted)) as advance:
@@ -80,7 +80,7 @@ def measure(
                     "parameter_bytes": 4 * params_of(model, layers),  # float32
                     "nats": nats,
                     "kept": kept_share(nats, full, floor),
-                    task.QUALITY: quality("valid", masks(model, layers))[task.QUALITY],
+                    score.key: quality("valid", masks(model, layers))[score.key],
                 }
             )
             advance(1)
@@ -92,7 +92,12 @@ def measure(
         "steps": list(run.steps),
         "command": command,
         "device": f"{jax.devices()[0].device_kind}",
-        "quality": {"key": task.QUALITY, "split": "valid"},
+        "quality": {
+            "key": score.key,
+            "name": f"valid {score.label}",
+            "better": score.better,
+            "log": score.log,
+        },
         "sample": {"rows": scorer.rows, "tokens": scorer.tokens},
         "floor_nats": floor,
         "threshold": prune.survives,
@@ -106,7 +111,7 @@ def measure(
         "depths": depths,
         "verdict": verdict(run, depths, knows=full < floor),
         "budget": {"ms": budget_ms, "parameters": budget_params},
-        "choice": choose(depths, task, budget_ms, budget_params),
+        "choice": choose(depths, score, budget_ms, budget_params),
     }
     tokenizers.write_atomically(folder / FILE, json.dumps(record, indent=1) + "\n")
     return record
@@ -186,7 +191,7 @@ def verdict(run, depths, *, knows: bool) -> str:
     return text
 
 
-def choose(depths, task, budget_ms, budget_params) -> int | None:
+def choose(depths, score, budget_ms, budget_params) -> int | None:
     """The index of the best depth within the budgets; None without a budget, or where none is."""
     if budget_ms is None and budget_params is None:
         return None
@@ -198,7 +203,7 @@ def choose(depths, task, budget_ms, budget_params) -> int | None:
     ]
     if not within:
         return None
-    return task.BETTER(within, key=lambda index: depths[index][task.QUALITY])
+    return score.best(within, key=lambda index: depths[index][score.key])
 
 
 def _every_choice(run, flags) -> list[dict]:

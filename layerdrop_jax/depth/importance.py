@@ -25,7 +25,7 @@ from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.progress import progress
 from layerdrop_jax.runs.folder import original_layers
 from layerdrop_jax.runs.run import Run, load_run
-from layerdrop_jax.tasks import task as tasks
+from layerdrop_jax.tasks.task import task_of
 
 FILE = "importance.json"
 
@@ -127,7 +127,7 @@ def block_influence(run: Run, batches) -> dict:
       run: the run.
       batches: of its task.
     """
-    task = tasks.of(run.settings)
+    task = task_of(run.settings)
     graph = model_graph(task.scored(run.settings.model))
 
     @jax.jit
@@ -162,7 +162,7 @@ def gradient_importance(run: Run, batches) -> dict:
       run: the run.
       batches: of its task.
     """
-    task, model = tasks.of(run.settings), run.settings.model
+    task, model = task_of(run.settings), run.settings.model
     graph = model_graph(task.scored(model))
 
     def of_row(params, row):

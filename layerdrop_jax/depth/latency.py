@@ -16,7 +16,7 @@ from layerdrop_jax.models.cut import cut_model, take_rows
 from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.progress import progress
 from layerdrop_jax.runs.run import Run
-from layerdrop_jax.tasks import task as tasks
+from layerdrop_jax.tasks.task import task_of
 
 ROUNDS = 7  # timings of each depth, taken in turn with the others
 
@@ -62,7 +62,7 @@ def add_latency(run: Run, depths) -> None:
 
 def _compile(run, layers, batch):
     """(what a request takes up to its prompt, what its new tokens take), compiled."""
-    task, prune = tasks.of(run.settings), run.settings.prune
+    task, prune = task_of(run.settings), run.settings.prune
     model, rows = cut_model(run.settings.model, layers)
     graph = model_graph(model)
 

@@ -17,7 +17,7 @@ from layerdrop_jax.models.params import count_params, hash_params, model_graph
 from layerdrop_jax.runs.checkpoints import write_params
 from layerdrop_jax.runs.folder import PRUNED, original_layers
 from layerdrop_jax.runs.run import Run, load_run
-from layerdrop_jax.tasks import task as tasks
+from layerdrop_jax.tasks.task import task_of
 
 # The two networks compute the same sums in the same order; a compiler may still fuse them apart. Of
 # the largest output, and of 1 where all are smaller.
@@ -135,7 +135,7 @@ def _compare(parent: Run, child: Run, layers) -> float:
 
     As a share of the parent's largest output, where that is more than 1.
     """
-    task, data = tasks.of(parent.settings), parent.settings.data
+    task, data = task_of(parent.settings), parent.settings.data
     model = parent.settings.model
     keep = masks(model, layers)
     # In float32, whatever the type of the run: rounding would hide, or look like, a difference.

@@ -13,7 +13,7 @@ from layerdrop_jax.data import pipeline
 from layerdrop_jax.models.cut import masks
 from layerdrop_jax.models.params import hash_params, model_graph
 from layerdrop_jax.runs.run import Run
-from layerdrop_jax.tasks import task as tasks
+from layerdrop_jax.tasks.task import task_of
 
 SCORES = "subsets.jsonl"  # in a run's folder: what was scored before
 
@@ -40,7 +40,7 @@ class Scorer:
         Raises:
           ValueError, OSError: the folder's validation text or scores cannot be read.
         """
-        self._task, self._model = tasks.of(run.settings), run.settings.model
+        self._task, self._model = task_of(run.settings), run.settings.model
         self._params = run.params
         rows = self._task.valid_rows(run)
         order = np.random.default_rng(run.settings.prune.seed).permutation(len(rows))
@@ -122,7 +122,7 @@ def floor_nats(run: Run) -> float:
 
     Of numbers their variance, which is the loss of who knows their mean alone.
     """
-    task, rows = tasks.of(run.settings), tasks.of(run.settings).valid_rows(run)
+    task, rows = task_of(run.settings), task_of(run.settings).valid_rows(run)
     found = []
     for batch in pipeline.eval_batches(run.settings.data, rows):
         targets, counted = map(np.asarray, task.targets(batch))

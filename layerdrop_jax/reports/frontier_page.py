@@ -13,7 +13,6 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
 
-from layerdrop_jax.reports.run_plots import best_of, score_name
 from layerdrop_jax.reports.run_report import (
     layers_text,
     sample_text,
@@ -38,9 +37,9 @@ def write_frontier(record, out) -> pathlib.Path:
 
     Args:
       record: what frontier.json holds: `run`, `steps`, `command`, `device`, `quality` (`key`,
-        `split`), `sample` (`rows`, `tokens`), `floor_nats`, `threshold`, `drop`, `request`
-        (`prompt_tokens`, `new_tokens`, `beam`), `verdict`, `budget` (`ms`, `parameters`; each may
-        be null), `choice` (an index into depths, or null) and `depths`, a dict for each
+        `name`, `better`, `log`), `sample` (`rows`, `tokens`), `floor_nats`, `threshold`, `drop`,
+        `request` (`prompt_tokens`, `new_tokens`, `beam`), `verdict`, `budget` (`ms`, `parameters`;
+        each may be null), `choice` (an index into depths, or null) and `depths`, a dict for each
         sub-network: `layers` and `strategy` by stack, `parameters`, `parameter_bytes`, `nats`,
         `kept`, `survives`, the score under the key of `quality`, and by batch size `memory_bytes`
         and `latency` (`prompt_ms`, `token_ms` and their ranges, `request_ms`).
@@ -127,7 +126,7 @@ def _depth_table(record) -> str:
         name for stack in record["depths"][0]["layers"] for name in (f"{stack} layers", "which")
     ]
     header += ["rule", "parameters", "MB", *(f"memory at batch {batch}, MB" for batch in batches)]
-    header += ["nats", "kept", "survives", score_name(**record["quality"])]
+    header += ["nats", "kept", "survives", record["quality"]["name"]]
     for batch in batches:
         header += [f"{what} at batch {batch}, ms" for what in ("prompt", "a token", "a request")]
     rows = []
@@ -166,7 +165,7 @@ def _layers_kept(depth) -> int:
 def _draw(record, path) -> None:
     """The score against the time of a request and against parameters; what each depth keeps."""
     depths, batch, budget = record["depths"], _batches(record)[0], record["budget"] or {}
-    score = score_name(**record["quality"])
+    score = record["quality"]["name"]
     score = score[0].upper() + score[1:]
     with matplotlib.rc_context(STYLE):
         figure, (time, size, kept) = panels(3)
@@ -192,14 +191,15 @@ def _draw_cost(axes, record, costs, limit):
     """The scores against a cost, the frontier, and the budget unless it is far off."""
     key = record["quality"]["key"]
     scores = [math.nan if depth.get(key) is None else depth[key] for depth in record["depths"]]
-    line = frontier_of(list(zip(costs, scores, strict=True)), best_of(key))
+    best = min if record["quality"]["better"] == "lower" else max
+    line = frontier_of(list(zip(costs, scores, strict=True)), best)
     axes.plot([costs[i] for i in line], [scores[i] for i in line], color="#999999", zorder=1.5)
     _draw_points(axes, record, costs, scores)
     if limit is not None and limit < 2 * max(costs):
         axes.axvline(limit, color=COLORS[2], ls="--")
     axes.set_xlim(0, max(axes.get_xlim()[1], 1.06 * max(costs)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.4g}"))
-    if key != "perplexity":
+    if not record["quality"]["log"]:
         axes.set_ylim(0)
     elif line:  # a logarithmic axis cannot do without a value
         log_scale(axes)

@@ -6,7 +6,6 @@ in their seed alone and are drawn as one curve, their mean, with its range from 
 
 import math
 import textwrap
-import typing
 
 import matplotlib
 from matplotlib.lines import Line2D
@@ -24,27 +23,7 @@ from layerdrop_jax.reports.style import (
     look,
     panels,
 )
-
-
-class Measure(typing.NamedTuple):
-    """What a network that is cut to a depth is scored by, and how tables and pictures say it."""
-
-    key: str  # in metrics.jsonl
-    name: str  # for a reader
-    best: typing.Callable  # min or max
-    layers: str  # what the depths count
-    speed: str  # what is timed
-    unit: str  # of what, in a second
-
-
-MEASURES = (
-    Measure("bleu", "BLEU", max, "decoder layers kept", "Decoding", "words"),
-    Measure("rouge_l", "ROUGE-L", max, "decoder layers kept", "Decoding", "words"),
-    Measure("perplexity", "valid perplexity", min, "layers kept", "Scoring", "tokens"),
-    Measure("score", "valid score", max, "layers kept", "Scoring", "tokens"),
-)
-# How a reader knows scores whose keys are no words.
-NAMES = {"bleu": "BLEU", "rouge_1": "ROUGE-1", "rouge_2": "ROUGE-2", "rouge_l": "ROUGE-L"}
+from layerdrop_jax.tasks.task import Score
 
 
 def of_kind(records, kind, *names):
@@ -53,29 +32,17 @@ def of_kind(records, kind, *names):
     return sorted(lines, key=lambda r: r["step"])
 
 
-def depth_measure(runs) -> Measure | None:
-    """What the depths of these runs are scored by; None where none was scored.
-
-    Raises:
-      ValueError: runs of several tasks, some with BLEU, say, and others with perplexity.
-    """
-    found = [m for m in MEASURES if any(of_kind(run, "depth", m.key) for run in runs)]
-    if len(found) > 1:
-        names = " and others by ".join(m.name for m in found)
-        raise ValueError(f"some runs are scored by {names}: compare runs of one task")
-    return found[0] if found else None
-
-
-def depth_sets(runs) -> dict[tuple, list[dict]]:
+def depth_sets(runs, key) -> dict[tuple, list[dict]]:
     """{layers kept: [each run's last measurement of them]}, shallow first.
+
+    ``key`` is that of the score: a line without it is no measurement.
 
     Layers are numbered as in the network that was trained; a run that was not measured with them
     has no line there.
     """
-    measure = depth_measure(runs)
     sets = {}
-    for run in runs if measure else ():
-        last = {tuple(layers_kept(r)): r for r in of_kind(run, "depth", measure.key)}
+    for run in runs:
+        last = {tuple(layers_kept(r)): r for r in of_kind(run, "depth", key)}
         for layers, row in last.items():
             sets.setdefault(layers, []).append(row)
     return {layers: sets[layers] for layers in sorted(sets, key=lambda k: (len(k), k))}
@@ -86,26 +53,17 @@ def layers_kept(record) -> list[int]:
     return record["decoder_layers"] if "decoder_layers" in record else record["encoder_layers"]
 
 
-def best_of(key) -> typing.Callable:
-    """min or max: which of several scores is the best."""
-    return next(measure.best for measure in MEASURES if measure.key == key)
-
-
-def score_name(key, split) -> str:
-    """How a reader knows a score of a split: "valid perplexity", "test BLEU"."""
-    return f"{split} {NAMES.get(key, key)}"
-
-
 def mean_and_range(values) -> tuple[float, float, float]:
     """(mean, lowest, highest)."""
     return sum(values) / len(values), min(values), max(values)
 
 
-def plot_learning_curves(groups: dict[str, list[list[dict]]], path) -> bool:
+def plot_learning_curves(groups: dict[str, list[list[dict]]], score: Score, path) -> bool:
     """Loss and perplexity against the step, training and validation, of one run or more.
 
     Args:
       groups: label -> the lines of metrics.jsonl of each of its runs.
+      score: of their task.
       path: where the PNG goes.
 
     Returns:
@@ -135,7 +93,7 @@ def plot_learning_curves(groups: dict[str, list[list[dict]]], path) -> bool:
                     _draw_steps(axis, train, f"{prefix}training", style)
                 valid = _by_step(group, "valid", name)
                 if valid:
-                    best_of_two = max if name == "accuracy" else min
+                    best_of_two = dict(score.watched).get(name, min)
                     step, best, *_ = best_of_two(valid, key=lambda point: point[1])
                     text = f"best{' mean' * (len(group) > 1)} {best:.3g} at step {step:,}"
                     # One label: training and validation are two colours. More: a colour for each.
@@ -154,29 +112,26 @@ def plot_learning_curves(groups: dict[str, list[list[dict]]], path) -> bool:
     return True
 
 
-def plot_depth(groups: dict[str, list[list[dict]]], path) -> bool:
+def plot_depth(groups: dict[str, list[list[dict]]], score: Score, path) -> bool:
     """The score, the speed and the parameters against the number of layers kept.
 
     Where several sets of layers of one size were measured, the line goes through the best of those
-    that all runs of the group have. Perplexity is drawn on a logarithmic axis, the rest from zero.
+    that all runs of the group have. The score is drawn as its task declares, the rest from zero.
 
     Args:
       groups: label -> the lines of metrics.jsonl of each of its runs.
+      score: of their task.
       path: where the PNG goes.
 
     Returns:
       False, and nothing is drawn, where no group was measured at two depths.
-
-    Raises:
-      ValueError: runs of several tasks, some with BLEU, say, and others with perplexity.
     """
-    measure = depth_measure([run for group in groups.values() for run in group])
-    best = {label: _best_sets(group, measure) for label, group in groups.items()}
+    best = {label: _best_sets(group, score) for label, group in groups.items()}
     best = {label: rows for label, rows in best.items() if len(rows) > 1}
     if not best:
         return False
-    shown = [(measure.key, measure.name[0].upper() + measure.name[1:]),
-             ("words_per_second", f"{measure.speed}, {measure.unit} per second"),
+    shown = [(score.key, score.of_depths[0].upper() + score.of_depths[1:]),
+             ("words_per_second", f"{score.speed}, {score.unit} per second"),
              ("parameters", "Parameters, millions")]  # fmt: skip
     curves = {
         name: [_by_depth(rows, name, 1e-6 if name == "parameters" else 1) for rows in best.values()]
@@ -188,9 +143,9 @@ def plot_depth(groups: dict[str, list[list[dict]]], path) -> bool:
         figure, axes = panels(len(shown))
         for axis, (name, title) in zip(axes, shown, strict=True):
             deepest = max(map(max, best.values()))
-            numbers = name == measure.key and len(best) <= 2 and deepest <= room
-            _draw_panel(axis, curves[name], log=name == "perplexity", numbers=numbers)
-            axis.set(title=title, xlabel=measure.layers)
+            numbers = name == score.key and len(best) <= 2 and deepest <= room
+            _draw_panel(axis, curves[name], log=score.log and name == score.key, numbers=numbers)
+            axis.set(title=title, xlabel=score.layers)
             axis.xaxis.set_major_locator(MaxNLocator(12, integer=True))
             if numbers:
                 _write_values(axis, curves[name])
@@ -208,17 +163,17 @@ def _by_step(group, kind, name):
     return [(step, *mean_and_range([run[step] for run in runs])) for step in steps]
 
 
-def _best_sets(group, measure):
+def _best_sets(group, score):
     """{depth: lines of the runs with the set of layers that scores best there}."""
     best = {}
-    sets = depth_sets(group)
+    sets = depth_sets(group, score.key)
     runs = max((len(rows) for rows in sets.values()), default=0)
     for layers, rows in sets.items():
         if len(rows) == runs:
-            score = sum(r[measure.key] for r in rows)
+            total = sum(r[score.key] for r in rows)
             held = best.get(len(layers))
-            if held is None or measure.best(score, held[0]) == score:
-                best[len(layers)] = score, rows
+            if held is None or score.best(total, held[0]) == total:
+                best[len(layers)] = total, rows
     return {depth: rows for depth, (_, rows) in sorted(best.items())}
 
 

@@ -9,7 +9,7 @@ import pathlib
 
 from layerdrop_jax.reports import run_plots
 from layerdrop_jax.runs.metrics import read_metrics
-from layerdrop_jax.runs.settings import flatten
+from layerdrop_jax.runs.settings import find_task, flatten
 
 # What a reader asks first; all settings follow at the end of the report.
 SETTINGS = (
@@ -32,26 +32,25 @@ def write_report(run) -> pathlib.Path:
     """
     run = pathlib.Path(run)
     settings = _settings(run)
-    records = read_metrics(run)
+    records, score = read_metrics(run), find_task(settings["task"]).score
     commands = [r["command"] for r in records if r["kind"] == "start" and r.get("command")]
     sections = [
         f"# {run.resolve().name}",
-        table(["", "result"], _outcome_rows(records)),
-        _signatures(_measured(records)),
+        table(["", "result"], _outcome_rows(records, score)),
+        _signatures(_measured(records, score), score),
     ]
-    measure = run_plots.depth_measure([records])
-    if measure:
-        what = "decoder" if measure.layers.startswith("decoder") else "network"
+    if run_plots.depth_sets([records], score.key):
+        what = score.layers.removesuffix("layers kept").strip() or "network"
         sections.append(f"## The {what} cut to every depth, without fine-tuning")
-        if run_plots.plot_depth({run.name: [records]}, run / "depth_curve.png"):
+        if run_plots.plot_depth({run.name: [records]}, score, run / "depth_curve.png"):
             sections.append(
-                f"![{measure.name}, speed and parameters against depth](depth_curve.png)"
+                f"![{score.of_depths}, speed and parameters against depth](depth_curve.png)"
             )
-        sections.append(_depth_table({"": [records]}))
-    subsets = _subset_table(records)
+        sections.append(_depth_table({"": [records]}, score))
+    subsets = _subset_table(records, score)
     if subsets:
         sections += ["## Sub-networks of chosen layers, without fine-tuning", subsets]
-    if run_plots.plot_learning_curves({run.name: [records]}, run / "learning_curves.png"):
+    if run_plots.plot_learning_curves({run.name: [records]}, score, run / "learning_curves.png"):
         sections += ["## Learning curves", "![loss and perplexity](learning_curves.png)"]
     chosen = {k: v for k, v in settings.items() if k in SETTINGS or k.startswith("drop.")}
     sections += ["## Settings", table(["setting", "value"], chosen.items())]
@@ -82,20 +81,22 @@ def compare_runs(groups, out) -> pathlib.Path:
     lines = {label: [read_metrics(run) for run in runs] for label, runs in groups.items()}
     named = _name_runs(groups)
     every_run = [records for group in lines.values() for records in group]
-    measure = run_plots.depth_measure(every_run)
+    score = find_task(_one_task(groups)).score
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
     sections = [f"# {', '.join(lines)}"]
-    if run_plots.plot_depth(lines, out / "comparison.png"):
-        against = f"{measure.name}, speed and parameters against {measure.layers}"
+    if run_plots.plot_depth(lines, score, out / "comparison.png"):
+        against = f"{score.of_depths}, speed and parameters against {score.layers}"
         sections.append(f"![{against}](comparison.png)")
-    sections.append(_depth_table(lines))
-    outcomes = [dict(_outcome_rows(records)) for records in every_run]
+    sections.append(_depth_table(lines, score))
+    outcomes = [dict(_outcome_rows(records, score)) for records in every_run]
     names = dict.fromkeys(name for outcome in outcomes for name in outcome)
     rows = [[name, *(outcome.get(name, "") for outcome in outcomes)] for name in names]
     sections.append(table(["", *named], rows))
-    sections.append(_signatures([r for records in every_run for r in _measured(records)]))
-    if run_plots.plot_learning_curves(lines, out / "learning_curves.png"):
+    sections.append(
+        _signatures([r for records in every_run for r in _measured(records, score)], score)
+    )
+    if run_plots.plot_learning_curves(lines, score, out / "learning_curves.png"):
         sections.append("![loss and perplexity](learning_curves.png)")
     commands = [r["command"] for records in every_run for r in records
                 if r["kind"] == "start" and r.get("command")]  # fmt: skip
@@ -123,43 +124,36 @@ def _settings(run: pathlib.Path) -> dict:
     return flatten(json.loads(path.read_text(encoding="utf-8")))
 
 
-def _tests(records) -> list[dict]:
-    """The last score of each kind of BLEU or ROUGE, and of each split of other tasks."""
-    signed = [r for key in ("bleu", "rouge_l") for r in run_plots.of_kind(records, "test", key)]
-    by_signature = {r.get("signature"): r for r in signed}
-    perplexity = {r["split"]: r for r in run_plots.of_kind(records, "test", "perplexity")}
-    glue = {r["split"]: r for r in run_plots.of_kind(records, "test", "score")}
-    return [*by_signature.values(), *perplexity.values(), *glue.values()]
+def _one_task(groups) -> str:
+    """The task of all runs."""
+    found = {_settings(pathlib.Path(run))["task"] for runs in groups.values() for run in runs}
+    if len(found) > 1:
+        raise ValueError(f"the tasks are {', '.join(sorted(found))}: compare runs of one task")
+    return found.pop()
 
 
-def _measured(records) -> list[dict]:
+def _tests(records, score) -> list[dict]:
+    """The last score of the whole network of each split, or of each kind."""
+    lines = run_plots.of_kind(records, "test", score.key)
+    return list({line.get(score.apart): line for line in lines}.values())
+
+
+def _measured(records, score) -> list[dict]:
     """The lines whose scores the reports show."""
-    return _tests(records) + [r for rows in run_plots.depth_sets([records]).values() for r in rows]
+    depths = run_plots.depth_sets([records], score.key)
+    return _tests(records, score) + [line for rows in depths.values() for line in rows]
 
 
-def _outcome_rows(records) -> list[tuple[str, str]]:
+def _outcome_rows(records, score) -> list[tuple[str, str]]:
     rows = []
-    for line in _tests(records):
+    for line in _tests(records, score):
         averaged = line.get("averaged") or []
         mean = f", mean of {len(averaged)} checkpoints" if len(averaged) > 1 else ""
-        if "bleu" in line:
-            rows.append((f"test BLEU ({_kind_of_score(line)})", f"**{line['bleu']:.2f}**{mean}"))
-        elif "rouge_l" in line:
-            rows += [
-                (run_plots.score_name(key, "test"), f"**{line[key]:.2f}**{mean}")
-                for key in ("rouge_1", "rouge_2", "rouge_l")
-            ]
-        elif "score" in line:
-            name = f"{line['split'].replace('_', ' ')} {_kind_of_score(line)}"
-            rows.append((name, f"**{line['score']:.2f}**, {line['examples']:,} examples{mean}"))
-        else:
-            tokens = f"{line['nats']:.4f} nats a token, {line['tokens']:,.0f} tokens"
-            score = f"**{line['perplexity']:,.2f}**, {tokens}{mean}"
-            rows.append((f"{line['split']} perplexity", score))
+        rows += [(name, f"{text}{mean}") for name, text in score.rows_of(line)]
     valid = run_plots.of_kind(records, "valid", "loss")
     if valid:
-        by = "accuracy" if "accuracy" in valid[-1] else "loss"
-        best = min(valid, key=lambda r: r["loss"] if by == "loss" else -r["accuracy"])
+        by, best_of = score.watch(valid[-1])
+        best = best_of(valid, key=lambda r: r[by])
         ppl = f", perplexity {best['perplexity']:.2f}" if best.get("perplexity") else ""
         rows.append((f"best validation {by}", f"{best[by]:.4f}{ppl}, at step {best['step']:,}"))
     train = run_plots.of_kind(records, "train", "seconds", "steps")
@@ -167,7 +161,7 @@ def _outcome_rows(records) -> list[tuple[str, str]]:
         seconds = sum(r["seconds"] for r in train)
         rows.append(("training", f"{train[-1]['step']:,} steps in {seconds / 60:,.1f} minutes"))
         for name, text, form in (
-            ("words_per_second", "training speed", f"{{:,.0f}} {_counted(train[-1])}/s"),
+            ("words_per_second", "training speed", f"{{:,.0f}} {score.counted}/s"),
             ("data_wait", "time waiting for data", "{:.2%}"),
             ("encoder_layers", "encoder layers run, on average", "{:.2f}"),
             ("decoder_layers", "decoder layers run, on average", "{:.2f}"),
@@ -187,52 +181,24 @@ def _outcome_rows(records) -> list[tuple[str, str]]:
     return rows
 
 
-def _counted(line) -> str:
-    """What words_per_second counts: what the loss of a task is a mean over."""
-    if "encoder_layers" not in line:
-        return "tokens"
-    if "decoder_layers" in line:
-        return "target tokens"
-    return "masked tokens" if "perplexity" in line else "examples"
-
-
-def _kind_of_score(line) -> str:
-    """The name by which a signature is known; the whole of it stands below the table."""
-    signature = line.get("signature")
-    if "perplexity" in line:
-        return "perplexity"
-    if "metric" in line:
-        return line["metric"]
-    if "rouge_l" in line:
-        return "ROUGE"
-    if not signature:
-        return "unsigned"
-    if not signature.startswith("tokenized"):
-        return "sacreBLEU"
-    return "tokenized, compounds split" if "compounds:split" in signature else "tokenized"
-
-
-def _signatures(lines) -> str:
-    known = dict.fromkeys((_kind_of_score(r), r["signature"]) for r in lines if r.get("signature"))
+def _signatures(lines, score) -> str:
+    known = dict.fromkeys((score.kind_of(r), r["signature"]) for r in lines if r.get("signature"))
     return "\n".join(f"- {kind}: `{signature}`" for kind, signature in known)
 
 
-def _depth_table(groups: dict[str, list[list[dict]]]) -> str:
+def _depth_table(groups: dict[str, list[list[dict]]], score) -> str:
     """Score and speed of each group, a row for each set of layers that any of its runs has.
 
     Layers are numbered from 0 as in the run that was trained.
     """
-    measure = run_plots.depth_measure([records for group in groups.values() for records in group])
-    if not measure:
-        return ""
-    cells = {label: run_plots.depth_sets(group) for label, group in groups.items()}
+    cells = {label: run_plots.depth_sets(group, score.key) for label, group in groups.items()}
     sets = sorted({key for rows in cells.values() for key in rows}, key=lambda k: (len(k), k))
     rules = any(
         r.get("strategy") for rows in cells.values() for found in rows.values() for r in found
     )
     prefixes = [f"{label}: " if label else "" for label in groups]
-    header = [measure.layers, "which", *["rule"] * rules, "parameters"]
-    names = (measure.name, f"{measure.unit}/s")
+    header = [score.layers, "which", *["rule"] * rules, "parameters"]
+    names = (score.of_depths, f"{score.unit}/s")
     header += [f"{prefix}{name}" for name in names for prefix in prefixes]
     rows = []
     for layers in sets:
@@ -241,13 +207,13 @@ def _depth_table(groups: dict[str, list[list[dict]]]) -> str:
         names = dict.fromkeys((r.get("strategy") or "").replace("_", " ") for r in row)
         sizes = dict.fromkeys(_numbers([r], "parameters", ",.0f") for r in row)
         texts = [len(layers), layers_text(layers), *[" / ".join(names)] * rules, " / ".join(sizes)]
-        texts += [_numbers(lines, measure.key, ",.2f") for lines in found]
+        texts += [_numbers(lines, score.key, ",.2f") for lines in found]
         texts += [_numbers(lines, "words_per_second", ",.0f") for lines in found]
         rows.append(texts)
     return table(header, rows)
 
 
-def _subset_table(records) -> str:
+def _subset_table(records, score) -> str:
     """The sub-networks that were scored one by one, a row for each: its last measurement.
 
     The nats are those of the sample on which layers are chosen; the splits are scored whole.
@@ -266,11 +232,9 @@ def _subset_table(records) -> str:
             for stack, kept in zip(stacks, layers, strict=True)
         ]
         scores = [  # the labels of a test split may be hidden
-            ", ".join(
-                f"{line[f'{split}_{measure.key}']:,.2f} {measure.name.split()[-1]}"
-                for measure in run_plots.MEASURES
-                if line.get(f"{split}_{measure.key}") is not None
-            )
+            ""
+            if line.get(f"{split}_{score.key}") is None
+            else f"{line[f'{split}_{score.key}']:,.2f} {score.label}"
             for split in ("valid", "test")
         ]
         rows.append(["; ".join(which), f"{line['parameters']:,}", f"{line['nats']:.4f}", *scores])

@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Mapping
 
 import jax
 from jax.experimental import multihost_utils
@@ -157,20 +156,6 @@ def read_config(workdir) -> dict:
     if not isinstance(config, dict):
         raise ValueError(f"{path} is not a config: it is a {type(config).__name__}")
     return config
-
-
-def keeps_head(begun: Mapping, settings) -> bool:
-    """Whether a run that starts from another one's network takes its head over: of one task alone.
-
-    Args:
-      begun: the other run's config.
-      settings: of the run that starts.
-    """
-    if (begun["task"], settings.task) == ("classification", "classification"):
-        theirs, ours = begun["data"], settings.data
-        own_files = ours.dataset == "tsv"  # another folder is another task
-        return theirs["dataset"] == ours.dataset and (not own_files or theirs["path"] == ours.path)
-    return begun["task"] == settings.task
 
 
 def original_layers(workdir, side: str, layers) -> list[int]:

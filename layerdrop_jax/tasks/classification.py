@@ -15,22 +15,21 @@ from layerdrop_jax.data import labelled, pipeline, tokenizers
 from layerdrop_jax.models.cut import masks
 from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.progress import progress
-from layerdrop_jax.runs.folder import is_fresh, keeps_head, make_tokenizer, read_config
+from layerdrop_jax.runs.folder import is_fresh, make_tokenizer, read_config
 from layerdrop_jax.runs.run import Run
+from layerdrop_jax.runs.settings import ClassificationSettings
 from layerdrop_jax.step import losses
 from layerdrop_jax.step.flops import encoder_flops
 from layerdrop_jax.tasks.depths import score_depths
 from layerdrop_jax.tasks.scores.glue_metrics import scores as glue_scores
+from layerdrop_jax.tasks.task import Score, Task, keeps_head
 
-QUALITY, BETTER = "score", max
-COUNTED = "examples"
 # Of GLUE's sets only MNLI has more than one split to score on.
 SPLITS = ("valid", "valid_mismatched", "test")
 loss = losses.classification_loss
-flops = encoder_flops
 
 
-def prepare(settings, workdir, config):
+def prepare(settings, workdir):
     """The rows of train and valid; a new folder is filled once all of it works.
 
     Raises:
@@ -58,12 +57,11 @@ def prepare(settings, workdir, config):
         f"{data.length:,} tokens lost their end; padding {stats['padding']:.1%}",
         flush=True,
     )
-    if jax.process_index() == 0:
-        if fresh:  # evaluate, prune and generate need nothing but the run's folder
-            for split, examples in held_out.items():
-                labelled.save_examples(workdir, split, examples)
-            labelled.save_labels(workdir, names)
-        tokenizers.write_atomically(workdir / "config.json", json.dumps(config, indent=2) + "\n")
+    if fresh and jax.process_index() == 0:
+        # evaluate, prune and generate need nothing but the run's folder
+        for split, examples in held_out.items():
+            labelled.save_examples(workdir, split, examples)
+        labelled.save_labels(workdir, names)
     return rows, held_out_rows["valid"]
 
 
@@ -286,11 +284,6 @@ def targets(batch):
     return batch["label"], batch["weight"] > 0
 
 
-def scored(model):
-    """The config of the network as evaluation computes it."""
-    return model
-
-
 def valid_rows(run: Run):
     """The rows of the validation split that a run's folder holds."""
     return _rows(run, "valid")
@@ -316,3 +309,50 @@ def _saved_splits(run) -> list[str]:
     """The splits with labels that a run's folder holds."""
     folder = run.workdir / "data"
     return [split for split in SPLITS if (folder / f"{split}.jsonl").exists()]
+
+
+def same_head(begun, settings) -> bool:
+    """Says whether two classifications share their classes: those of one data set do."""
+    theirs, ours = begun["data"], settings.data
+    own_files = ours.dataset == "tsv"  # another folder is another task
+    return theirs["dataset"] == ours.dataset and (not own_files or theirs["path"] == ours.path)
+
+
+def _rows_of_a_report(line):
+    name = f"{line['split'].replace('_', ' ')} {line['metric']}"
+    return [(name, f"**{line['score']:.2f}**, {line['examples']:,} examples")]
+
+
+TASK = Task(
+    name="classification",
+    settings=ClassificationSettings,
+    score=Score(
+        key="score",
+        label="score",
+        best=max,
+        # GLUE is compared on its dev sets: the labels of its test sets are not public.
+        split="valid",
+        depths="valid",
+        counted="examples",
+        perplexity=False,
+        # The best network is the one that is right most often, as the reference has it.
+        watched=(("accuracy", max), ("loss", min)),
+        kind=lambda line: line["metric"],
+        rows=_rows_of_a_report,
+    ),
+    loss=loss,
+    flops=encoder_flops,
+    positions=positions,
+    validation=validation,
+    prepare=prepare,
+    fingerprint=fingerprint,
+    valid_rows=valid_rows,
+    evaluate=evaluate,
+    make_quality=make_quality,
+    targets=targets,
+    outputs=outputs,
+    start_request=start_request,
+    finish_request=finish_request,
+    answer=answer,
+    same_head=same_head,
+)

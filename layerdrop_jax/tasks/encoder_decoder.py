@@ -9,7 +9,6 @@ and other sub-networks are compared.
 import dataclasses
 import functools
 import hashlib
-import json
 import re
 import time
 
@@ -33,13 +32,9 @@ from layerdrop_jax.step.flops import seq2seq_flops
 from layerdrop_jax.tasks.depths import score_depths
 
 MOST_WARNINGS = 10  # of lines that were cut
-loss = losses.seq2seq_loss
-flops = seq2seq_flops
-validation = losses.validation(loss)
-COUNTED = "tokens"
 
 
-def prepare(settings, workdir, config, *, load_pairs, prepare_rows):
+def prepare(settings, workdir, *, load_pairs, prepare_rows):
     """The packed rows of train and valid; a new folder is filled once all of it works.
 
     ``load_pairs`` and ``prepare_rows`` are those of `data.pairs`, or of another module.
@@ -69,11 +64,10 @@ def prepare(settings, workdir, config, *, load_pairs, prepare_rows):
         f"{stats['target_padding']:.1%} of target tokens",
         flush=True,
     )
-    if jax.process_index() == 0:
-        if fresh:  # evaluate, prune and generate need nothing but the run's folder
-            for split, held_out in (("valid", valid), ("test", test)):
-                save_eval_text(workdir, split, held_out, languages=_sides(settings))
-        tokenizers.write_atomically(workdir / "config.json", json.dumps(config, indent=2) + "\n")
+    if fresh and jax.process_index() == 0:
+        # evaluate, prune and generate need nothing but the run's folder
+        for split, held_out in (("valid", valid), ("test", test)):
+            save_eval_text(workdir, split, held_out, languages=_sides(settings))
     return rows, valid_rows
 
 
@@ -245,11 +239,6 @@ def targets(batch):
     return batch["target_output"], positions(batch)["decoder"]
 
 
-def scored(model):
-    """The config of the network as evaluation computes it."""
-    return model
-
-
 def valid_rows(run: Run, prepare_rows):
     """The packed rows of the validation split that a run's folder holds."""
     pairs = load_eval_text(run.workdir, "valid", languages=_sides(run.settings))
@@ -259,6 +248,20 @@ def valid_rows(run: Run, prepare_rows):
 def outputs(model, batch, keep=None, watch=None):
     """(logits [B, T, V], bool[B, T]: which of them mean something)."""
     return model(batch, keep=keep, watch=watch), positions(batch)["decoder"]
+
+
+# What these tasks have in common, as entries of a `Task`.
+SHARED = {
+    "loss": losses.seq2seq_loss,
+    "flops": seq2seq_flops,
+    "positions": positions,
+    "validation": losses.validation(losses.seq2seq_loss),
+    "fingerprint": fingerprint,
+    "targets": targets,
+    "outputs": outputs,
+    "start_request": start_request,
+    "finish_request": finish_request,
+}
 
 
 def _held_out(run, split):

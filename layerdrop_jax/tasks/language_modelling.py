@@ -22,25 +22,22 @@ from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.progress import progress
 from layerdrop_jax.runs.metrics import perplexity
 from layerdrop_jax.runs.run import Run
+from layerdrop_jax.runs.settings import LanguageModelSettings
 from layerdrop_jax.step import losses
 from layerdrop_jax.step.flops import lm_flops
 from layerdrop_jax.tasks.depths import score_depths
-from layerdrop_jax.tasks.text_runs import prepare_texts
+from layerdrop_jax.tasks.task import Score, Task
+from layerdrop_jax.tasks.text_runs import perplexity_rows, prepare_texts
 
-QUALITY, BETTER = "perplexity", min
-COUNTED = "tokens"
 loss = losses.lm_loss
-flops = lm_flops
-validation = losses.validation(loss)
 
 
-def prepare(settings, workdir, config):
+def prepare(settings, workdir):
     """The blocks of train and valid; a new folder is filled once all of it works."""
     train = {"word": tokenizers.train_word_vocabulary, "bpe": tokenizers.train_text_bpe}
     return prepare_texts(
         settings,
         workdir,
-        config,
         load=streams.load_texts,
         train_tokenizer=train[settings.data.tokenizer],
         make_blocks=streams.prepare_blocks,
@@ -301,3 +298,33 @@ def _text(run, tokens_T) -> str:
     if run.settings.decode.stop_at_eos:
         del pieces[1:]  # nothing follows the eos that ends it
     return "\n".join(tokenizers.decode(run.tokenizer, pieces))
+
+
+TASK = Task(
+    name="language_modelling",
+    settings=LanguageModelSettings,
+    score=Score(
+        key="perplexity",
+        label="perplexity",
+        best=min,
+        log=True,
+        depths="valid",
+        counted="tokens",
+        rows=perplexity_rows,
+    ),
+    loss=loss,
+    flops=lm_flops,
+    positions=positions,
+    validation=losses.validation(loss),
+    prepare=prepare,
+    fingerprint=fingerprint,
+    valid_rows=valid_rows,
+    evaluate=evaluate,
+    make_quality=make_quality,
+    targets=targets,
+    outputs=outputs,
+    start_request=start_request,
+    finish_request=finish_request,
+    answer=answer,
+    scored=scored,
+)

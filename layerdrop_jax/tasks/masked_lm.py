@@ -17,26 +17,23 @@ from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.progress import progress
 from layerdrop_jax.runs.metrics import perplexity
 from layerdrop_jax.runs.run import Run
+from layerdrop_jax.runs.settings import MaskedLMSettings
 from layerdrop_jax.step import losses, masking
 from layerdrop_jax.step.flops import encoder_flops
 from layerdrop_jax.tasks.depths import score_depths
-from layerdrop_jax.tasks.text_runs import prepare_texts
+from layerdrop_jax.tasks.task import Score, Task
+from layerdrop_jax.tasks.text_runs import perplexity_rows, prepare_texts
 
-QUALITY, BETTER = "perplexity", min
-COUNTED = "masked tokens"
 CANDIDATES = 5  # for each mask that is filled in
 SIGNATURE = "base:e|masked:15%|of them kept:10%,random:10%|seed:0"
 loss = losses.masked_lm_loss
-flops = encoder_flops
-validation = losses.validation(loss)
 
 
-def prepare(settings, workdir, config):
+def prepare(settings, workdir):
     """The rows of train and valid; a new folder is filled once all of it works."""
     return prepare_texts(
         settings,
         workdir,
-        config,
         load=pretraining.load_texts,
         train_tokenizer=tokenizers.train_byte_bpe,
         make_blocks=pretraining.prepare_blocks,
@@ -202,11 +199,6 @@ def targets(batch):
     return masked.target_BxM, masked.weight_BxM > 0
 
 
-def scored(model):
-    """The config of the network as evaluation computes it."""
-    return model
-
-
 def valid_rows(run: Run):
     """The rows of the validation split that a run's folder holds."""
     return _rows(run, "valid")
@@ -250,3 +242,32 @@ def _filled(run, ids, places, shares_MxK, words_MxK) -> str:
         of_word = zip(words, shares_K, strict=True)
         found.append([{"token": word, "probability": round(float(p), 6)} for word, p in of_word])
     return json.dumps({"text": text, "masks": found}, ensure_ascii=False)
+
+
+TASK = Task(
+    name="masked_lm",
+    settings=MaskedLMSettings,
+    score=Score(
+        key="perplexity",
+        label="perplexity",
+        best=min,
+        log=True,
+        depths="valid",
+        counted="masked tokens",
+        rows=perplexity_rows,
+    ),
+    loss=loss,
+    flops=encoder_flops,
+    positions=positions,
+    validation=losses.validation(loss),
+    prepare=prepare,
+    fingerprint=fingerprint,
+    valid_rows=valid_rows,
+    evaluate=evaluate,
+    make_quality=make_quality,
+    targets=targets,
+    outputs=outputs,
+    start_request=start_request,
+    finish_request=finish_request,
+    answer=answer,
+)

@@ -3,24 +3,17 @@
 from layerdrop_jax.data import summaries
 from layerdrop_jax.data.datasets.text import quoted_text
 from layerdrop_jax.runs.run import Run
+from layerdrop_jax.runs.settings import SummarisationSettings
 from layerdrop_jax.tasks import encoder_decoder
 from layerdrop_jax.tasks.scores.rouge import rouge
-
-QUALITY, BETTER = "rouge_l", max
-loss, flops, validation = encoder_decoder.loss, encoder_decoder.flops, encoder_decoder.validation
-COUNTED, fingerprint = encoder_decoder.COUNTED, encoder_decoder.fingerprint
-positions, targets = encoder_decoder.positions, encoder_decoder.targets
-scored, outputs = encoder_decoder.scored, encoder_decoder.outputs
-start_request = encoder_decoder.start_request
-finish_request = encoder_decoder.finish_request
+from layerdrop_jax.tasks.task import Score, Task
 
 
-def prepare(settings, workdir, config):
+def prepare(settings, workdir):
     """The packed rows of train and valid; a new folder is filled once all of it works."""
     return encoder_decoder.prepare(
         settings,
         workdir,
-        config,
         load_pairs=summaries.load_pairs,
         prepare_rows=summaries.prepare_rows,
     )
@@ -66,3 +59,29 @@ def answer(run: Run, lines, keep=None) -> list[str]:
 def valid_rows(run: Run):
     """The packed rows of the validation split that a run's folder holds."""
     return encoder_decoder.valid_rows(run, summaries.prepare_rows)
+
+
+TASK = Task(
+    name="summarisation",
+    settings=SummarisationSettings,
+    score=Score(
+        key="rouge_l",
+        label="ROUGE-L",
+        best=max,
+        counted="target tokens",
+        layers="decoder layers kept",
+        speed="Decoding",
+        unit="words",
+        apart="signature",
+        kind=lambda line: "ROUGE",
+        rows=lambda line: [
+            (f"test ROUGE-{name}", f"**{line[f'rouge_{name.lower()}']:.2f}**") for name in "12L"
+        ],
+    ),
+    prepare=prepare,
+    valid_rows=valid_rows,
+    evaluate=evaluate,
+    make_quality=make_quality,
+    answer=answer,
+    **encoder_decoder.SHARED,
+)

@@ -8,13 +8,12 @@ from layerdrop_jax.data import streams, tokenizers
 from layerdrop_jax.runs.folder import is_fresh, make_tokenizer
 
 
-def prepare_texts(settings, workdir, config, *, load, train_tokenizer, make_blocks, source_record):
+def prepare_texts(settings, workdir, *, load, train_tokenizer, make_blocks, source_record):
     """The blocks of train and valid; a new folder is filled once all of it works.
 
     Args:
       settings: of the run.
       workdir: its folder.
-      config: what the folder's config.json holds.
       load: ``load(data, split)`` gives the texts of a split.
       train_tokenizer: ``train_tokenizer(texts, vocab_size, path)`` writes one.
       make_blocks: ``make_blocks(data, tokenizer, texts)`` gives rows.
@@ -33,11 +32,16 @@ def prepare_texts(settings, workdir, config, *, load, train_tokenizer, make_bloc
         f"{data.length:,}; {stats['unknown']:.2%} unknown",
         flush=True,
     )
-    if jax.process_index() == 0:
-        if fresh:  # evaluate, prune and generate need nothing but the run's folder
-            for split, held_out in (("valid", valid), ("test", test)):
-                streams.save_texts(workdir, split, held_out)
-            record = json.dumps(source_record(data), indent=2) + "\n"
-            tokenizers.write_atomically(workdir / "data" / "source.json", record)
-        tokenizers.write_atomically(workdir / "config.json", json.dumps(config, indent=2) + "\n")
+    if fresh and jax.process_index() == 0:
+        # evaluate, prune and generate need nothing but the run's folder
+        for split, held_out in (("valid", valid), ("test", test)):
+            streams.save_texts(workdir, split, held_out)
+        record = json.dumps(source_record(data), indent=2) + "\n"
+        tokenizers.write_atomically(workdir / "data" / "source.json", record)
     return rows, valid_rows
+
+
+def perplexity_rows(line) -> list[tuple[str, str]]:
+    """Says the perplexity of a split in a row of a report."""
+    tokens = f"{line['nats']:.4f} nats a token, {line['tokens']:,.0f} tokens"
+    return [(f"{line['split']} perplexity", f"**{line['perplexity']:,.2f}**, {tokens}")]

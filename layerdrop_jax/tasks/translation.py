@@ -2,24 +2,27 @@
 
 from layerdrop_jax.data.pairs import load_pairs, prepare_rows
 from layerdrop_jax.runs.run import Run
+from layerdrop_jax.runs.settings import TranslationSettings
 from layerdrop_jax.tasks import encoder_decoder
 from layerdrop_jax.tasks.scores.bleu import bleu_scores
-
-QUALITY, BETTER = "bleu", max
-loss, flops, validation = encoder_decoder.loss, encoder_decoder.flops, encoder_decoder.validation
-COUNTED, fingerprint = encoder_decoder.COUNTED, encoder_decoder.fingerprint
-positions, targets = encoder_decoder.positions, encoder_decoder.targets
-scored, outputs = encoder_decoder.scored, encoder_decoder.outputs
-start_request = encoder_decoder.start_request
-finish_request = encoder_decoder.finish_request
+from layerdrop_jax.tasks.task import Score, Task
 
 
-def prepare(settings, workdir, config):
+def kind_of_bleu(line) -> str:
+    """Names the kind of BLEU that a line has, by its signature."""
+    signature = line.get("signature")
+    if not signature:
+        return "unsigned"
+    if not signature.startswith("tokenized"):
+        return "sacreBLEU"
+    return "tokenized, compounds split" if "compounds:split" in signature else "tokenized"
+
+
+def prepare(settings, workdir):
     """The packed rows of train and valid; a new folder is filled once all of it works."""
     return encoder_decoder.prepare(
         settings,
         workdir,
-        config,
         load_pairs=load_pairs,
         prepare_rows=prepare_rows,
     )
@@ -66,3 +69,27 @@ def answer(run: Run, lines, keep=None) -> list[str]:
 def valid_rows(run: Run):
     """The packed rows of the validation split that a run's folder holds."""
     return encoder_decoder.valid_rows(run, prepare_rows)
+
+
+TASK = Task(
+    name="translation",
+    settings=TranslationSettings,
+    score=Score(
+        key="bleu",
+        label="BLEU",
+        best=max,
+        counted="target tokens",
+        layers="decoder layers kept",
+        speed="Decoding",
+        unit="words",
+        apart="signature",
+        kind=kind_of_bleu,
+        rows=lambda line: [(f"test BLEU ({kind_of_bleu(line)})", f"**{line['bleu']:.2f}**")],
+    ),
+    prepare=prepare,
+    valid_rows=valid_rows,
+    evaluate=evaluate,
+    make_quality=make_quality,
+    answer=answer,
+    **encoder_decoder.SHARED,
+)

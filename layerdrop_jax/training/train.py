@@ -1,6 +1,7 @@
 """Training, from a config and a folder to checkpoints and a report; a run resumes by itself."""
 
 import functools
+import json
 import math
 import os
 import pathlib
@@ -13,7 +14,7 @@ from absl import logging
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from layerdrop_jax.data import pipeline
+from layerdrop_jax.data import pipeline, tokenizers
 from layerdrop_jax.models.params import count_params, make_params, model_graph
 from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.runs.checkpoints import Checkpoints, saved_steps
@@ -25,7 +26,7 @@ from layerdrop_jax.step.losses import Teacher
 from layerdrop_jax.step.optimizers import make_optimizer
 from layerdrop_jax.step.train_step import make_state
 from layerdrop_jax.step.train_step import train_step as pure_train_step
-from layerdrop_jax.tasks import task as tasks
+from layerdrop_jax.tasks.task import task_of
 from layerdrop_jax.training import origin
 from layerdrop_jax.training.hardware import hardware, peak_flops
 from layerdrop_jax.training.progress_line import Progress, Window
@@ -59,7 +60,7 @@ def train(config, workdir, *, command: str) -> None:
 
 
 def _train(settings, config, workdir, command):
-    task = tasks.of(settings)
+    task = task_of(settings)
     mesh = sharding.make_mesh()
     sharding.check_rows(settings.data.batch_rows, mesh)
     if mesh.size > 1 and settings.model.drop_path and settings.model.drop_path_rows == "kept":
@@ -80,7 +81,9 @@ def _train(settings, config, workdir, command):
         origin.check_same(beginning, workdir)
 
     # Data
-    rows, valid_rows = task.prepare(settings, workdir, config)
+    rows, valid_rows = task.prepare(settings, workdir)
+    if jax.process_index() == 0:  # the last thing that a start writes: now the folder is a run's
+        tokenizers.write_atomically(workdir / "config.json", json.dumps(config, indent=2) + "\n")
     fingerprint = task.fingerprint(rows)
     batches = pipeline.train_iterator(
         settings.data,
@@ -158,7 +161,7 @@ def _train(settings, config, workdir, command):
     peak = mesh.size * peak_flops(settings.model.dtype)
     window = Window()
     stopping = False
-    counted = "words" if task.COUNTED == "tokens" else task.COUNTED
+    counted = task.score.counted.split()[-1]
     with _signals() as stop, Progress(last, start=step, counted=counted) as progress:
         metrics = None
         while step < last and not stopping:
@@ -187,8 +190,8 @@ def _train(settings, config, workdir, command):
             if validate:
                 with progress.paused(), window.paused():
                     valid = _validate(valid_step, state["params"], settings, valid_rows, mesh)
-                # The best network is the one that is right most often, as the reference has it.
-                valid_loss = -valid["accuracy"] if "accuracy" in valid else valid["loss"]
+                watched, best = task.score.watch(valid)
+                valid_loss = valid[watched] if best is min else -valid[watched]
                 valid |= _with_perplexity(task, valid["loss"])
                 writer.write("valid", step, valid)
                 shown = ", ".join(f"{name} {value:.4f}" for name, value in valid.items())
@@ -216,7 +219,7 @@ def _teach(settings, beginning):
     """What makes a teacher of its parameters, for the train step; None where there is none."""
     if not settings.init.distill:
         return None
-    graph = model_graph(tasks.of(settings).scored(beginning.run.settings.model))
+    graph = model_graph(task_of(settings).scored(beginning.run.settings.model))
 
     def teach(params):
         return Teacher(nnx.merge(graph, params), settings.init.distill, settings.init.temperature)
@@ -256,8 +259,8 @@ def _validate(valid_step, params, settings, rows, mesh) -> dict:
 
 
 def _with_perplexity(task, nats) -> dict:
-    """Of tokens it is worth saying; of examples it is not."""
-    return {} if task.COUNTED == "examples" else {"perplexity": perplexity(nats)}
+    """Adds the perplexity where the task has one."""
+    return {"perplexity": perplexity(nats)} if task.score.perplexity else {}
 
 
 def _check_finite(metrics, step, checkpoints):

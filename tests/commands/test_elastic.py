@@ -14,7 +14,7 @@ from layerdrop_jax.models.cut import masks
 from layerdrop_jax.models.params import count_params
 from layerdrop_jax.runs.metrics import read_metrics
 from layerdrop_jax.runs.run import load_run
-from layerdrop_jax.tasks import task as tasks
+from layerdrop_jax.tasks.task import task_of
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -100,7 +100,7 @@ def test_evaluation_with_chosen_layers_is_that_of_the_pruned_folder(case):
 @pytest.mark.parametrize("name", list(CUTS))
 def test_no_choice_of_layers_compiles_anything_again(whole, name):
     run = load_run(whole / name)
-    quality = tasks.of(run.settings).make_quality(run)
+    quality = task_of(run.settings).make_quality(run)
     choices = [masks(run.settings.model, {"decoder": layers}) for layers in ((1, 3), (), (2,))]
     with compilations() as events:
         first = quality("valid", choices[0])

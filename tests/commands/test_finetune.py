@@ -18,7 +18,7 @@ from layerdrop_jax.runs.checkpoints import write_params
 from layerdrop_jax.runs.folder import read_config
 from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.step.losses import divergence
-from layerdrop_jax.tasks import task as tasks
+from layerdrop_jax.tasks.task import task_of
 from layerdrop_jax.training import origin
 from layerdrop_jax.training import train as train_lib
 from layerdrop_jax.training.train import train
@@ -146,7 +146,7 @@ def test_moments_anew_are_those_of_an_optimizer_that_was_never_used(twice):
 def apart(folder, teacher, temperature=2.0):
     """The mean divergence of a run's network from another's on the validation split."""
     runs = [load_run(folder), teacher]
-    graphs = [model_graph(tasks.of(r.settings).scored(r.settings.model)) for r in runs]
+    graphs = [model_graph(task_of(r.settings).scored(r.settings.model)) for r in runs]
 
     @jax.jit
     def total(params, batch):
@@ -156,7 +156,7 @@ def apart(folder, teacher, temperature=2.0):
         )
         return jax.numpy.sum(divergence(ours, theirs, temperature) * (batch["weight"] > 0))
 
-    rows = tasks.of(teacher.settings).valid_rows(teacher)
+    rows = task_of(teacher.settings).valid_rows(teacher)
     batches = list(pipeline.eval_batches(teacher.settings.data, rows))
     tokens = sum(int((batch["weight"] > 0).sum()) for batch in batches)
     return float(sum(total([r.params for r in runs], batch) for batch in batches)) / tokens

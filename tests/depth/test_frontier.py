@@ -229,15 +229,15 @@ def test_one_depth_that_is_a_cut_is_no_whole_network(lm_run):
 
 def test_the_choice_is_the_best_within_the_budgets():
     depths = depths_of(1.0, 0.9, 0.8, 0.7)  # 8 to 5 ms, 100 to 97 parameters
-    assert frontier.choose(depths, language_modelling, None, None) is None
-    assert frontier.choose(depths, language_modelling, 9.0, None) == 0
-    assert frontier.choose(depths, language_modelling, 7.0, None) == 1
-    assert frontier.choose(depths, language_modelling, 7.5, 98) == 2
-    assert frontier.choose(depths, language_modelling, 5.5, 100) == 3
+    assert frontier.choose(depths, language_modelling.TASK.score, None, None) is None
+    assert frontier.choose(depths, language_modelling.TASK.score, 9.0, None) == 0
+    assert frontier.choose(depths, language_modelling.TASK.score, 7.0, None) == 1
+    assert frontier.choose(depths, language_modelling.TASK.score, 7.5, 98) == 2
+    assert frontier.choose(depths, language_modelling.TASK.score, 5.5, 100) == 3
     for depth in depths:
         depth["bleu"] = depth["perplexity"]
-    assert frontier.choose(depths, translation, 7.5, 98) == 3  # more is better
-    assert frontier.choose(depths, language_modelling, 4.5, 99) is None
+    assert frontier.choose(depths, translation.TASK.score, 7.5, 98) == 3  # more is better
+    assert frontier.choose(depths, language_modelling.TASK.score, 4.5, 99) is None
     message = (
         "no depth keeps --budget_ms=4.5 and --budget_params=99: the fastest takes 5 ms a "
         "request, the smallest has 97 parameters"

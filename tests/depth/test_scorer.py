@@ -13,7 +13,7 @@ from layerdrop_jax.depth.prune import cut
 from layerdrop_jax.depth.scorer import SCORES, Scorer, floor_nats
 from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.runs.run import load_run
-from layerdrop_jax.tasks import task as tasks
+from layerdrop_jax.tasks.task import task_of
 from tests import tiny_run
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -75,7 +75,7 @@ def plain_nats(run, layers, sample):
     whole = {s: tuple(range(run.settings.model.depth(s))) for s in run.settings.model.stacks}
     config, params = cut(run, whole | layers)
     model = type(run.settings.model)(**config["model"])
-    task = tasks.of(run.settings)
+    task = task_of(run.settings)
     graph = model_graph(model)
 
     @jax.jit
@@ -94,7 +94,7 @@ def plain_nats(run, layers, sample):
 
 
 def sample_of(run):
-    rows = len(tasks.of(run.settings).valid_rows(run))
+    rows = len(task_of(run.settings).valid_rows(run))
     order = np.random.default_rng(run.settings.prune.seed).permutation(rows)
     return sorted(order[: run.settings.prune.sample_rows].tolist())
 
@@ -102,7 +102,7 @@ def sample_of(run):
 def test_a_score_is_the_loss_of_the_pruned_network_on_the_sample(folder, scorer, scores):
     run = load_run(folder)
     sample = sample_of(run)
-    assert scorer.rows == len(sample) == 5 < len(tasks.of(run.settings).valid_rows(run))
+    assert scorer.rows == len(sample) == 5 < len(task_of(run.settings).valid_rows(run))
     assert len(set(scores)) == len(SUBSETS)
     for layers, score in list(zip(SUBSETS, scores, strict=True))[1:3]:
         assert score == pytest.approx(plain_nats(run, layers, sample), rel=1e-5)
@@ -110,7 +110,7 @@ def test_a_score_is_the_loss_of_the_pruned_network_on_the_sample(folder, scorer,
 
 def test_a_score_of_a_language_model(lm_run, tmp_path):
     run = load_run(shutil.copytree(lm_run, tmp_path / "run"), ["prune.sample_rows=1"])
-    assert len(tasks.of(run.settings).valid_rows(run)) > 1
+    assert len(task_of(run.settings).valid_rows(run)) > 1
     scorer = Scorer(run)
     assert scorer.rows == 1
     assert scorer({"decoder": (0, 3)}) == pytest.approx(
@@ -198,7 +198,7 @@ def test_a_sub_network_that_overflows_is_the_worst_of_all(folder, tmp_path, capl
 def test_the_floor_is_the_entropy_of_the_tokens(lm_run):
     run = load_run(lm_run)
     counts = {}
-    for batch in pipeline.eval_batches(run.settings.data, tasks.of(run.settings).valid_rows(run)):
+    for batch in pipeline.eval_batches(run.settings.data, task_of(run.settings).valid_rows(run)):
         for token in batch["target"][batch["weight"] > 0].tolist():
             counts[token] = counts.get(token, 0) + 1
     share = np.array(list(counts.values())) / sum(counts.values())

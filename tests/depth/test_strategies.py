@@ -16,7 +16,7 @@ from layerdrop_jax.depth.scorer import Scorer
 from layerdrop_jax.models.params import abstract_params, model_graph
 from layerdrop_jax.runs.checkpoints import restore_params, write_params
 from layerdrop_jax.runs.run import load_run
-from layerdrop_jax.tasks import task as tasks
+from layerdrop_jax.tasks.task import task_of
 from tests.compiling import fast_jit
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -220,7 +220,7 @@ def test_block_influence_is_one_minus_the_cosine_layer_by_layer(planted):
     """The states between layers are those of networks cut behind each layer, without final norm."""
     run, batches = planted
     found, model = importance.block_influence(run, batches), run.settings.model
-    task = tasks.of(run.settings)
+    task = task_of(run.settings)
     graph = model_graph(task.scored(model))
     for stack in model.stacks:
 
@@ -261,7 +261,7 @@ def states_behind(network, stack, depth, batch):
 def test_gradient_importance_is_the_slope_of_the_loss_by_the_scale(planted):
     """Central differences of each row's mean -log p, absolute, then their mean."""
     run, batches = planted
-    model, task = run.settings.model, tasks.of(run.settings)
+    model, task = run.settings.model, task_of(run.settings)
     graph = model_graph(task.scored(model))
     step = 0.003  # a longer one runs over kinks of the ReLUs
 

@@ -39,7 +39,12 @@ def record(depths, key="perplexity", **changes):
         "steps": [3000],
         "command": "python launch.py --workdir=RUN --mode=frontier",
         "device": "cpu, 2 cores",
-        "quality": {"key": key, "split": "valid"},
+        "quality": {
+            "key": key,
+            "name": {"bleu": "valid BLEU"}.get(key, f"valid {key}"),
+            "better": "lower" if key == "perplexity" else "higher",
+            "log": key == "perplexity",
+        },
         "sample": {"rows": 61, "tokens": 8123},
         "floor_nats": 6.4,
         "threshold": 0.9,

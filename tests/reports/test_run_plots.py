@@ -9,6 +9,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from layerdrop_jax.reports import run_plots
+from layerdrop_jax.tasks import language_modelling, translation
+
+BLEU, PERPLEXITY = translation.TASK.score, language_modelling.TASK.score
 
 
 def depth(layers, bleu, step=7, **more):
@@ -74,21 +77,14 @@ def test_depth_sets_keep_the_last_measurement_of_each_set():
     other = [depth([0, 3], 6.0), depth([1], 7.0)]
     found = [
         (layers, [r["bleu"] for r in rows])
-        for layers, rows in run_plots.depth_sets([records, other]).items()
+        for layers, rows in run_plots.depth_sets([records, other], "bleu").items()
     ]
     assert found == [((1,), [7.0]), ((2,), [4.0]), ((0, 3), [5.0, 6.0]), ((0, 1, 2), [1.0])]
 
 
-def test_runs_of_two_tasks_are_not_compared(tmp_path):
-    assert run_plots.depth_measure([training([2]), []]) is None
-    runs = {"a": [full([1.0, 2.0])], "b": [perplexities([9.0, 8.0])]}
-    with pytest.raises(ValueError, match="some runs are scored by BLEU and others by valid perpl"):
-        run_plots.plot_depth(runs, tmp_path / "x.png")
-
-
 def test_depth_picture_of_one_run(tmp_path, drawn):
     records = [*full([11.0, 20.0, 25.0]), depth([1, 2], 17.0), depth([0, 2], 23.0)]
-    assert run_plots.plot_depth({"run": [records]}, tmp_path / "x.png")
+    assert run_plots.plot_depth({"run": [records]}, BLEU, tmp_path / "x.png")
     bleu, speed, size = drawn[0].axes
     assert curves(bleu) == [[[1, 11.0], [2, 23.0], [3, 25.0]]]  # through the best of each depth
     assert curves(speed) == [[[1, 600.0], [3, 200.0]]]
@@ -98,7 +94,7 @@ def test_depth_picture_of_one_run(tmp_path, drawn):
 
 def test_depth_picture_of_two_runs(tmp_path, drawn):
     runs = {"with": [full([11.0, 20.0, 25.0])], "without": [full([0.1, 20.0, 26.0])]}
-    assert run_plots.plot_depth(runs, tmp_path / "x.png")
+    assert run_plots.plot_depth(runs, BLEU, tmp_path / "x.png")
     bleu, _, size = drawn[0].axes
     assert len(curves(bleu)) == 2
     assert len(curves(size)) == 1  # the same for both: one line that belongs to neither
@@ -123,7 +119,7 @@ def assert_numbers_are_readable(axis, count):
 def test_perplexity_goes_through_the_lowest_on_a_logarithmic_axis(tmp_path, drawn):
     records = perplexities([40123.0, 900.0, 20.0])
     records += perplexities([41000.0, 700.0], layers=lambda n: list(range(1, n + 1)))
-    assert run_plots.plot_depth({"run": [records]}, tmp_path / "x.png")
+    assert run_plots.plot_depth({"run": [records]}, PERPLEXITY, tmp_path / "x.png")
     perplexity, speed, _ = drawn[0].axes
     assert curves(perplexity) == [[[1, 40123.0], [2, 700.0], [3, 20.0]]]
     assert perplexity.get_title(loc="left") == "Valid perplexity"
@@ -140,23 +136,25 @@ def test_numbers_of_sixteen_depths_are_readable(tmp_path, drawn):
         "a": [perplexities([30000 / 1.7**n + 20 for n in range(16)])],
         "b": [perplexities([900 / 1.4**n + 18 for n in range(16)])],
     }
-    assert run_plots.plot_depth(runs, tmp_path / "x.png")
+    assert run_plots.plot_depth(runs, PERPLEXITY, tmp_path / "x.png")
     assert_numbers_are_readable(drawn[0].axes[0], 32)
     runs["a"][0] += perplexities([30.0] * 17)
-    assert run_plots.plot_depth(runs, tmp_path / "x.png")
+    assert run_plots.plot_depth(runs, PERPLEXITY, tmp_path / "x.png")
     assert not drawn[1].axes[0].texts  # too many to be read
 
 
 def test_numbers_of_a_panel_that_is_a_column_wide(tmp_path, drawn):
     for count, written in ((8, 8), (9, 0)):
         run = [depth(list(range(n)), 40.0 - 30 / n, parameters=n) for n in range(1, count + 1)]
-        assert run_plots.plot_depth({"run": [run]}, tmp_path / "x.png")
+        assert run_plots.plot_depth({"run": [run]}, BLEU, tmp_path / "x.png")
         assert len(drawn[-1].axes) == 2
         assert_numbers_are_readable(drawn[-1].axes[0], written)
 
 
 def test_close_perplexities_have_an_axis_with_numbers(tmp_path, drawn):
-    assert run_plots.plot_depth({"run": [perplexities([37.0, 31.0, 29.0])]}, tmp_path / "x.png")
+    assert run_plots.plot_depth(
+        {"run": [perplexities([37.0, 31.0, 29.0])]}, PERPLEXITY, tmp_path / "x.png"
+    )
     axis = drawn[0].axes[0]
     low, high = axis.get_ylim()
     assert sum(low <= tick <= high for tick in axis.get_yticks()) >= 3
@@ -172,7 +170,7 @@ def test_seeds_are_one_curve_with_error_bars(tmp_path, drawn):
         "b": [perplexities([60.0, 19.0])],
     }
     runs["a"][0] += perplexities([1.0], layers=lambda n: [5])  # not measured with the other seed
-    assert run_plots.plot_depth(runs, tmp_path / "x.png")
+    assert run_plots.plot_depth(runs, PERPLEXITY, tmp_path / "x.png")
     axis = drawn[0].axes[0]
     assert curves(axis) == [[[1, 37.0], [2, 22.0]], [[1, 60.0], [2, 19.0]]]
     (bars,) = axis.collections
@@ -185,7 +183,7 @@ def test_seeds_are_one_curve_with_error_bars(tmp_path, drawn):
 
 def test_a_run_without_speed_beside_one_with(tmp_path, drawn):
     records = [depth([0], 3.0), depth([0, 1], 4.0)]
-    assert run_plots.plot_depth({"a": [records], "b": [full([1.0, 2.0])]}, tmp_path / "x.png")
+    assert run_plots.plot_depth({"a": [records], "b": [full([1.0, 2.0])]}, BLEU, tmp_path / "x.png")
     bleu, speed, _ = drawn[0].axes
     assert curves(speed) == [[], [[1, 600.0], [2, 300.0]]]
     assert speed.lines[1].get_color() == bleu.lines[1].get_color()
@@ -195,12 +193,12 @@ def test_a_run_without_speed_beside_one_with(tmp_path, drawn):
     "records", [[], [depth([0], 3.0)], [depth([0], None), depth([0, 1], None)]]
 )
 def test_no_depth_picture_without_two_depths(tmp_path, records):
-    assert not run_plots.plot_depth({"run": [records]}, tmp_path / "x.png")
+    assert not run_plots.plot_depth({"run": [records]}, BLEU, tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()
 
 
 def test_learning_curves(tmp_path, drawn):
-    assert run_plots.plot_learning_curves({"run": [training([2, 5, 11])]}, tmp_path / "x.png")
+    assert run_plots.plot_learning_curves({"run": [training([2, 5, 11])]}, BLEU, tmp_path / "x.png")
     loss, perplexity = drawn[0].axes
     train, valid = curves(loss)
     np.testing.assert_allclose(valid, [[2, 2.5], [5, 1.6], [11, 1 + 3 / 11]])
@@ -213,13 +211,13 @@ def test_learning_curves(tmp_path, drawn):
 
 def test_learning_curves_of_many_runs_leave_training_out(tmp_path, drawn):
     runs = {name: [training([2, 5], offset)] for offset, name in enumerate("abc")}
-    assert run_plots.plot_learning_curves(runs, tmp_path / "x.png")
+    assert run_plots.plot_learning_curves(runs, BLEU, tmp_path / "x.png")
     assert len(curves(drawn[0].axes[0])) == 3
 
 
 def test_learning_curves_of_seeds_are_their_mean_where_all_have_a_point(tmp_path, drawn):
     group = [training([2, 5, 11]), training([5, 11, 13], offset=0.5), []]
-    assert run_plots.plot_learning_curves({"run": group}, tmp_path / "x.png")
+    assert run_plots.plot_learning_curves({"run": group}, BLEU, tmp_path / "x.png")
     axis = drawn[0].axes[0]
     np.testing.assert_allclose(curves(axis)[1], [[5, 1.85], [11, 1.25 + 3 / 11]])
     assert len(axis.collections) == 2
@@ -232,7 +230,7 @@ def test_learning_curves_differ_in_grey_and_nothing_is_cut_off(tmp_path, drawn):
     for count in (2, 6):
         runs = {n: [training(range(2, 9), i / 20), training(range(2, 9), i / 10)]
                 for i, n in enumerate(names[:count])}  # fmt: skip
-        assert run_plots.plot_learning_curves(runs, tmp_path / "x.png")
+        assert run_plots.plot_learning_curves(runs, BLEU, tmp_path / "x.png")
         figure = drawn[-1]  # as it was laid out for the file
         figure.set_dpi(run_plots.STYLE["savefig.dpi"])
         for axis in figure.axes:
@@ -255,10 +253,10 @@ def test_learning_curves_differ_in_grey_and_nothing_is_cut_off(tmp_path, drawn):
     ],
 )
 def test_no_learning_curves_without_numbers(tmp_path, records):
-    assert not run_plots.plot_learning_curves({"run": [records]}, tmp_path / "x.png")
+    assert not run_plots.plot_learning_curves({"run": [records]}, BLEU, tmp_path / "x.png")
 
 
 def test_diverged_and_single_values_do_not_crash(tmp_path):
     records = [*full([0.0, 0.0]), {"kind": "valid", "step": 1, "loss": 4.0, "perplexity": 54.0}]
-    assert run_plots.plot_depth({"run": [records]}, tmp_path / "x.png")
-    assert run_plots.plot_learning_curves({"run": [records]}, tmp_path / "y.png")
+    assert run_plots.plot_depth({"run": [records]}, BLEU, tmp_path / "x.png")
+    assert run_plots.plot_learning_curves({"run": [records]}, BLEU, tmp_path / "y.png")

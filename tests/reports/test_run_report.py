@@ -8,6 +8,7 @@ import pytest
 from layerdrop_jax.reports import run_report
 
 CONFIG = {
+    "task": "translation",
     "seed": 3,
     "data": {"dataset": "cldr", "source": "en", "target": "de", "source_length": 131},
     "model": {"encoder_layers": 5, "decoder_layers": 3},
@@ -68,9 +69,9 @@ def lm_lines(scale=1.0):
     ]
 
 
-def make_run(folder, *records, seed=3):
+def make_run(folder, *records, seed=3, task="translation"):
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(CONFIG | {"seed": seed}))
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"seed": seed, "task": task}))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     return folder
 
@@ -95,7 +96,13 @@ def test_report_of_summaries(tmp_path):
         | scores
         for n in (1, 2)
     ]
-    run = make_run(tmp_path / "run", START, {"kind": "test", "step": 10} | scores, *depths)
+    run = make_run(
+        tmp_path / "run",
+        START,
+        {"kind": "test", "step": 10} | scores,
+        *depths,
+        task="summarisation",
+    )
     text = run_report.write_report(run).read_text()
     rows = rows_of(text)
     for name, value in (("ROUGE-1", 30.5), ("ROUGE-2", 10.25), ("ROUGE-L", 25.125)):
@@ -162,7 +169,10 @@ def test_comparison(tmp_path):
     assert path == out / "comparison.md"
     text = path.read_text()
     rows = rows_of(text)
-    assert rows[0][3:] == ["LayerDrop: BLEU", "none: BLEU", "LayerDrop: words/s", "none: words/s"]
+    assert rows[0][3:] == [
+        *("LayerDrop: test BLEU", "none: test BLEU"),
+        *("LayerDrop: words/s", "none: words/s"),
+    ]
     assert ["1", "0", "1,000,003", "7.12", "", "1,200", ""] in rows
     assert ["3", "0 1 2", "3,000,009", "21.38", "19.38", "400", "400"] in rows
     assert ["test BLEU (sacreBLEU)", "**21.12**, mean of 2 checkpoints", ""] in rows
@@ -171,7 +181,7 @@ def test_comparison(tmp_path):
 
 
 def test_report_of_a_language_model(tmp_path):
-    run = make_run(tmp_path / "run", *lm_lines())
+    run = make_run(tmp_path / "run", *lm_lines(), task="language_modelling")
     path = run_report.write_report(run)
     text = path.read_text()
     rows = rows_of(text)
@@ -212,6 +222,7 @@ def test_report_of_a_classifier(tmp_path):
             for layers in ([0], [0, 1, 2])
         ),
         subset | {"encoder_strategy": "explicit:1", "valid_score": 33.5, "valid_matthews": 33.5},
+        task="classification",
     )
     path = run_report.write_report(run)
     text, rows = path.read_text(), rows_of(path.read_text())
@@ -230,7 +241,7 @@ def test_report_of_a_classifier(tmp_path):
 
 def test_comparison_of_seeds(tmp_path):
     runs = [
-        make_run(tmp_path / f"run{n}", *lm_lines(scale), seed=seed)
+        make_run(tmp_path / f"run{n}", *lm_lines(scale), seed=seed, task="language_modelling")
         for n, (scale, seed) in enumerate([(1.0, 1), (1.5, 2), (2.0, 1)])
     ]
     path = run_report.compare_runs({"a": runs[:2], "b": runs[2:]}, tmp_path / "out")
@@ -264,9 +275,9 @@ def test_seeds_must_tell_the_runs_of_a_group_apart(tmp_path, runs):
 
 def test_runs_of_two_tasks_are_not_compared(tmp_path):
     groups = {
-        "a": [make_run(tmp_path / "a", *lm_lines())],
+        "a": [make_run(tmp_path / "a", *lm_lines(), task="language_modelling")],
         "b": [make_run(tmp_path / "b", *depth_lines())],
     }
-    with pytest.raises(ValueError, match="compare runs of one task"):
+    with pytest.raises(ValueError, match="language_modelling, translation"):
         run_report.compare_runs(groups, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -50,7 +50,7 @@ def compiled(**drop):
         train_step,
         graph=model_graph(settings().model),
         loss=language_modelling.loss,
-        flops=language_modelling.flops,
+        flops=language_modelling.TASK.flops,
         positions=language_modelling.positions,
         optimizer=optimizer(),
         rates=settings(**drop).drop.rates(settings().model),

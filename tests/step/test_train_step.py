@@ -19,7 +19,7 @@ from layerdrop_jax.step.flops import executed_flops, nominal_flops, seq2seq_flop
 from layerdrop_jax.step.losses import seq2seq_loss
 from layerdrop_jax.step.optimizers import make_optimizer
 from layerdrop_jax.step.train_step import make_state, train_step
-from layerdrop_jax.tasks import translation
+from layerdrop_jax.tasks import encoder_decoder
 from tests import tiny_run
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -57,7 +57,7 @@ def compiled(*, dropout=0.0, dropped_layers="momentum", weight_decay=0.0, **drop
         graph=model_graph(settings(dropout).model),
         loss=seq2seq_loss,
         flops=seq2seq_flops,
-        positions=translation.positions,
+        positions=encoder_decoder.positions,
         optimizer=optimizer,
         drop=dataclasses.replace(settings().drop, **drop),
         clip_norm=0.0 if dropout else CLIP,
@@ -401,7 +401,7 @@ def test_flops_of_a_drop_path_that_computes_some_rows():
         graph=model_graph(model),
         loss=seq2seq_loss,
         flops=seq2seq_flops,
-        positions=translation.positions,
+        positions=encoder_decoder.positions,
         optimizer=RECORDER,
         rates=NONE_DROPPED,
         drop=settings().drop,

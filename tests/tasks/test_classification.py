@@ -17,10 +17,11 @@ from layerdrop_jax.depth.prune import prune
 from layerdrop_jax.models.params import count_params, make_params, model_graph
 from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.runs.checkpoints import write_params
-from layerdrop_jax.runs.folder import keeps_head, read_config
+from layerdrop_jax.runs.folder import read_config
 from layerdrop_jax.runs.metrics import read_metrics
 from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.tasks import classification
+from layerdrop_jax.tasks.task import keeps_head
 from layerdrop_jax.training import origin
 from layerdrop_jax.training import train as train_lib
 from layerdrop_jax.training.train import Interrupted, train

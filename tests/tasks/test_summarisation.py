@@ -13,8 +13,8 @@ from layerdrop_jax.runs import settings
 from layerdrop_jax.runs.metrics import read_metrics
 from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.tasks import encoder_decoder, summarisation
-from layerdrop_jax.tasks import task as tasks
 from layerdrop_jax.tasks.scores.rouge import rouge
+from layerdrop_jax.tasks.task import task_of
 from layerdrop_jax.training.train import train
 from tests import tiny_run
 from tests.test_configs import recorded_reads, unread
@@ -119,11 +119,11 @@ def test_what_is_cut_is_named_a_few_times(caplog):
 
 def test_quality_is_that_of_the_task(run):
     loaded = load_run(run)
-    assert tasks.of(loaded.settings) is summarisation
+    assert task_of(loaded.settings) is summarisation.TASK
     found = summarisation.make_quality(loaded)("test")
     (test,) = of_kind(run, "test")
     assert found == {name: test[name] for name in ("rouge_1", "rouge_2", "rouge_l")}
-    assert found[summarisation.QUALITY] == test["rouge_l"]
+    assert found[summarisation.TASK.score.key] == test["rouge_l"]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.step import sharding
 from layerdrop_jax.step.optimizers import make_optimizer
 from layerdrop_jax.step.train_step import make_state, train_step
-from layerdrop_jax.tasks import task as tasks
+from layerdrop_jax.tasks.task import task_of
 from tests import tiny_run
 
 STEPS, A, B, S, T, V = 3, 2, 8, 29, 31, 336
@@ -125,9 +125,9 @@ def runs(config, batch, layers, layouts):
     step = functools.partial(
         train_step,
         graph=model_graph(settings.model),
-        loss=tasks.of(settings).loss,
-        flops=tasks.of(settings).flops,
-        positions=tasks.of(settings).positions,
+        loss=task_of(settings).loss,
+        flops=task_of(settings).flops,
+        positions=task_of(settings).positions,
         optimizer=optimizer,
         drop=settings.drop,
         seed=1,
