@@ -103,7 +103,7 @@ class Seq2Seq(nnx.Module):
         """Computes what the output layer reads, [B, T, D], for a batch of packed rows.
 
         Args:
-          batch: the arrays of a batch, see `layerdrop_jax.data.pipeline`.
+          batch: the arrays of a batch, see `layerdrop_jax.data.packing`.
           keep: ``{"encoder": bool[N], "decoder": bool[N]}``; a stack that is absent runs whole.
           groups: for each stack what is dropped inside its layers, see `EncoderLayer`; a stack
             that is absent drops nothing there.
