@@ -650,14 +650,61 @@ def test_python_scalars_and_empty_trees(mode):
     np.testing.assert_array_equal(ys, [0.5, 0, 0.5])
     count, ys = skip_scan(lambda n, _: (n + 1, None), 0, None, keep, mode=mode)
     assert (count, ys) == (2, None)
-    # As strongly typed as an array would be: a weak 0.5 would become bfloat16 on its way.
+    # As in lax.scan, a Python scalar takes the type that the step makes of it.
     total, _ = skip_scan(
         lambda n, x: (n + x, None), 0.5, jnp.full(3, 1 / 256, jnp.bfloat16), keep, mode=mode
     )
-    assert (total, total.dtype) == (0.5 + 2 / 256, jnp.float32)
+    assert (total, total.dtype) == (0.5 + 2 / 256, jnp.bfloat16)
     carry, ys = skip_scan(lambda _, x: (None, x), None, jnp.arange(5, 8), keep, mode=mode)
     assert carry is None
     np.testing.assert_array_equal(ys, [5, 0, 7])
+
+
+BODIES = {  # what lax.scan refuses, and the leaf of the carry that the message names
+    "shape": (lambda c, _: ({"h": c["h"][None]}, None), r"carry\['h'\].*float32\[4\].*\[1, 4\]"),
+    "scalar": (lambda c, _: ({"h": c["h"].sum()}, None), r"carry\['h'\].*float32\[4\].*\[\]"),
+    "half": (lambda c, _: ({"h": c["h"].astype("float16")}, None), r"carry\['h'\].*float16\[4\]"),
+    "integer": (lambda c, _: ({"h": c["h"].astype(int)}, None), r"carry\['h'\].*int32\[4\]"),
+    "renamed": (lambda c, _: ({"g": c["h"]}, None), r"carry\['h'\].*carry\['g'\]"),
+    "one more": (lambda c, _: (c | {"g": c["h"]}, None), r"carry\['g'\]"),
+    "list": (lambda c, _: ([c["h"]], None), r"carry\['h'\].*carry\[0\]"),
+    "no pair": (lambda c, _: c["h"], r"float32\[4\].*pair"),
+    "a triple": (lambda c, _: (c, c, c), r"float32\[4\].*pair"),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("body", BODIES)
+def test_what_the_body_returns_is_checked_as_lax_scan_checks_it(body, mode):
+    f, message = BODIES[body]
+    init = {"h": jnp.ones(4)}
+    with pytest.raises(TypeError):
+        lax.scan(f, init, None, length=3)
+    with pytest.raises(TypeError, match=message):
+        skip_scan(f, init, None, np.ones(3, bool), mode=mode)
+
+
+WEAK = {  # a first carry of Python scalars
+    "integer": (lambda c, x: (c + x, c), 0),
+    "float": (lambda c, x: (c * x, c), 0.5),
+    "in a tree": (lambda c, x: ((c[0] + x, c[1] + 1), c[1]), (0, 1)),
+    "constant": (lambda c, x: (2.0, c + x), 1.0),
+    "unchanged": (lambda c, x: (c, c + x), 0.5),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("body", WEAK)
+def test_weak_types_are_promoted_as_lax_scan_promotes_them(body, dtype, mode):
+    f, init = WEAK[body]
+    xs = jnp.ones(4, dtype)
+    wanted = lax.scan(f, init, xs)
+    found = skip_scan(f, init, xs, np.ones(4, bool), mode=mode)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        a, b = jnp.asarray(a), jnp.asarray(b)  # lax.scan hands an unchanged scalar on as it is
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        np.testing.assert_array_equal(a, b)
 
 
 def test_an_unknown_mode_is_an_error_that_lists_the_known():

@@ -140,8 +140,8 @@ def test_moments_and_steps_are_float32_for_any_gradient(name, moments):
 
 
 def test_update_n_plus_one_uses_the_rate_after_n_updates():
-    """With constant gradients and no epsilon every Adam step is exactly the learning rate."""
-    config = OptimizerConfig(rate=0.5, warmup_updates=3, epsilon=0.0, weight_decay=0.1)
+    """With constant gradients and hardly an epsilon each Adam step is exactly the rate."""
+    config = OptimizerConfig(rate=0.5, warmup_updates=3, epsilon=1e-30, weight_decay=0.1)
     optimizer, rate = make_optimizer(config)
     params, state = jnp.float32(2), optimizer.init(jnp.float32(2))
     for n in range(6):
@@ -517,6 +517,7 @@ def test_low_rates_keep_their_digits():
         ("beta1", 1.0),
         ("beta2", -0.1),
         ("epsilon", -1e-8),
+        ("epsilon", 0.0),
         ("weight_decay", -0.1),
         ("clip_norm", -1.0),
     ],
