@@ -4,11 +4,11 @@ Everything is read from the run's folder: config.json and metrics.jsonl. A secti
 not there, as in a run of a few steps, is left out.
 """
 
-import json
 import pathlib
 
 from layerdrop_jax.analysis import plots
 from layerdrop_jax.training.metrics import read_metrics
+from layerdrop_jax.training.runs import read_config
 from layerdrop_jax.training.settings import flatten
 
 # What a reader asks first; all settings follow at the end of the report.
@@ -116,11 +116,8 @@ def _name_runs(groups) -> list[str]:
 
 
 def _settings(run: pathlib.Path) -> dict:
-    """config.json as dotted names."""
-    path = run / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{run} has no config.json; is it the folder of a run?")
-    return flatten(json.loads(path.read_text(encoding="utf-8")))
+    """Reads config.json as dotted names."""
+    return flatten(read_config(run))
 
 
 def _tests(records) -> list[dict]:

@@ -23,6 +23,7 @@ from layerdrop_jax.training.runs import (
     make_tokenizer,
     masks,
     read_config,
+    write_config,
 )
 from layerdrop_jax.training.state import model_graph
 
@@ -67,7 +68,7 @@ def prepare(settings, workdir, config):
             for split, examples in held_out.items():
                 labelled.save_examples(workdir, split, examples)
             labelled.save_labels(workdir, names)
-        tokenizers.write_atomically(workdir / "config.json", json.dumps(config, indent=2) + "\n")
+        write_config(workdir, config)
     return rows, held_out_rows["valid"]
 
 

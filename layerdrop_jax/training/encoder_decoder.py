@@ -9,7 +9,6 @@ and other sub-networks are compared.
 import dataclasses
 import functools
 import hashlib
-import json
 import re
 import time
 
@@ -25,7 +24,7 @@ from layerdrop_jax.decoding.beam import beam_search, search_options
 from layerdrop_jax.models.embeddings import PADDING_ID
 from layerdrop_jax.training import accounting, losses
 from layerdrop_jax.training.depths import score_depths
-from layerdrop_jax.training.runs import Run, is_fresh, make_tokenizer, masks
+from layerdrop_jax.training.runs import Run, is_fresh, make_tokenizer, masks, write_config
 from layerdrop_jax.training.state import model_graph
 
 MOST_WARNINGS = 10  # of lines that were cut
@@ -69,7 +68,7 @@ def prepare(settings, workdir, config, *, load_pairs, prepare_rows):
         if fresh:  # evaluate, prune and generate need nothing but the run's folder
             for split, held_out in (("valid", valid), ("test", test)):
                 pipeline.save_eval_text(workdir, split, held_out, languages=_sides(settings))
-        tokenizers.write_atomically(workdir / "config.json", json.dumps(config, indent=2) + "\n")
+        write_config(workdir, config)
     return rows, valid_rows
 
 

@@ -35,8 +35,9 @@ def measure(
     Args:
       workdir: the run's folder.
       flags: for each stack the name of a strategy, which then chooses the layers at every depth, or
-        a strategy with its depth, which is the only one. Without: ``spread`` at every depth of the
-        decoder, or of a lone encoder, and every layer of other stacks.
+        a strategy with its depth, which is the only one. Without: ``spread``, or the rule that a
+        nested run was trained with, at every depth of the decoder, or of a lone encoder, and every
+        layer of other stacks.
       changes: what to do otherwise than its config says, see `settings.change`.
       budget_ms: the most milliseconds that a request alone may take, prompt and new tokens.
       budget_params: the most parameters.
@@ -203,7 +204,8 @@ def _every_choice(run, flags) -> list[dict]:
     strategies.check_flags(run, flags)
     model, of_stack = run.settings.model, {}
     for stack in model.stacks:
-        text = flags.get(stack) or ("spread" if stack == model.cut_stack else "all")
+        own = run.settings.drop.depth_rule if stack == model.cut_stack else "all"
+        text = flags.get(stack) or own
         if text in RULES or text in MEASURED:
             depths = range(model.depth(stack), 0, -1) or [0]
             of_stack[stack] = [parse_strategy(f"{text}:{depth}") for depth in depths]

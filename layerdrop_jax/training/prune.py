@@ -21,6 +21,7 @@ from layerdrop_jax.training.runs import (
     load_run,
     masks,
     original_layers,
+    write_config,
 )
 from layerdrop_jax.training.state import count_params, model_graph
 
@@ -82,7 +83,7 @@ def prune(workdir, output, *, flags: dict, changes=()) -> dict:
         }
         metadata = record | ({"scores": scores} if scores else {})
         write_params(partial / "checkpoints", max(parent.steps), params, metadata)
-        tokenizers.write_atomically(partial / "config.json", json.dumps(config, indent=2) + "\n")
+        write_config(partial, config)
         tokenizers.write_atomically(partial / PRUNED, json.dumps(record, indent=2) + "\n")
         for name in ("tokenizer.json", "labels.json"):  # of a classifier: its head's outputs
             if (parent.workdir / name).exists():
@@ -125,12 +126,15 @@ def cut_config(config: dict, model: BlockConfig, layers: dict) -> dict:
       model: the whole network's.
       layers: the layers kept of each stack.
     """
-    model, _ = cut_model(model, layers)
+    whole, (model, _) = model, cut_model(model, layers)
     config = json.loads(json.dumps(config))
     for stack in layers:
         config["model"][f"{stack}_layers"] = model.depth(stack)
         config["prune"][stack] = "all"
     config["model"]["share_layers"] = model.share_layers
+    if any(len(kept) < whole.depth(stack) for stack, kept in layers.items()):
+        # The depths of nested training are those of the whole network.
+        config["drop"] |= {"method": "layerdrop"} | {f"{stack}_depths": "" for stack in layers}
     config["init"] |= {"run": "", "layers": "", "moments": "anew", "distill": 0.0}
     return config
 

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 
 from layerdrop_jax.data import tokenizers
 from layerdrop_jax.models.blocks import BlockConfig
-from layerdrop_jax.training import settings
+from layerdrop_jax.training import migrations, settings
 from layerdrop_jax.training.checkpoints import restore_params
 from layerdrop_jax.training.state import abstract_params, count_params
 
@@ -145,11 +145,11 @@ def make_tokenizer(workdir, train, texts, vocab_size: int, *, origin: str):
 
 
 def read_config(workdir) -> dict:
-    """A run's config.json.
+    """Reads a run's config.json, of any version, as a config of this one.
 
     Raises:
       FileNotFoundError: no such folder, or one that is not a run's.
-      ValueError: config.json is not JSON.
+      ValueError: config.json is not JSON, or of a newer version.
     """
     path = pathlib.Path(workdir) / "config.json"
     if not path.exists():
@@ -163,7 +163,13 @@ def read_config(workdir) -> dict:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} is not a config: it is a {type(config).__name__}")
-    return config
+    return migrations.upgrade(config, path)
+
+
+def write_config(workdir, config: Mapping) -> None:
+    """Writes a run's config.json, with the version of its keys."""
+    text = json.dumps(migrations.stamp(config), indent=2) + "\n"
+    tokenizers.write_atomically(pathlib.Path(workdir) / "config.json", text)
 
 
 def keeps_head(begun: Mapping, settings) -> bool:

@@ -163,6 +163,7 @@ def _check_encoder_decoder(settings, longest):
                 "the model has positions for"
             )
     settings.drop.rates(model)  # refuses a layer to protect that there is not
+    settings.drop.subnetworks(model)  # and depths
     settings.prune.check(model, settings.drop)
 
 
@@ -207,6 +208,7 @@ class LanguageModelSettings:
             )
         _check_block(self.model, "length", self.data.length)
         self.drop.rates(self.model)  # refuses a layer to protect that there is not
+        self.drop.subnetworks(self.model)  # and depths
         self.prune.check(self.model, self.drop)
 
 
@@ -285,6 +287,7 @@ def _check_encoder(settings):
             )
     _check_block(model, "length", settings.data.length)
     settings.drop.rates(model)  # refuses a layer to protect that there is not
+    settings.drop.subnetworks(model)  # and depths
     settings.prune.check(model, settings.drop)
 
 

@@ -284,9 +284,15 @@ def _numbers(task, sums, rate, peak):
       peak: FLOPs a second that would be a utilisation of 1.
     """
     tokens, steps, seconds = sums["tokens"], sums["steps"], sums["seconds"]
+    cut = {}
+    if "cut_nll" in sums:
+        nats = sums["cut_nll"] / tokens
+        cut = {f"cut_{name}": value for name, value in _with_perplexity(task, nats).items()}
+        cut = {"cut_nats": nats, **cut}
     numbers = {
         "loss": sums["loss"] / tokens,
         **_with_perplexity(task, sums["nll"] / tokens),
+        **cut,
         "lr": float(rate),
         "words_per_second": tokens / seconds,
         # of the layers that ran, and as if every layer had run
