@@ -6,6 +6,8 @@ import importlib
 import json
 from collections.abc import Mapping
 
+import numpy as np
+
 from layerdrop_jax.data.labelled import LabelledConfig
 from layerdrop_jax.data.pairs import DataConfig
 from layerdrop_jax.data.pretraining import PretrainingConfig
@@ -26,6 +28,8 @@ from layerdrop_jax.runs.depth_settings import (
 )
 from layerdrop_jax.step.dropping import DecoderDrop, EncoderDecoderDrop, EncoderDrop
 from layerdrop_jax.step.optimizers import OptimizerConfig
+
+LARGEST, SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -389,10 +393,15 @@ def _check_names(where, mapping, known):
 
 
 def _check_type(name, value, wanted):
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return
-    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+    kinds = (int, float) if wanted is float else wanted
+    if not isinstance(value, kinds) or (isinstance(value, bool) and wanted is not bool):
         raise ValueError(f"{name}={value!r} is a {type(value).__name__}, not a {wanted.__name__}")
+    # What is read as float32 becomes inf above its largest number, and 0 below its smallest.
+    if wanted is float and value != 0 and not SMALLEST <= abs(value) <= LARGEST:
+        raise ValueError(
+            f"{name}={value!r:.40} is not 0 or from {SMALLEST:.3g} to {LARGEST:.3g} in size, which "
+            "is what float32 holds"
+        )
 
 
 def differences(old: Mapping, new: Mapping) -> list[str]:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from layerdrop_jax.runs import checkpoints
+from tests import patience
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -356,7 +357,7 @@ run.close()
 
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    done = patience.run(command, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 4, done.stdout
@@ -523,7 +524,7 @@ def test_sharded_arrays(tmp_path):
         os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=4", JAX_PLATFORMS="cpu"
     )
     command = [sys.executable, "-c", SHARDED, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=60)
+    done = patience.run(command, cwd=ROOT, env=env)
     assert done.returncode == 0, done.stderr
 
 
