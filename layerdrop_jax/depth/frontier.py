@@ -6,7 +6,7 @@ import pathlib
 
 import jax
 
-from layerdrop_jax.core.pruning import MEASURED, RULES, parse_strategy
+from layerdrop_jax.core.strategy_table import parse_strategy, takes_depth
 from layerdrop_jax.data import tokenizers
 from layerdrop_jax.depth import strategies
 from layerdrop_jax.depth.latency import add_latency
@@ -212,7 +212,7 @@ def _every_choice(run, flags) -> list[dict]:
     model, of_stack = run.settings.model, {}
     for stack in model.stacks:
         text = flags.get(stack) or ("spread" if stack == model.cut_stack else "all")
-        if text in RULES or text in MEASURED:
+        if takes_depth(text):
             depths = range(model.depth(stack), 0, -1) or [0]
             of_stack[stack] = [parse_strategy(f"{text}:{depth}") for depth in depths]
         else:
