@@ -1,16 +1,15 @@
 """Every depth of a trained network: quality, latency, memory, parameters, and which to take."""
 
 import itertools
-import json
 import pathlib
 
 import jax
 
 from layerdrop_jax.core.strategy_table import parse_strategy, takes_depth
-from layerdrop_jax.data import tokenizers
 from layerdrop_jax.depth import strategies
 from layerdrop_jax.depth.latency import add_latency
 from layerdrop_jax.depth.scorer import Scorer, floor_nats
+from layerdrop_jax.files import write_json
 from layerdrop_jax.models.cut import masks, params_of
 from layerdrop_jax.progress import progress
 from layerdrop_jax.runs.folder import original_layers
@@ -113,7 +112,7 @@ def measure(
         "budget": {"ms": budget_ms, "parameters": budget_params},
         "choice": choose(depths, score, budget_ms, budget_params),
     }
-    tokenizers.write_atomically(folder / FILE, json.dumps(record, indent=1) + "\n")
+    write_json(folder / FILE, record, indent=1)
     return record
 
 

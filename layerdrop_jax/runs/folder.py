@@ -10,6 +10,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from layerdrop_jax.data import tokenizers
+from layerdrop_jax.files import write_atomically
 from layerdrop_jax.runs import settings
 
 try:
@@ -125,7 +126,7 @@ def make_tokenizer(workdir, train, texts, vocab_size: int, *, origin: str):
     needed = jax.process_index() == 0 and (is_fresh(workdir) or not path.exists())
     if needed and origin:
         text = (pathlib.Path(origin) / "tokenizer.json").read_text(encoding="utf-8")
-        tokenizers.write_atomically(path, text)
+        write_atomically(path, text)
     elif needed:
         print(f"training a tokenizer of {vocab_size:,} entries", flush=True)
         trained = train(texts, vocab_size, path)

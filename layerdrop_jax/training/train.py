@@ -1,7 +1,6 @@
 """Training, from a config and a folder to checkpoints and a report; a run resumes by itself."""
 
 import functools
-import json
 import math
 import os
 import pathlib
@@ -14,7 +13,8 @@ from absl import logging
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from layerdrop_jax.data import pipeline, tokenizers
+from layerdrop_jax.data import pipeline
+from layerdrop_jax.files import write_json
 from layerdrop_jax.models.params import count_params, make_params, model_graph
 from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.runs.checkpoints import Checkpoints, saved_steps
@@ -83,7 +83,7 @@ def _train(settings, config, workdir, command):
     # Data
     rows, valid_rows = task.prepare(settings, workdir)
     if jax.process_index() == 0:  # the last thing that a start writes: now the folder is a run's
-        tokenizers.write_atomically(workdir / "config.json", json.dumps(config, indent=2) + "\n")
+        write_json(workdir / "config.json", config)
     fingerprint = task.fingerprint(rows)
     batches = pipeline.train_iterator(
         settings.data,

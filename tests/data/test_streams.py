@@ -8,8 +8,8 @@ import pytest
 
 from layerdrop_jax.data import pipeline, streams
 from layerdrop_jax.data import tokenizers as vocabulary
+from layerdrop_jax.symbols import EOS, PAD
 
-PAD, EOS = vocabulary.PAD, vocabulary.EOS
 LENGTHS = [5, 1, 11, 2, 1, 1, 29, 3, 7, 13]  # of texts, eos included
 
 
