@@ -32,8 +32,7 @@ from rich.progress import Progress
 from benchmarks.step_cost import interleaved, machine, ratio, shown, table
 from layerdrop_jax.models.adaptive import AdaptiveEmbedding, AdaptiveSoftmax
 from layerdrop_jax.models.embeddings import Embedding
-
-FIRST_WORD = 4  # after the special ids
+from layerdrop_jax.symbols import FIRST_WORD
 
 
 def main(argv=None):

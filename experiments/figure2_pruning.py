@@ -10,15 +10,7 @@ import networks
 
 from layerdrop_jax.runs.settings import find_task
 from layerdrop_jax.studies import study
-from layerdrop_jax.studies.results import (
-    by_depth,
-    claim,
-    compare,
-    curve,
-    cut_to,
-    figure,
-    scores,
-)
+from layerdrop_jax.studies.results import by_depth, claim, compare, curve, cut_to, figure, scores
 
 TITLE = "Figure 2: quality against layers pruned"
 RATES = {"lm": (0.0, 0.2, 0.5), "mt": (0.0, 0.2)}

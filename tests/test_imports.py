@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "layerdrop_jax"
 
 # The rooms of the package from the ground up: each may import itself and those before it.
-GROUND = ("progress",)
+GROUND = ("files", "progress", "symbols")
 ORDER = (
     *("core", "models", "decoding", "step", "runs", "tasks", "training", "depth", "reports"),
     *("commands", "studies"),
@@ -22,10 +22,10 @@ ALLOWED = {room: {*GROUND, "data", *ORDER[: ORDER.index(room) + 1]} for room in 
 ALLOWED |= {ground: {ground} for ground in GROUND} | {
     PACKAGE: {PACKAGE, "core"},
     "core": {"core"},
-    "models": {"core", "models"},
-    "decoding": {"core", "decoding"},
+    "models": {"core", "models", "symbols"},
+    "decoding": {"core", "decoding", "symbols"},
     "data": {"data", *GROUND},
-    "interop": {"core", "models", "interop"},
+    "interop": {"core", "models", "interop", "symbols"},
     "experiments": HOUSE | {"interop", "experiments", "configs", "launch"},
     "examples": {PACKAGE},
     "launch": HOUSE - {"studies"} | {"interop", "launch", "configs"},

@@ -3,7 +3,7 @@
 import copy
 import pathlib
 
-from layerdrop_jax.core.pruning import parse_strategy
+from layerdrop_jax.core.strategy_table import parse_strategy
 from layerdrop_jax.depth import strategies
 from layerdrop_jax.depth.prune import cut_config
 from layerdrop_jax.runs import settings as settings_lib

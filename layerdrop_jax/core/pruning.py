@@ -6,7 +6,6 @@ Layers are counted from 0. A choice of layers is a tuple of strictly increasing 
 import itertools
 import math
 import operator
-import typing
 
 import jax
 import numpy as np
@@ -180,7 +179,7 @@ def take_layers(stacked, layers):
     return jax.tree.map(lambda leaf: leaf[index], stacked)
 
 
-# Rules that need nothing but the number of layers.
+# Rules that need nothing but the number of layers and the depth.
 RULES = {
     "spread": spread,
     "evenly_spaced": evenly_spaced,
@@ -189,67 +188,3 @@ RULES = {
     "ends": ends,
     "nested": nested,
 }
-# Strategies that look at the weights, at data, or at a seed; `training.strategies` has them.
-MEASURED = (
-    *("random", "search_on_valid", "greedy_elimination"),
-    *("data_driven", "block_influence", "gradient_importance"),
-)
-FORMS = (
-    *("all", "a depth such as 6", "layers such as 0,2,4 or explicit:4", "every_other:RATE"),
-    *(f"{name}:DEPTH" for name in (*RULES, *MEASURED)),
-)
-
-
-class Strategy(typing.NamedTuple):
-    """How to choose the layers of a stack. value: a depth; every_other a rate; explicit, layers."""
-
-    name: str
-    value: typing.Any
-
-    def __str__(self):
-        if self.name == "explicit":
-            return f"explicit:{','.join(map(str, self.value))}"
-        return self.name if self.value is None else f"{self.name}:{self.value}"
-
-
-def parse_strategy(text: str) -> Strategy:
-    """What ``text`` from a config or a command line asks to keep, in one of `FORMS`.
-
-    Raises:
-      ValueError: an unknown form, or a number that is none.
-    """
-    name, colon, value = text.strip().partition(":")
-    try:
-        if not colon:
-            if name == "all":
-                return Strategy("all", None)
-            if "," in name:
-                name, value = "explicit", name
-            else:
-                name, value = "spread", name
-        if name == "every_other":
-            return Strategy(name, float(value))
-        if name == "explicit":
-            return Strategy(name, tuple(int(layer) for layer in value.split(",") if value))
-        if name in RULES or name in MEASURED:
-            return Strategy(name, int(value))
-        raise ValueError
-    except ValueError:
-        raise ValueError(
-            f"cannot read layers to keep from {text!r}: the forms are {', '.join(FORMS)}"
-        ) from None
-
-
-def apply_rule(strategy: Strategy, num_layers: int) -> tuple[int, ...]:
-    """The layers that a strategy keeps which needs nothing but the number of layers.
-
-    Raises:
-      ValueError: a depth, rate or layers that do not fit ``num_layers``.
-    """
-    if strategy.name == "all":
-        return tuple(range(num_layers))
-    if strategy.name == "every_other":
-        return every_other(num_layers, strategy.value)
-    if strategy.name == "explicit":
-        return check_layers(strategy.value, num_layers)
-    return RULES[strategy.name](num_layers, strategy.value)

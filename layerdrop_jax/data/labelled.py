@@ -15,9 +15,12 @@ from typing import NamedTuple
 import numpy as np
 import tokenizers
 
+from layerdrop_jax.data import sections
 from layerdrop_jax.data import tokenizers as vocabulary
 from layerdrop_jax.data.datasets import glue, pystdlib_modules, text, tsv
+from layerdrop_jax.files import write_atomically
 from layerdrop_jax.progress import progress
+from layerdrop_jax.symbols import BOS, EOS, PAD
 
 DATASETS = (*glue.DATASETS, "tsv", "sst2", "pystdlib_modules")
 SHORTEST = 6  # tokens that two texts of one token each need
@@ -53,19 +56,13 @@ class LabelledConfig:
     workers: int = 0
 
     def __post_init__(self):
-        if self.dataset not in DATASETS:
-            known = ", ".join(DATASETS)
-            raise ValueError(f"unknown data.dataset {self.dataset!r}; known: {known}")
-        if self.batch_rows < 1:
-            raise ValueError(f"data.batch_rows={self.batch_rows} must be at least 1")
+        sections.check_known(self, "dataset", DATASETS)
         if self.length < SHORTEST:
             raise ValueError(
                 f"data.length={self.length} must be at least {SHORTEST}: two texts have four "
                 "symbols around them"
             )
-        for name in ("max_examples", "workers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"data.{name}={getattr(self, name)} must be 0 or more")
+        sections.check_least(self, batch_rows=1, max_examples=0, workers=0)
 
 
 class Example(NamedTuple):
@@ -201,10 +198,10 @@ class LabelledRows:
     @property
     def padding(self) -> dict[str, np.ndarray]:
         # An example without text: attention needs something to look at.
-        return self._row([vocabulary.BOS, vocabulary.EOS], 0, 0)
+        return self._row([BOS, EOS], 0, 0)
 
     def _row(self, ids: Sequence[int], label: int | float, weight: int) -> dict[str, np.ndarray]:
-        tokens = np.full(self.length, vocabulary.PAD, np.int32)
+        tokens = np.full(self.length, PAD, np.int32)
         tokens[: len(ids)] = ids
         return {
             "tokens": tokens,
@@ -273,9 +270,9 @@ def frame(texts: Sequence[Sequence[int]], length: int) -> tuple[list[int], bool]
     elif sum(kept) > room:  # the end of the longer one goes first, of equal ones the second's
         first = min(kept[0], max(room - kept[1], -(-room // 2)))
         kept = [first, room - first]
-    row = [vocabulary.BOS]
+    row = [BOS]
     for number, (ids, count) in enumerate(zip(texts, kept, strict=True)):
-        row += [vocabulary.EOS] * (number > 0) + list(ids[:count]) + [vocabulary.EOS]
+        row += [EOS] * (number > 0) + list(ids[:count]) + [EOS]
     return row, sum(kept) == sum(map(len, texts))
 
 
@@ -302,7 +299,7 @@ def save_examples(folder: str | os.PathLike, split: str, examples: Sequence[Exam
       ValueError: a file that cannot be written.
     """
     lines = [json.dumps(example._asdict(), ensure_ascii=False) + "\n" for example in examples]
-    vocabulary.write_atomically(_saved(folder, split), "".join(lines))
+    write_atomically(_saved(folder, split), "".join(lines))
 
 
 def load_saved_examples(folder: str | os.PathLike, split: str) -> list[Example]:
@@ -351,7 +348,7 @@ def save_labels(folder: str | os.PathLike, names: Sequence[str]) -> None:
       ValueError: a file that cannot be written.
     """
     content = json.dumps(list(names), ensure_ascii=False) + "\n"
-    vocabulary.write_atomically(os.path.join(folder, "labels.json"), content)
+    write_atomically(os.path.join(folder, "labels.json"), content)
 
 
 def load_labels(folder: str | os.PathLike) -> tuple[str, ...]:

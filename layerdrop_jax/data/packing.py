@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from layerdrop_jax.data.tokenizers import EOS, PAD, EncodedPairs
+from layerdrop_jax.data.tokenizers import EncodedPairs
+from layerdrop_jax.symbols import EOS, PAD
 
 OPEN_ROWS = 64
 

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import tokenizers
 from absl import logging
 
-from layerdrop_jax.data import packing
+from layerdrop_jax.data import packing, sections
 from layerdrop_jax.data import tokenizers as bpe
 from layerdrop_jax.data.datasets import prepared, text
+from layerdrop_jax.files import write_atomically
 from layerdrop_jax.progress import progress
 
 DATASETS = prepared.DATASETS
@@ -54,16 +55,11 @@ class DataConfig:
     workers: int = 0
 
     def __post_init__(self):
-        if self.dataset not in DATASETS:
-            known = ", ".join(DATASETS)
-            raise ValueError(f"unknown data.dataset {self.dataset!r}; known: {known}")
-        if self.source == self.target:
-            raise ValueError(f"data.source and data.target are both {self.source!r}")
-        for name in ("batch_rows", "source_length", "target_length", "max_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"data.{name}={getattr(self, name)} must be at least 1")
-        if self.workers < 0:
-            raise ValueError(f"data.workers={self.workers} must be 0 or more")
+        sections.check_known(self, "dataset", DATASETS)
+        sections.check_languages(self)
+        sections.check_least(
+            self, batch_rows=1, source_length=1, target_length=1, max_length=1, workers=0
+        )
         if self.max_length > min(self.source_length, self.target_length):
             raise ValueError(
                 f"data.max_length={self.max_length} does not fit into rows of "
@@ -173,7 +169,7 @@ def save_eval_text(
     """
     for language, side in zip(languages, zip(*pairs, strict=True), strict=True):
         lines = [re.sub(r"[\r\n]+", " ", sentence) + "\n" for sentence in side]
-        bpe.write_atomically(os.path.join(folder, "data", f"{split}.{language}"), "".join(lines))
+        write_atomically(os.path.join(folder, "data", f"{split}.{language}"), "".join(lines))
 
 
 def load_eval_text(folder: str | os.PathLike, split: str, *, languages) -> list[tuple[str, str]]:

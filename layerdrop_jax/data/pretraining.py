@@ -16,9 +16,9 @@ from collections.abc import Sequence
 import numpy as np
 import tokenizers
 
-from layerdrop_jax.data import streams
-from layerdrop_jax.data import tokenizers as vocabulary
+from layerdrop_jax.data import sections, streams
 from layerdrop_jax.data.datasets import prepared
+from layerdrop_jax.symbols import BOS, PAD
 
 DATASETS = prepared.PRETRAINING_DATASETS
 
@@ -59,14 +59,11 @@ class PretrainingConfig:
                 )
         if len(set(names)) < len(names):
             raise ValueError(f"data.dataset={self.dataset!r} names a set twice")
-        if self.batch_rows < 1:
-            raise ValueError(f"data.batch_rows={self.batch_rows} must be at least 1")
+        sections.check_least(self, batch_rows=1, workers=0)
         if self.length < 2:
             raise ValueError(
                 f"data.length={self.length} must be at least 2: <s> is the first token of a row"
             )
-        if self.workers < 0:
-            raise ValueError(f"data.workers={self.workers} must be 0 or more")
 
 
 def load_texts(config: PretrainingConfig, split: str) -> Sequence[str]:
@@ -143,15 +140,15 @@ class TokenBlocks:
     def __getitem__(self, row: int) -> dict[str, np.ndarray]:
         row = range(len(self))[row]
         start, end = self.starts[row : row + 2]
-        tokens = np.full(self.length, vocabulary.PAD, np.int32)
-        tokens[0] = vocabulary.BOS
+        tokens = np.full(self.length, PAD, np.int32)
+        tokens[0] = BOS
         tokens[1 : 1 + end - start] = self.tokens[start:end]
         return {"tokens": tokens, "row": np.array(row, np.int32)}
 
     @property
     def padding(self) -> dict[str, np.ndarray]:
         """A row without a token, not even `<s>`; its number is -1."""
-        tokens = np.full(self.length, vocabulary.PAD, np.int32)
+        tokens = np.full(self.length, PAD, np.int32)
         return {"tokens": tokens, "row": np.array(-1, np.int32)}
 
 

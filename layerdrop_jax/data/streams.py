@@ -20,9 +20,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tokenizers
 
+from layerdrop_jax.data import sections
 from layerdrop_jax.data import tokenizers as vocabulary
 from layerdrop_jax.data.datasets import prepared, text
+from layerdrop_jax.files import write_atomically
 from layerdrop_jax.progress import progress
+from layerdrop_jax.symbols import EOS, PAD, UNK
 
 DATASETS = prepared.TEXT_DATASETS
 TOKENIZERS = ("word", "bpe")
@@ -56,17 +59,9 @@ class StreamConfig:
     workers: int = 0
 
     def __post_init__(self):
-        if self.dataset not in DATASETS:
-            known = ", ".join(DATASETS)
-            raise ValueError(f"unknown data.dataset {self.dataset!r}; known: {known}")
-        if self.tokenizer not in TOKENIZERS:
-            known = ", ".join(TOKENIZERS)
-            raise ValueError(f"unknown data.tokenizer {self.tokenizer!r}; known: {known}")
-        for name in ("batch_rows", "length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"data.{name}={getattr(self, name)} must be at least 1")
-        if self.workers < 0:
-            raise ValueError(f"data.workers={self.workers} must be 0 or more")
+        sections.check_known(self, "dataset", DATASETS)
+        sections.check_known(self, "tokenizer", TOKENIZERS)
+        sections.check_least(self, batch_rows=1, length=1, workers=0)
 
 
 def load_texts(config: StreamConfig, split: str) -> Sequence[str]:
@@ -194,7 +189,7 @@ def stats_of(texts: Sequence[str], tokens: np.ndarray, rows: int) -> dict[str, i
         "texts": len(texts),
         "tokens": len(tokens),
         "rows": rows,
-        "unknown": float(np.mean(tokens == vocabulary.UNK)),
+        "unknown": float(np.mean(tokens == UNK)),
     }
 
 
@@ -295,11 +290,11 @@ def fill_row(
       `input`, `target` and `weight`, int32[length]. Targets before `start` and everything behind
       the last token are padding, with weight 0.
     """
-    inputs = np.full(length, vocabulary.PAD, np.int32)
-    target = np.full(length, vocabulary.PAD, np.int32)
+    inputs = np.full(length, PAD, np.int32)
+    target = np.full(length, PAD, np.int32)
     weight = np.zeros(length, np.int32)
     if end > begin:
-        inputs[0] = tokens[begin - 1] if begin else vocabulary.EOS
+        inputs[0] = tokens[begin - 1] if begin else EOS
         inputs[1 : end - begin] = tokens[begin : end - 1]
     target[start - begin : end - begin] = tokens[start:end]
     weight[start - begin : end - begin] = 1
@@ -313,7 +308,7 @@ def save_texts(folder: str | os.PathLike, split: str, texts: Sequence[str]) -> N
       ValueError: a file that cannot be written.
     """
     lines = [json.dumps(content, ensure_ascii=False) + "\n" for content in texts]
-    vocabulary.write_atomically(_saved(folder, split), "".join(lines))
+    write_atomically(_saved(folder, split), "".join(lines))
 
 
 def load_saved_texts(folder: str | os.PathLike, split: str) -> list[str]:

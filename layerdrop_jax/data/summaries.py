@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import tokenizers
 
-from layerdrop_jax.data import packing
+from layerdrop_jax.data import packing, sections
 from layerdrop_jax.data import tokenizers as bpe
 from layerdrop_jax.data.datasets import prepared, pystdlib_summaries, text, tfds_sets
 from layerdrop_jax.data.pairs import pack_rows
@@ -51,15 +51,9 @@ class SummaryConfig:
     workers: int = 0
 
     def __post_init__(self):
-        if self.dataset not in DATASETS:
-            known = ", ".join(DATASETS)
-            raise ValueError(f"unknown data.dataset {self.dataset!r}; known: {known}")
-        if self.source == self.target:
-            raise ValueError(f"data.source and data.target are both {self.source!r}")
-        if self.batch_rows < 1:
-            raise ValueError(f"data.batch_rows={self.batch_rows} must be at least 1")
-        if self.workers < 0:
-            raise ValueError(f"data.workers={self.workers} must be 0 or more")
+        sections.check_known(self, "dataset", DATASETS)
+        sections.check_languages(self)
+        sections.check_least(self, batch_rows=1, workers=0)
         for side in ("source", "target"):
             most, length = getattr(self, f"max_{side}"), getattr(self, f"{side}_length")
             if most < 2:

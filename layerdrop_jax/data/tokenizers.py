@@ -24,12 +24,10 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
+from layerdrop_jax.files import write_atomically
 from layerdrop_jax.progress import progress
+from layerdrop_jax.symbols import EOS, MASK, SPECIAL_SYMBOLS, UNK
 
-SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")  # the reference's order: ids 0, 1, 2, 3
-BOS, PAD, EOS, UNK = range(4)
-MASK = "<mask>"  # the last entry of a vocabulary for masked language modelling
-# Fills the vocabulary up. No BPE gives it: digits stand in a piece of their own.
 MADE_UP = re.compile(r"madeupword\d{4,}")
 CHUNK = 4096  # pairs or texts encoded at a time
 CHUNK_CHARACTERS = 2**20  # of texts encoded at a time; the library needs 100 bytes for each token
@@ -424,28 +422,3 @@ def decode(tokenizer: tokenizers.Tokenizer, sequences: Iterable[Iterable[int]]) 
             ids = ids[: ids.index(EOS)]
         kept.append([number for number in ids if number not in silent])
     return tokenizer.decode_batch(kept, skip_special_tokens=False)
-
-
-def write_atomically(path: str | os.PathLike, text: str) -> None:
-    """Writes a UTF-8 file that appears complete or not at all; makes its folder.
-
-    Raises:
-      ValueError: the file cannot be written; the message names it and says why.
-    """
-    path = os.path.abspath(path)
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        try:
-            with open(temporary, "w", encoding="utf-8", newline="") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            if os.path.exists(temporary):
-                os.remove(temporary)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ValueError(f"cannot write {path}: {error.filename} is not a folder") from error
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}") from error

@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from layerdrop_jax.decoding.constraints import EOS, PAD
+from layerdrop_jax.symbols import EOS, PAD
 
 SHORTEST_WIDTH = 16
 

@@ -26,7 +26,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from layerdrop_jax.decoding.constraints import EOS, PAD, allowed_log_probs
+from layerdrop_jax.decoding.constraints import allowed_log_probs
+from layerdrop_jax.symbols import EOS, PAD
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ Those of fairseq v0.9.0 (`sequence_generator.py`), for all beams at once.
 import jax
 import jax.numpy as jnp
 
-PAD, EOS, UNKNOWN = 1, 2, 3
+from layerdrop_jax.symbols import EOS, PAD, UNK
 
 
 def allowed_log_probs(
@@ -30,7 +30,7 @@ def allowed_log_probs(
     log_probs_BxMxV = jax.nn.log_softmax(logits_BxMxV.astype(jnp.float32))
     log_probs_BxMxV = jnp.where(jnp.isnan(log_probs_BxMxV), -jnp.inf, log_probs_BxMxV)
     token_1x1xV = jnp.arange(logits_BxMxV.shape[-1])[None, None]
-    log_probs_BxMxV -= jnp.where(token_1x1xV == UNKNOWN, unknown_penalty, 0.0)
+    log_probs_BxMxV -= jnp.where(token_1x1xV == UNK, unknown_penalty, 0.0)
     must_end_Bx1x1 = (step >= limit_B)[:, None, None]
     may_end_Bx1x1 = must_end_Bx1x1 | (step >= min_length)
     banned_BxMxV = jnp.where(token_1x1xV == EOS, ~may_end_Bx1x1, must_end_Bx1x1)

@@ -6,7 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from layerdrop_jax.decoding.constraints import EOS, PAD
+from layerdrop_jax.symbols import EOS, PAD
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,16 +1,15 @@
 """Every depth of a trained network: quality, latency, memory, parameters, and which to take."""
 
 import itertools
-import json
 import pathlib
 
 import jax
 
-from layerdrop_jax.core.pruning import MEASURED, RULES, parse_strategy
-from layerdrop_jax.data import tokenizers
+from layerdrop_jax.core.strategy_table import parse_strategy, takes_depth
 from layerdrop_jax.depth import strategies
 from layerdrop_jax.depth.latency import add_latency
 from layerdrop_jax.depth.scorer import Scorer, floor_nats
+from layerdrop_jax.files import write_json
 from layerdrop_jax.models.cut import masks, params_of
 from layerdrop_jax.progress import progress
 from layerdrop_jax.runs.folder import original_layers
@@ -114,7 +113,7 @@ def measure(
         "budget": {"ms": budget_ms, "parameters": budget_params},
         "choice": choose(depths, score, budget_ms, budget_params),
     }
-    tokenizers.write_atomically(folder / FILE, json.dumps(record, indent=1) + "\n")
+    write_json(folder / FILE, record, indent=1)
     return record
 
 
@@ -214,7 +213,7 @@ def _every_choice(run, flags) -> list[dict]:
     for stack in model.stacks:
         own = run.settings.drop.depth_rule if stack == model.cut_stack else "all"
         text = flags.get(stack) or own
-        if text in RULES or text in MEASURED:
+        if takes_depth(text):
             depths = range(model.depth(stack), 0, -1) or [0]
             of_stack[stack] = [parse_strategy(f"{text}:{depth}") for depth in depths]
         else:

@@ -7,7 +7,6 @@ sub-layers|, that of Michel et al. 2019 for heads, a row of data at a time.
 """
 
 import functools
-import json
 import math
 import pathlib
 
@@ -18,8 +17,8 @@ from flax import nnx
 
 from layerdrop_jax.core.pruning import random_layers
 from layerdrop_jax.core.search import without
-from layerdrop_jax.data import tokenizers
 from layerdrop_jax.depth.scorer import Scorer
+from layerdrop_jax.files import write_json
 from layerdrop_jax.models.blocks import Watch
 from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.progress import progress
@@ -93,7 +92,7 @@ def measure(workdir, changes=(), *, output: str = "", command: str) -> dict:
         "command": command,
         "stacks": stacks,
     }
-    tokenizers.write_atomically(folder / FILE, json.dumps(record, indent=1) + "\n")
+    write_json(folder / FILE, record, indent=1)
     return record
 
 

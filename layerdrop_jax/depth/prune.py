@@ -9,8 +9,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from layerdrop_jax.data import pipeline, tokenizers
+from layerdrop_jax.data import pipeline
 from layerdrop_jax.depth import strategies
+from layerdrop_jax.files import write_json
 from layerdrop_jax.models.blocks import BlockConfig
 from layerdrop_jax.models.cut import cut_model, masks, take_rows
 from layerdrop_jax.models.params import count_params, hash_params, model_graph
@@ -78,7 +79,7 @@ def prune(workdir, output, *, flags: dict, changes=()) -> dict:
         metadata = record | ({"scores": scores} if scores else {})
         write_params(partial / "checkpoints", max(parent.steps), params, metadata)
         write_config(partial, config)
-        tokenizers.write_atomically(partial / PRUNED, json.dumps(record, indent=2) + "\n")
+        write_json(partial / PRUNED, record)
         for name in ("tokenizer.json", "labels.json"):  # of a classifier: its head's outputs
             if (parent.workdir / name).exists():
                 shutil.copy(parent.workdir / name, partial / name)

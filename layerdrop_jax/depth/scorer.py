@@ -10,6 +10,7 @@ from absl import logging
 from flax import nnx
 
 from layerdrop_jax.data import pipeline
+from layerdrop_jax.files import read_json_lines
 from layerdrop_jax.models.cut import masks
 from layerdrop_jax.models.params import hash_params, model_graph
 from layerdrop_jax.runs.run import Run
@@ -89,13 +90,9 @@ class Scorer:
         return self._known[name]
 
     def _read(self) -> dict:
-        if not self._path.exists():
-            return {}
         known = {}
-        # What follows the last newline is a line that a kill cut short.
-        for line in self._path.read_text(encoding="utf-8").split("\n")[:-1]:
+        for _, _, record in read_json_lines(self._path):
             try:
-                record = json.loads(line)
                 if {key: record[key] for key in self.key} == self.key:
                     nats = record["nats"]
                     known[_name(record["layers"])] = math.inf if nats is None else float(nats)

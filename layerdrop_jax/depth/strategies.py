@@ -1,23 +1,20 @@
 """Which layers of a trained network to keep, by a strategy's name.
 
-docs/depth_on_demand.md has the table: what each strategy keeps, its source, and its cost in
-evaluations, which are passes over the sample (see `Scorer`). The rules that look at nothing but the
-number of layers are in `layerdrop_jax.core.pruning`.
+`layerdrop_jax.core.strategy_table` is the table of strategies; what they need of a run, from its
+checkpoint or by evaluations, which are passes over the sample (see `Scorer`), they get here.
 """
 
-from layerdrop_jax.core.pruning import (
-    MEASURED,
-    apply_rule,
+from layerdrop_jax.core.strategy_table import (
+    Stack,
+    Strategy,
+    check_strategy,
+    choose_layers,
     parse_strategy,
-    random_layers,
-    top_layers,
 )
-from layerdrop_jax.core.search import elimination_cost, greedy_elimination, search, search_cost
 from layerdrop_jax.depth import importance
 from layerdrop_jax.depth.scorer import Scorer
 from layerdrop_jax.progress import progress
 from layerdrop_jax.runs.checkpoints import read_metadata
-from layerdrop_jax.runs.depth_settings import check_strategy
 from layerdrop_jax.runs.run import Run
 
 
@@ -69,13 +66,12 @@ def choose(run: Run, strategies: dict, scorer: Scorer | None = None) -> tuple[di
     """
     layers, records = {}, {}
     check(run, strategies)  # before anything is measured
-    measures = [s for s in strategies.values() if s.name in MEASURED]
-    if scorer is None and any(s.name not in ("random", "data_driven") for s in measures):
+    if scorer is None and any(s.entry.needs in ("measure", "scores") for s in strategies.values()):
         scorer = Scorer(run)
     for stack, strategy in strategies.items():
         layers[stack], evaluations = _layers(run, stack, strategy, dict(layers), scorer)
         records[stack] = {"strategy": str(strategy), "evaluations": evaluations}
-        if strategy.name in ("search_on_valid", "greedy_elimination"):
+        if strategy.entry.needs == "scores":
             records[stack]["nats"] = scorer(layers)
     return layers, records
 
@@ -91,47 +87,48 @@ def check(run: Run, strategies: dict) -> None:
 
 def _check(run, stack, strategy):
     check_strategy(strategy, run.settings.model.depth(stack), run.settings.prune.budget)
-    if strategy.name == "data_driven" and learned_scores(run, stack) is None:
+    if strategy.entry.needs == "learned" and learned_scores(run, stack) is None:
         raise ValueError(
             f"{run.workdir} learned no scores of these layers: train with drop.score_units and a "
             f"drop.{stack} above 0, or choose another strategy"
         )
 
 
-def _layers(run, stack, strategy, others, scorer):
+def _layers(run, stack, strategy: Strategy, others, scorer):
     """(layers, evaluations)."""
-    name, keep, prune = strategy.name, strategy.value, run.settings.prune
+    prune, needs = run.settings.prune, strategy.entry.needs
     depth = run.settings.model.depth(stack)
-    if name not in MEASURED:
-        return apply_rule(strategy, depth), 0
-    if name == "random":
-        place = list(run.settings.model.stacks).index(stack)
-        return random_layers(depth, keep, (prune.seed, place)), 0
-    if name == "data_driven":
-        return top_layers(learned_scores(run, stack), keep), 0
-    if name in ("block_influence", "gradient_importance"):
+    total = strategy.entry.cost(depth, strategy.value, prune.budget)
+    seen, best = set(), []
+
+    def measure(name):
         if name not in scorer.measured:  # every stack's layers, in one pass
             scorer.measured[name] = getattr(importance, name)(run, scorer.batches)
-        return top_layers(scorer.measured[name][stack], keep), 1
-    searching = name == "search_on_valid"
-    total = search_cost(depth, keep, prune.budget) if searching else elimination_cost(depth, keep)
-    seen, best = set(), []
+        return scorer.measured[name][stack]
+
+    def score(layers):
+        nats = scorer(others | {stack: layers})
+        if len(layers) == strategy.value and (not best or nats < best[0]):
+            best[:] = [nats]
+        if layers not in seen:
+            seen.add(layers)
+            advance(1, f"{strategy} of the {stack}, best {best[0]:.4f}" if best else None)
+        return nats
+
+    about = Stack(
+        depth=depth,
+        place=list(run.settings.model.stacks).index(stack),
+        seed=prune.seed,
+        budget=prune.budget,
+        params=lambda: run.params[stack],
+        learned=lambda: learned_scores(run, stack),
+        measure=measure,
+        score=score,
+    )
+    if needs != "scores":
+        return choose_layers(strategy, about), total
     with progress(f"{strategy} of the {stack}", total) as advance:
-
-        def score(layers):
-            nats = scorer(others | {stack: layers})
-            if len(layers) == keep and (not best or nats < best[0]):
-                best[:] = [nats]
-            if layers not in seen:
-                seen.add(layers)
-                advance(1, f"{strategy} of the {stack}, best {best[0]:.4f}" if best else None)
-            return nats
-
-        if searching:
-            found = search(score, depth, keep, budget=prune.budget, seed=prune.seed)
-        else:
-            found = greedy_elimination(score, depth, keep)
-    return found, len(seen)
+        return choose_layers(strategy, about), len(seen)
 
 
 def learned_scores(run: Run, stack: str) -> list[float] | None:

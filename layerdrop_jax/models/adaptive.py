@@ -18,8 +18,8 @@ from flax import nnx
 
 from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.core.skip_scan import skip_scan
-from layerdrop_jax.models.embeddings import PADDING_ID
 from layerdrop_jax.models.layers import dropout, split_rows, xavier_uniform
+from layerdrop_jax.symbols import PAD
 
 # Products of fewer rows than this cost as much as this many.
 SMALLEST_BUFFER = 8
@@ -74,7 +74,7 @@ class AdaptiveEmbedding(nnx.Module):
         for band, (start, stop, width) in enumerate(self.bands):
             shape = (stop - start, width)
             table = jax.random.normal(rngs.params(), shape, jnp.float32) * width**-0.5
-            setattr(self, f"table_{band}", nnx.Param(table.at[PADDING_ID].set(0, mode="drop")))
+            setattr(self, f"table_{band}", nnx.Param(table.at[PAD].set(0, mode="drop")))
             setattr(self, f"projection_{band}", _xavier((width, dim), rngs))
 
     def __call__(self, ids):
@@ -86,9 +86,7 @@ class AdaptiveEmbedding(nnx.Module):
             local = jnp.clip(ids - start, 0, stop - start - 1)
             rows = getattr(self, f"table_{band}")[...][local]
             if band == 0 or self.padding_rows:
-                rows = jnp.where(
-                    (local == PADDING_ID)[..., None], jax.lax.stop_gradient(rows), rows
-                )
+                rows = jnp.where((local == PAD)[..., None], jax.lax.stop_gradient(rows), rows)
             mine = (ids >= start) & (ids < stop)
             rows = jnp.where(mine[..., None], rows, 0)
             embedded += rows @ getattr(self, f"projection_{band}")[...]
@@ -186,7 +184,7 @@ class AdaptiveSoftmax(nnx.Module):
             local_GxM = target_GxM - start
             mine_GxM = counts_GxM & (target_GxM >= start) & (target_GxM < stop)
             if self.ignored_targets:
-                mine_GxM &= local_GxM != PADDING_ID
+                mine_GxM &= local_GxM != PAD
             # Of all tokens: next to the head this costs nothing, and it is narrow rows that are
             # gathered then.
             hidden_GxMxW = _product(x_GxMxD, self._projection(embedding, band).T, self.dtype)

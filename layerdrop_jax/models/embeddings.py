@@ -5,17 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-PADDING_ID = 1
+from layerdrop_jax.symbols import PAD
+
 POSITIONS = ("sinusoidal", "learned")
 
 # The reference counts positions from padding_id + 1; batches count them from 0.
-POSITION_OFFSET = PADDING_ID + 1
+POSITION_OFFSET = PAD + 1
 
 
 def _table(rngs, shape, *, zero_padding=True):
     """N(0, D^-0.5), the row for padding zero unless the table is an output layer alone."""
     table = jax.random.normal(rngs.params(), shape, jnp.float32) * shape[1] ** -0.5
-    return nnx.Param(table.at[PADDING_ID].set(0) if zero_padding else table)
+    return nnx.Param(table.at[PAD].set(0) if zero_padding else table)
 
 
 class Embedding(nnx.Module):
@@ -37,7 +38,7 @@ class Embedding(nnx.Module):
         return logits_MxV.reshape(*x_BxTxD.shape[:-1], -1)
 
 
-def sinusoids(num_rows: int, dim: int, padding_id: int | None = PADDING_ID) -> np.ndarray:
+def sinusoids(num_rows: int, dim: int, padding_id: int | None = PAD) -> np.ndarray:
     """The reference's table float32 [num_rows, dim]: all sines, then all cosines.
 
     Its frequencies are exp(-j ln(10000) / (dim/2 - 1)): the divisor is dim/2 - 1, where Vaswani et

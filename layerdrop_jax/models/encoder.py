@@ -15,8 +15,9 @@ from layerdrop_jax.models.blocks import (
     make_stack,
     run_stack,
 )
-from layerdrop_jax.models.embeddings import PADDING_ID, Embedding, Positions
+from layerdrop_jax.models.embeddings import Embedding, Positions
 from layerdrop_jax.models.layers import ACTIVATIONS, dropout, layer_norm, linear
+from layerdrop_jax.symbols import PAD
 
 INITIAL_DEVIATION = 0.02
 HEADS = ("lm_head", "classification_head")  # what a network of another task begins anew
@@ -88,7 +89,7 @@ class Encoder(nnx.Module):
           watch: a `Watch`, or None.
         """
         (batch, length), config = ids_BxT.shape, self.config
-        real_BxT = ids_BxT != PADDING_ID
+        real_BxT = ids_BxT != PAD
         mask_BxTxT = jnp.broadcast_to(real_BxT[:, None], (batch, length, length))
         keep_N = (keep or {}).get("encoder")
 
@@ -188,7 +189,7 @@ def _draw_normal(model: nnx.Module, rngs) -> None:
         if path[-1].key == "bias":
             return jnp.zeros_like(a)
         a = INITIAL_DEVIATION * jax.random.normal(rngs.params(), a.shape, a.dtype)
-        return a.at[PADDING_ID].set(0) if path[-1].key == "table" else a
+        return a.at[PAD].set(0) if path[-1].key == "table" else a
 
     params = nnx.to_pure_dict(nnx.state(model))
     nnx.update(model, jax.tree_util.tree_map_with_path(draw, params))

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from layerdrop_jax.core import pruning, search
+from layerdrop_jax.core.strategy_table import check_strategy, parse_strategy
 from layerdrop_jax.models.blocks import BlockConfig, check_choice, check_sizes
 from layerdrop_jax.step.dropping import DropConfig
 
@@ -47,24 +47,14 @@ class PruneConfig:
         """Raises a ValueError where a stack of the model cannot be cut as this says."""
         for stack in model.stacks:
             try:
-                strategy = pruning.parse_strategy(getattr(self, stack))
+                strategy = parse_strategy(getattr(self, stack))
                 check_strategy(strategy, model.depth(stack), self.budget)
-                if strategy.name == "data_driven" and not drop.score_units:
+                if strategy.entry.needs == "learned" and not drop.score_units:
                     raise ValueError(
-                        "data_driven needs scores that training learns: see drop.score_units"
+                        f"{strategy.name} needs scores that training learns: see drop.score_units"
                     )
             except ValueError as error:
                 raise ValueError(f"prune.{stack}={getattr(self, stack)!r}: {error}") from None
-
-
-def check_strategy(strategy: pruning.Strategy, num_layers: int, budget: int) -> None:
-    """Raises a ValueError where a strategy does not fit a stack, or a search its budget."""
-    if strategy.name not in pruning.MEASURED:
-        pruning.apply_rule(strategy, num_layers)
-        return
-    pruning.check_keep(num_layers, strategy.value)
-    if strategy.name == "search_on_valid":
-        search.check_budget(num_layers, strategy.value, budget)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from layerdrop_jax.data import tokenizers
+from layerdrop_jax.files import write_atomically, write_json
 from layerdrop_jax.runs import migrations, settings
 
 try:
@@ -126,7 +127,7 @@ def make_tokenizer(workdir, train, texts, vocab_size: int, *, origin: str):
     needed = jax.process_index() == 0 and (is_fresh(workdir) or not path.exists())
     if needed and origin:
         text = (pathlib.Path(origin) / "tokenizer.json").read_text(encoding="utf-8")
-        tokenizers.write_atomically(path, text)
+        write_atomically(path, text)
     elif needed:
         print(f"training a tokenizer of {vocab_size:,} entries", flush=True)
         trained = train(texts, vocab_size, path)
@@ -161,8 +162,7 @@ def read_config(workdir) -> dict:
 
 def write_config(workdir, config: Mapping) -> None:
     """Writes a run's config.json, with the version of its keys."""
-    text = json.dumps(migrations.stamp(config), indent=2) + "\n"
-    tokenizers.write_atomically(pathlib.Path(workdir) / "config.json", text)
+    write_json(pathlib.Path(workdir) / "config.json", migrations.stamp(config))
 
 
 def original_layers(workdir, side: str, layers) -> list[int]:

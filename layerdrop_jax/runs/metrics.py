@@ -16,6 +16,8 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
+from layerdrop_jax.files import read_json_lines
+
 FILE = "metrics.jsonl"
 
 
@@ -33,16 +35,9 @@ def read_metrics(run) -> list[dict]:
       ValueError: another line is not a JSON object; names the file and the line.
     """
     path = pathlib.Path(run) / FILE
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict):
+    for number, line, record in read_json_lines(path):
+        if record is None:
             raise ValueError(f"{path}, line {number} is not a JSON object: {line[:60]!r}")
         records.append(record)
     return records

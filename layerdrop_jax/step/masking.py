@@ -11,12 +11,11 @@ import typing
 import jax
 import jax.numpy as jnp
 
-from layerdrop_jax.models.embeddings import PADDING_ID
+from layerdrop_jax.symbols import FIRST_WORD, PAD, mask_id
 
 SHARE = 0.15
 KEPT = 0.1  # of those chosen
 RANDOM = 0.1
-FIRST_WORD = 4  # ids below are <s>, <pad>, </s> and <unk>
 EVALUATION_SEED = 0
 
 
@@ -53,7 +52,7 @@ def mask_tokens(keys_B, tokens_BxT, vocab_size: int) -> Masked:
     def mask_row(key, tokens_T):
         length = tokens_T.shape[0]
         order_key, count_key, kind_key, word_key = jax.random.split(key, 4)
-        real_T = tokens_T != PADDING_ID
+        real_T = tokens_T != PAD
         order_T = jnp.where(real_T, jax.random.uniform(order_key, (length,)), -1.0)
         _, place_M = jax.lax.top_k(order_T, most_masked(length))
         count = jnp.floor(SHARE * jnp.sum(real_T) + jax.random.uniform(count_key))
@@ -61,7 +60,7 @@ def mask_tokens(keys_B, tokens_BxT, vocab_size: int) -> Masked:
         target_M = tokens_T[place_M]
         kind_M = jax.random.uniform(kind_key, place_M.shape)
         word_M = jax.random.randint(word_key, place_M.shape, FIRST_WORD, vocab_size)
-        new_M = jnp.where(kind_M < RANDOM, word_M, vocab_size - 1).astype(tokens_T.dtype)
+        new_M = jnp.where(kind_M < RANDOM, word_M, mask_id(vocab_size)).astype(tokens_T.dtype)
         new_M = jnp.where(chosen_M & (kind_M < 1 - KEPT), new_M, target_M)
         input_T = tokens_T.at[place_M].set(new_M)
         return Masked(input_T, place_M, target_M, chosen_M.astype(jnp.float32))

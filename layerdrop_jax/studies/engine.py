@@ -18,6 +18,7 @@ import sys
 import time
 
 from layerdrop_jax.commands.command_line import EXIT_LATER
+from layerdrop_jax.files import read_json_lines
 from layerdrop_jax.progress import progress
 from layerdrop_jax.runs.checkpoints import saved_steps
 from layerdrop_jax.runs.metrics import read_metrics
@@ -150,12 +151,8 @@ def _accelerators(slot, count, gpus, tpus) -> dict:
 
 def finished_commands(workdir) -> list[tuple[str, ...]]:
     """The commands in a run's done.jsonl; a line that a kill has cut short is none."""
-    path = pathlib.Path(workdir) / DONE
-    found = []
-    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
-        with contextlib.suppress(ValueError):
-            found.append(tuple(json.loads(line)["command"]))
-    return found
+    lines = read_json_lines(pathlib.Path(workdir) / DONE)
+    return [tuple(record["command"]) for _, _, record in lines if record is not None]
 
 
 def left(job: Job) -> list[tuple[str, ...]]:

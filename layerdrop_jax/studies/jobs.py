@@ -11,7 +11,7 @@ from ml_collections import config_flags
 
 from layerdrop_jax.commands.command_line import check_overrides
 from layerdrop_jax.commands.finetune import adopt
-from layerdrop_jax.core.pruning import parse_strategy
+from layerdrop_jax.core.strategy_table import parse_strategy
 from layerdrop_jax.runs import settings
 from layerdrop_jax.runs.folder import read_config
 

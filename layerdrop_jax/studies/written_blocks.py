@@ -20,7 +20,7 @@ import os
 import pathlib
 import re
 
-from layerdrop_jax.data.tokenizers import write_atomically
+from layerdrop_jax.files import write_atomically
 from layerdrop_jax.studies import cells
 from layerdrop_jax.studies.report import fenced, markdown_table, read_records
 

@@ -20,6 +20,7 @@ from layerdrop_jax.runs.run import Run
 from layerdrop_jax.runs.settings import ClassificationSettings
 from layerdrop_jax.step import losses
 from layerdrop_jax.step.flops import encoder_flops
+from layerdrop_jax.symbols import PAD
 from layerdrop_jax.tasks.depths import score_depths
 from layerdrop_jax.tasks.scores.glue_metrics import scores as glue_scores
 from layerdrop_jax.tasks.task import Score, Task, keeps_head
@@ -276,7 +277,7 @@ def _said(logits_C, names, scale) -> dict:
 def positions(batch) -> dict:
     """Which positions of a batch hold tokens of examples, bool[B, T], by stack."""
     of_example_Bx1 = batch["weight"][:, None] > 0  # a row of padding has its two symbols too
-    return {"encoder": (batch["tokens"] != tokenizers.PAD) & of_example_Bx1}
+    return {"encoder": (batch["tokens"] != PAD) & of_example_Bx1}
 
 
 def targets(batch):

@@ -23,12 +23,12 @@ from layerdrop_jax.data.pairs import load_eval_text, save_eval_text
 from layerdrop_jax.decoding.batching import decode_sentences
 from layerdrop_jax.decoding.beam import beam_search, search_options
 from layerdrop_jax.models.cut import masks
-from layerdrop_jax.models.embeddings import PADDING_ID
 from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.runs.folder import is_fresh, make_tokenizer
 from layerdrop_jax.runs.run import Run
 from layerdrop_jax.step import losses
 from layerdrop_jax.step.flops import seq2seq_flops
+from layerdrop_jax.symbols import PAD
 from layerdrop_jax.tasks.depths import score_depths
 
 MOST_WARNINGS = 10  # of lines that were cut
@@ -97,7 +97,7 @@ def make_answerer(run: Run, *, max_source: int):
     @functools.partial(jax.jit, static_argnums=4)
     def decode(params, keep, source_BxS, max_length_B, buffer_length):
         network = nnx.merge(graph, params)
-        segment_BxS = (source_BxS != PADDING_ID).astype(jnp.int32)
+        segment_BxS = (source_BxS != PAD).astype(jnp.int32)
         position_BxS = jnp.broadcast_to(jnp.arange(source_BxS.shape[1]), source_BxS.shape)
         cache = network.start_cache(
             source_BxS,

@@ -15,7 +15,6 @@ from flax import nnx
 from layerdrop_jax.data import pipeline, streams, tokenizers
 from layerdrop_jax.data.datasets.text import quoted_text
 from layerdrop_jax.decoding.batching import padded_width
-from layerdrop_jax.decoding.constraints import EOS, PAD
 from layerdrop_jax.decoding.sampling import continue_sequences
 from layerdrop_jax.models.cut import masks
 from layerdrop_jax.models.params import model_graph
@@ -25,6 +24,7 @@ from layerdrop_jax.runs.run import Run
 from layerdrop_jax.runs.settings import LanguageModelSettings
 from layerdrop_jax.step import losses
 from layerdrop_jax.step.flops import lm_flops
+from layerdrop_jax.symbols import EOS, PAD, UNK
 from layerdrop_jax.tasks.depths import score_depths
 from layerdrop_jax.tasks.task import Score, Task
 from layerdrop_jax.tasks.text_runs import perplexity_rows, prepare_texts
@@ -72,7 +72,7 @@ def evaluate(run: Run) -> tuple[list[dict], list[dict]]:
                 "perplexity": perplexity(nats),
                 "nats": nats,
                 "tokens": len(rows.tokens),
-                "unknown": float(np.mean(rows.tokens == tokenizers.UNK)),
+                "unknown": float(np.mean(rows.tokens == UNK)),
                 "signature": (
                     f"base:e|eos:yes|unk:yes|break:{windows.break_mode}"
                     f"|window:{windows.length}|context:{windows.context}"

@@ -20,6 +20,7 @@ from layerdrop_jax.runs.run import Run
 from layerdrop_jax.runs.settings import MaskedLMSettings
 from layerdrop_jax.step import losses, masking
 from layerdrop_jax.step.flops import encoder_flops
+from layerdrop_jax.symbols import BOS, EOS, FIRST_WORD, MASK, PAD, mask_id
 from layerdrop_jax.tasks.depths import score_depths
 from layerdrop_jax.tasks.task import Score, Task
 from layerdrop_jax.tasks.text_runs import perplexity_rows, prepare_texts
@@ -110,7 +111,7 @@ def make_measure(run: Run):
                 start = time.perf_counter()
                 sums.append(jax.device_get(step(run.params, keep, batch)))
                 seconds += time.perf_counter() - start
-                advance(int((batch["tokens"] != tokenizers.PAD).any(axis=1).sum()))
+                advance(int((batch["tokens"] != PAD).any(axis=1).sum()))
         nll, tokens = np.sum(sums, axis=0, dtype=np.float64)
         return float(nll / tokens), int(tokens), seconds
 
@@ -162,17 +163,17 @@ def answer(run: Run, lines, keep=None) -> list[str]:
         x_BxTxD = network(ids_BxT, keep=keep)
         x_BxMxD = jnp.take_along_axis(x_BxTxD, place_BxM[..., None], axis=1)
         probabilities_BxMxV = jax.nn.softmax(network.logits(x_BxMxD))
-        words_BxMxW = probabilities_BxMxV[..., masking.FIRST_WORD : model.vocab_size - 1]
+        words_BxMxW = probabilities_BxMxV[..., FIRST_WORD : mask_id(model.vocab_size)]
         shares_BxMxK, words_BxMxK = jax.lax.top_k(words_BxMxW, CANDIDATES)
-        return shares_BxMxK, words_BxMxK + masking.FIRST_WORD
+        return shares_BxMxK, words_BxMxK + FIRST_WORD
 
     results = []
     with progress("filling masks in", len(lines)) as advance:
         for ids in encoded:
             width = padded_width(len(ids), model.max_length)
-            ids_1xT = np.full((1, width), tokenizers.PAD, np.int32)
+            ids_1xT = np.full((1, width), PAD, np.int32)
             ids_1xT[0, : len(ids)] = ids
-            places = np.flatnonzero(ids_1xT[0] == model.vocab_size - 1)
+            places = np.flatnonzero(ids_1xT[0] == mask_id(model.vocab_size))
             place_1xM = np.zeros((1, padded_width(len(places), width)), np.int32)
             place_1xM[0, : len(places)] = places
             best = fill(run.params, everything | (keep or {}), ids_1xT, place_1xM)
@@ -184,7 +185,7 @@ def answer(run: Run, lines, keep=None) -> list[str]:
 
 def positions(batch) -> dict:
     """Which positions of a batch hold tokens, bool[B, T], by stack."""
-    return {"encoder": batch["tokens"] != tokenizers.PAD}
+    return {"encoder": batch["tokens"] != PAD}
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -195,7 +196,7 @@ def _evaluation_masks(batch, vocab_size):
 def targets(batch):
     """(the ids that a batch has to predict in evaluation, which of them count), [B, M] each."""
     # Which tokens are asked for does not depend on what takes their place.
-    masked = _evaluation_masks(batch, masking.FIRST_WORD + 1)
+    masked = _evaluation_masks(batch, FIRST_WORD + 1)
     return masked.target_BxM, masked.weight_BxM > 0
 
 
@@ -215,14 +216,14 @@ def _rows(run, split):
 
 
 def _encode_masked(run, number, line) -> list[int]:
-    pieces = line.split(tokenizers.MASK)
+    pieces = line.split(MASK)
     if len(pieces) < 2:
-        raise ValueError(f"line {number} has no {tokenizers.MASK} to fill in")
+        raise ValueError(f"line {number} has no {MASK} to fill in")
     pieces = [piece.rstrip() for piece in pieces[:-1]] + pieces[-1:]
-    ids = [tokenizers.BOS]
+    ids = [BOS]
     for piece in tokenizers.encode(run.tokenizer, pieces):
-        ids += [*piece, run.settings.model.vocab_size - 1]
-    ids[-1] = tokenizers.EOS
+        ids += [*piece, mask_id(run.settings.model.vocab_size)]
+    ids[-1] = EOS
     if len(ids) > run.settings.model.max_length:
         raise ValueError(
             f"line {number} has {len(ids)} tokens, more than model.max_length="

@@ -1,10 +1,9 @@
 """What tasks over running text have in common: how the folder of a run is filled."""
 
-import json
-
 import jax
 
-from layerdrop_jax.data import streams, tokenizers
+from layerdrop_jax.data import streams
+from layerdrop_jax.files import write_json
 from layerdrop_jax.runs.folder import is_fresh, make_tokenizer
 
 
@@ -36,8 +35,7 @@ def prepare_texts(settings, workdir, *, load, train_tokenizer, make_blocks, sour
         # evaluate, prune and generate need nothing but the run's folder
         for split, held_out in (("valid", valid), ("test", test)):
             streams.save_texts(workdir, split, held_out)
-        record = json.dumps(source_record(data), indent=2) + "\n"
-        tokenizers.write_atomically(workdir / "data" / "source.json", record)
+        write_json(workdir / "data" / "source.json", source_record(data))
     return rows, valid_rows
 
 

@@ -7,7 +7,7 @@ import typing
 import jax
 
 from layerdrop_jax.core.pruning import check_layers
-from layerdrop_jax.data import tokenizers
+from layerdrop_jax.files import write_json
 from layerdrop_jax.models.cut import cut_model, take_rows
 from layerdrop_jax.models.encoder import HEADS
 from layerdrop_jax.models.params import abstract_params, hash_params, make_params
@@ -131,7 +131,7 @@ def write_numbers(origin: Origin, steps, workdir: pathlib.Path) -> None:
             for stack, kept in origin.layers.items()
         },
     }
-    tokenizers.write_atomically(workdir / PRUNED, json.dumps(record, indent=2) + "\n")
+    write_json(workdir / PRUNED, record)
 
 
 def check_same(origin: Origin, workdir: pathlib.Path) -> None:

@@ -6,11 +6,6 @@ import numpy as np
 import pytest
 
 from layerdrop_jax.core.pruning import (
-    FORMS,
-    MEASURED,
-    RULES,
-    Strategy,
-    apply_rule,
     check_layers,
     ends,
     evenly_spaced,
@@ -18,13 +13,13 @@ from layerdrop_jax.core.pruning import (
     every_other,
     first,
     last,
-    parse_strategy,
     random_layers,
     spread,
     take_layers,
     top_layers,
 )
 
+RULES = {rule.__name__: rule for rule in (spread, evenly_spaced, first, last, ends)}
 BY_DEPTH = {**RULES, "random_layers": lambda num_layers, keep: random_layers(num_layers, keep, 3)}
 BY_DEPTH["top_layers"] = lambda num_layers, keep: top_layers(np.arange(num_layers) % 3, keep)
 
@@ -149,8 +144,6 @@ def test_check_layers_names_what_is_wrong(layers, message):
     with pytest.raises(ValueError, match=message):
         check_layers(layers, 5)
     with pytest.raises(ValueError, match=message):
-        apply_rule(Strategy("explicit", layers), 5)
-    with pytest.raises(ValueError, match=message):
         take_layers({"w": jnp.zeros((5, 2))}, layers)
 
 
@@ -184,83 +177,6 @@ def test_take_layers_refuses_leaves_that_disagree():
 
 
 # Strategies by name
-
-
-@pytest.mark.parametrize(
-    ("text", "strategy", "layers"),
-    [
-        ("all", ("all", None), (0, 1, 2, 3, 4, 5, 6)),
-        ("3", ("spread", 3), (0, 2, 4)),
-        (" 0 ", ("spread", 0), ()),
-        ("0,2, 5", ("explicit", (0, 2, 5)), (0, 2, 5)),
-        ("explicit:4", ("explicit", (4,)), (4,)),
-        ("explicit:", ("explicit", ()), ()),
-        ("every_other:0.5", ("every_other", 0.5), (0, 2, 4, 6)),
-        ("every_other:0", ("every_other", 0.0), (0, 1, 2, 3, 4, 5, 6)),
-        ("spread:4", ("spread", 4), (0, 2, 4, 6)),
-        ("evenly_spaced:3", ("evenly_spaced", 3), (0, 2, 4)),
-        ("evenly_spaced:4", ("evenly_spaced", 4), (0, 1, 3, 5)),
-        (" first:2 ", ("first", 2), (0, 1)),
-        ("last:2", ("last", 2), (5, 6)),
-        ("ends:2", ("ends", 2), (0, 6)),
-        ("ends:0", ("ends", 0), ()),
-    ],
-)
-def test_a_rule_by_name(text, strategy, layers):
-    parsed = parse_strategy(text)
-    assert parsed == strategy
-    assert apply_rule(parsed, 7) == layers
-    assert parse_strategy(str(parsed)) == parsed
-
-
-@pytest.mark.parametrize("name", MEASURED)
-def test_what_is_measured_is_read_and_not_applied(name):
-    parsed = parse_strategy(f"{name}:3")
-    assert parsed == (name, 3)
-    assert str(parsed) == f"{name}:3"
-
-
-def test_the_text_of_a_rate_is_the_rate():
-    for rate in (0.1, 1 / 3, 0.49999999999999994, 1e-07):
-        strategy = Strategy("every_other", rate)
-        assert parse_strategy(str(strategy)) == strategy
-
-
-BAD = ["half", "", "all:3", "every_other", "every_other:x", "evenly_spaced:2.5", "evenly_spaced"]
-BAD += ["layers:0,2", "explicit:0,,1", "explicit", "0,x", "1.5", "first:", "random", "random:all"]
-BAD += [":3", "First:3", "first:2:1", "1;2", "explicit:1-3", "block_influence:1,2", "first:2\n3"]
-
-
-@pytest.mark.parametrize("text", BAD)
-def test_an_unknown_form_is_named_and_the_forms_listed(text):
-    with pytest.raises(ValueError, match="^cannot read layers to keep from ") as caught:
-        parse_strategy(text)
-    message = str(caught.value)
-    assert message.startswith(f"cannot read layers to keep from {text!r}: the forms are all, ")
-    assert all(form in message for form in FORMS)
-    assert all(f"{name}:DEPTH" in message for name in (*RULES, *MEASURED))
-    assert "\n" not in message
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("every_other:0.7", "cannot drop a share of 0.7"),
-        ("every_other:nan", "cannot drop a share of nan"),
-        ("evenly_spaced:9", "cannot keep 9 of 6 layers: keep 0 to 6"),
-        ("7", "cannot keep 7 of 6"),
-        ("-1", "cannot keep -1 of 6"),
-        ("ends:-2", "cannot keep -2 of 6"),
-        ("0,6", "layer 6 does not exist: the layers are 0 to 5"),
-        ("3,1", "layer 1 follows 3"),
-        ("explicit:2,2", "layer 2 is named twice"),
-    ],
-)
-def test_what_does_not_fit_the_stack_is_refused_there(text, message):
-    strategy = parse_strategy(text)
-    with pytest.raises(ValueError, match=message) as caught:
-        apply_rule(strategy, 6)
-    assert "\n" not in str(caught.value)
 
 
 # Every depth

@@ -6,8 +6,8 @@ import pytest
 from layerdrop_jax.data import labelled, pipeline
 from layerdrop_jax.data import tokenizers as vocabulary
 from layerdrop_jax.data.labelled import Example
+from layerdrop_jax.symbols import BOS, EOS, PAD
 
-BOS, PAD, EOS = vocabulary.BOS, vocabulary.PAD, vocabulary.EOS
 WORDS = ["a", "b", "c", "d", "e", "f", "g"]  # ids 4 to 10
 
 

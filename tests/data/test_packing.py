@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from layerdrop_jax.data import packing, tokenizers
+from layerdrop_jax.symbols import EOS, PAD
 
 
 def encoded_pairs(pairs):
@@ -65,7 +66,7 @@ def unpacked(row):
         source = row["source"][row["source_segment"] == segment]
         target = row["target_output"][row["target_segment"] == segment]
         shifted = row["target_input"][row["target_segment"] == segment]
-        assert source[-1] == target[-1] == shifted[0] == tokenizers.EOS
+        assert source[-1] == target[-1] == shifted[0] == EOS
         assert shifted[1:].tolist() == target[:-1].tolist()
         pairs.append((tuple(source[:-1].tolist()), tuple(target[:-1].tolist())))
     return pairs
@@ -76,7 +77,7 @@ def test_every_pair_is_in_exactly_one_row_and_whole():
     rows = packing.pack_pairs(encoded_pairs(pairs), source_length=47, target_length=61, seed=3)
     found = [pair for number in range(len(rows)) for pair in unpacked(rows[number])]
     assert sorted(found) == sorted((tuple(map(int, s)), tuple(map(int, t))) for s, t in pairs)
-    real = sum(int((rows[number]["source"] != tokenizers.PAD).sum()) for number in range(len(rows)))
+    real = sum(int((rows[number]["source"] != PAD).sum()) for number in range(len(rows)))
     assert rows.stats["source_padding"] == pytest.approx(1 - real / (47 * len(rows)))
     assert rows.stats["pairs"] == 1009
     assert rows.stats["rows"] == len(rows)

@@ -16,6 +16,7 @@ from layerdrop_jax.data.pairs import (
     prepare_rows,
     save_eval_text,
 )
+from layerdrop_jax.symbols import PAD
 
 
 def config_of(**changes):
@@ -169,7 +170,7 @@ def test_evaluation_sees_every_row_once_and_fills_up_with_padding(rows):
     assert len(stacked) == -(-len(rows) // 4) * 4
     for number in range(len(rows)):
         np.testing.assert_array_equal(stacked[number], rows[number]["target_output"])
-    assert (stacked[len(rows) :] == tokenizers.PAD).all()
+    assert (stacked[len(rows) :] == PAD).all()
     halves = [
         list(pipeline.eval_batches(config, rows, process_index=index, process_count=2))
         for index in range(2)

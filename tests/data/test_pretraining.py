@@ -11,8 +11,8 @@ import tensorflow_datasets as tfds
 from layerdrop_jax.data import pipeline, pretraining, streams
 from layerdrop_jax.data import tokenizers as vocabulary
 from layerdrop_jax.data.datasets import prepared
+from layerdrop_jax.symbols import BOS, EOS, PAD
 
-BOS, PAD, EOS = vocabulary.BOS, vocabulary.PAD, vocabulary.EOS
 SENTENCES = {"train": ["a b", "c"], "dev": ["d e"], "test": ["f"]}
 
 

@@ -5,10 +5,10 @@ import json
 
 import numpy as np
 import pytest
-from layerdrop_jax.symbols import EOS, PAD
 
 from layerdrop_jax.data import pipeline, streams
 from layerdrop_jax.data import tokenizers as vocabulary
+from layerdrop_jax.symbols import EOS, PAD
 
 LENGTHS = [5, 1, 11, 2, 1, 1, 29, 3, 7, 13]  # of texts, eos included
 

@@ -5,6 +5,7 @@ import pytest
 
 from layerdrop_jax.data import summaries, tokenizers
 from layerdrop_jax.data.datasets.text import quoted_text
+from layerdrop_jax.symbols import EOS
 
 SIZES = {"vocab_size": 331, "batch_rows": 2, "max_source": 7, "max_target": 5}
 LENGTHS = {"source_length": 17, "target_length": 13}
@@ -32,8 +33,8 @@ def test_long_sides_are_cut_and_end_with_eos(tokenizer):
     target = row["target_output"][row["target_segment"] == long]
     one = tokenizers.encode(tokenizer, ["one"])[0]
     assert (len(source), len(target)) == (7, 5)
-    assert source.tolist() == [*(one * 6)[:6], tokenizers.EOS]
-    assert target[-1] == tokenizers.EOS
+    assert source.tolist() == [*(one * 6)[:6], EOS]
+    assert target[-1] == EOS
 
 
 def test_nothing_to_train_on_is_an_error(tokenizer):

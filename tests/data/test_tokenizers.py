@@ -11,6 +11,7 @@ import pytest
 import tokenizers
 
 from layerdrop_jax.data import tokenizers as bpe
+from layerdrop_jax.symbols import EOS, MASK, SPECIAL_SYMBOLS
 
 PAIRS = [
     ("A dog runs over 17 stones.", "Ein Hund läuft über 17 Steine."),
@@ -36,7 +37,7 @@ def tokenizer(tmp_path_factory):
 def test_any_text_comes_back_exactly(tokenizer, text):
     ids = bpe.encode(tokenizer, [text])[0]
     assert bpe.decode(tokenizer, [ids]) == [text]
-    assert all(number >= len(bpe.SPECIAL_SYMBOLS) for number in ids)
+    assert all(number >= len(SPECIAL_SYMBOLS) for number in ids)
 
 
 def test_normalisation_is_white_space_and_nfc_only(tokenizer):
@@ -60,7 +61,7 @@ def test_words_are_learned_and_digits_stay_apart(tokenizer):
 
 def test_decoding_stops_at_eos_and_drops_specials(tokenizer):
     ids = bpe.encode(tokenizer, ["A dog"])[0]
-    assert bpe.decode(tokenizer, [[0, *ids, bpe.EOS, *ids], [bpe.EOS]]) == ["A dog", ""]
+    assert bpe.decode(tokenizer, [[0, *ids, EOS, *ids], [EOS]]) == ["A dog", ""]
 
 
 def test_the_vocabulary_has_exactly_the_size_asked_for(tmp_path):
@@ -147,27 +148,6 @@ def test_a_missing_a_broken_and_a_foreign_file_are_named(tmp_path, tokenizer):
     (tmp_path / "foreign.json").write_text(foreign)
     with pytest.raises(ValueError, match=r"foreign.json begins with .*\[PAD\]"):
         bpe.load_tokenizer(tmp_path / "foreign.json")
-
-
-def test_an_unwritable_folder_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(
-        ValueError, match=r"cannot write .*file/tokenizer.json: .*file is not a folder"
-    ):
-        bpe.write_atomically(tmp_path / "file" / "tokenizer.json", "x")
-
-
-def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
-    bpe.write_atomically(tmp_path / "text", "old")
-
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ValueError, match=r"cannot write .*text: No space left on device"):
-        bpe.write_atomically(tmp_path / "text", "new")
-    assert os.listdir(tmp_path) == ["text"]
-    assert (tmp_path / "text").read_text() == "old"
 
 
 def test_entries_that_stand_for_no_text_are_not_said(tmp_path):
@@ -257,7 +237,7 @@ def test_code_comes_back_exactly(code_tokenizer):
              "u\u0308 \u2028 日本語 😀 \x00", "_a__b 12345 x=  1"]  # fmt: skip
     ids = bpe.encode(code_tokenizer, texts)
     assert bpe.decode(code_tokenizer, ids) == texts
-    assert all(number >= len(bpe.SPECIAL_SYMBOLS) for text in ids for number in text)
+    assert all(number >= len(SPECIAL_SYMBOLS) for text in ids for number in text)
 
 
 def test_indentation_is_one_token_and_no_token_joins_the_words_of_two_lines(code_tokenizer):
@@ -318,8 +298,8 @@ def test_texts_become_one_stream_whatever_the_chunks(code_tokenizer, monkeypatch
     tokens, offsets = bpe.encode_texts(code_tokenizer, texts, seen.append)
     assert tokens.dtype == np.uint16
     assert offsets.dtype == np.int64
-    assert (tokens[offsets[1:] - 1] == bpe.EOS).all()
-    assert (tokens == bpe.EOS).sum() == len(texts)
+    assert (tokens[offsets[1:] - 1] == EOS).all()
+    assert (tokens == EOS).sum() == len(texts)
     parts = np.split(tokens, offsets[1:-1])
     assert bpe.decode(code_tokenizer, parts) == texts
     monkeypatch.setattr(bpe, "CHUNK", 2)
@@ -340,7 +320,7 @@ def test_ids_beyond_two_bytes(tmp_path):
     last = tokenizer.id_to_token(2**16)
     tokens, _ = bpe.encode_texts(tokenizer, [last])
     assert tokens.dtype == np.int32
-    assert tokens.tolist() == [2**16, bpe.EOS]
+    assert tokens.tolist() == [2**16, EOS]
 
 
 @pytest.fixture(scope="module")
@@ -359,15 +339,15 @@ def test_the_mask_is_the_last_entry_and_no_text_is_encoded_into_it(masked_tokeni
         (small, 307),
     ):
         assert tokenizer.get_vocab_size() == size
-        assert tokenizer.token_to_id(bpe.MASK) == size - 1
-        assert tuple(tokenizer.id_to_token(n) for n in range(4)) == bpe.SPECIAL_SYMBOLS
+        assert tokenizer.token_to_id(MASK) == size - 1
+        assert tuple(tokenizer.id_to_token(n) for n in range(4)) == SPECIAL_SYMBOLS
         texts = ["<mask>", " <mask> x<mask></s>madeupword0000 madeupword0001"]
         ids = bpe.encode(tokenizer, texts)
         assert bpe.decode(tokenizer, ids) == texts
         made_up = {n for token, n in tokenizer.get_vocab().items() if bpe.MADE_UP.fullmatch(token)}
         assert not set(ids[0] + ids[1]) & {*range(4), size - 1, *made_up}
         word = bpe.encode(tokenizer, [" x"])[0]
-        assert bpe.decode(tokenizer, [[0, size - 1, *word, size - 1, bpe.EOS]]) == [" x"]
+        assert bpe.decode(tokenizer, [[0, size - 1, *word, size - 1, EOS]]) == [" x"]
     assert small.id_to_token(305) == "madeupword0045"
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from layerdrop_jax.decoding.constraints import EOS, PAD
 from layerdrop_jax.depth import frontier, latency
 from layerdrop_jax.depth.prune import cut, prune
 from layerdrop_jax.depth.scorer import Scorer, floor_nats
@@ -17,6 +16,7 @@ from layerdrop_jax.models.params import count_params, model_graph
 from layerdrop_jax.reports.frontier_page import write_frontier
 from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.runs.run import load_run
+from layerdrop_jax.symbols import EOS, PAD
 from layerdrop_jax.tasks import language_modelling, translation
 from tests.compiling import fast_jit
 

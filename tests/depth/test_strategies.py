@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from layerdrop_jax.core.pruning import MEASURED, RULES, parse_strategy
+from layerdrop_jax.core.strategy_table import STRATEGIES, parse_strategy, takes_depth
 from layerdrop_jax.depth import importance, strategies
 from layerdrop_jax.depth.scorer import Scorer
 from layerdrop_jax.models.params import abstract_params, model_graph
@@ -21,7 +21,8 @@ from tests.compiling import fast_jit
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-MEASURING = [name for name in MEASURED if name != "data_driven"]
+BY_DEPTH = [n for n in STRATEGIES if takes_depth(n) and n != "data_driven"]
+MEASURING = ["random", *(n for n in BY_DEPTH if STRATEGIES[n].needs != "nothing")]
 PLANTED = 1  # the layer, of both stacks, that is made the identity
 
 
@@ -78,7 +79,7 @@ def with_prune(run, **changes):
 # All of them
 
 
-@pytest.mark.parametrize("name", [*RULES, *MEASURING])
+@pytest.mark.parametrize("name", BY_DEPTH)
 def test_every_strategy_keeps_as_many_layers_as_asked(lines, lines_scorer, name):
     for keep in (0, 2, 4):
         layers, records = choose(lines, lines_scorer, decoder=f"{name}:{keep}")

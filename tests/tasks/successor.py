@@ -25,6 +25,7 @@ from layerdrop_jax.step.dropping import EncoderDrop
 from layerdrop_jax.step.flops import encoder_flops
 from layerdrop_jax.step.losses import label_smoothed_nll
 from layerdrop_jax.step.optimizers import OptimizerConfig
+from layerdrop_jax.symbols import PAD
 from layerdrop_jax.tasks.depths import score_depths
 from layerdrop_jax.tasks.task import Score, Task
 
@@ -83,22 +84,22 @@ class Rows:
     """Lines as rows of ids, with the answers."""
 
     def __init__(self, tokenizer, lines, length):
-        self.tokens = np.full((len(lines), length), tokenizers.PAD, np.int32)
+        self.tokens = np.full((len(lines), length), PAD, np.int32)
         self.targets = self.tokens.copy()
         answers = tokenizers.encode(tokenizer, map(successors, lines))
         for row, (ids, found) in enumerate(
             zip(tokenizers.encode(tokenizer, lines), answers, strict=True)
         ):
             self.tokens[row, : len(ids)], self.targets[row, : len(ids)] = ids, found
-        self.stats = {"rows": len(lines), "tokens": int((self.tokens != tokenizers.PAD).sum())}
+        self.stats = {"rows": len(lines), "tokens": int((self.tokens != PAD).sum())}
         self.padding = {name: np.zeros_like(array) for name, array in self[0].items()}
-        self.padding["tokens"] += tokenizers.PAD
+        self.padding["tokens"] += PAD
 
     def __len__(self):
         return len(self.tokens)
 
     def __getitem__(self, row):
-        weight = (self.tokens[row] != tokenizers.PAD).astype(np.float32)
+        weight = (self.tokens[row] != PAD).astype(np.float32)
         return {"tokens": self.tokens[row], "target": self.targets[row], "weight": weight}
 
 
@@ -188,7 +189,7 @@ def answer(run, lines, keep=None):
     rows = Rows(run.tokenizer, lines, run.settings.data.length)
     model = nnx.merge(graph, run.params)
     ids_BxT = jnp.argmax(model.logits(model(jnp.asarray(rows.tokens), keep=keep)), axis=-1)
-    real_BxT = rows.tokens != tokenizers.PAD
+    real_BxT = rows.tokens != PAD
     return [
         " ".join(run.tokenizer.id_to_token(int(id)) for id in ids_T[real_T])
         for ids_T, real_T in zip(jax.device_get(ids_BxT), real_BxT, strict=True)

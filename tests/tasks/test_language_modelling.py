@@ -11,12 +11,12 @@ from flax import nnx
 
 from layerdrop_jax.commands.evaluate import evaluate
 from layerdrop_jax.data import streams, tokenizers
-from layerdrop_jax.data.tokenizers import EOS, PAD
 from layerdrop_jax.decoding.sampling import filter_log_probs
 from layerdrop_jax.depth.prune import prune
 from layerdrop_jax.models.params import count_params, model_graph
 from layerdrop_jax.runs.metrics import read_metrics
 from layerdrop_jax.runs.run import load_run
+from layerdrop_jax.symbols import EOS, PAD
 from layerdrop_jax.tasks import language_modelling
 from layerdrop_jax.tasks.language_modelling import answer, make_continuer, make_measure
 from layerdrop_jax.training import train

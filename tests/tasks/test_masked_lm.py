@@ -23,13 +23,13 @@ from layerdrop_jax.runs.folder import read_config
 from layerdrop_jax.runs.metrics import read_metrics
 from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.step import masking
+from layerdrop_jax.symbols import BOS, EOS, MASK, PAD
 from layerdrop_jax.tasks import masked_lm
 from layerdrop_jax.training.train import Interrupted, train
 from tests import tiny_run
 from tests.compiling import fast_jit
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
-MASK = tokenizers.MASK
 
 
 @pytest.fixture(scope="module")
@@ -214,8 +214,8 @@ def test_masks_are_filled_by_the_likeliest_words(run, log_probs):
     keep = {"encoder": np.array([1, 0, 1, 1], bool)}
     (answer,) = map(json.loads, masked_lm.answer(run, [line], keep))
     pieces = tokenizers.encode(run.tokenizer, ["one two", " four\tfive", ""])
-    ids = [tokenizers.BOS, *pieces[0], 330, *pieces[1], 330, *pieces[2], tokenizers.EOS]
-    row = np.full((1, 32), tokenizers.PAD, np.int32)
+    ids = [BOS, *pieces[0], 330, *pieces[1], 330, *pieces[2], EOS]
+    row = np.full((1, 32), PAD, np.int32)
     row[0, : len(ids)] = ids
     log_p_TxV = log_probs(row, keep)[0]
     wanted = list(ids)

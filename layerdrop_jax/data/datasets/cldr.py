@@ -59,28 +59,14 @@ def cldr_config(
     )
 
 
-class Cldr(tfds.core.GeneratorBasedBuilder):
+class Cldr(text.SplitsBuilder):
     """Sentence pairs out of CLDR; needs a `cldr_config`."""
 
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return text.pairs_info(self, self.builder_config.source, self.builder_config.target)
-
-    def _split_generators(self, dl_manager):
-        del dl_manager
+    def read_splits(self, dl_manager):
         config = self.builder_config
         count = sum(config.sizes.values())
         pairs = iter(make_pairs(config.source, config.target, seed=config.seed, count=count))
-        return {
-            split: self._generate_examples(list(itertools.islice(pairs, size)))
-            for split, size in config.sizes.items()
-        }
-
-    def _generate_examples(self, pairs):
-        source, target = self.builder_config.source, self.builder_config.target
-        for number, pair in enumerate(pairs):
-            yield number, {source: pair[0], target: pair[1]}
+        return {s: list(itertools.islice(pairs, size)) for s, size in config.sizes.items()}
 
 
 def make_pairs(source: str, target: str, *, seed: int, count: int) -> Iterator[tuple[str, str]]:

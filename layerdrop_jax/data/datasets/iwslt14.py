@@ -19,8 +19,6 @@ import os
 import re
 from collections.abc import Iterator
 
-import tensorflow_datasets as tfds
-
 from layerdrop_jax.data.datasets import text
 
 TRAIN = "train.tags.de-en"
@@ -38,16 +36,10 @@ _SEGMENT = re.compile(r'<seg id="\d+">(.*?)</seg>')
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
-class Iwslt14(tfds.core.GeneratorBasedBuilder):
+class Iwslt14(text.SplitsBuilder):
     """The talks, in the order of the files; needs an `iwslt14_config`."""
 
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return text.pairs_info(self, self.builder_config.source, self.builder_config.target)
-
-    def _split_generators(self, dl_manager):
-        del dl_manager
+    def read_splits(self, dl_manager):
         config = self.builder_config
         talks = [
             pair
@@ -57,21 +49,14 @@ class Iwslt14(tfds.core.GeneratorBasedBuilder):
         if not talks:
             raise ValueError(f"{config.folder}/{TRAIN}.* hold no sentence pair")
         return {
-            "train": self._generate_examples(
-                pair for number, pair in enumerate(talks, start=1) if number % VALID_EVERY
-            ),
-            "valid": self._generate_examples(talks[VALID_EVERY - 1 :: VALID_EVERY]),
-            "test": self._generate_examples(
+            "train": (pair for number, pair in enumerate(talks, start=1) if number % VALID_EVERY),
+            "valid": talks[VALID_EVERY - 1 :: VALID_EVERY],
+            "test": (
                 pair
                 for name in TEST
                 for pair in read_segments(config.folder, name, config.source, config.target)
             ),
         }
-
-    def _generate_examples(self, pairs):
-        source, target = self.builder_config.source, self.builder_config.target
-        for number, pair in enumerate(pairs):
-            yield number, {source: pair[0], target: pair[1]}
 
 
 def iwslt14_config(folder: str, source: str, target: str) -> text.ParallelConfig:

@@ -7,8 +7,6 @@ and `test_2017_mscoco`, each with the suffix of both languages.
 
 import os
 
-import tensorflow_datasets as tfds
-
 from layerdrop_jax.data.datasets import text
 
 STEMS = {
@@ -22,8 +20,6 @@ STEMS = {
 
 class Multi30k(text.Text):
     """The captions, in the order of the files; `test` is another name of `test_2016_flickr`."""
-
-    VERSION = tfds.core.Version("1.0.0")
 
 
 def multi30k_config(folder: str, source: str, target: str) -> text.ParallelConfig:

@@ -100,44 +100,18 @@ def split_of(path: str) -> str:
     return "valid" if share < VALID else "test" if share < VALID + TEST else "train"
 
 
-class Pystdlib(tfds.core.GeneratorBasedBuilder):
+class Pystdlib(text.SplitsBuilder):
     """Source files, in alphabetical order of their paths; needs a `pystdlib_config`."""
 
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return text.texts_info(self)
-
-    def _split_generators(self, dl_manager):
-        del dl_manager
-        return {
-            split: self._generate_examples(texts)
-            for split, texts in self.builder_config.texts.items()
-        }
-
-    def _generate_examples(self, texts):
-        for number, source in enumerate(texts):
-            yield number, {"text": source}
+    def read_splits(self, dl_manager):
+        return self.builder_config.texts
 
 
-class PystdlibDocstrings(tfds.core.GeneratorBasedBuilder):
+class PystdlibDocstrings(text.SplitsBuilder):
     """What `docstrings` finds in the source files; needs a `pystdlib_config`."""
 
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return text.texts_info(self)
-
-    def _split_generators(self, dl_manager):
-        del dl_manager
-        return {
-            split: self._generate_examples(texts)
-            for split, texts in docstrings(self.builder_config.texts).items()
-        }
-
-    def _generate_examples(self, texts):
-        for number, content in enumerate(texts):
-            yield number, {"text": content}
+    def read_splits(self, dl_manager):
+        return docstrings(self.builder_config.texts)
 
 
 def docstrings(sources: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

@@ -39,24 +39,16 @@ def summaries_config() -> SummariesConfig:
     )
 
 
-class PystdlibSummaries(tfds.core.GeneratorBasedBuilder):
+class PystdlibSummaries(text.SplitsBuilder):
     """Functions with their docstrings, file after file; needs a `summaries_config`."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    sides = SIDES
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        return text.pairs_info(self, *SIDES)
-
-    def _split_generators(self, dl_manager):
-        del dl_manager
+    def read_splits(self, dl_manager):
         seen, splits = set(), {}
         for split in text.SPLITS:  # of a function that occurs again, train has the first
             splits[split] = list(new_pairs(self.builder_config.texts[split], seen))
-        return {split: self._generate_examples(pairs) for split, pairs in splits.items()}
-
-    def _generate_examples(self, pairs):
-        for number, pair in enumerate(pairs):
-            yield number, dict(zip(SIDES, pair, strict=True))
+        return splits
 
 
 def new_pairs(sources: Iterable[str], seen: set[str]) -> Iterator[tuple[str, str]]:

@@ -3,8 +3,6 @@
 Read from a folder with `train.tsv`, `dev.tsv` (or `valid.tsv`) and `test.tsv`, each plain or .gz.
 """
 
-import tensorflow_datasets as tfds
-
 from layerdrop_jax.data.datasets import text, tsv
 
 COLUMNS = ("sentence", "content")  # the sentence's column has the one name or the other
@@ -19,28 +17,20 @@ def sst2_sentences_config(folder: str) -> text.LinesConfig:
     return text.lines_config({s: tsv.find_split("sst2", folder, s) for s in text.SPLITS})
 
 
-class Sst2Sentences(tfds.core.GeneratorBasedBuilder):
+class Sst2Sentences(text.SplitsBuilder):
     """The sentences, in the order of the files; needs an `sst2_sentences_config`."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    def read_splits(self, dl_manager):
+        return {split: _sentences(path) for split, path in self.builder_config.files.items()}
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        return text.texts_info(self)
 
-    def _split_generators(self, dl_manager):
-        del dl_manager
-        return {
-            split: self._generate_examples(path)
-            for split, path in self.builder_config.files.items()
-        }
-
-    def _generate_examples(self, path):
-        rows = tsv.read_tsv(path)
-        column = next((name for name in COLUMNS if name in rows[0]), None)
-        if column is None:
-            raise ValueError(
-                f"{path} has the columns {', '.join(rows[0])}; the sentences should be in one of "
-                f"{', '.join(COLUMNS)}"
-            )
-        for number, row in enumerate(rows):
-            yield number, {"text": row[column].strip()}
+def _sentences(path):
+    rows = tsv.read_tsv(path)
+    column = next((name for name in COLUMNS if name in rows[0]), None)
+    if column is None:
+        raise ValueError(
+            f"{path} has the columns {', '.join(rows[0])}; the sentences should be in one of "
+            f"{', '.join(COLUMNS)}"
+        )
+    for row in rows:
+        yield row[column].strip()

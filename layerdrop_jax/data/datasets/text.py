@@ -6,6 +6,7 @@ each file may end in `.gz`. The builder's config is named after the content of t
 an edited file makes a new prepared set and an old one is never served for it.
 """
 
+import abc
 import dataclasses
 import gzip
 import hashlib
@@ -113,51 +114,59 @@ def lines_config(files: Mapping[str, str], prefix: str = "") -> LinesConfig:
     )
 
 
-class Text(tfds.core.GeneratorBasedBuilder):
-    """Sentence pairs of a folder, in the order of the files; needs a `text_config`."""
+class SplitsBuilder(tfds.core.GeneratorBasedBuilder):
+    """Writes texts, or pairs of texts, in the order in which `read_splits` gives them."""
 
     VERSION = tfds.core.Version("1.0.0")
 
+    @property
+    def sides(self) -> tuple[str, str] | None:
+        """The names of the two texts of a pair: those of the config; None where it has none."""
+        config = self.builder_config
+        return (config.source, config.target) if hasattr(config, "source") else None
+
+    @abc.abstractmethod
+    def read_splits(self, dl_manager) -> Mapping[str, Iterable]:
+        """Returns the texts, or the pairs of texts, of each split."""
+
     def _info(self) -> tfds.core.DatasetInfo:
-        return pairs_info(self, self.builder_config.source, self.builder_config.target)
+        return pairs_info(self, *self.sides) if self.sides else texts_info(self)
 
     def _split_generators(self, dl_manager):
-        del dl_manager
+        splits = self.read_splits(dl_manager)
+        return {split: self._generate_examples(texts) for split, texts in splits.items()}
+
+    def _generate_examples(self, texts):
+        for number, content in enumerate(texts):
+            pair = self.sides and dict(zip(self.sides, content, strict=True))
+            yield number, pair or {"text": content}
+
+
+class Text(SplitsBuilder):
+    """Sentence pairs of a folder, in the order of the files; needs a `text_config`."""
+
+    def read_splits(self, dl_manager):
         config = self.builder_config
         return {
-            split: self._generate_examples(
-                read_parallel(config.folder, stem, config.source, config.target)
-            )
+            split: read_parallel(config.folder, stem, config.source, config.target)
             for split, stem in config.stems.items()
         }
 
-    def _generate_examples(self, pairs):
-        source, target = self.builder_config.source, self.builder_config.target
-        for number, pair in enumerate(pairs):
-            yield number, {source: pair[0], target: pair[1]}
 
-
-class TextLines(tfds.core.GeneratorBasedBuilder):
+class TextLines(SplitsBuilder):
     """The lines of a folder's files, in order; needs a `text_lines_config`."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    def read_splits(self, dl_manager):
+        return {split: _some_lines(path) for split, path in self.builder_config.files.items()}
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        return texts_info(self)
 
-    def _split_generators(self, dl_manager):
-        del dl_manager
-        return {
-            split: self._generate_examples(path)
-            for split, path in self.builder_config.files.items()
-        }
-
-    def _generate_examples(self, path):
-        number = -1
-        for number, line in enumerate(iterate_lines(path)):
-            yield number, {"text": line}
-        if number < 0:
-            raise ValueError(f"{path} is empty: 0 lines")
+def _some_lines(path):
+    count = 0
+    for line in iterate_lines(path):
+        count += 1
+        yield line
+    if count == 0:
+        raise ValueError(f"{path} is empty: 0 lines")
 
 
 def texts_info(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetInfo:

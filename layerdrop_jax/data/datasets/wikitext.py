@@ -13,8 +13,6 @@ import urllib.request
 import zipfile
 from collections.abc import Iterable, Iterator
 
-import tensorflow_datasets as tfds
-
 from layerdrop_jax.data.datasets import text
 
 DATASETS = ("wikitext-103", "wikitext-2")
@@ -62,15 +60,10 @@ def wikitext_config(dataset: str, folder: str | os.PathLike) -> text.LinesConfig
     return text.lines_config(files, prefix=f"{dataset}-")
 
 
-class Wikitext(tfds.core.GeneratorBasedBuilder):
+class Wikitext(text.SplitsBuilder):
     """The lines of WikiText, in order; needs a `wikitext_config`."""
 
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return text.texts_info(self)
-
-    def _split_generators(self, dl_manager):
+    def read_splits(self, dl_manager):
         config = self.builder_config
         dataset = next(name for name in DATASETS if config.name.startswith(name))
         if config.files:
@@ -84,21 +77,19 @@ class Wikitext(tfds.core.GeneratorBasedBuilder):
                 split: (f"{name} of {archive}", _unzip(archive, name))
                 for split, name in members.items()
             }
-        return {
-            split: self._generate_examples(dataset, split, *source)
-            for split, source in sources.items()
-        }
+        return {split: _checked_lines(dataset, split, *source) for split, source in sources.items()}
 
-    def _generate_examples(self, dataset: str, split: str, name: str, lines: Iterable[str]):
-        count = 0
-        for number, line in enumerate(lines):
-            count += len(line.split()) + 1
-            yield number, {"text": line}
-        if count != TOKENS[dataset][split]:
-            raise ValueError(
-                f"{name} has {count} tokens (words and line ends), {split} of {dataset} has "
-                f"{TOKENS[dataset][split]}; text of your own is data.dataset=text"
-            )
+
+def _checked_lines(dataset: str, split: str, name: str, lines: Iterable[str]) -> Iterator[str]:
+    count = 0
+    for line in lines:
+        count += len(line.split()) + 1
+        yield line
+    if count != TOKENS[dataset][split]:
+        raise ValueError(
+            f"{name} has {count} tokens (words and line ends), {split} of {dataset} has "
+            f"{TOKENS[dataset][split]}; text of your own is data.dataset=text"
+        )
 
 
 def _download(dl_manager, dataset: str) -> str:

@@ -1,0 +1,56 @@
+"""Files that a run or a study writes and reads: whole or not at all, line by line."""
+
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+
+
+def write_atomically(path: str | os.PathLike, text: str) -> None:
+    """Writes a UTF-8 file that appears complete or not at all; makes its folder.
+
+    Raises:
+      ValueError: the file cannot be written; the message names it and says why.
+    """
+    path = os.path.abspath(path)
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        try:
+            with open(temporary, "w", encoding="utf-8", newline="") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            if os.path.exists(temporary):
+                os.remove(temporary)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"cannot write {path}: {error.filename} is not a folder") from error
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_json(path: str | os.PathLike, content, *, indent: int = 2) -> None:
+    """Writes a JSON file as `write_atomically` does."""
+    write_atomically(path, json.dumps(content, indent=indent) + "\n")
+
+
+def read_json_lines(path: str | os.PathLike) -> Iterator[tuple[int, str, dict | None]]:
+    """Reads a file of JSON objects, one a line, to which another process may be appending.
+
+    What follows the last line break is a line that is being written, or that a kill has cut short:
+    it is left out.
+
+    Yields:
+      ``(number, line, object)`` for each line, from 1; the object is None where it is none.
+      Nothing where there is no such file.
+    """
+    path = pathlib.Path(path)
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else ()
+    for number, line in enumerate(lines, 1):
+        try:
+            found = json.loads(line)
+        except ValueError:
+            found = None
+        yield number, line, found if isinstance(found, dict) else None
