@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import tokenizers
 
+from layerdrop_jax.data import checksums
 from layerdrop_jax.data import tokenizers as vocabulary
 from layerdrop_jax.data.datasets import glue, pystdlib_modules, text, tsv
 from layerdrop_jax.data.progress import progress
@@ -317,6 +318,7 @@ def load_saved_examples(folder: str | os.PathLike, split: str) -> list[Example]:
         raise FileNotFoundError(
             f"no examples at {path}; a run's folder holds those it is judged by"
         )
+    checksums.check(folder, f"data/{split}.jsonl")
     examples = []
     for number, line in enumerate(text.iterate_lines(path), start=1):
         try:
@@ -366,6 +368,7 @@ def load_labels(folder: str | os.PathLike) -> tuple[str, ...]:
         raise FileNotFoundError(
             f"no label names at {path}; the folder of a run that classifies holds them"
         )
+    checksums.check(folder, "labels.json")
     with open(path, "rb") as file:
         content = file.read()
     try:

@@ -8,7 +8,13 @@ from layerdrop_jax.training import settings as settings_lib
 from layerdrop_jax.training import strategies
 from layerdrop_jax.training.depth_settings import InitConfig
 from layerdrop_jax.training.prune import cut_config
-from layerdrop_jax.training.runs import check_folder, is_fresh, load_run, read_config
+from layerdrop_jax.training.runs import (
+    check_folder,
+    check_output,
+    is_fresh,
+    load_run,
+    read_config,
+)
 from layerdrop_jax.training.train import train
 
 # Of a config's model: what a run that starts from another's network decides for itself.
@@ -40,6 +46,7 @@ def finetune(workdir, output, *, flags, changes, command: str, config=None) -> s
       what `train` raises; ValueError: an ``output`` that was begun otherwise.
     """
     output = output or f"{str(workdir).rstrip('/')}-finetuned"
+    check_output(output)
     if is_fresh(pathlib.Path(output)):
         config = _begin(workdir, output, flags, changes, config)
     else:

@@ -4,7 +4,7 @@ import os
 import sys
 
 from layerdrop_jax.training import strategies, tasks
-from layerdrop_jax.training.runs import load_run, masks
+from layerdrop_jax.training.runs import check_output, load_run, masks
 
 
 def generate(workdir, source: str = "", target: str = "", *, flags=None, changes=()) -> None:
@@ -23,6 +23,8 @@ def generate(workdir, source: str = "", target: str = "", *, flags=None, changes
       ValueError: text that is not UTF-8; names the line.
       OSError: a file that cannot be read or written.
     """
+    if target:
+        check_output(target)
     run = load_run(workdir, changes)
     lines = _read_lines(source)
     if target:

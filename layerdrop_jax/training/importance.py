@@ -22,7 +22,7 @@ from layerdrop_jax.data import tokenizers
 from layerdrop_jax.data.progress import progress
 from layerdrop_jax.models.blocks import Watch
 from layerdrop_jax.training import tasks
-from layerdrop_jax.training.runs import Run, load_run, original_layers
+from layerdrop_jax.training.runs import Run, check_output, load_run, original_layers
 from layerdrop_jax.training.scoring import Scorer
 from layerdrop_jax.training.state import model_graph
 
@@ -44,6 +44,8 @@ def measure(workdir, changes=(), *, output: str = "", command: str) -> dict:
       what importance.json holds: for each stack the original numbers of its layers and, by measure,
       a value for each of them.
     """
+    if output:
+        check_output(output)
     run = load_run(workdir, changes)
     folder = pathlib.Path(output or run.workdir)
     folder.mkdir(parents=True, exist_ok=True)

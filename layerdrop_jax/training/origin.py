@@ -20,6 +20,7 @@ from layerdrop_jax.training.runs import (
     keeps_head,
     load_run,
     original_layers,
+    read_pruned,
 )
 from layerdrop_jax.training.settings import Settings
 from layerdrop_jax.training.state import abstract_params, make_params, make_state
@@ -141,7 +142,7 @@ def write_numbers(origin: Origin, steps, workdir: pathlib.Path) -> None:
 
 def check_same(origin: Origin, workdir: pathlib.Path) -> None:
     """Raises a ValueError where a run goes on with another teacher than it was started with."""
-    started = json.loads((workdir / PRUNED).read_text(encoding="utf-8"))["origin_sha256"]
+    started = (read_pruned(workdir) or {}).get("origin_sha256")
     if started != hash_params(origin.run.params):
         raise ValueError(
             f"the network of {origin.run.workdir} is not the one that {workdir} was started with: "

@@ -9,13 +9,14 @@ import jax
 import numpy as np
 from flax import nnx
 
-from layerdrop_jax.data import pipeline, tokenizers
+from layerdrop_jax.data import checksums, pipeline, tokenizers
 from layerdrop_jax.models.blocks import BlockConfig
 from layerdrop_jax.training import strategies, tasks
 from layerdrop_jax.training.checkpoints import write_params
 from layerdrop_jax.training.runs import (
     PRUNED,
     Run,
+    check_output,
     cut_model,
     hash_params,
     load_run,
@@ -48,10 +49,11 @@ def prune(workdir, output, *, flags: dict, changes=()) -> dict:
       what pruned.json holds, and the folder, ``output``.
 
     Raises:
-      ValueError: bad layers, a stack that the model does not have, an ``output`` that is in use, or
-        a result that is not the parent's.
+      ValueError: bad layers, a stack that the model does not have, an ``output`` that is in use or
+        among a run's own files, or a result that is not the parent's.
     """
     output = pathlib.Path(output or f"{str(workdir).rstrip('/')}-pruned")
+    check_output(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"--output={output} is in use: name a folder that is new or empty")
     parent = load_run(workdir, changes)
@@ -92,6 +94,7 @@ def prune(workdir, output, *, flags: dict, changes=()) -> dict:
             partial / "data",
             ignore=shutil.ignore_patterns("*.hypotheses.*"),
         )
+        checksums.seal(partial)
         difference = _compare(parent, load_run(partial), layers)
         if not difference <= TOLERANCE:
             raise ValueError(

@@ -11,6 +11,7 @@ from flax import nnx
 
 from layerdrop_jax.data import pipeline
 from layerdrop_jax.training import tasks
+from layerdrop_jax.training.metrics import refuse_constant
 from layerdrop_jax.training.runs import Run, hash_params, masks
 from layerdrop_jax.training.state import model_graph
 
@@ -90,16 +91,24 @@ class Scorer:
     def _read(self) -> dict:
         if not self._path.exists():
             return {}
-        known = {}
+        known, bad = {}, []
         # What follows the last newline is a line that a kill cut short.
-        for line in self._path.read_text(encoding="utf-8").split("\n")[:-1]:
+        for number, line in enumerate(self._path.read_bytes().split(b"\n")[:-1], 1):
             try:
-                record = json.loads(line)
+                record = json.loads(line, parse_constant=refuse_constant)
                 if {key: record[key] for key in self.key} == self.key:
-                    nats = record["nats"]
-                    known[_name(record["layers"])] = math.inf if nats is None else float(nats)
-            except (ValueError, KeyError, TypeError):
-                continue  # not a score: it is computed again
+                    nats = math.inf if record["nats"] is None else float(record["nats"])
+                    if not math.isfinite(nats) and record["nats"] is not None:
+                        raise ValueError(f"{nats} is no score")
+                    known[_name(record["layers"])] = nats
+            except (ValueError, KeyError, TypeError, AttributeError):
+                bad.append(number)
+        if bad:
+            logging.warning(
+                "%s: %d of its lines, such as line %d, are no scores; what they stood for is "
+                "computed again",
+                self._path, len(bad), bad[0],
+            )  # fmt: skip
         return known
 
     def _write(self, layers, nats):

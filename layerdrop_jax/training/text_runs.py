@@ -4,7 +4,7 @@ import json
 
 import jax
 
-from layerdrop_jax.data import streams, tokenizers
+from layerdrop_jax.data import checksums, streams, tokenizers
 from layerdrop_jax.training.runs import is_fresh, make_tokenizer
 
 
@@ -39,5 +39,5 @@ def prepare_texts(settings, workdir, config, *, load, train_tokenizer, make_bloc
                 streams.save_texts(workdir, split, held_out)
             record = json.dumps(source_record(data), indent=2) + "\n"
             tokenizers.write_atomically(workdir / "data" / "source.json", record)
-        tokenizers.write_atomically(workdir / "config.json", json.dumps(config, indent=2) + "\n")
+        checksums.rewrite(workdir, "config.json", json.dumps(config, indent=2) + "\n")
     return rows, valid_rows
