@@ -14,7 +14,7 @@ import numpy as np
 import tokenizers
 from absl import flags, logging
 
-from layerdrop_jax.data import packing
+from layerdrop_jax.data import checksums, packing, workers
 from layerdrop_jax.data import tokenizers as bpe
 from layerdrop_jax.data.datasets import prepared, text
 from layerdrop_jax.data.progress import progress
@@ -138,21 +138,19 @@ def prepare_rows(
 
 
 def pack_rows(config, encoded: bpe.EncodedPairs, *, seed: int) -> packing.PackedRows:
-    """Packs encoded pairs into rows of `source_length` and `target_length`; warns of padding."""
+    """Packs encoded pairs into rows of `source_length` and `target_length`."""
     with progress("packing", len(encoded.source_offsets) - 1) as advance:
-        rows = packing.pack_pairs(
+        return packing.pack_pairs(
             encoded,
             source_length=config.source_length,
             target_length=config.target_length,
             seed=seed,
             advance=advance,
         )
-    _warn_of_padding(rows)
-    return rows
 
 
-def _warn_of_padding(rows: packing.PackedRows) -> None:
-    """Where one side of the rows stays empty, its length could be smaller."""
+def warn_of_padding(rows: packing.PackedRows) -> None:
+    """Warns where one side of training rows stays empty: its length could be smaller."""
     for side, other, length in (
         ("source", "target", rows.source_length),
         ("target", "source", rows.target_length),
@@ -169,11 +167,12 @@ def _warn_of_padding(rows: packing.PackedRows) -> None:
 class TrainIterator:
     """Endless batches of packed rows, in the order and form that `train_iterator` describes.
 
-    Its state is the number of batches taken, whatever the number of workers and processes.
+    Its state is the number of batches taken, whatever the number of workers and processes. `next`
+    raises `workers.WorkerDied` where a worker process has ended by itself.
     """
 
-    def __init__(self, batches: grain.MapDataset, workers: int):
-        self._batches, self._workers = batches, workers
+    def __init__(self, batches: grain.MapDataset, processes: int):
+        self._batches, self._processes = batches, processes
         self._taken, self._running = 0, None
 
     def __iter__(self):
@@ -188,15 +187,18 @@ class TrainIterator:
 
     def _start(self):
         rest = self._batches.slice(slice(self._taken, None))
-        if not self._workers:
+        if not self._processes:
             return iter(
                 rest.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8))
             )
         if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags; a script may have none
             flags.FLAGS.mark_as_parsed()
         rest = rest.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
-        options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=4)
-        return iter(rest.mp_prefetch(options))
+        options = grain.MultiprocessingOptions(
+            num_workers=self._processes, per_worker_buffer_size=4
+        )
+        batches = rest.mp_prefetch(options, worker_init_fn=workers.stay_with_parent)
+        return workers.Watched(lambda: iter(batches))
 
     def get_state(self) -> dict[str, int]:
         return {"next_index": self._taken}
@@ -307,4 +309,7 @@ def load_eval_text(folder: str | os.PathLike, split: str, *, languages) -> list[
       FileNotFoundError: they are not there.
       ValueError: files that were changed into empty, unequal or undecodable ones.
     """
-    return list(text.read_parallel(os.path.join(folder, "data"), split, *languages))
+    pairs = list(text.read_parallel(os.path.join(folder, "data"), split, *languages))
+    for language in languages:
+        checksums.check(folder, f"data/{split}.{language}")
+    return pairs
