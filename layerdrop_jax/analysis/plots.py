@@ -33,15 +33,13 @@ class Measure(typing.NamedTuple):
     name: str  # for a reader
     best: typing.Callable  # min or max
     layers: str  # what the depths count
-    speed: str  # what is timed
-    unit: str  # of what, in a second
 
 
 MEASURES = (
-    Measure("bleu", "BLEU", max, "decoder layers kept", "Decoding", "words"),
-    Measure("rouge_l", "ROUGE-L", max, "decoder layers kept", "Decoding", "words"),
-    Measure("perplexity", "valid perplexity", min, "layers kept", "Scoring", "tokens"),
-    Measure("score", "valid score", max, "layers kept", "Scoring", "tokens"),
+    Measure("bleu", "BLEU", max, "decoder layers kept"),
+    Measure("rouge_l", "ROUGE-L", max, "decoder layers kept"),
+    Measure("perplexity", "valid perplexity", min, "layers kept"),
+    Measure("score", "valid score", max, "layers kept"),
 )
 # How a reader knows scores whose keys are no words.
 NAMES = {"bleu": "BLEU", "rouge_1": "ROUGE-1", "rouge_2": "ROUGE-2", "rouge_l": "ROUGE-L"}
@@ -111,11 +109,12 @@ def plot_learning_curves(groups: dict[str, list[list[dict]]], path) -> bool:
     Returns:
       False, and nothing is drawn, where no run has a line to draw.
     """
+    groups = {label: [_comparable(run) for run in group] for label, group in groups.items()}
     runs = [run for group in groups.values() for run in group]
     shown = [
         (name, title)
         for name, title in (
-            ("loss", "Loss (nats)"),
+            ("loss", "Loss, not smoothed (nats)"),
             ("perplexity", "Perplexity"),
             ("accuracy", "Accuracy (percent)"),
         )
@@ -154,8 +153,23 @@ def plot_learning_curves(groups: dict[str, list[list[dict]]], path) -> bool:
     return True
 
 
+def _comparable(run) -> list[dict]:
+    """The lines of a run; the loss of training is what validation measures, -log p alone.
+
+    What training minimises has label smoothing and a teacher in it.
+    """
+    lines = []
+    for line in run:
+        nats = line.get("nats")
+        if nats is None and line.get("perplexity"):  # of an older version
+            nats = math.log(line["perplexity"])
+        smoothed = line["kind"] == "train" and nats is not None
+        lines.append(line | {"loss": nats} if smoothed else line)
+    return lines
+
+
 def plot_depth(groups: dict[str, list[list[dict]]], path) -> bool:
-    """The score, the speed and the parameters against the number of layers kept.
+    """The score and the parameters against the number of layers kept.
 
     Where several sets of layers of one size were measured, the line goes through the best of those
     that all runs of the group have. Perplexity is drawn on a logarithmic axis, the rest from zero.
@@ -176,14 +190,13 @@ def plot_depth(groups: dict[str, list[list[dict]]], path) -> bool:
     if not best:
         return False
     shown = [(measure.key, measure.name[0].upper() + measure.name[1:]),
-             ("words_per_second", f"{measure.speed}, {measure.unit} per second"),
              ("parameters", "Parameters, millions")]  # fmt: skip
     curves = {
         name: [_by_depth(rows, name, 1e-6 if name == "parameters" else 1) for rows in best.values()]
         for name, _ in shown
     }
     shown = [(name, title) for name, title in shown if any(curves[name])]
-    room = 16 if len(shown) == 3 else 8  # numbers that fit into the first panel
+    room = 8  # numbers that fit into the first panel
     with matplotlib.rc_context(STYLE):
         figure, axes = panels(len(shown))
         for axis, (name, title) in zip(axes, shown, strict=True):

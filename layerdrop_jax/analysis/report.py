@@ -4,11 +4,11 @@ Everything is read from the run's folder: config.json and metrics.jsonl. A secti
 not there, as in a run of a few steps, is left out.
 """
 
-import json
 import pathlib
 
 from layerdrop_jax.analysis import plots
 from layerdrop_jax.training.metrics import read_metrics
+from layerdrop_jax.training.runs import read_config
 from layerdrop_jax.training.settings import flatten
 
 # What a reader asks first; all settings follow at the end of the report.
@@ -44,10 +44,9 @@ def write_report(run) -> pathlib.Path:
         what = "decoder" if measure.layers.startswith("decoder") else "network"
         sections.append(f"## The {what} cut to every depth, without fine-tuning")
         if plots.plot_depth({run.name: [records]}, run / "depth_curve.png"):
-            sections.append(
-                f"![{measure.name}, speed and parameters against depth](depth_curve.png)"
-            )
+            sections.append(f"![{measure.name} and parameters against depth](depth_curve.png)")
         sections.append(_depth_table({"": [records]}))
+        sections.append("How fast each depth answers is measured by `--mode=frontier`.")
     subsets = _subset_table(records)
     if subsets:
         sections += ["## Sub-networks of chosen layers, without fine-tuning", subsets]
@@ -79,7 +78,9 @@ def compare_runs(groups, out) -> pathlib.Path:
       ValueError: a group without a run or with two runs of one seed; runs of different tasks.
       OSError: `out` cannot be written.
     """
-    lines = {label: [read_metrics(run) for run in runs] for label, runs in groups.items()}
+    lines = {
+        label: [read_metrics(run, required=True) for run in runs] for label, runs in groups.items()
+    }
     named = _name_runs(groups)
     every_run = [records for group in lines.values() for records in group]
     measure = plots.depth_measure(every_run)
@@ -87,7 +88,7 @@ def compare_runs(groups, out) -> pathlib.Path:
     out.mkdir(parents=True, exist_ok=True)
     sections = [f"# {', '.join(lines)}"]
     if plots.plot_depth(lines, out / "comparison.png"):
-        against = f"{measure.name}, speed and parameters against {measure.layers}"
+        against = f"{measure.name} and parameters against {measure.layers}"
         sections.append(f"![{against}](comparison.png)")
     sections.append(_depth_table(lines))
     outcomes = [dict(_outcome_rows(records)) for records in every_run]
@@ -117,10 +118,7 @@ def _name_runs(groups) -> list[str]:
 
 def _settings(run: pathlib.Path) -> dict:
     """config.json as dotted names."""
-    path = run / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{run} has no config.json; is it the folder of a run?")
-    return flatten(json.loads(path.read_text(encoding="utf-8")))
+    return flatten(read_config(run))
 
 
 def _tests(records) -> list[dict]:
@@ -218,7 +216,7 @@ def _signatures(lines) -> str:
 
 
 def _depth_table(groups: dict[str, list[list[dict]]]) -> str:
-    """Score and speed of each group, a row for each set of layers that any of its runs has.
+    """The score of each group, a row for each set of layers that any of its runs has.
 
     Layers are numbered from 0 as in the run that was trained.
     """
@@ -232,8 +230,7 @@ def _depth_table(groups: dict[str, list[list[dict]]]) -> str:
     )
     prefixes = [f"{label}: " if label else "" for label in groups]
     header = [measure.layers, "which", *["rule"] * rules, "parameters"]
-    names = (measure.name, f"{measure.unit}/s")
-    header += [f"{prefix}{name}" for name in names for prefix in prefixes]
+    header += [f"{prefix}{measure.name}" for prefix in prefixes]
     rows = []
     for layers in sets:
         found = [cells[label].get(layers, []) for label in groups]
@@ -242,7 +239,6 @@ def _depth_table(groups: dict[str, list[list[dict]]]) -> str:
         sizes = dict.fromkeys(_numbers([r], "parameters", ",.0f") for r in row)
         texts = [len(layers), layers_text(layers), *[" / ".join(names)] * rules, " / ".join(sizes)]
         texts += [_numbers(lines, measure.key, ",.2f") for lines in found]
-        texts += [_numbers(lines, "words_per_second", ",.0f") for lines in found]
         rows.append(texts)
     return table(header, rows)
 

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import re
-import time
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
-from layerdrop_jax.data import pipeline, tokenizers
+from layerdrop_jax.data import checksums, pipeline, tokenizers
 from layerdrop_jax.decoding.batching import decode_sentences
 from layerdrop_jax.decoding.beam import beam_search, search_options
 from layerdrop_jax.models.embeddings import PADDING_ID
@@ -47,6 +46,8 @@ def prepare(settings, workdir, config, *, load_pairs, prepare_rows):
         workdir, tokenizers.train_tokenizer, pairs, data.vocab_size, origin=settings.init.run
     )
     rows = prepare_rows(data, tokenizer, pairs, seed=settings.seed)
+    if fresh:  # said once, and of what is trained on
+        pipeline.warn_of_padding(rows)
     valid_rows = prepare_rows(data, tokenizer, valid)
     stats = rows.stats
     lost = ", ".join(
@@ -69,7 +70,7 @@ def prepare(settings, workdir, config, *, load_pairs, prepare_rows):
         if fresh:  # evaluate, prune and generate need nothing but the run's folder
             for split, held_out in (("valid", valid), ("test", test)):
                 pipeline.save_eval_text(workdir, split, held_out, languages=_sides(settings))
-        tokenizers.write_atomically(workdir / "config.json", json.dumps(config, indent=2) + "\n")
+        checksums.rewrite(workdir, "config.json", json.dumps(config, indent=2) + "\n")
     return rows, valid_rows
 
 
@@ -139,15 +140,14 @@ def make_answerer(run: Run, *, max_source: int):
 def evaluate(run: Run, answer_texts, score) -> tuple[list[dict], list[dict]]:
     """Scores of the test split, whole and cut to every decoder depth; keeps the answers.
 
-    The depths keep the layers of `pruning.every_depth`, without fine-tuning. Their words per second
-    are source words (split at blanks) over the time of answering the split, compilation left out.
+    The depths keep the layers of `pruning.every_depth`, without fine-tuning. How fast they are is
+    not said: a cut network writes longer nonsense. `frontier` measures it on as many tokens each.
 
     Returns:
       ``(scores, depths)``: a record for each kind of score, whole, and one for each depth.
     """
     settings = run.settings
     sources, references = _held_out(run, "test")
-    words = sum(len(line.split()) for line in sources)
 
     # The whole network goes first: it compiles what all depths then share.
     answers, cut = answer_texts(sources, description="decoding the test split")
@@ -157,10 +157,8 @@ def evaluate(run: Run, answer_texts, score) -> tuple[list[dict], list[dict]]:
     ]
 
     def at(keep, description):
-        start = time.perf_counter()
         cut_down, _ = answer_texts(sources, keep, description=description)
-        speed = {"words_per_second": words / (time.perf_counter() - start)}
-        return speed | score(cut_down, references)[0]
+        return score(cut_down, references)[0]
 
     depths = score_depths(run, at)
     (run.workdir / "data" / f"test.hypotheses.{settings.data.target}").write_text(

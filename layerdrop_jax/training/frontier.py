@@ -11,7 +11,7 @@ from layerdrop_jax.data import tokenizers
 from layerdrop_jax.data.progress import progress
 from layerdrop_jax.training import strategies, tasks
 from layerdrop_jax.training.latency import add_latency
-from layerdrop_jax.training.runs import load_run, masks, original_layers, params_of
+from layerdrop_jax.training.runs import check_output, load_run, masks, original_layers, params_of
 from layerdrop_jax.training.scoring import Scorer, floor_nats
 
 FILE = "frontier.json"
@@ -50,6 +50,8 @@ def measure(
     Raises:
       ValueError: a strategy that cannot be read or does not fit.
     """
+    if output:
+        check_output(output)
     run = load_run(workdir, changes)
     task, model, prune = tasks.of(run.settings), run.settings.model, run.settings.prune
     wanted = _every_choice(run, flags)

@@ -14,6 +14,7 @@ import time
 
 import jax
 import numpy as np
+from absl import logging
 from rich import console as rich_console
 from rich import progress as rich_progress
 from tensorboardX import summary
@@ -28,28 +29,43 @@ def perplexity(nats: float) -> float:
     return math.exp(min(nats, 700.0))
 
 
-def read_metrics(run) -> list[dict]:
+def read_metrics(run, *, required: bool = False) -> list[dict]:
     """The lines of a run's metrics.jsonl, in order; [] where there is no such file.
 
     A last line without its end, left by a kill, is skipped.
 
+    Args:
+      run: the run's folder.
+      required: whether what is read for cannot do without the file.
+
     Raises:
       ValueError: another line is not a JSON object; names the file and the line.
+      FileNotFoundError: there is no such file, and it is required.
     """
     path = pathlib.Path(run) / FILE
     if not path.exists():
+        if required:
+            raise FileNotFoundError(f"{path} is missing: nothing says how this run went")
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    lines = path.read_bytes().split(b"\n")[:-1]
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
+            record = json.loads(line, parse_constant=refuse_constant)
         except ValueError:
             record = None
         if not isinstance(record, dict):
             raise ValueError(f"{path}, line {number} is not a JSON object: {line[:60]!r}")
         records.append(record)
     return records
+
+
+def refuse_constant(name: str):
+    """Raises a ValueError for NaN and Infinity, which Python reads as JSON and JSON does not have.
+
+    It is the ``parse_constant`` of `json.loads`.
+    """
+    raise ValueError(f"{name} is not JSON")
 
 
 class MetricWriter:
@@ -76,6 +92,8 @@ class MetricWriter:
         path = pathlib.Path(run) / FILE
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if step and step > 0 and not path.exists():
+                logging.warning("%s is missing: it begins anew, behind step %d", path, step)
             records = read_metrics(run)
             kept = [r for r in records if step is None or r.get("step", 0) <= step]
             # Only where a line must go: another process may be appending to the file.
@@ -223,6 +241,8 @@ class Progress:
     def __enter__(self):
         if self._bar:
             self._bar.start()
+        else:
+            self.print("compiling")
         return self
 
     def __exit__(self, *_):

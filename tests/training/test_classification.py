@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from layerdrop_jax.data import labelled, pipeline, tokenizers
+from layerdrop_jax.data import checksums, labelled, pipeline, tokenizers
 from layerdrop_jax.training import classification, origin, scoring
 from layerdrop_jax.training import finetune as finetune_lib
 from layerdrop_jax.training import settings as settings_lib
@@ -36,7 +36,7 @@ def parent(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parent") / "roberta"
     config = tiny_run.tiny_masked_config(tmp_path_factory.mktemp("none"))
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
+    checksums.rewrite(folder, "config.json", json.dumps(config))
     texts = [" ".join(tiny_run.WORDS), " ".join([*tiny_run.WORDS][::-1])]
     tokenizers.train_byte_bpe(texts, 331, folder / "tokenizer.json")
     params = make_params(settings_lib.parse(config).model, seed=5)
@@ -210,7 +210,7 @@ def test_it_goes_on_without_the_folder_that_it_began_with(cut, tmp_path, monkeyp
     folder = shutil.copytree(cut, tmp_path / "run")
     config = read_config(folder)
     config["init"]["run"] = str(tmp_path / "gone")
-    (folder / "config.json").write_text(json.dumps(config))
+    checksums.rewrite(folder, "config.json", json.dumps(config))
     train(config, folder, command="")  # nothing is left to do
     assert tiny_run.last_checkpoint(folder)[0] == 30
 
@@ -385,7 +385,7 @@ def test_other_labels_than_the_heads_are_refused(cut, tmp_path):
     begun = shutil.copytree(cut, tmp_path / "begun")
     theirs = read_config(begun)
     theirs["data"]["path"] = str(text)  # the files have changed since
-    (begun / "config.json").write_text(json.dumps(theirs))
+    checksums.rewrite(begun, "config.json", json.dumps(theirs))
     message = refused(begun, tmp_path / "run", config)
     assert "has the labels high, low, middle, and tsv has high, low, medium: start" in message
 
