@@ -78,10 +78,10 @@ def compare_runs(groups, out) -> pathlib.Path:
       ValueError: a group without a run or with two runs of one seed; runs of different tasks.
       OSError: `out` cannot be written.
     """
+    named = _name_runs(groups)
     lines = {
         label: [read_metrics(run, required=True) for run in runs] for label, runs in groups.items()
     }
-    named = _name_runs(groups)
     every_run = [records for group in lines.values() for records in group]
     measure = plots.depth_measure(every_run)
     out = pathlib.Path(out)
