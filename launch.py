@@ -23,16 +23,18 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from layerdrop_jax.analysis.describe import describe
-from layerdrop_jax.analysis.frontier import write_frontier
-from layerdrop_jax.analysis.importance import write_importance
-from layerdrop_jax.analysis.report import write_report
-from layerdrop_jax.training import frontier, importance, runs, settings
-from layerdrop_jax.training.command_line import check_flags, check_overrides, in_one_line
-from layerdrop_jax.training.evaluate import evaluate
-from layerdrop_jax.training.finetune import finetune
-from layerdrop_jax.training.generate import generate
-from layerdrop_jax.training.prune import prune
+from layerdrop_jax.commands.command_line import check_flags, check_overrides, in_one_line
+from layerdrop_jax.commands.describe import describe
+from layerdrop_jax.commands.evaluate import evaluate
+from layerdrop_jax.commands.finetune import finetune
+from layerdrop_jax.commands.generate import generate
+from layerdrop_jax.depth import frontier, importance
+from layerdrop_jax.depth.prune import prune
+from layerdrop_jax.reports.frontier_page import write_frontier
+from layerdrop_jax.reports.importance_page import write_importance
+from layerdrop_jax.reports.run_report import write_report
+from layerdrop_jax.runs import folder as run_folder
+from layerdrop_jax.runs import settings
 from layerdrop_jax.training.train import train
 
 CUT = ("encoder_layers", "decoder_layers", "set")
@@ -91,7 +93,7 @@ def main(argv):
         print(f"table: {write_frontier(record, OUTPUT.value or workdir)}", file=sys.stderr)
         print(json.dumps(frontier.summary(record)))
     else:
-        print(describe(settings.parse(config or runs.read_config(workdir))))
+        print(describe(settings.parse(config or run_folder.read_config(workdir))))
 
 
 def parse_flags(argv):

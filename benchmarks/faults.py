@@ -23,17 +23,18 @@ import time
 import jax
 import numpy as np
 
-from layerdrop_jax.data.progress import progress
+from layerdrop_jax.models.params import make_params
+from layerdrop_jax.progress import progress
+from layerdrop_jax.runs import settings as settings_lib
+from layerdrop_jax.runs.checkpoints import restore_state
+from layerdrop_jax.runs.folder import read_config
+from layerdrop_jax.runs.metrics import read_metrics
+from layerdrop_jax.step.optimizers import make_optimizer
+from layerdrop_jax.step.train_step import make_state
 from layerdrop_jax.studies.engine import finished_commands, how_far
+from layerdrop_jax.studies.jobs import ROOT
 from layerdrop_jax.studies.report import markdown_table
-from layerdrop_jax.studies.runs import ROOT
-from layerdrop_jax.training import settings as settings_lib
-from layerdrop_jax.training.accounting import hardware
-from layerdrop_jax.training.checkpoints import restore_state
-from layerdrop_jax.training.metrics import read_metrics
-from layerdrop_jax.training.optimizers import make_optimizer
-from layerdrop_jax.training.runs import read_config
-from layerdrop_jax.training.state import make_params, make_state
+from layerdrop_jax.training.hardware import hardware
 
 SMALL = {
     "data.vocab_size": 512,

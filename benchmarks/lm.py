@@ -16,8 +16,8 @@ from layerdrop_jax.models.attention import causal_mask
 from layerdrop_jax.models.blocks import SAVED, BlockConfig, EncoderLayer, make_stack, run_stack
 from layerdrop_jax.models.embeddings import Embedding
 from layerdrop_jax.models.layers import dropout, layer_norm
-from layerdrop_jax.training.losses import label_smoothed_nll
-from layerdrop_jax.training.optimizers import OptimizerConfig, make_optimizer
+from layerdrop_jax.step.losses import label_smoothed_nll
+from layerdrop_jax.step.optimizers import OptimizerConfig, make_optimizer
 
 LAYERS, VOCABULARY, ROWS, LENGTH, HEAD_SIZE = 16, 8000, 8, 128, 64
 

@@ -34,10 +34,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks import lm
-from layerdrop_jax.analysis.style import COLORS, STYLE, add_legend, draw_ranges, look, panels
 from layerdrop_jax.core.drop_schedule import drop_rates, sample_keep
 from layerdrop_jax.core.randomness import named_key
-from layerdrop_jax.training.accounting import processor
+from layerdrop_jax.reports.style import COLORS, STYLE, add_legend, draw_ranges, look, panels
+from layerdrop_jax.training.hardware import processor
 
 RATES = (0.0, 0.2, 0.5, 0.75, 1.0)
 MODES = {

@@ -7,8 +7,8 @@
 * paper: the paper's own settings.
 """
 
+from layerdrop_jax.studies.jobs import StudyRun
 from layerdrop_jax.studies.results import compare, on_split
-from layerdrop_jax.studies.runs import Run
 from layerdrop_jax.studies.study import VARIANTS
 
 ENCODER_VARIANTS = (*VARIANTS, "sst2")
@@ -55,7 +55,7 @@ SHOWN = {"test": "test accuracy", "valid": "dev accuracy"}
 LAYERS = 12  # of all these networks, and of the paper's that are cut
 
 
-def pretrained(variant, rate, *, depth=None, config="") -> Run:
+def pretrained(variant, rate, *, depth=None, config="") -> StudyRun:
     """An encoder, pre-trained with a drop rate; ``depth`` layers from the start, or the config's.
 
     Args:
@@ -70,17 +70,17 @@ def pretrained(variant, rate, *, depth=None, config="") -> Run:
     if depth is not None:
         overrides |= {"model.encoder_layers": depth, "prune.encoder": "all"}
         name += f"_layers_{depth}"
-    return Run(name=f"{name}_rate_{rate:g}", config=config or own, overrides=overrides)
+    return StudyRun(name=f"{name}_rate_{rate:g}", config=config or own, overrides=overrides)
 
 
-def distilled(variant, depth) -> Run:
+def distilled(variant, depth) -> StudyRun:
     """A small encoder taught by the large one, from every other of its layers, as DistilBERT is.
 
     Its loss is half that of the masks and half the distance from the teacher's distributions at
     temperature 2. The teacher knows no LayerDrop. Begun from trained layers, it is trained twice as
     long as the others.
     """
-    return Run(
+    return StudyRun(
         name=f"roberta_distilled_{depth}",
         start=pretrained(variant, 0.0),
         layers={"encoder": str(depth)},
@@ -120,7 +120,7 @@ def claim_of_paper(what, scores, paper, figure="") -> list:
     return [compare(f"{what}: {better} is better than {worse}{numbers}", ordered, "higher", figure)]
 
 
-def finetuned(variant, task, network, *, depth=LAYERS) -> Run:
+def finetuned(variant, task, network, *, depth=LAYERS) -> StudyRun:
     """A pre-trained encoder on a task, cut to ``depth`` layers before that.
 
     LayerDrop stays on where nothing is cut, as in the paper; what is cut is fine-tuned without.
@@ -128,7 +128,7 @@ def finetuned(variant, task, network, *, depth=LAYERS) -> Run:
     Args:
       variant: demo, sst2, small or paper.
       task: one of TASKS[variant].
-      network: a `Run` of `pretrained` or `distilled`.
+      network: a `StudyRun` of `pretrained` or `distilled`.
       depth: layers that stay; those of a network that has no more are all of it.
     """
     own = network.overrides.get("model.encoder_layers", 0) or int(
@@ -136,7 +136,7 @@ def finetuned(variant, task, network, *, depth=LAYERS) -> Run:
     )
     rate = network.overrides.get("drop.encoder", 0.0) if depth >= own else 0.0
     name = f"{task.lower().replace('-', '')}_{network.name}"
-    return Run(
+    return StudyRun(
         name=name if depth >= own else f"{name}_cut_{depth}",
         config=TASKS[variant][task],
         start=network,

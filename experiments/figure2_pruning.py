@@ -8,9 +8,9 @@ Translation is cut in the decoder.
 
 import networks
 
+from layerdrop_jax.runs.settings import find_task
 from layerdrop_jax.studies import study
 from layerdrop_jax.studies.results import (
-    SCORES,
     by_depth,
     claim,
     compare,
@@ -53,7 +53,7 @@ def report(found, variant):
     }
     shown = [task for task in NETWORK if any(cuts[task].values())] or list(NETWORK)
     for task in shown:
-        cut, of = cuts[task], SCORES[TASKS[task]]
+        cut, of = cuts[task], find_task(TASKS[task]).score
         own = {
             depth: scores(found.get(scratch(task, variant, depth).name, []), cut_to(depth))
             for depth in SCRATCH[task][variant]
@@ -66,11 +66,11 @@ def report(found, variant):
             deepest = DEPTH[task][variant]
             whole = {deepest: scores(cut[0.0], cut_to(deepest))}
             curves.append(curve("from scratch at this depth", dict(sorted((own | whole).items()))))
-        y = of["depths"]
+        y = of.of_depths
         figures.append(
-            figure(f"{task}_depth", f"{NAMES[task]}: {y}", LAYERS[task], y, curves, log=of["log"])
+            figure(f"{task}_depth", f"{NAMES[task]}: {y}", LAYERS[task], y, curves, log=of.log)
         )
-        claims += judge(task, DEPTH[task][variant] // 2, cut, own, of["better"])
+        claims += judge(task, DEPTH[task][variant] // 2, cut, own, of.better)
     settings = {"lm": networks.LM_SETTING, "mt": networks.MT_SETTING}
     return {
         "setting": "; ".join(settings[task][variant] for task in shown),

@@ -9,8 +9,8 @@ It needs the machine for itself: no --processes.
 import json
 
 from layerdrop_jax.studies import study
+from layerdrop_jax.studies.jobs import StudyRun
 from layerdrop_jax.studies.results import claim, curve, figure, mean
-from layerdrop_jax.studies.runs import Run
 
 TITLE = "Figure 7: training speed"
 WIDTH = {"demo": 256, "small": 512, "paper": 1024}
@@ -18,7 +18,7 @@ WIDTH = {"demo": 256, "small": 512, "paper": 1024}
 
 def runs(variant):
     program = ("-m", "benchmarks.training_speed", f"--width={WIDTH[variant]}")
-    return [Run(name="training_speed", program=program, seeds=(1,))]
+    return [StudyRun(name="training_speed", program=program, seeds=(1,))]
 
 
 def report(found, variant):

@@ -8,8 +8,9 @@
 import jax
 
 from layerdrop_jax.core.structured import rows_kept, survival
-from layerdrop_jax.studies.runs import Run, load_config
-from layerdrop_jax.training import accounting, settings
+from layerdrop_jax.runs import settings
+from layerdrop_jax.step.flops import executed_flops, lm_flops, nominal_flops
+from layerdrop_jax.studies.jobs import StudyRun, load_config
 
 # Enough updates for networks of some quality; the configs' own demos are shorter.
 _LM_DEMO = {
@@ -74,7 +75,7 @@ LM_LAYERS = {"demo": 12, "small": 16, "paper": 16}
 MT_LAYERS = SUM_LAYERS = 6
 
 
-def language_model(variant, rate, *, depth=None, name="", **more) -> Run:
+def language_model(variant, rate, *, depth=None, name="", **more) -> StudyRun:
     """A language model with a drop rate; ``depth`` layers from the start, or the config's.
 
     Args:
@@ -82,7 +83,7 @@ def language_model(variant, rate, *, depth=None, name="", **more) -> Run:
       rate: LayerDrop's.
       depth: None for the config's own depth.
       name: of the run, where further overrides make it another one.
-      **more: of `Run`; ``overrides`` are added.
+      **more: of `StudyRun`; ``overrides`` are added.
     """
     config, overrides = LM[variant]
     overrides = overrides | {"drop.decoder": rate} | more.pop("overrides", {})
@@ -94,10 +95,10 @@ def language_model(variant, rate, *, depth=None, name="", **more) -> Run:
         parts.append(f"rate_{rate:g}")
     if variant == "paper" and not rate:
         overrides["model.dropout"] = 0.3  # as the reference has it without LayerDrop
-    return Run(name=name or "_".join(parts), config=config, overrides=overrides, **more)
+    return StudyRun(name=name or "_".join(parts), config=config, overrides=overrides, **more)
 
 
-def translation(variant, rate, *, encoder=None, decoder=None, **more) -> Run:
+def translation(variant, rate, *, encoder=None, decoder=None, **more) -> StudyRun:
     """A translation network with a drop rate in both stacks; other depths than the config's."""
     config, overrides = MT[variant]
     overrides = overrides | {"drop.encoder": rate, "drop.decoder": rate}
@@ -108,10 +109,10 @@ def translation(variant, rate, *, encoder=None, decoder=None, **more) -> Run:
             parts.append(f"{stack}_{depth}")
     if rate or decoder is None:
         parts.append(f"rate_{rate:g}")
-    return Run(name="_".join(parts), config=config, overrides=overrides, **more)
+    return StudyRun(name="_".join(parts), config=config, overrides=overrides, **more)
 
 
-def summarisation(variant, rate, *, decoder=None, answers=False, **more) -> Run:
+def summarisation(variant, rate, *, decoder=None, answers=False, **more) -> StudyRun:
     """A network for summaries with a drop rate in both stacks; another decoder than the config's.
 
     Args:
@@ -119,7 +120,7 @@ def summarisation(variant, rate, *, decoder=None, answers=False, **more) -> Run:
       rate: LayerDrop's.
       decoder: its layers; None for the config's own.
       answers: ELI5's long answers instead, which have no demo.
-      **more: of `Run`.
+      **more: of `StudyRun`.
     """
     config, overrides = (ANSWERS if answers else SUM)[variant]
     overrides = overrides | {"drop.encoder": rate, "drop.decoder": rate}
@@ -131,7 +132,7 @@ def summarisation(variant, rate, *, decoder=None, answers=False, **more) -> Run:
         parts.append(f"rate_{rate:g}")
     if variant == "paper" and not (rate or answers):
         overrides["model.dropout"] = 0.3  # as Edunov et al. have it without LayerDrop
-    return Run(name="_".join(parts), config=config, overrides=overrides, **more)
+    return StudyRun(name="_".join(parts), config=config, overrides=overrides, **more)
 
 
 def equal_cost(config, overrides) -> dict:
@@ -140,20 +141,20 @@ def equal_cost(config, overrides) -> dict:
     Cost is the FLOPs of what runs, as expected from the drop rates; a cosine's period follows.
 
     Args:
-      config: of a language model, as `Run.config`.
+      config: of a language model, as `StudyRun.config`.
       overrides: what is dropped.
     """
     given = [f"--config={config}", *(f"--config.{k}={v}" for k, v in overrides.items())]
     parsed = settings.parse(load_config(given))
     model, drop, data = parsed.model, parsed.drop, parsed.data
     shape = jax.ShapeDtypeStruct((data.batch_rows, data.length), "int32")
-    costs = accounting.lm_flops(model, {"input": shape})
+    costs = lm_flops(model, {"input": shape})
     runs = {s: survival(rates, num_sublayers=2) for s, rates in drop.rates(model).items()}
     share = 1.0
     if model.drop_path_rows == "kept":
         share = rows_kept(data.batch_rows, model.drop_path) / data.batch_rows
-    expected = float(accounting.executed_flops(costs, runs, share))
-    whole = accounting.nominal_flops(costs, {s: model.depth(s) for s in runs})
+    expected = float(executed_flops(costs, runs, share))
+    whole = nominal_flops(costs, {s: model.depth(s) for s in runs})
     steps = round(parsed.train.steps * whole / expected)
     longer = steps - parsed.train.steps
     return {

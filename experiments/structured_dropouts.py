@@ -12,6 +12,7 @@ import functools
 import networks
 
 from layerdrop_jax.studies import study
+from layerdrop_jax.studies.jobs import StudyRun, load_config
 from layerdrop_jax.studies.results import (
     by_depth,
     compare,
@@ -22,7 +23,6 @@ from layerdrop_jax.studies.results import (
     scores,
     table,
 )
-from layerdrop_jax.studies.runs import Run, load_config
 
 TITLE = "Structured dropouts at equal training cost"
 SETTING = {
@@ -68,7 +68,7 @@ def runs(variant):
     return networks_of(variant, COMPARED)
 
 
-def networks_of(variant, kinds, *, equal_updates=False) -> list[Run]:
+def networks_of(variant, kinds, *, equal_updates=False) -> list[StudyRun]:
     """A run for each kind: of equal cost, or of as many updates as the config has."""
     config, _ = networks.LM[variant]
     own = load_config([f"--config={config}"])
@@ -81,13 +81,13 @@ def networks_of(variant, kinds, *, equal_updates=False) -> list[Run]:
         overrides = dict(KINDS[kind])
         if kind == "dropout":
             overrides["model.dropout"] = round(own["model"]["dropout"] + MORE, 3)
-        run = Run(
+        run = StudyRun(
             name=f"structured_{kind}",
             config=config,
             overrides=networks.equal_cost(config, overrides),
         )
         if equal_updates and run.overrides != (overrides | updates):
-            run = Run(name=f"{run.name}_updates", config=config, overrides=overrides | updates)
+            run = StudyRun(name=f"{run.name}_updates", config=config, overrides=overrides | updates)
         found.append(run)
     return found
 

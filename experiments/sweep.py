@@ -15,10 +15,10 @@ import pathlib
 import shlex
 import sys
 
-from layerdrop_jax.analysis.report import compare_runs
+from layerdrop_jax.reports.run_report import compare_runs
 from layerdrop_jax.studies import study
+from layerdrop_jax.studies.jobs import StudyRun
 from layerdrop_jax.studies.results import by_depth, figure, row, table, task_score, whole
-from layerdrop_jax.studies.runs import Run
 
 
 def main(argv=None):
@@ -44,7 +44,7 @@ def main(argv=None):
     study.carry_out("report", "", runs, record, arguments, extra, parser)
 
 
-def combinations(config, sweeps) -> list[Run]:
+def combinations(config, sweeps) -> list[StudyRun]:
     """A run for each combination of values; seeds are those of a run.
 
     Raises:
@@ -71,7 +71,7 @@ def combinations(config, sweeps) -> list[Run]:
         overrides = {key: value for keys, value in zip(axes, values, strict=True) for key in keys}
         parts = [f"{keys[-1]}={value}" for keys, value in zip(axes, values, strict=True)]
         name = ",".join(parts).replace("/", "_") or pathlib.Path(config.partition(":")[0]).stem
-        found.append(Run(name=name, config=config, overrides=overrides, seeds=seeds or (1,)))
+        found.append(StudyRun(name=name, config=config, overrides=overrides, seeds=seeds or (1,)))
     return found
 
 
@@ -81,12 +81,10 @@ def as_record(found, runs, arguments, command) -> dict:
     tables, figures = [], []
     if found:
         of = task_score(next(iter(found.values()))[0])
-        tables.append(table("Whole networks", f"test {of['name']}", of["better"], rows))
+        tables.append(table("Whole networks", f"test {of.label}", of.better, rows))
         curves = [by_depth(run.name, found.get(run.name, [])) for run in runs]
-        y = of["depths"]
-        figures.append(
-            figure("depth", f"{y} after pruning", "layers kept", y, curves, log=of["log"])
-        )
+        y = of.of_depths
+        figures.append(figure("depth", f"{y} after pruning", "layers kept", y, curves, log=of.log))
         groups = {name: [result.workdir for result in results] for name, results in found.items()}
         compare_runs(groups, arguments.workdir / "report")
     return {

@@ -8,8 +8,8 @@ The demo's networks have 6 and 12 layers, the small ones 8 and 16, where the pap
 import networks
 
 from layerdrop_jax.studies import study
+from layerdrop_jax.studies.jobs import StudyRun
 from layerdrop_jax.studies.results import compare, row, scores, table, whole
-from layerdrop_jax.studies.runs import Run
 
 TITLE = "Table 2: language modelling, and a deeper network"
 PAPER = {("shallow", 0.0): 18.7, ("shallow", 0.2): 18.3, ("deep", 0.0): None, ("deep", 0.2): 17.7}
@@ -22,7 +22,7 @@ def runs(variant):
     for size, rate in PAPER:
         if variant == "paper" and size == "deep":  # its FFN is narrower, see the config
             found.append(
-                Run(
+                StudyRun(
                     name=f"lm_deep_rate_{rate:g}",
                     config="configs/wikitext103.py:deep",
                     overrides={"drop.decoder": rate},

@@ -7,8 +7,8 @@ FOLDER is the de-en folder of the IWSLT 2014 release; the demo translates CLDR p
 """
 
 from layerdrop_jax.studies import study
+from layerdrop_jax.studies.jobs import StudyRun
 from layerdrop_jax.studies.results import claim, mean, row, scores, table, whole
-from layerdrop_jax.studies.runs import Run
 
 TITLE = "Table 6: translation of talks"
 PAPER = {0.0: 34.4, 0.2: 34.5}
@@ -21,7 +21,7 @@ SETTING = {
 
 def runs(variant):
     return [
-        Run(
+        StudyRun(
             name=f"iwslt_rate_{rate:g}",
             config=f"configs/iwslt14.py:{variant}",
             overrides={"drop.encoder": rate, "drop.decoder": rate},

@@ -12,6 +12,7 @@ import functools
 import networks
 
 from layerdrop_jax.studies import study
+from layerdrop_jax.studies.jobs import StudyRun
 from layerdrop_jax.studies.results import (
     claim,
     compare,
@@ -22,7 +23,6 @@ from layerdrop_jax.studies.results import (
     scores,
     table,
 )
-from layerdrop_jax.studies.runs import Run
 
 TITLE = "Table 8: training on after pruning"
 RATES = (0.0, 0.2, 0.5)
@@ -53,7 +53,7 @@ def tuned(variant, rate):
     half = networks.LM_LAYERS[variant] // 2
     start = network(variant, rate)
     return [
-        Run(
+        StudyRun(
             name=f"{start.name}_finetuned{way}",
             start=start,
             layers={"decoder": str(half)},

@@ -4,14 +4,14 @@
   python experiments/write_tables.py --check
 
 --check changes nothing: it names each file and block that differs from the results, and exits
-with 1 where one does. `layerdrop_jax/studies/blocks.py` says what the blocks are called.
+with 1 where one does. `layerdrop_jax/studies/written_blocks.py` says what the blocks are called.
 """
 
 import argparse
 import pathlib
 import sys
 
-from layerdrop_jax.studies.blocks import write_tables
+from layerdrop_jax.studies.written_blocks import write_tables
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

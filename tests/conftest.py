@@ -10,6 +10,8 @@ import pytest
 
 from tests import tiny_run
 
+pytest_plugins = ["tests.trained"]  # the runs that are trained once, for all tests
+
 # An accidental [D] + [B, D] broadcast is an error here; code that means it writes [None].
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -7,8 +7,8 @@ two steps when it is told to. What comes out depends on its config alone: `expec
 import json
 import pathlib
 
-from layerdrop_jax.studies import engine, runs
-from layerdrop_jax.studies.runs import Job
+from layerdrop_jax.studies import engine, jobs
+from layerdrop_jax.studies.jobs import Job
 from tests.tiny_run import tiny_lm_config, write_config_file
 
 EVERY = 3  # steps from one save to the next
@@ -91,7 +91,7 @@ def make(root: pathlib.Path, monkeypatch) -> pathlib.Path:
     (root / "base.json").write_text(json.dumps(config))
     write_config_file(root / "config.py", config)
     monkeypatch.setattr(engine, "ROOT", root)
-    monkeypatch.setattr(runs, "ROOT", root)
+    monkeypatch.setattr(jobs, "ROOT", root)
     monkeypatch.setattr(engine, "SECONDS_BETWEEN_LOOKS", 0.02)
     return root
 

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from layerdrop_jax.commands.evaluate import evaluate
+from layerdrop_jax.commands.finetune import finetune
+from layerdrop_jax.commands.generate import generate
 from layerdrop_jax.data import labelled
-from layerdrop_jax.training import frontier, importance, latency, settings
-from layerdrop_jax.training.evaluate import evaluate
-from layerdrop_jax.training.finetune import finetune
-from layerdrop_jax.training.generate import generate
-from layerdrop_jax.training.optimizers import make_optimizer
-from layerdrop_jax.training.prune import prune
+from layerdrop_jax.depth import frontier, importance, latency
+from layerdrop_jax.depth.prune import prune
+from layerdrop_jax.runs import settings
+from layerdrop_jax.step.optimizers import make_optimizer
 from layerdrop_jax.training.train import train
 from tests import tiny_run
 from tests.tiny_run import quick_compile, tiny_config, tiny_lm_config, write_lines, write_text

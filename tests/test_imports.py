@@ -9,37 +9,38 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "layerdrop_jax"
 
+# The rooms of the package from the ground up: each may import itself and those before it.
+GROUND = ("progress",)
+ORDER = (
+    *("core", "models", "decoding", "step", "runs", "tasks", "training", "depth", "reports"),
+    *("commands", "studies"),
+)
+HOUSE = {*GROUND, "data", *ORDER}
 # What each part may import from the others, itself included. `layerdrop_jax` is the package's own
 # __init__, which re-exports public names of core.
-ALLOWED = {
+ALLOWED = {room: {*GROUND, "data", *ORDER[: ORDER.index(room) + 1]} for room in ORDER}
+ALLOWED |= {ground: {ground} for ground in GROUND} | {
     PACKAGE: {PACKAGE, "core"},
     "core": {"core"},
     "models": {"core", "models"},
     "decoding": {"core", "decoding"},
-    "data": {"data"},
-    "training": {"core", "models", "decoding", "data", "training"},
-    "analysis": {"core", "models", "decoding", "data", "training", "analysis"},
-    "studies": {"core", "models", "decoding", "data", "training", "analysis", "studies"},
+    "data": {"data", *GROUND},
     "interop": {"core", "models", "interop"},
-    "experiments": {"core", "models", "decoding", "data", "training", "analysis", "interop"}
-    | {"studies", "experiments", "configs", "launch"},
+    "experiments": HOUSE | {"interop", "experiments", "configs", "launch"},
     "examples": {PACKAGE},
-    "launch": {"core", "models", "decoding", "data", "training", "analysis", "interop"}
-    | {"studies", "launch", "configs"},
+    "launch": HOUSE - {"studies"} | {"interop", "launch", "configs"},
     "configs": {"configs"},
-    "benchmarks": {"core", "models", "data", "training", "analysis", "studies", "benchmarks"}
-    | {"configs"},
+    "benchmarks": HOUSE - {"decoding"} | {"benchmarks", "configs"},
 }
 # A study runs as a script, so it imports others in its folder by their bare names.
 STUDIES = {file.stem for file in (ROOT / "experiments").glob("*.py")} - {"__init__"}
 JAX_FAMILY = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
-WITHOUT_JAX = {"data", "configs"}
+WITHOUT_JAX = {"data", "configs", *GROUND}
 CORE_OUTSIDE = {"jax", "numpy"}
-ORBAX_HOME = f"{PACKAGE}/training/checkpoints.py"
-# What is common to all tasks reaches one through tasks.py, and no task knows another.
-TASKS_HOME = f"{PACKAGE}/training/tasks.py"
+ORBAX_HOME = f"{PACKAGE}/runs/checkpoints.py"
+# What is common to all tasks finds one by its name, and no task knows another.
 TASKS = {
-    f"{PACKAGE}.training.{task}"
+    f"{PACKAGE}.tasks.{task}"
     for task in (
         "translation",
         "summarisation",
@@ -85,8 +86,8 @@ def violations(source: str, path: str) -> list[str]:
         if there is not None and there not in ALLOWED[here]:
             found.append(f"{where}: {here} may import only {sorted(ALLOWED[here])}")
         task = {name, name.rpartition(".")[0]} & TASKS
-        if here == "training" and task and path != TASKS_HOME:
-            found.append(f"{where}: within training, {TASKS_HOME} alone imports a task")
+        if here in ORDER and task:
+            found.append(f"{where}: within the package a task is found by name, with find_task")
         if there is not None:
             continue
         if here in WITHOUT_JAX and outside in JAX_FAMILY:
@@ -111,8 +112,8 @@ def test_file_imports_only_what_the_design_allows(path):
 
 
 def test_every_part_of_the_package_is_known():
-    folders = {file.split("/")[1] for file in project_files() if file.count("/") > 1}
-    assert folders - {"__init__.py"} <= set(ALLOWED)
+    files = [file.split("/")[1:] for file in project_files() if file.startswith(f"{PACKAGE}/")]
+    assert {names[0].removesuffix(".py") for names in files} - {"__init__"} <= HOUSE | {"interop"}
 
 
 @pytest.mark.parametrize(
@@ -121,20 +122,28 @@ def test_every_part_of_the_package_is_known():
         ("layerdrop_jax/core/pruning.py", "from layerdrop_jax.models import seq2seq"),
         ("layerdrop_jax/core/pruning.py", "from layerdrop_jax import models"),
         ("layerdrop_jax/core/pruning.py", "from ..models import seq2seq"),
-        ("layerdrop_jax/core/pruning.py", "from .. import training"),
+        ("layerdrop_jax/core/pruning.py", "from .. import step"),
         ("layerdrop_jax/core/pruning.py", "import flax"),
-        ("layerdrop_jax/models/blocks.py", "def f():\n    import layerdrop_jax.training.train"),
+        ("layerdrop_jax/models/blocks.py", "def f():\n    import layerdrop_jax.step.losses"),
         ("layerdrop_jax/decoding/beam.py", "from layerdrop_jax.models.seq2seq import Seq2Seq"),
         ("layerdrop_jax/data/packing.py", "import jax.numpy as jnp"),
         ("layerdrop_jax/data/packing.py", "from layerdrop_jax.core import pruning"),
         ("layerdrop_jax/data/packing.py", "from layerdrop_jax import skip_scan"),
+        ("layerdrop_jax/progress.py", "from layerdrop_jax.data import packing"),
+        ("layerdrop_jax/progress.py", "import jax"),
+        ("layerdrop_jax/step/losses.py", "from layerdrop_jax.runs import settings"),
+        ("layerdrop_jax/runs/settings.py", "from layerdrop_jax.tasks import task"),
+        ("layerdrop_jax/tasks/task.py", "from layerdrop_jax.tasks import translation"),
+        ("layerdrop_jax/tasks/task.py", "from layerdrop_jax.training import train"),
         ("layerdrop_jax/training/train.py", "import orbax.checkpoint as ocp"),
-        ("layerdrop_jax/training/train.py", "from layerdrop_jax.analysis import report"),
-        ("layerdrop_jax/training/train.py", "from layerdrop_jax.training import translation"),
-        ("layerdrop_jax/training/evaluate.py", "import layerdrop_jax.training.language_modelling"),
-        ("layerdrop_jax/training/language_modelling.py", "from .translation import loss"),
-        ("layerdrop_jax/analysis/report.py", "import launch"),
-        ("layerdrop_jax/analysis/report.py", "from layerdrop_jax.studies import report"),
+        ("layerdrop_jax/training/train.py", "from layerdrop_jax.depth import prune"),
+        ("layerdrop_jax/training/train.py", "from layerdrop_jax.tasks import translation"),
+        ("layerdrop_jax/commands/evaluate.py", "import layerdrop_jax.tasks.language_modelling"),
+        ("layerdrop_jax/tasks/language_modelling.py", "from .translation import loss"),
+        ("layerdrop_jax/depth/prune.py", "from layerdrop_jax.reports import style"),
+        ("layerdrop_jax/reports/run_report.py", "from layerdrop_jax.commands import evaluate"),
+        ("layerdrop_jax/reports/run_report.py", "import launch"),
+        ("layerdrop_jax/commands/evaluate.py", "from layerdrop_jax.studies import report"),
         ("layerdrop_jax/studies/study.py", "import sweep"),
         ("configs/wmt.py", "from layerdrop_jax.core import pruning"),
     ],
@@ -148,11 +157,12 @@ def test_a_forbidden_import_is_caught(path, source):
     [
         ("layerdrop_jax/core/pruning.py", "import functools\nimport jax\nfrom . import skip_scan"),
         ("layerdrop_jax/data/datasets/cldr.py", "import babel\nfrom .. import packing"),
+        ("layerdrop_jax/data/packing.py", "from layerdrop_jax.progress import progress"),
         ("layerdrop_jax/decoding/beam.py", "from jax import lax\nfrom .constraints import x"),
-        (TASKS_HOME, "from layerdrop_jax.training import language_modelling, translation"),
-        ("experiments/demo.py", "from layerdrop_jax.training.language_modelling import answer"),
+        ("layerdrop_jax/commands/evaluate.py", "from layerdrop_jax.depth import strategies"),
+        ("experiments/demo.py", "from layerdrop_jax.tasks.language_modelling import answer"),
         (ORBAX_HOME, "from orbax.checkpoint import v1 as ocp"),
-        ("experiments/demo.py", "import launch\nfrom layerdrop_jax.analysis import report"),
+        ("experiments/demo.py", "import launch\nfrom layerdrop_jax.reports import run_report"),
         ("experiments/demo.py", "import sweep\nfrom layerdrop_jax.studies import study"),
     ],
 )

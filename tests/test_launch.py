@@ -17,8 +17,8 @@ from absl import flags
 from absl.testing import flagsaver
 
 import launch
-from layerdrop_jax.training import command_line
-from layerdrop_jax.training.metrics import read_metrics
+from layerdrop_jax.commands import command_line
+from layerdrop_jax.runs.metrics import read_metrics
 from tests import tiny_run
 from tests.tiny_run import train_lines
 

@@ -11,12 +11,14 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from configs import cnn_dailymail, glue, roberta, wikitext103, wmt
-from layerdrop_jax.training import metrics, state
-from layerdrop_jax.training import settings as settings_lib
-from layerdrop_jax.training.checkpoints import CheckpointConfig, Checkpoints
-from layerdrop_jax.training.metrics import read_metrics
-from layerdrop_jax.training.optimizers import make_optimizer
-from layerdrop_jax.training.runs import read_config
+from layerdrop_jax.models.params import make_params
+from layerdrop_jax.runs import settings as settings_lib
+from layerdrop_jax.runs.checkpoints import CheckpointConfig, Checkpoints
+from layerdrop_jax.runs.folder import read_config
+from layerdrop_jax.runs.metrics import read_metrics
+from layerdrop_jax.step import train_step as state
+from layerdrop_jax.step.optimizers import make_optimizer
+from layerdrop_jax.training.progress_line import Window
 
 # What the clock says: no two runs agree in it.
 CLOCK = ("seconds", "data_wait", "words_per_second", "flops_per_second", "nominal_flops_per_second")
@@ -242,14 +244,14 @@ def train_lines(run):
 
 def interrupt_once(monkeypatch, run, *, lines):
     """As by Ctrl-C, when so many lines of training steps are in a run's metrics."""
-    add, interrupts = metrics.Window.add, []
+    add, interrupts = Window.add, []
 
     def add_and_interrupt(window, sums):
         add(window, sums)
         if not interrupts and len(train_lines(run)) == lines:
             interrupts.append(os.kill(os.getpid(), signal.SIGINT))
 
-    monkeypatch.setattr(metrics.Window, "add", add_and_interrupt)
+    monkeypatch.setattr(Window, "add", add_and_interrupt)
 
 
 def last_checkpoint(run):
@@ -258,7 +260,7 @@ def last_checkpoint(run):
     optimizer, _ = make_optimizer(settings.optimizer)
     abstract = jax.eval_shape(
         lambda: state.make_state(
-            settings.model, state.make_params(settings.model, 0), optimizer, settings.drop, 0
+            settings.model, make_params(settings.model, 0), optimizer, settings.drop, 0
         )
     )
     checkpoints = Checkpoints(

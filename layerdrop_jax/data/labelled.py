@@ -18,7 +18,7 @@ import tokenizers
 from layerdrop_jax.data import checksums
 from layerdrop_jax.data import tokenizers as vocabulary
 from layerdrop_jax.data.datasets import glue, pystdlib_modules, text, tsv
-from layerdrop_jax.data.progress import progress
+from layerdrop_jax.progress import progress
 
 DATASETS = (*glue.DATASETS, "tsv", "sst2", "pystdlib_modules")
 SHORTEST = 6  # tokens that two texts of one token each need
@@ -157,7 +157,7 @@ def label_names(config: LabelledConfig, examples: Sequence[Example]) -> tuple[st
 
 
 def task_metrics(config: LabelledConfig, names: Sequence[str]) -> tuple[str, ...]:
-    """What `training/glue_metrics.py` should measure, the most important one first.
+    """What `tasks/scores/glue_metrics.py` should measure, the most important one first.
 
     Args:
       config: names the set.

@@ -23,7 +23,7 @@ import tokenizers
 from layerdrop_jax.data import checksums
 from layerdrop_jax.data import tokenizers as vocabulary
 from layerdrop_jax.data.datasets import prepared, text
-from layerdrop_jax.data.progress import progress
+from layerdrop_jax.progress import progress
 
 DATASETS = prepared.TEXT_DATASETS
 TOKENIZERS = ("word", "bpe")

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 import tokenizers
 
-from layerdrop_jax.data import packing, pipeline
+from layerdrop_jax.data import packing
 from layerdrop_jax.data import tokenizers as bpe
 from layerdrop_jax.data.datasets import prepared, pystdlib_summaries, text, tfds_sets
-from layerdrop_jax.data.progress import progress
+from layerdrop_jax.data.pairs import pack_rows
+from layerdrop_jax.progress import progress
 
 DATASETS = ("cnn_dailymail", "pystdlib_summaries", "text")
 
@@ -128,4 +129,4 @@ def prepare_rows(
         )
     if len(encoded.source_offsets) == 1:
         raise ValueError(f"no pair is left of {len(pairs)}: each has an empty side")
-    return pipeline.pack_rows(config, encoded, seed=seed)
+    return pack_rows(config, encoded, seed=seed)

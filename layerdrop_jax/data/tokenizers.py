@@ -24,7 +24,7 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-from layerdrop_jax.data.progress import progress
+from layerdrop_jax.progress import progress
 
 SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")  # the reference's order: ids 0, 1, 2, 3
 BOS, PAD, EOS, UNK = range(4)

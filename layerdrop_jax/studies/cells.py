@@ -5,8 +5,8 @@ Tables are (header, rows) of plain texts, for markdown, HTML and the blocks of t
 
 import itertools
 
-from layerdrop_jax.analysis.plots import mean_and_range
-from layerdrop_jax.analysis.report import spread_text
+from layerdrop_jax.reports.run_plots import mean_and_range
+from layerdrop_jax.reports.run_report import spread_text
 from layerdrop_jax.studies import pictures
 
 VERDICTS = {True: "yes", False: "no", None: "cannot be said"}

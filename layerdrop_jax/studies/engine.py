@@ -17,11 +17,11 @@ import subprocess
 import sys
 import time
 
-from layerdrop_jax.data.progress import progress
-from layerdrop_jax.studies.runs import ROOT, Job
-from layerdrop_jax.training.checkpoints import saved_steps
-from layerdrop_jax.training.command_line import EXIT_LATER
-from layerdrop_jax.training.metrics import read_metrics
+from layerdrop_jax.commands.command_line import EXIT_LATER
+from layerdrop_jax.progress import progress
+from layerdrop_jax.runs.checkpoints import saved_steps
+from layerdrop_jax.runs.metrics import read_metrics
+from layerdrop_jax.studies.jobs import ROOT, Job
 
 DONE = "done.jsonl"
 TRAINING = {"train": "training", "finetune": "training on"}  # a mode, in words

@@ -1,6 +1,6 @@
 """The pictures of a study: one panel, as wide as a column of a paper, readable in grey.
 
-Sizes, colours, markers and dashes are those of all pictures (`analysis/style.py`); bars differ by
+Sizes, colours, markers and dashes are those of all pictures (`reports/style.py`); bars differ by
 hatches too. A point is the mean over seeds, its error bar reaches from the lowest to the highest.
 """
 
@@ -10,8 +10,8 @@ import textwrap
 import matplotlib
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from layerdrop_jax.analysis.plots import mean_and_range
-from layerdrop_jax.analysis.style import (
+from layerdrop_jax.reports.run_plots import mean_and_range
+from layerdrop_jax.reports.style import (
     COLORS,
     GREY,
     STYLE,

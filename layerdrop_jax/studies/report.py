@@ -23,8 +23,8 @@ import json
 import pathlib
 import re
 
-from layerdrop_jax.analysis.report import table, write_sections
 from layerdrop_jax.data.tokenizers import write_atomically
+from layerdrop_jax.reports.run_report import table, write_sections
 from layerdrop_jax.studies import cells, page, pictures
 
 

@@ -8,26 +8,12 @@ import shlex
 import typing
 from collections.abc import Callable
 
-from layerdrop_jax.analysis.plots import layers_kept
-from layerdrop_jax.analysis.report import spread_text
-from layerdrop_jax.training.metrics import read_metrics
-from layerdrop_jax.training.runs import read_config
-
-# The task's score, in the lines of metrics.jsonl; better: which of two is; depths: what the network
-# is scored by that is cut to each depth.
-SCORES = {
-    "translation": {"key": "bleu", "name": "BLEU", "better": "higher", "log": False,
-                    "depths": "test BLEU"},
-    "summarisation": {"key": "rouge_l", "name": "ROUGE-L", "better": "higher", "log": False,
-                      "depths": "test ROUGE-L"},
-    "language_modelling": {"key": "perplexity", "name": "perplexity", "better": "lower",
-                           "log": True, "depths": "valid perplexity"},
-    "masked_lm": {"key": "perplexity", "name": "perplexity", "better": "lower", "log": True,
-                  "depths": "valid perplexity"},
-    # GLUE is compared on its dev sets: the labels of its test sets are not public.
-    "classification": {"key": "score", "name": "score", "better": "higher", "log": False,
-                       "split": "valid", "depths": "valid score"},
-}  # fmt: skip
+from layerdrop_jax.reports.run_plots import layers_kept
+from layerdrop_jax.reports.run_report import spread_text
+from layerdrop_jax.runs.folder import read_config
+from layerdrop_jax.runs.metrics import read_metrics
+from layerdrop_jax.runs.settings import find_task
+from layerdrop_jax.tasks.task import Score
 
 
 class Result(typing.NamedTuple):
@@ -64,9 +50,9 @@ def _quoted(argument):
     return f"{name}{equals}{shlex.quote(value)}" if equals else shlex.quote(argument)
 
 
-def task_score(result: Result) -> dict:
-    """What scores a run's task, one of `SCORES`."""
-    return SCORES[result.config["task"]]
+def task_score(result: Result) -> Score:
+    """Finds what the networks of a run's task are compared by."""
+    return find_task(result.config["task"]).score
 
 
 def minutes(result: Result) -> float:
@@ -82,15 +68,14 @@ def hardware(result: Result) -> str:
 
 def whole(result: Result) -> float | None:
     """The score of the whole network on the test split; on the dev set where it is one of GLUE."""
-    score = task_score(result)
-    return on_split(score.get("split", "test"))(result)
+    return on_split(task_score(result).split)(result)
 
 
 def on_split(split: str) -> Callable:
     """The score of the whole network on a split, as a function of its result."""
 
     def score(result):
-        key = task_score(result)["key"]
+        key = task_score(result).key
         found = [
             r[key]
             for r in result.records
@@ -104,9 +89,9 @@ def on_split(split: str) -> Callable:
 def depths(result: Result) -> dict[int, float]:
     """The scores of the network cut to every depth by rule, as evaluation takes them.
 
-    Of which split is in `SCORES`, under depths; the last measurement counts.
+    Of which split the task declares (`Score.depths`); the last measurement counts.
     """
-    key = task_score(result)["key"]
+    key = task_score(result).key
     found = {
         len(layers_kept(record)): record[key]
         for record in result.records

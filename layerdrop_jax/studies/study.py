@@ -16,7 +16,7 @@ import sys
 import jax
 
 from layerdrop_jax.studies import engine, report, results
-from layerdrop_jax.studies.runs import check, plan
+from layerdrop_jax.studies.jobs import check, plan
 
 VARIANTS = ("demo", "small", "paper")
 
@@ -27,7 +27,7 @@ def main(file, title, runs, make_record, argv=None, variants=VARIANTS) -> None:
     Args:
       file: of the study, after which it is named.
       title: of the report.
-      runs: runs(variant) gives a list of `Run`s.
+      runs: runs(variant) gives a list of `StudyRun`s.
       make_record: make_record(found, variant) gives the parts of the record, from ``found``: run
         name -> `Result`s, one a seed, of the jobs that are done.
       variants: which there are, where a study has more than the usual ones.
@@ -86,7 +86,7 @@ def carry_out(name, variant, runs, make_record, arguments, extra, parser) -> Non
     Args:
       name: of the report's folder, in WORKDIR/VARIANT.
       variant: networks are shared by the studies of one variant.
-      runs: `Run`s.
+      runs: `StudyRun`s.
       make_record: makes of the results the record of `report.write`, but for versions and failures.
       arguments: those of `add_arguments`.
       extra: what was given beside them.

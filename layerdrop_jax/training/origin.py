@@ -8,22 +8,16 @@ import jax
 
 from layerdrop_jax.core.pruning import check_layers
 from layerdrop_jax.data import tokenizers
+from layerdrop_jax.models.cut import cut_model, take_rows
 from layerdrop_jax.models.encoder import HEADS
-from layerdrop_jax.training.checkpoints import restore_state
-from layerdrop_jax.training.optimizers import carry_moments, make_optimizer
-from layerdrop_jax.training.prune import take_rows
-from layerdrop_jax.training.runs import (
-    PRUNED,
-    Run,
-    cut_model,
-    hash_params,
-    keeps_head,
-    load_run,
-    original_layers,
-    read_pruned,
-)
-from layerdrop_jax.training.settings import Settings
-from layerdrop_jax.training.state import abstract_params, make_params, make_state
+from layerdrop_jax.models.params import abstract_params, hash_params, make_params
+from layerdrop_jax.runs.checkpoints import restore_state
+from layerdrop_jax.runs.folder import PRUNED, original_layers, read_pruned
+from layerdrop_jax.runs.run import Run, load_run
+from layerdrop_jax.runs.settings import Settings
+from layerdrop_jax.step.optimizers import carry_moments, make_optimizer
+from layerdrop_jax.step.train_step import make_state
+from layerdrop_jax.tasks.task import keeps_head
 
 
 class Origin(typing.NamedTuple):

@@ -15,17 +15,21 @@ from jax.experimental import multihost_utils
 
 from layerdrop_jax.data import checksums, pipeline
 from layerdrop_jax.data.workers import WorkerDied
-from layerdrop_jax.training import data_driven, origin, sharding, tasks
-from layerdrop_jax.training import settings as settings_lib
-from layerdrop_jax.training.accounting import hardware, peak_flops
-from layerdrop_jax.training.checkpoints import Checkpoints, saved_steps
-from layerdrop_jax.training.dropping import describe_rates
-from layerdrop_jax.training.losses import Teacher
-from layerdrop_jax.training.metrics import MetricWriter, Progress, Window, perplexity
-from layerdrop_jax.training.optimizers import make_optimizer
-from layerdrop_jax.training.runs import PRUNED, check_folder, held
-from layerdrop_jax.training.state import count_params, make_params, make_state, model_graph
-from layerdrop_jax.training.state import train_step as pure_train_step
+from layerdrop_jax.models.params import count_params, make_params, model_graph
+from layerdrop_jax.runs import settings as settings_lib
+from layerdrop_jax.runs.checkpoints import Checkpoints, saved_steps
+from layerdrop_jax.runs.folder import PRUNED, check_folder, held, write_config
+from layerdrop_jax.runs.metrics import MetricWriter, perplexity
+from layerdrop_jax.step import rate_scores, sharding
+from layerdrop_jax.step.dropping import describe_rates
+from layerdrop_jax.step.losses import Teacher
+from layerdrop_jax.step.optimizers import make_optimizer
+from layerdrop_jax.step.train_step import make_state
+from layerdrop_jax.step.train_step import train_step as pure_train_step
+from layerdrop_jax.tasks.task import task_of
+from layerdrop_jax.training import origin
+from layerdrop_jax.training.hardware import hardware, peak_flops
+from layerdrop_jax.training.progress_line import Progress, Window
 
 STEPS_BETWEEN_AGREEMENTS = 10  # of many hosts, on whether one of them was told to stop
 
@@ -57,7 +61,7 @@ def train(config, workdir, *, command: str) -> None:
 
 
 def _train(settings, config, workdir, command):
-    task = tasks.of(settings)
+    task = task_of(settings)
     mesh = sharding.make_mesh()
     sharding.check_rows(settings.data.batch_rows, mesh)
     if mesh.size > 1 and settings.model.drop_path and settings.model.drop_path_rows == "kept":
@@ -80,7 +84,9 @@ def _train(settings, config, workdir, command):
         origin.check_same(beginning, workdir)
 
     # Data
-    rows, valid_rows = task.prepare(settings, workdir, config)
+    rows, valid_rows = task.prepare(settings, workdir)
+    if jax.process_index() == 0:  # the last thing that a start writes: now the folder is a run's
+        write_config(workdir, config)
     fingerprint = task.fingerprint(rows)
     batches = pipeline.train_iterator(
         settings.data,
@@ -124,7 +130,7 @@ def _train(settings, config, workdir, command):
         out_shardings=(layout, sharding.replicated(mesh)),
     )
     valid_step = jax.jit(functools.partial(_valid_step, task, graph))
-    rates_of = jax.jit(functools.partial(data_driven.rates, drop=settings.drop))
+    rates_of = jax.jit(functools.partial(rate_scores.rates, drop=settings.drop))
     print(f"{count_params(state['params']):,} parameters on {mesh.size} device(s)")
     print(*describe_rates(settings), sep="\n", flush=True)
 
@@ -163,7 +169,7 @@ def _train(settings, config, workdir, command):
     peak = mesh.size * peak_flops(settings.model.dtype)
     window = Window()
     stopping = False
-    counted = "words" if task.COUNTED == "tokens" else task.COUNTED
+    counted = task.score.counted.split()[-1]
     with _signals() as stop, Progress(last, start=step, counted=counted) as progress:
         metrics = None
         while step < last and not stopping:
@@ -201,8 +207,8 @@ def _train(settings, config, workdir, command):
             if validate:
                 with progress.paused(), window.paused():
                     valid = _validate(valid_step, state["params"], settings, valid_rows, mesh)
-                # The best network is the one that is right most often, as the reference has it.
-                valid_loss = -valid["accuracy"] if "accuracy" in valid else valid["loss"]
+                watched, best = task.score.watch(valid)
+                valid_loss = valid[watched] if best is min else -valid[watched]
                 valid |= _with_perplexity(task, valid["loss"])
                 writer.write("valid", step, valid)
                 shown = ", ".join(f"{name} {value:.4f}" for name, value in valid.items())
@@ -223,7 +229,7 @@ def _teach(settings, beginning):
     """What makes a teacher of its parameters, for the train step; None where there is none."""
     if not settings.init.distill:
         return None
-    graph = model_graph(tasks.of(settings).scored(beginning.run.settings.model))
+    graph = model_graph(task_of(settings).scored(beginning.run.settings.model))
 
     def teach(params):
         return Teacher(nnx.merge(graph, params), settings.init.distill, settings.init.temperature)
@@ -263,8 +269,8 @@ def _validate(valid_step, params, settings, rows, mesh) -> dict:
 
 
 def _with_perplexity(task, nats) -> dict:
-    """Of tokens it is worth saying; of examples it is not."""
-    return {} if task.COUNTED == "examples" else {"perplexity": perplexity(nats)}
+    """Adds the perplexity where the task has one."""
+    return {"perplexity": perplexity(nats)} if task.score.perplexity else {}
 
 
 def _check_finite(metrics, step, checkpoints):
@@ -295,10 +301,16 @@ def _numbers(task, sums, rate, peak):
       peak: FLOPs a second that would be a utilisation of 1.
     """
     tokens, steps, seconds = sums["tokens"], sums["steps"], sums["seconds"]
+    cut = {}
+    if "cut_nll" in sums:
+        nats = sums["cut_nll"] / tokens
+        cut = {f"cut_{name}": value for name, value in _with_perplexity(task, nats).items()}
+        cut = {"cut_nats": nats, **cut}
     numbers = {
         "loss": sums["loss"] / tokens,
         "nats": sums["nll"] / tokens,  # without label smoothing, as validation has it
         **_with_perplexity(task, sums["nll"] / tokens),
+        **cut,
         "lr": float(rate),
         "words_per_second": tokens / seconds,
         # of the layers that ran, and as if every layer had run
@@ -333,7 +345,7 @@ def _learned_scores(state, drop) -> dict:
     """What Data Driven pruning asks of a checkpoint, beside its arrays: numbers for JSON."""
     if "scores" not in state:
         return {}
-    scores = jax.device_get(data_driven.softmax_scores(state["scores"]))
+    scores = jax.device_get(rate_scores.softmax_scores(state["scores"]))
     # A stack of which all layers or none run has nothing to learn from.
     learned = [stack for stack in scores if 0 < getattr(drop, stack) < 1]
     return {"scores": {stack: scores[stack].tolist() for stack in learned}}

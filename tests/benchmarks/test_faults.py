@@ -11,11 +11,12 @@ import pytest
 import sweep as sweep_script
 
 from benchmarks import faults
+from layerdrop_jax.models.params import make_params
+from layerdrop_jax.runs import settings as settings_lib
+from layerdrop_jax.runs.checkpoints import Checkpoints
+from layerdrop_jax.step.optimizers import make_optimizer
+from layerdrop_jax.step.train_step import make_state
 from layerdrop_jax.studies import engine
-from layerdrop_jax.training import settings as settings_lib
-from layerdrop_jax.training.checkpoints import Checkpoints
-from layerdrop_jax.training.optimizers import make_optimizer
-from layerdrop_jax.training.state import make_params, make_state
 from tests import stand_in, tiny_run
 
 # A sweep without anything to import.

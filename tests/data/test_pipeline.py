@@ -9,6 +9,14 @@ import pytest
 
 from layerdrop_jax.data import packing, pipeline, tokenizers
 from layerdrop_jax.data.datasets import cldr
+from layerdrop_jax.data.pairs import (
+    DataConfig,
+    load_eval_text,
+    load_pairs,
+    prepare_rows,
+    save_eval_text,
+    warn_of_padding,
+)
 
 
 def config_of(**changes):
@@ -20,7 +28,7 @@ def config_of(**changes):
         "target_length": 23,
         "max_length": 19,
     }
-    return pipeline.DataConfig(**(values | changes))
+    return DataConfig(**(values | changes))
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +43,7 @@ def tokenizer(pairs, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows(pairs, tokenizer):
-    return pipeline.prepare_rows(config_of(), tokenizer, pairs, seed=1)
+    return prepare_rows(config_of(), tokenizer, pairs, seed=1)
 
 
 def take(iterator, count):
@@ -54,7 +62,7 @@ def test_a_batch_by_hand(tmp_path):
     tokenizer = tokenizers.train_tokenizer([("x y", "z")], 331, tmp_path / "t.json")
     x, y, z = (tokenizers.encode(tokenizer, [letter])[0] for letter in "xyz")
     config = config_of(batch_rows=1, source_length=5, target_length=4, max_length=4)
-    rows = pipeline.prepare_rows(config, tokenizer, [("x y", "z")])
+    rows = prepare_rows(config, tokenizer, [("x y", "z")])
     batch = next(pipeline.train_iterator(config, rows, seed=0, accumulate=2))
     assert {name: array.shape for name, array in batch.items()} == {
         "source": (2, 1, 5),
@@ -176,7 +184,7 @@ def test_evaluation_sees_every_row_once_and_fills_up_with_padding(rows):
 
 def test_long_and_empty_pairs_are_skipped_and_counted(tokenizer):
     pairs = [("a b", "c"), ("a " * 40, "c"), ("a", "c " * 40), ("", "c"), ("a", " ")]
-    rows = pipeline.prepare_rows(config_of(), tokenizer, pairs)
+    rows = prepare_rows(config_of(), tokenizer, pairs)
     assert rows.stats["pairs"] == 1
     assert rows.stats["skipped_too_long"] == 2
     assert rows.stats["skipped_empty"] == 2
@@ -185,23 +193,23 @@ def test_long_and_empty_pairs_are_skipped_and_counted(tokenizer):
 def test_nothing_left_to_train_on_is_an_error(tokenizer):
     message = r"no sentence pair is left of 2: 1 are longer than data.max_length=19 .* 1 have"
     with pytest.raises(ValueError, match=message):
-        pipeline.prepare_rows(config_of(), tokenizer, [("a " * 40, "c"), ("", "c")])
+        prepare_rows(config_of(), tokenizer, [("a " * 40, "c"), ("", "c")])
 
 
 def test_a_tokenizer_of_another_size_is_an_error(tokenizer, pairs):
     with pytest.raises(ValueError, match=r"tokenizer has 331 entries, data.vocab_size is 337"):
-        pipeline.prepare_rows(config_of(vocab_size=337), tokenizer, pairs)
+        prepare_rows(config_of(vocab_size=337), tokenizer, pairs)
 
 
 def test_lop_sided_rows_are_warned_of_with_a_length_that_fits(tokenizer, caplog):
     pairs = [("a b c d", "c")] * 300
     config = config_of(source_length=20, target_length=20)
     with caplog.at_level(python_logging.WARNING, logger="absl"):
-        rows = pipeline.prepare_rows(config, tokenizer, pairs)
+        rows = prepare_rows(config, tokenizer, pairs)
         assert not caplog.records  # what reads rows to score them does not say it
-        pipeline.warn_of_padding(rows)
+        warn_of_padding(rows)
     length = int(re.search(r"data.target_length=(\d+) would suit", caplog.text)[1])
-    fitting = pipeline.prepare_rows(
+    fitting = prepare_rows(
         dataclasses.replace(config, target_length=length, max_length=length), tokenizer, pairs
     )
     assert rows.stats["target_padding"] > 0.5
@@ -212,7 +220,7 @@ def test_padding_of_cldr_is_under_a_tenth(tmp_path):
     pairs = list(cldr.make_pairs("en", "de", seed=0, count=3000))
     tokenizer = tokenizers.train_tokenizer(pairs, 2003, tmp_path / "t.json")
     config = config_of(vocab_size=2003, source_length=96, target_length=96, max_length=96)
-    stats = pipeline.prepare_rows(config, tokenizer, pairs).stats
+    stats = prepare_rows(config, tokenizer, pairs).stats
     assert stats["source_padding"] < 0.1
     assert stats["target_padding"] < 0.1
     assert stats["skipped_too_long"] < 0.01 * 3000
@@ -228,24 +236,24 @@ def test_padding_of_multi30k_is_under_a_tenth(data_dir, tmp_path):
         target_length=64,
         max_length=64,
     )
-    pairs = pipeline.load_pairs(config, "train")
+    pairs = load_pairs(config, "train")
     assert len(pairs) == 29_000
-    assert len(pipeline.load_pairs(config, "test")) == 1000
+    assert len(load_pairs(config, "test")) == 1000
     some = pairs[:8000]
     tokenizer = tokenizers.train_tokenizer(some, 4001, tmp_path / "t.json")
-    stats = pipeline.prepare_rows(config, tokenizer, some).stats
+    stats = prepare_rows(config, tokenizer, some).stats
     assert stats["source_padding"] < 0.1
     assert stats["target_padding"] < 0.1
 
 
 def test_a_runs_folder_holds_its_evaluation_text(tmp_path):
     pairs = [("one\u2028two ", "eins"), ("", "zwei"), ("a\nb", "\u00a0c")]
-    pipeline.save_eval_text(tmp_path, "valid", pairs, languages=("en", "de"))
+    save_eval_text(tmp_path, "valid", pairs, languages=("en", "de"))
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["valid.de", "valid.en"]
-    again = pipeline.load_eval_text(tmp_path, "valid", languages=("en", "de"))
+    again = load_eval_text(tmp_path, "valid", languages=("en", "de"))
     assert again == [*pairs[:2], ("a b", "\u00a0c")]
     with pytest.raises(FileNotFoundError, match=r"test.en"):
-        pipeline.load_eval_text(tmp_path, "test", languages=("en", "de"))
+        load_eval_text(tmp_path, "test", languages=("en", "de"))
 
 
 @pytest.mark.parametrize(

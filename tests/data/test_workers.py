@@ -15,6 +15,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = """
 import signal, sys, threading
 from layerdrop_jax.data import pipeline, tokenizers, workers
+from layerdrop_jax.data.pairs import DataConfig, prepare_rows
 
 def main():
     stop = threading.Event()
@@ -23,11 +24,11 @@ def main():
     pairs = [(f"a{i} b{i % 7}", f"c{i % 5} d{i}") for i in range(97)]
     tokenizer = tokenizers.train_tokenizer(pairs, 331, sys.argv[1] + "/tokenizer.json")
     lengths = {"source_length": 19, "target_length": 23, "max_length": 19}
-    config = pipeline.DataConfig(
+    config = DataConfig(
         dataset="text", vocab_size=331, batch_rows=4, workers=2, **lengths
     )
     batches = pipeline.train_iterator(
-        config, pipeline.prepare_rows(config, tokenizer, pairs), seed=1
+        config, prepare_rows(config, tokenizer, pairs), seed=1
     )
     taken = 0
     try:

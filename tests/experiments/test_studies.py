@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from layerdrop_jax.studies import report
+from layerdrop_jax.studies.jobs import check, plan
 from layerdrop_jax.studies.results import Result
-from layerdrop_jax.studies.runs import check, plan
 from tests import studies_list
 
 LM, MT, SUM = "language_modelling", "translation", "summarisation"

@@ -13,7 +13,7 @@ from configs import architectures
 from layerdrop_jax.core.pruning import take_layers
 from layerdrop_jax.interop.fairseq import encoder_params, seq2seq_params
 from layerdrop_jax.models.encoder import EncoderConfig
-from layerdrop_jax.training.state import abstract_params, model_graph
+from layerdrop_jax.models.params import abstract_params, model_graph
 from tests.compiling import fast_jit
 from tests.models.networks import (
     SOURCE_FIELDS,

@@ -11,7 +11,7 @@ from configs import architectures
 from layerdrop_jax.interop.huggingface import encoder_params
 from layerdrop_jax.models.blocks import Watch
 from layerdrop_jax.models.encoder import EncoderConfig
-from layerdrop_jax.training.state import abstract_params, model_graph
+from layerdrop_jax.models.params import abstract_params, model_graph
 from tests.compiling import fast_jit
 from tests.models.networks import part
 

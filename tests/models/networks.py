@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from layerdrop_jax.models import params as params_lib
 from layerdrop_jax.models.seq2seq import Seq2SeqConfig
-from layerdrop_jax.training import state
-from layerdrop_jax.training.losses import label_smoothed_nll
+from layerdrop_jax.step.losses import label_smoothed_nll
 
 PAD, EOS = 1, 2
 SOURCE_FIELDS = ("source", "source_segment", "source_position")
@@ -59,7 +59,7 @@ def small_config(**changes) -> Seq2SeqConfig:
     return Seq2SeqConfig(**(fields | changes))
 
 
-model_graph = functools.cache(state.model_graph)
+model_graph = functools.cache(params_lib.model_graph)
 
 
 @functools.cache
@@ -72,7 +72,7 @@ def random_params(config):
         around = 1.0 if path[-1].key == "scale" else 0.0
         return jnp.asarray(rng.normal(around, scale, leaf.shape), leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, state.abstract_params(config))
+    return jax.tree_util.tree_map_with_path(draw, params_lib.abstract_params(config))
 
 
 def recorded_config(hyper: dict) -> Seq2SeqConfig:

@@ -14,7 +14,7 @@ from flax import nnx
 
 from layerdrop_jax.decoding.beam import beam_search
 from layerdrop_jax.decoding.sampling import SampleConfig, continue_sequences
-from layerdrop_jax.training.runs import cut_model
+from layerdrop_jax.models.cut import cut_model
 from tests.compiling import fast_jit
 from tests.models.networks import (
     SOURCE_FIELDS,

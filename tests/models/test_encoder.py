@@ -14,7 +14,7 @@ from layerdrop_jax.core.skip_scan import MODES
 from layerdrop_jax.interop.fairseq import encoder_params
 from layerdrop_jax.models.blocks import Watch
 from layerdrop_jax.models.encoder import EncoderConfig
-from layerdrop_jax.training.state import abstract_params, count_params, model_graph
+from layerdrop_jax.models.params import abstract_params, count_params, model_graph
 from tests.compiling import fast_jit
 from tests.models.networks import load, part, random_params
 

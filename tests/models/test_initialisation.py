@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from configs import architectures
+from layerdrop_jax.models.params import abstract_params, count_params, make_params
 from layerdrop_jax.models.seq2seq import Seq2SeqConfig
-from layerdrop_jax.training.state import abstract_params, count_params, make_params
 from tests.compiling import fast_jit
 from tests.models.networks import small_config
 from tests.models.test_encoder import encoder_config

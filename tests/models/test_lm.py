@@ -15,7 +15,7 @@ from layerdrop_jax.core.pruning import take_layers
 from layerdrop_jax.core.skip_scan import MODES
 from layerdrop_jax.interop.fairseq import lm_params
 from layerdrop_jax.models.lm import LMConfig
-from layerdrop_jax.training.state import abstract_params, count_params, make_params, model_graph
+from layerdrop_jax.models.params import abstract_params, count_params, make_params, model_graph
 from tests.compiling import fast_jit
 from tests.models.networks import load, part
 

@@ -15,8 +15,8 @@ from flax import nnx
 
 from layerdrop_jax.core.skip_scan import MODES
 from layerdrop_jax.interop.fairseq import seq2seq_params
-from layerdrop_jax.training.losses import label_smoothed_nll
-from layerdrop_jax.training.state import model_graph
+from layerdrop_jax.models.params import model_graph
+from layerdrop_jax.step.losses import label_smoothed_nll
 from tests.compiling import fast_jit
 from tests.models.networks import (
     SOURCE_FIELDS,

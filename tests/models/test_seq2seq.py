@@ -8,7 +8,7 @@ from flax import nnx
 
 from layerdrop_jax.core.skip_scan import MODES
 from layerdrop_jax.models.seq2seq import Seq2Seq
-from layerdrop_jax.training.losses import label_smoothed_nll
+from layerdrop_jax.step.losses import label_smoothed_nll
 from tests.compiling import fast_jit
 from tests.models.networks import (
     EOS,

@@ -15,7 +15,7 @@ import pytest
 
 from layerdrop_jax.studies import engine
 from layerdrop_jax.studies.engine import Processes, run_jobs
-from layerdrop_jax.studies.runs import Job
+from layerdrop_jax.studies.jobs import Job
 from tests import stand_in
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -365,7 +365,7 @@ def test_a_signal_to_the_driver_lets_the_runs_save_themselves(root, number, caps
 DRIVER = """
 import json, pathlib, sys
 from layerdrop_jax.studies import engine
-from layerdrop_jax.studies.runs import Job
+from layerdrop_jax.studies.jobs import Job
 engine.ROOT, engine.SECONDS_BETWEEN_LOOKS = pathlib.Path(sys.argv[1]), 0.02
 jobs = [Job(n, r, s, pathlib.Path(w), tuple(map(tuple, c)), a)
         for n, r, s, w, c, a in json.loads(sys.argv[2])]

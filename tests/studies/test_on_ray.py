@@ -16,8 +16,8 @@ import time
 import pytest
 
 from layerdrop_jax.studies.engine import run_jobs
+from layerdrop_jax.studies.jobs import Job
 from layerdrop_jax.studies.on_ray import OnRay
-from layerdrop_jax.studies.runs import Job
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install -e .[sweep]")
 

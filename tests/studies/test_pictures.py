@@ -9,7 +9,7 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from layerdrop_jax.analysis import style
+from layerdrop_jax.reports import style
 from layerdrop_jax.studies import pictures
 
 NAN = float("nan")

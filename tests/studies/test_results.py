@@ -6,8 +6,8 @@ import shlex
 import pytest
 
 from layerdrop_jax.studies import results
+from layerdrop_jax.studies.jobs import Job
 from layerdrop_jax.studies.results import Result
-from layerdrop_jax.studies.runs import Job
 
 LM, MT = "language_modelling", "translation"
 
@@ -31,7 +31,7 @@ def test_a_job_that_is_done_is_read_from_its_folder(tmp_path):
     found = results.read(Job("net_seed_3", "net", 3, tmp_path, commands, ""))
     assert (found.run, found.seed, found.config["seed"], found.workdir) == ("net", 3, 3, tmp_path)
     assert found.records == [{"kind": "start", "step": 0}]
-    assert results.task_score(found)["name"] == "BLEU"
+    assert results.task_score(found).label == "BLEU"
     assert found.commands[0] == f"python {commands[0][0]} --workdir='my runs/a' {commands[0][2]}"
     assert [tuple(shlex.split(text)[1:]) for text in found.commands] == list(commands)
 

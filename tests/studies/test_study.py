@@ -10,9 +10,9 @@ import time
 
 import pytest
 
-from layerdrop_jax.studies import engine, runs, study
+from layerdrop_jax.studies import engine, jobs, study
+from layerdrop_jax.studies.jobs import StudyRun, check, plan
 from layerdrop_jax.studies.results import compare, row, table, whole
-from layerdrop_jax.studies.runs import Run, check, plan
 from tests import stand_in, studies_list
 
 MEASURE = ("--mode=evaluate", "--decoder_layers=first:2")
@@ -26,7 +26,9 @@ def root(tmp_path, monkeypatch):
 
 def networks(**changes):
     return [
-        Run(name=f"rate_{rate:g}", config="config.py", overrides={"drop.decoder": rate}, **changes)
+        StudyRun(
+            name=f"rate_{rate:g}", config="config.py", overrides={"drop.decoder": rate}, **changes
+        )
         for rate in (0.0, 0.5)
     ]
 
@@ -45,7 +47,7 @@ def as_record(found, variant):
 
 def run_study(*argv, make_runs=lambda variant: networks()):
     study.main("made_up.py", "Made up", make_runs, as_record, ["--workdir=out", *argv])
-    return json.loads((runs.ROOT / "out" / "demo" / "made_up" / "report.json").read_text())
+    return json.loads((jobs.ROOT / "out" / "demo" / "made_up" / "report.json").read_text())
 
 
 def test_a_study_from_its_runs_to_its_report(root, capsys):
@@ -78,7 +80,7 @@ def test_a_study_from_its_runs_to_its_report(root, capsys):
 def test_what_is_listed_is_what_is_executed(root, capsys):
     def make_runs(variant):
         (first, _) = networks(seeds=(3,), measures=(MEASURE,))
-        return [Run(name="tuned", start=first, seeds=(3,), overrides={"train.steps": 9})]
+        return [StudyRun(name="tuned", start=first, seeds=(3,), overrides={"train.steps": 9})]
 
     study.main("made_up.py", "", make_runs, as_record, ["--workdir=out", "--list"])
     listed = capsys.readouterr().out.splitlines()
@@ -107,7 +109,7 @@ def test_a_run_that_fails_is_in_the_report_and_in_the_exit_code(root, capsys):
     def make_runs(variant):
         good, bad = networks(seeds=(1,))
         bad = networks(seeds=(1,), measures=(("--mode=importance", "--fail=0"),))[1]
-        return [bad, Run(name="tuned", start=bad, seeds=(1,)), good]
+        return [bad, StudyRun(name="tuned", start=bad, seeds=(1,)), good]
 
     with pytest.raises(SystemExit) as raised:
         run_study("--retries=1", make_runs=make_runs)

@@ -12,10 +12,12 @@ import sys
 import jax
 import numpy as np
 
-from layerdrop_jax.training import settings as settings_lib
-from layerdrop_jax.training import sharding, tasks
-from layerdrop_jax.training.optimizers import make_optimizer
-from layerdrop_jax.training.state import make_params, make_state, model_graph, train_step
+from layerdrop_jax.models.params import make_params, model_graph
+from layerdrop_jax.runs import settings as settings_lib
+from layerdrop_jax.step import sharding
+from layerdrop_jax.step.optimizers import make_optimizer
+from layerdrop_jax.step.train_step import make_state, train_step
+from layerdrop_jax.tasks.task import task_of
 from tests import tiny_run
 
 STEPS, A, B, S, T, V = 3, 2, 8, 29, 31, 336
@@ -123,9 +125,9 @@ def runs(config, batch, layers, layouts):
     step = functools.partial(
         train_step,
         graph=model_graph(settings.model),
-        loss=tasks.of(settings).loss,
-        flops=tasks.of(settings).flops,
-        positions=tasks.of(settings).positions,
+        loss=task_of(settings).loss,
+        flops=task_of(settings).flops,
+        positions=task_of(settings).positions,
         optimizer=optimizer,
         drop=settings.drop,
         seed=1,

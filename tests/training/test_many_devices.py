@@ -16,11 +16,11 @@ import jax
 import numpy as np
 import pytest
 
-from layerdrop_jax.training import settings as settings_lib
-from layerdrop_jax.training.checkpoints import restore_params
-from layerdrop_jax.training.command_line import EXIT_LATER
-from layerdrop_jax.training.metrics import read_metrics
-from layerdrop_jax.training.state import abstract_params
+from layerdrop_jax.commands.command_line import EXIT_LATER
+from layerdrop_jax.models.params import abstract_params
+from layerdrop_jax.runs import settings as settings_lib
+from layerdrop_jax.runs.checkpoints import restore_params
+from layerdrop_jax.runs.metrics import read_metrics
 from layerdrop_jax.training.train import STEPS_BETWEEN_AGREEMENTS, train
 from tests import tiny_run
 

@@ -11,15 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from layerdrop_jax.training import metrics, state, train
-from layerdrop_jax.training import settings as settings_lib
-from layerdrop_jax.training.accounting import hardware, nominal_flops, seq2seq_flops
-from layerdrop_jax.training.checkpoints import restore_params
-from layerdrop_jax.training.evaluate import evaluate
-from layerdrop_jax.training.metrics import read_metrics
-from layerdrop_jax.training.optimizers import make_optimizer
-from layerdrop_jax.training.prune import prune
-from layerdrop_jax.training.runs import read_config
+from layerdrop_jax.commands.evaluate import evaluate
+from layerdrop_jax.depth.prune import prune
+from layerdrop_jax.models.params import abstract_params
+from layerdrop_jax.runs import settings as settings_lib
+from layerdrop_jax.runs.checkpoints import restore_params
+from layerdrop_jax.runs.folder import read_config
+from layerdrop_jax.runs.metrics import read_metrics
+from layerdrop_jax.step.flops import nominal_flops, seq2seq_flops
+from layerdrop_jax.step.optimizers import make_optimizer
+from layerdrop_jax.training import train
+from layerdrop_jax.training.hardware import hardware
+from layerdrop_jax.training.progress_line import Window
 from tests import tiny_run
 from tests.tiny_run import assert_same_end, last_checkpoint, train_lines
 
@@ -103,7 +106,7 @@ def test_an_interrupt_saves_and_a_damaged_save_is_passed_over(
 ):
     """Ctrl-C while a line of the log waits for its step; then that step's save is cut short."""
     folder = tmp_path / "run"
-    close = metrics.Window.close
+    close = Window.close
 
     def close_and_interrupt(window):
         if not interrupts and len(train_lines(folder)) == 32:
@@ -111,7 +114,7 @@ def test_an_interrupt_saves_and_a_damaged_save_is_passed_over(
         return close(window)
 
     interrupts = []
-    monkeypatch.setattr(metrics.Window, "close", close_and_interrupt)
+    monkeypatch.setattr(Window, "close", close_and_interrupt)
     before = signal.getsignal(signal.SIGINT)  # ignored, in a process started in the background
     with pytest.raises(train.Interrupted, match=f"stopped at step 3[34] and saved it in {folder}"):
         train.train(config, folder, command="first")
@@ -211,7 +214,7 @@ def assert_stopped(config, folder, step):
     assert f"the checkpoint of step {step - 1} is kept" in str(caught.value)
     params, steps = restore_params(
         folder / "checkpoints",
-        state.abstract_params(settings_lib.parse(config).model),
+        abstract_params(settings_lib.parse(config).model),
         which="latest",
     )
     assert steps == [step - 1]

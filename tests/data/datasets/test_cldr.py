@@ -6,8 +6,8 @@ import random
 import babel
 import pytest
 
-from layerdrop_jax.data import pipeline
 from layerdrop_jax.data.datasets import cldr, cldr_phrases, prepared
+from layerdrop_jax.data.pairs import DataConfig, load_pairs
 
 SIZES = {"train": 701, "valid": 53, "test": 59}
 
@@ -102,9 +102,9 @@ def test_an_unknown_locale_is_named_with_the_way_to_list_them():
 
 
 def test_an_unknown_locale_is_the_same_error_from_the_config(tmp_path):
-    config = pipeline.DataConfig(dataset="cldr", target="klingon", data_dir=str(tmp_path))
+    config = DataConfig(dataset="cldr", target="klingon", data_dir=str(tmp_path))
     with pytest.raises(ValueError, match=r"unknown locale 'klingon'"):
-        pipeline.load_pairs(config, "train")
+        load_pairs(config, "train")
 
 
 def test_locales_too_close_to_each_other_are_an_error():

@@ -2,8 +2,8 @@
 
 import pytest
 
-from layerdrop_jax.data import pipeline
 from layerdrop_jax.data.datasets import iwslt14
+from layerdrop_jax.data.pairs import DataConfig, load_pairs
 
 HEAD = ["<url>http://a</url>", "<keywords>k, l</keywords>", "<talkid>7</talkid>"]
 
@@ -34,10 +34,10 @@ def folder(tmp_path):
 @pytest.fixture
 def load(folder, tmp_path):
     def load(split, source="de", target="en", path=folder.parent):
-        config = pipeline.DataConfig(
+        config = DataConfig(
             dataset="iwslt14", source=source, target=target, path=str(path), data_dir=str(tmp_path)
         )
-        return list(pipeline.load_pairs(config, split))
+        return list(load_pairs(config, split))
 
     return load
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from layerdrop_jax.data import pipeline
+from layerdrop_jax.data.pairs import DataConfig, load_pairs
 
 STEMS = ("train", "val", "test_2016_flickr", "test_2017_flickr", "test_2017_mscoco")
 
@@ -18,8 +18,8 @@ def folder(tmp_path):
 
 
 def load(split, tmp_path, path):
-    config = pipeline.DataConfig(dataset="multi30k", path=path, data_dir=str(tmp_path / "prepared"))
-    return pipeline.load_pairs(config, split)
+    config = DataConfig(dataset="multi30k", path=path, data_dir=str(tmp_path / "prepared"))
+    return load_pairs(config, split)
 
 
 def test_every_split_is_the_file_it_should_be(folder, tmp_path):

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from layerdrop_jax.data import pipeline
+from layerdrop_jax.data.pairs import DataConfig, load_pairs
 
 LINES = {
     "train.en": ["one", " two  ", "three\u2028four", "", "\u00a0five"],
@@ -30,7 +30,7 @@ def folder(tmp_path):
 def load(folder, tmp_path):
     def load(split="train", data_dir=tmp_path / "prepared", **changes):
         values = {"dataset": "text", "path": str(folder), "data_dir": str(data_dir)} | changes
-        return pipeline.load_pairs(pipeline.DataConfig(**values), split)
+        return load_pairs(DataConfig(**values), split)
 
     return load
 

@@ -8,7 +8,7 @@ import re
 import pytest
 import tensorflow_datasets as tfds
 
-from layerdrop_jax.data import pipeline
+from layerdrop_jax.data.pairs import DataConfig, load_pairs
 
 with tfds.core.registered.skip_registration():
 
@@ -38,10 +38,10 @@ def prepare(folder, file_format="array_record"):
 
 
 def load(folder, split, source="en", target="de"):
-    config = pipeline.DataConfig(
+    config = DataConfig(
         dataset="wmt14_translate/de-en", source=source, target=target, data_dir=str(folder)
     )
-    return pipeline.load_pairs(config, split)
+    return load_pairs(config, split)
 
 
 def test_splits_of_a_prepared_folder_in_both_directions(tmp_path):

@@ -1,0 +1,156 @@
+"""The score of sub-networks on a fixed sample of the validation data, one executable for all."""
+
+import hashlib
+import json
+import math
+
+import jax
+import numpy as np
+from absl import logging
+from flax import nnx
+
+from layerdrop_jax.data import pipeline
+from layerdrop_jax.models.cut import masks
+from layerdrop_jax.models.params import hash_params, model_graph
+from layerdrop_jax.runs.metrics import refuse_constant
+from layerdrop_jax.runs.run import Run
+from layerdrop_jax.tasks.task import task_of
+
+SCORES = "subsets.jsonl"  # in a run's folder: what was scored before
+
+
+class Scorer:
+    """Mean -log p per token, in nats, of any layers of a run's network.
+
+    Which layers run is data: however many choices are scored, one executable is compiled. Each
+    score is kept in the run's folder, under the hash of the parameters and of the sample, and is
+    not computed again; so whatever asks for scores can be stopped and repeated.
+
+    Attributes:
+      batches: of the sample, on the device.
+      tokens: to predict in it.
+      rows: of data in it.
+      evaluations: scores computed so far, not those that were known.
+      key: hashes of the parameters, ``network``, and of the sample.
+      measured: what else was measured of the whole network on the sample, by name.
+    """
+
+    def __init__(self, run: Run):
+        """Reads the sample: the first ``prune.sample_rows`` of the shuffled validation rows.
+
+        Raises:
+          ValueError, OSError: the folder's validation text or scores cannot be read.
+        """
+        self._task, self._model = task_of(run.settings), run.settings.model
+        self._params = run.params
+        rows = self._task.valid_rows(run)
+        order = np.random.default_rng(run.settings.prune.seed).permutation(len(rows))
+        chosen = sorted(order[: run.settings.prune.sample_rows].tolist())
+        self.rows = len(chosen)
+        self.batches = list(pipeline.eval_batches(run.settings.data, rows, numbers=chosen))
+        self.tokens = sum(int(self._task.targets(b)[1].sum()) for b in self.batches)
+        self.evaluations = 0
+        self.measured = {}
+        # hashed on the host, before anything goes to a device
+        self.key = {"network": hash_params(run.params), "sample": _hash_batches(self.batches)}
+        self.batches = jax.device_put(self.batches)
+        graph = model_graph(self._task.scored(self._model))
+
+        def nll(params, keep, batch):
+            _, nll, _ = self._task.loss(nnx.merge(graph, params), batch, smoothing=0.0, keep=keep)
+            return nll
+
+        self._nll = jax.jit(nll)
+        self._path = run.workdir / SCORES
+        self._known = self._read()
+
+    def __call__(self, layers: dict) -> float:
+        """The score with these layers kept, a tuple for each stack; an absent stack runs whole.
+
+        Infinite, with a warning, where a sub-network's is not finite.
+
+        Raises:
+          FloatingPointError: the whole network's is not.
+        """
+        whole = {stack: tuple(range(self._model.depth(stack))) for stack in self._model.stacks}
+        layers = whole | layers
+        name = _name(layers)
+        if name not in self._known:
+            keep = masks(self._model, layers)
+            sums = [self._nll(self._params, keep, batch) for batch in self.batches]
+            nats = float(np.sum(jax.device_get(sums), dtype=np.float64)) / self.tokens
+            if not np.isfinite(nats):
+                if layers == whole:
+                    raise FloatingPointError(f"the whole network scores {nats} on the sample")
+                logging.warning("the network with the layers %s scores %s", layers, nats)
+                nats = math.inf
+            self._known[name] = nats
+            self.evaluations += 1
+            self._write(layers, nats)
+        return self._known[name]
+
+    def _read(self) -> dict:
+        if not self._path.exists():
+            return {}
+        known, bad = {}, []
+        # What follows the last newline is a line that a kill cut short.
+        for number, line in enumerate(self._path.read_bytes().split(b"\n")[:-1], 1):
+            try:
+                record = json.loads(line, parse_constant=refuse_constant)
+                if {key: record[key] for key in self.key} == self.key:
+                    nats = math.inf if record["nats"] is None else float(record["nats"])
+                    if not math.isfinite(nats) and record["nats"] is not None:
+                        raise ValueError(f"{nats} is no score")
+                    known[_name(record["layers"])] = nats
+            except (ValueError, KeyError, TypeError, AttributeError):
+                bad.append(number)
+        if bad:
+            logging.warning(
+                "%s: %d of its lines, such as line %d, are no scores; what they stood for is "
+                "computed again",
+                self._path, len(bad), bad[0],
+            )  # fmt: skip
+        return known
+
+    def _write(self, layers, nats):
+        if jax.process_index():  # the first writes what all have computed
+            return
+        nats = nats if math.isfinite(nats) else None  # JSON has no infinity
+        record = self.key | {"layers": {s: list(kept) for s, kept in layers.items()}, "nats": nats}
+        try:
+            with self._path.open("ab+") as file:
+                if file.tell() and (file.seek(-1, 2), file.read(1))[1] != b"\n":
+                    file.write(b"\n")  # after a line that was cut short
+                file.write(json.dumps(record).encode() + b"\n")
+        except OSError as error:
+            raise OSError(f"cannot write {self._path}: {error.strerror}") from error
+
+
+def floor_nats(run: Run) -> float:
+    """Entropy of what the validation split asks for, in nats: what is known without looking.
+
+    Of numbers their variance, which is the loss of who knows their mean alone.
+    """
+    task, rows = task_of(run.settings), task_of(run.settings).valid_rows(run)
+    found = []
+    for batch in pipeline.eval_batches(run.settings.data, rows):
+        targets, counted = map(np.asarray, task.targets(batch))
+        found.append(targets[counted])
+    targets = np.concatenate(found)
+    if np.issubdtype(targets.dtype, np.floating):
+        return float(np.var(targets))
+    _, counts = np.unique(targets, return_counts=True)
+    shares = counts / counts.sum()
+    return float(-np.sum(shares * np.log(shares)))
+
+
+def _hash_batches(batches) -> str:
+    digest = hashlib.sha256()
+    for batch in batches:
+        for name in sorted(batch):
+            digest.update(name.encode() + np.ascontiguousarray(batch[name]).tobytes())
+    return digest.hexdigest()
+
+
+def _name(layers: dict) -> str:
+    return json.dumps({stack: list(kept) for stack, kept in layers.items()}, sort_keys=True)

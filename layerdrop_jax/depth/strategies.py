@@ -1,0 +1,148 @@
+"""Which layers of a trained network to keep, by a strategy's name.
+
+docs/depth_on_demand.md has the table: what each strategy keeps, its source, and its cost in
+evaluations, which are passes over the sample (see `Scorer`). The rules that look at nothing but the
+number of layers are in `layerdrop_jax.core.pruning`.
+"""
+
+from layerdrop_jax.core.pruning import (
+    MEASURED,
+    apply_rule,
+    parse_strategy,
+    random_layers,
+    top_layers,
+)
+from layerdrop_jax.core.search import elimination_cost, greedy_elimination, search, search_cost
+from layerdrop_jax.depth import importance
+from layerdrop_jax.depth.scorer import Scorer
+from layerdrop_jax.progress import progress
+from layerdrop_jax.runs.checkpoints import read_metadata
+from layerdrop_jax.runs.depth_settings import check_strategy
+from layerdrop_jax.runs.run import Run
+
+
+def wanted(run: Run, flags: dict, default: dict | None = None) -> dict:
+    """The strategy of each stack: that of a flag, or else the default, parsed.
+
+    Args:
+      run: the run.
+      flags: text or None for each stack that there is a flag for.
+      default: text for each stack of the model; None keeps all layers of it.
+
+    Raises:
+      ValueError: a flag of a stack that the model does not have, or one that cannot be read.
+    """
+    check_flags(run, flags)
+    default = default or dict.fromkeys(run.settings.model.stacks, "all")
+    texts = {stack: flags.get(stack) or default[stack] for stack in run.settings.model.stacks}
+    for stack, text in texts.items():  # a depth alone has the layers that it was trained with
+        if text.strip().isdigit():
+            texts[stack] = f"{run.settings.drop.depth_rule}:{text}"
+    return {stack: parse_strategy(text) for stack, text in texts.items()}
+
+
+def check_flags(run: Run, flags: dict) -> None:
+    """Raises a ValueError where a flag is of a stack that the model does not have."""
+    for stack, text in flags.items():
+        if text is not None and stack not in run.settings.model.stacks:
+            raise ValueError(f"--{stack}_layers: the model of {run.workdir} has no {stack}")
+
+
+def choose(run: Run, strategies: dict, scorer: Scorer | None = None) -> tuple[dict, dict]:
+    """Chooses the layers of each stack.
+
+    A search sees the stacks before its own already cut; block influence and gradient importance are
+    those of the whole network.
+
+    Args:
+      run: the run.
+      strategies: a `Strategy` for each stack.
+      scorer: what scores sub-networks, where the caller has one already.
+
+    Returns:
+      ``(layers, records)``: a tuple of layers for each stack; and for each stack how it came about:
+      strategy; evaluations, those of scores that were known included; and of a search nats, the
+      score on the sample.
+
+    Raises:
+      ValueError: a strategy that does not fit the stack or the run.
+    """
+    layers, records = {}, {}
+    check(run, strategies)  # before anything is measured
+    measures = [s for s in strategies.values() if s.name in MEASURED]
+    if scorer is None and any(s.name not in ("random", "data_driven") for s in measures):
+        scorer = Scorer(run)
+    for stack, strategy in strategies.items():
+        layers[stack], evaluations = _layers(run, stack, strategy, dict(layers), scorer)
+        records[stack] = {"strategy": str(strategy), "evaluations": evaluations}
+        if strategy.name in ("search_on_valid", "greedy_elimination"):
+            records[stack]["nats"] = scorer(layers)
+    return layers, records
+
+
+def check(run: Run, strategies: dict) -> None:
+    """Raises a ValueError where a strategy does not fit its stack or the run."""
+    for stack, strategy in strategies.items():
+        try:
+            _check(run, stack, strategy)
+        except ValueError as error:
+            raise ValueError(f"{stack}, {strategy}: {error}") from None
+
+
+def _check(run, stack, strategy):
+    check_strategy(strategy, run.settings.model.depth(stack), run.settings.prune.budget)
+    if strategy.name == "data_driven" and learned_scores(run, stack) is None:
+        raise ValueError(
+            f"{run.workdir} learned no scores of these layers: train with drop.score_units and a "
+            f"drop.{stack} above 0, or choose another strategy"
+        )
+
+
+def _layers(run, stack, strategy, others, scorer):
+    """(layers, evaluations)."""
+    name, keep, prune = strategy.name, strategy.value, run.settings.prune
+    depth = run.settings.model.depth(stack)
+    if name not in MEASURED:
+        return apply_rule(strategy, depth), 0
+    if name == "random":
+        place = list(run.settings.model.stacks).index(stack)
+        return random_layers(depth, keep, (prune.seed, place)), 0
+    if name == "data_driven":
+        return top_layers(learned_scores(run, stack), keep), 0
+    if name in ("block_influence", "gradient_importance"):
+        if name not in scorer.measured:  # every stack's layers, in one pass
+            scorer.measured[name] = getattr(importance, name)(run, scorer.batches)
+        return top_layers(scorer.measured[name][stack], keep), 1
+    searching = name == "search_on_valid"
+    total = search_cost(depth, keep, prune.budget) if searching else elimination_cost(depth, keep)
+    seen, best = set(), []
+    with progress(f"{strategy} of the {stack}", total) as advance:
+
+        def score(layers):
+            nats = scorer(others | {stack: layers})
+            if len(layers) == keep and (not best or nats < best[0]):
+                best[:] = [nats]
+            if layers not in seen:
+                seen.add(layers)
+                advance(1, f"{strategy} of the {stack}, best {best[0]:.4f}" if best else None)
+            return nats
+
+        if searching:
+            found = search(score, depth, keep, budget=prune.budget, seed=prune.seed)
+        else:
+            found = greedy_elimination(score, depth, keep)
+    return found, len(seen)
+
+
+def learned_scores(run: Run, stack: str) -> list[float] | None:
+    """The scores of a stack's layers, softmax over them, as training learned them.
+
+    They are in the checkpoint, and the mean where several are averaged. None where there are none.
+    """
+    found = [
+        (read_metadata(run.workdir / "checkpoints", step).get("scores") or {}).get(stack)
+        for step in run.steps
+    ]
+    if None in found:
+        return None
+    return [sum(of_layer) / len(found) for of_layer in zip(*found, strict=True)]

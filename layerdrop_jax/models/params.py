@@ -1,0 +1,40 @@
+"""The parameters of a model: made, counted, hashed, and put back into it."""
+
+import hashlib
+
+import jax
+import numpy as np
+from flax import nnx
+
+from layerdrop_jax.core.randomness import named_key
+from layerdrop_jax.models.blocks import BlockConfig
+
+
+def make_params(config: BlockConfig, seed: int) -> dict:
+    """Initial parameters: nested dict, float32, the layers of a stack on axis 0."""
+    model = config.make_model(nnx.Rngs(params=named_key(jax.random.key(seed), "params")))
+    return nnx.to_pure_dict(nnx.state(model))
+
+
+def abstract_params(config: BlockConfig) -> dict:
+    """The shapes and types of `make_params`, without allocating them."""
+    return jax.eval_shape(lambda: make_params(config, 0))
+
+
+def model_graph(config: BlockConfig):
+    """What turns parameters into a model: ``nnx.merge(model_graph(config), params)``."""
+    return nnx.graphdef(nnx.eval_shape(lambda: config.make_model(nnx.Rngs(0))))
+
+
+def count_params(params) -> int:
+    """Numbers in a tree of arrays or shapes."""
+    return sum(a.size for a in jax.tree.leaves(params))
+
+
+def hash_params(params) -> str:
+    """SHA-256 over the names and bytes of a tree's leaves."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+    return digest.hexdigest()

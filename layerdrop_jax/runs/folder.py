@@ -1,0 +1,230 @@
+"""A run's folder: what it may hold, who trains in it, its config and tokenizer."""
+
+import contextlib
+import json
+import os
+import pathlib
+import time
+from collections.abc import Mapping
+
+import jax
+from jax.experimental import multihost_utils
+
+from layerdrop_jax.data import checksums, tokenizers
+from layerdrop_jax.runs import migrations, settings
+
+try:
+    import fcntl
+except ImportError:  # not a Unix
+    fcntl = None
+
+PRUNED = "pruned.json"  # in the folder of a run that was cut out of another
+LOCK = "lock"  # held by the process that trains in the folder
+# What a run keeps in its folder and reads again: nothing else is written there.
+OWN = (*checksums.SEALED, checksums.FILE, "checkpoints", "data", "tensorboard", LOCK)
+OWN += ("metrics.jsonl", "subsets.jsonl", "done.jsonl")
+SECONDS_TO_SAVE = 60
+
+
+def check_output(output, flag="output") -> None:
+    """Raises a ValueError where an output is one of a run's own files, or is in its own folders.
+
+    Args:
+      output: a file or folder to be written.
+      flag: what it was given by.
+    """
+    path = pathlib.Path(output).resolve()
+    for folder in path.parents:
+        own = path.relative_to(folder).parts[0]
+        if own in OWN and (folder / "config.json").exists() and (folder / "checkpoints").is_dir():
+            raise ValueError(
+                f"--{flag}={output} is in the folder of a run, {folder}, which keeps its own "
+                f"{own} there: name a place outside it"
+            )
+
+
+def check_folder(workdir, config):
+    """Raises a ValueError where a folder is not new, empty, or started with this config."""
+    check_output(workdir, "workdir")
+    if not is_fresh(workdir):
+        changed = settings.differences(read_config(workdir), config)
+        fixed = [line for line in changed if not line.startswith(settings.CHANGEABLE)]
+        if fixed:
+            raise ValueError(
+                f"{workdir} holds a run with another config; it differs in {'; '.join(fixed)}. "
+                "Use another --workdir, or the config of that run"
+            )
+    # A start that failed or was killed leaves what it had written before config.json.
+    elif workdir.is_dir() and any(
+        path.name not in ("tokenizer.json", "labels.json", "data", PRUNED, LOCK)
+        and path.suffix != ".tmp"
+        for path in workdir.iterdir()
+    ):
+        raise ValueError(
+            f"{workdir} is not empty and is no run's folder (it has no config.json): "
+            "use another --workdir"
+        )
+
+
+class Held(ValueError):
+    """Another process trains in the folder: the same command can succeed later."""
+
+
+@contextlib.contextmanager
+def held(workdir: pathlib.Path):
+    """Within it no other process trains in a folder, on a file system that knows locks (flock).
+
+    One that was just told to stop may still be saving: it is waited for, a while.
+
+    Raises:
+      ValueError: another process trains there, and goes on doing so; or it is no folder.
+    """
+    if fcntl is None or jax.process_index() != 0:
+        yield
+        return
+    made = not workdir.exists()
+    for seconds in range(SECONDS_TO_SAVE + 1):
+        file = _locked(workdir / LOCK)
+        if file:
+            break
+        if seconds == 0:
+            print(f"waiting for another process to leave {workdir}", flush=True)
+        time.sleep(1)
+    else:
+        raise Held(
+            f"{workdir} is being trained by process {(workdir / LOCK).read_text() or '?'}: wait "
+            "for it or stop it, or use another --workdir"
+        )
+    with file:
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        try:
+            yield
+        finally:
+            if [path.name for path in workdir.iterdir()] == [LOCK]:  # refused before it began
+                (workdir / LOCK).unlink()
+                if made:
+                    workdir.rmdir()
+
+
+def _locked(path):
+    """The file, locked; None where another process holds it."""
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+")
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ValueError(f"cannot write {path}: {error.filename} is not a folder") from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        except OSError:  # a file system without locks
+            return file
+        if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+            return file
+        file.close()  # who held it has just left, and taken the file along
+
+
+def is_fresh(workdir: pathlib.Path) -> bool:
+    """Whether a folder holds no run yet; config.json is the last thing that a start writes."""
+    return not (workdir / "config.json").exists()
+
+
+def make_tokenizer(workdir, train, texts, vocab_size: int, *, origin: str):
+    """The tokenizer of a run's folder; a new folder gets one, made by one process.
+
+    Args:
+      workdir: the folder.
+      train: ``train(texts, vocab_size, path)`` writes a tokenizer.
+      texts: of the training split.
+      vocab_size: entries.
+      origin: the folder of a run whose tokenizer is taken over; "" trains one.
+    """
+    path = workdir / "tokenizer.json"
+    needed = jax.process_index() == 0 and (is_fresh(workdir) or not path.exists())
+    if needed and origin:
+        text = (pathlib.Path(origin) / "tokenizer.json").read_text(encoding="utf-8")
+        tokenizers.write_atomically(path, text)
+    elif needed:
+        print(f"training a tokenizer of {vocab_size:,} entries", flush=True)
+        trained = train(texts, vocab_size, path)
+        made_up = sum(bool(tokenizers.MADE_UP.fullmatch(word)) for word in trained.get_vocab())
+        if made_up:
+            print(f"{made_up:,} of them are made up: the text has no more", flush=True)
+    multihost_utils.sync_global_devices("the run's folder has its tokenizer")
+    tokenizer = tokenizers.load_tokenizer(path)
+    checksums.check(workdir, "tokenizer.json")
+    return tokenizer
+
+
+def read_config(workdir) -> dict:
+    """Reads a run's config.json, of any version, as a config of this one.
+
+    Raises:
+      FileNotFoundError: no such folder, or one that is not a run's.
+      ValueError: config.json is not JSON, not the file that was written, or of a newer version.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.exists():
+        what = (
+            "has no config.json: it is not a run's folder" if path.parent.is_dir() else "is missing"
+        )
+        raise FileNotFoundError(f"--workdir={workdir} {what}; train makes one")
+    config = _read_object(path)
+    checksums.check(workdir, "config.json")
+    return migrations.upgrade(config, path)
+
+
+def _read_object(path) -> dict:
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is not a JSON object: it is a {type(found).__name__}")
+    return found
+
+
+def write_config(workdir, config: Mapping) -> None:
+    """Writes a run's config.json, with the version of its keys, and seals the folder."""
+    text = json.dumps(migrations.stamp(config), indent=2) + "\n"
+    checksums.rewrite(workdir, "config.json", text)
+
+
+def original_layers(workdir, side: str, layers) -> list[int]:
+    """The numbers that ``layers`` have in the network that was trained, before any pruning."""
+    record = read_pruned(workdir)
+    return [record[f"{side}_layers"][layer] for layer in layers] if record else list(layers)
+
+
+def check_numbers(workdir, side: str, depth: int) -> None:
+    """Raises a ValueError where pruned.json does not number the ``depth`` layers of a stack."""
+    record = read_pruned(workdir)
+    if record is None:
+        return
+    numbers = record.get(f"{side}_layers")
+    fits = (
+        isinstance(numbers, list)
+        and all(type(number) is int and number >= 0 for number in numbers)
+        and len(set(numbers)) == len(numbers) == depth
+    )
+    if not fits:
+        raise ValueError(
+            f"{workdir / PRUNED} does not fit the network, which has {depth} {side} layers: its "
+            f"{side}_layers={numbers!r:.80} are not {depth} different numbers"
+        )
+
+
+def read_pruned(workdir) -> dict | None:
+    """Reads pruned.json; None in the folder of a run that did not start from another one.
+
+    Raises:
+      ValueError: it is not a JSON object, or not the file that was written.
+      FileNotFoundError: the run was written with one, and it is gone.
+    """
+    checksums.check(workdir, PRUNED)
+    path = pathlib.Path(workdir) / PRUNED
+    return _read_object(path) if path.exists() else None

@@ -1,0 +1,157 @@
+"""Numbers over time: metrics.jsonl and TensorBoard.
+
+metrics.jsonl has one JSON object a line: "kind" ("train", "valid", "test", "depth", ...), "step",
+and numbers. One that is not finite is written as null, so that every JSON reader can read the file.
+"""
+
+import json
+import math
+import os
+import pathlib
+import time
+
+import jax
+import numpy as np
+from absl import logging
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
+
+FILE = "metrics.jsonl"
+
+
+def perplexity(nats: float) -> float:
+    """exp of a mean -log p; of a hopeless one as much as a float holds."""
+    return math.exp(min(nats, 700.0))
+
+
+def read_metrics(run, *, required: bool = False) -> list[dict]:
+    """The lines of a run's metrics.jsonl, in order; [] where there is no such file.
+
+    A last line without its end, left by a kill, is skipped.
+
+    Args:
+      run: the run's folder.
+      required: whether what is read for cannot do without the file.
+
+    Raises:
+      ValueError: another line is not a JSON object; names the file and the line.
+      FileNotFoundError: there is no such file, and it is required.
+    """
+    path = pathlib.Path(run) / FILE
+    if not path.exists():
+        if required:
+            raise FileNotFoundError(f"{path} is missing: nothing says how this run went")
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line, parse_constant=refuse_constant)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}, line {number} is not a JSON object: {line[:60]!r}")
+        records.append(record)
+    return records
+
+
+def refuse_constant(name: str):
+    """Raises a ValueError for NaN and Infinity, which Python reads as JSON and JSON does not have.
+
+    It is the ``parse_constant`` of `json.loads`.
+    """
+    raise ValueError(f"{name} is not JSON")
+
+
+class MetricWriter:
+    """Appends to RUN/metrics.jsonl, each line at once, and to RUN/tensorboard.
+
+    On many hosts the first process writes and the others do nothing.
+    """
+
+    def __init__(self, run, *, step: int | None = None):
+        """Opens the two for appending.
+
+        Args:
+          run: the run's folder.
+          step: the step that training continues from: lines of later steps are dropped, since those
+            steps will be taken again; 0 starts anew. None keeps every line, as evaluation does.
+
+        Raises:
+          OSError: the files cannot be written.
+          ValueError: metrics.jsonl is not what this class wrote.
+        """
+        self._file = self._board = None
+        if jax.process_index() != 0:
+            return
+        path = pathlib.Path(run) / FILE
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if step and step > 0 and not path.exists():
+                logging.warning("%s is missing: it begins anew, behind step %d", path, step)
+            records = read_metrics(run)
+            kept = [r for r in records if step is None or r.get("step", 0) <= step]
+            # Only where a line must go: another process may be appending to the file.
+            if len(kept) < len(records) or not _ends_a_line(path):
+                partial = path.with_suffix(".partial")
+                partial.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+                os.replace(partial, path)
+            self._file = path.open("a", encoding="utf-8")
+            (path.parent / "tensorboard").mkdir(exist_ok=True)
+            # Not SummaryWriter: its thread dies of a full disk, and its queue then blocks training.
+            self._board = EventsWriter(
+                str(path.parent / "tensorboard" / "events"), f".{time.time_ns()}"
+            )
+            if step is not None:  # what was written of later steps does not count
+                start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+                self._event(step + 1, session_log=start)
+        except OSError as error:
+            raise OSError(f"cannot write metrics to {path.parent}: {error.strerror}") from error
+
+    def _event(self, step, **content):
+        event = event_pb2.Event(wall_time=time.time(), step=int(step), **content)
+        self._board.write_event(event)
+
+    def write(self, kind: str, step: int, values: dict):
+        """Writes one line. `values`: numbers (arrays of one element included), strings, lists.
+
+        Raises:
+          OSError: it cannot be written, as on a full disk.
+        """
+        if self._file is None:
+            return
+        values = {name: _plain(value) for name, value in values.items()}
+        line = json.dumps({"kind": kind, "step": int(step), **values})
+        scalars = {k: v for k, v in values.items() if isinstance(v, int | float)}
+        try:
+            print(line, file=self._file, flush=True)
+            for name, value in scalars.items():
+                self._event(step, summary=summary.scalar(f"{kind}/{name}", value))
+            self._board.flush()
+        except OSError as error:
+            raise OSError(f"cannot write {self._file.name}: {error.strerror}") from error
+
+    def close(self):
+        if self._file is not None:
+            self._file.close()
+            self._board.close()
+
+
+def _ends_a_line(path) -> bool:
+    """Whether a file is absent, empty, or whole up to the end of its last line."""
+    if not path.exists() or not path.stat().st_size:
+        return True
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
+
+
+def _plain(value):
+    """A value that JSON can hold."""
+    if isinstance(value, str | bool | None):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    value = np.asarray(value).item()
+    return value if math.isfinite(value) else None

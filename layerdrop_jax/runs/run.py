@@ -1,0 +1,48 @@
+"""A run's folder, read for inference."""
+
+import pathlib
+import typing
+
+from layerdrop_jax.data import checksums, tokenizers
+from layerdrop_jax.models.params import abstract_params
+from layerdrop_jax.runs import settings
+from layerdrop_jax.runs.checkpoints import restore_params
+from layerdrop_jax.runs.folder import check_numbers, read_config
+
+
+class Run(typing.NamedTuple):
+    """A run's folder, read for inference; ``steps`` are those of the checkpoints used."""
+
+    workdir: pathlib.Path
+    config: dict
+    settings: settings.Settings
+    tokenizer: typing.Any
+    params: dict
+    steps: list
+
+
+def load_run(workdir, changes=()) -> Run:
+    """Reads config, tokenizer and parameters: the mean of the last checkpoints, or the best.
+
+    Args:
+      workdir: the folder.
+      changes: what to do otherwise than its config says, see `settings.change`.
+
+    Raises:
+      FileNotFoundError, ValueError, OSError: not a run's folder, or one that does not fit itself.
+    """
+    workdir = pathlib.Path(workdir)
+    config = settings.change(read_config(workdir), changes)
+    parsed = settings.parse(config)
+    for stack in parsed.model.stacks:
+        check_numbers(workdir, stack, parsed.model.depth(stack))
+    tokenizer = tokenizers.load_tokenizer(workdir / "tokenizer.json")
+    checksums.check(workdir, "tokenizer.json")
+    average = parsed.checkpoint.average
+    params, steps = restore_params(
+        workdir / "checkpoints",
+        abstract_params(parsed.model),
+        which="average" if average > 1 else "best",
+        average=average,
+    )
+    return Run(workdir, config, parsed, tokenizer, params, steps)

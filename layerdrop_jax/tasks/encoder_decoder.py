@@ -1,0 +1,272 @@
+"""What every encoder-decoder task does: with its data, its test, and lines of text.
+
+A task brings what tells it from the others: how pairs are read and packed, where a source is cut
+before it is answered, and the scores of answers, ``score(answers, references) -> [record, ...]``:
+a record for each kind of score, with its ``signature``. The first kind is the one by which depths
+and other sub-networks are compared.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax import nnx
+
+from layerdrop_jax.data import tokenizers
+from layerdrop_jax.data.pairs import load_eval_text, save_eval_text, warn_of_padding
+from layerdrop_jax.decoding.batching import decode_sentences
+from layerdrop_jax.decoding.beam import beam_search, search_options
+from layerdrop_jax.models.cut import masks
+from layerdrop_jax.models.embeddings import PADDING_ID
+from layerdrop_jax.models.params import model_graph
+from layerdrop_jax.runs.folder import is_fresh, make_tokenizer
+from layerdrop_jax.runs.run import Run
+from layerdrop_jax.step import losses
+from layerdrop_jax.step.flops import seq2seq_flops
+from layerdrop_jax.tasks.depths import score_depths
+
+MOST_WARNINGS = 10  # of lines that were cut
+
+
+def prepare(settings, workdir, *, load_pairs, prepare_rows):
+    """The packed rows of train and valid; a new folder is filled once all of it works.
+
+    ``load_pairs`` and ``prepare_rows`` are those of `data.pairs`, or of another module.
+    """
+    data = settings.data
+    pairs, valid, test = (load_pairs(data, split) for split in ("train", "valid", "test"))
+    fresh = is_fresh(workdir)
+    tokenizer = make_tokenizer(
+        workdir, tokenizers.train_tokenizer, pairs, data.vocab_size, origin=settings.init.run
+    )
+    rows = prepare_rows(data, tokenizer, pairs, seed=settings.seed)
+    if fresh:  # said once, and of what is trained on
+        warn_of_padding(rows)
+    valid_rows = prepare_rows(data, tokenizer, valid)
+    stats = rows.stats
+    lost = ", ".join(
+        f"{stats[name]:,} {what}"
+        for name, what in (
+            ("skipped_too_long", "pairs too long and skipped"),
+            ("skipped_empty", "pairs with an empty side skipped"),
+            ("cut_source", "sources cut"),
+            ("cut_target", "targets cut"),
+        )
+        if stats[name]
+    )
+    print(
+        f"{stats['pairs']:,} pairs of texts in {stats['rows']:,} rows; {lost or 'none lost'}; "
+        f"padding {stats['source_padding']:.1%} of source tokens, "
+        f"{stats['target_padding']:.1%} of target tokens",
+        flush=True,
+    )
+    if fresh and jax.process_index() == 0:
+        # evaluate, prune and generate need nothing but the run's folder
+        for split, held_out in (("valid", valid), ("test", test)):
+            save_eval_text(workdir, split, held_out, languages=_sides(settings))
+    return rows, valid_rows
+
+
+def fingerprint(rows) -> str:
+    """SHA-256 of the training rows: what the data iterator's position counts in."""
+    digest = hashlib.sha256()
+    encoded = rows.encoded
+    for array in (
+        *(encoded.source_tokens, encoded.source_offsets),
+        *(encoded.target_tokens, encoded.target_offsets),
+        *(rows.row_pairs, rows.row_offsets),
+    ):
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
+def make_answerer(run: Run, *, max_source: int):
+    """``answer_texts(texts, keep=None, description=None) -> (answers, cut)``, by beam search.
+
+    An answer is one line. ``keep`` is as in `Seq2Seq.__call__`; it is data, so one executable
+    serves every depth. ``cut`` holds the indices of the texts that had more than ``max_source``
+    tokens, eos included, and lost their end.
+    """
+    settings, model = run.settings, run.settings.model
+    graph = model_graph(model)
+
+    @functools.partial(jax.jit, static_argnums=4)
+    def decode(params, keep, source_BxS, max_length_B, buffer_length):
+        network = nnx.merge(graph, params)
+        segment_BxS = (source_BxS != PADDING_ID).astype(jnp.int32)
+        position_BxS = jnp.broadcast_to(jnp.arange(source_BxS.shape[1]), source_BxS.shape)
+        cache = network.start_cache(
+            source_BxS,
+            segment_BxS,
+            position_BxS,
+            beam=settings.decode.beam,
+            max_length=buffer_length,
+            keep=keep,
+        )
+        return beam_search(
+            network.step,
+            cache,
+            max_length_B,
+            buffer_length=buffer_length,
+            **search_options(settings.decode),
+        )
+
+    everything = masks(model, {})
+
+    def answer_texts(texts, keep=None, description=None):
+        decoded = decode_sentences(
+            tokenizers.encode(run.tokenizer, texts),
+            functools.partial(decode, run.params, everything | (keep or {})),
+            config=settings.decode,
+            max_source=max_source,
+            max_positions=model.max_target_length,
+            description=description,
+        )
+        best = [n_best[0].tokens if n_best else [] for n_best in decoded.hypotheses]
+        answers = tokenizers.decode(run.tokenizer, best)
+        # Every byte is in the vocabulary, so a poor model can say a line break.
+        return [re.sub(r"[\r\n]+", " ", text) for text in answers], decoded.cut
+
+    return answer_texts
+
+
+def evaluate(run: Run, answer_texts, score) -> tuple[list[dict], list[dict]]:
+    """Scores of the test split, whole and cut to every decoder depth; keeps the answers.
+
+    The depths keep the layers of `pruning.every_depth`, without fine-tuning. How fast they are is
+    not said: a cut network writes longer nonsense. `frontier` measures it on as many tokens each.
+
+    Returns:
+      ``(scores, depths)``: a record for each kind of score, whole, and one for each depth.
+    """
+    settings = run.settings
+    sources, references = _held_out(run, "test")
+
+    # The whole network goes first: it compiles what all depths then share.
+    answers, cut = answer_texts(sources, description="decoding the test split")
+    results = [
+        found | {"sentences": len(sources), "cut": len(cut), "averaged": list(run.steps)}
+        for found in score(answers, references)
+    ]
+
+    def at(keep, description):
+        cut_down, _ = answer_texts(sources, keep, description=description)
+        return score(cut_down, references)[0]
+
+    depths = score_depths(run, at)
+    (run.workdir / "data" / f"test.hypotheses.{settings.data.target}").write_text(
+        "".join(line + "\n" for line in answers), encoding="utf-8"
+    )
+    return results, depths
+
+
+def make_quality(run: Run, answer_texts, score):
+    """``quality(split, keep=None, description=None) -> {score: value}`` of the valid or test split.
+
+    ``keep`` is as in `make_answerer`, whose executable serves every call.
+    """
+
+    def quality(split, keep=None, description=None):
+        sources, references = _held_out(run, split)
+        answers, _ = answer_texts(sources, keep, description=description)
+        first = score(answers, references)[0]
+        return {name: value for name, value in first.items() if name != "signature"}
+
+    return quality
+
+
+def start_request(settings, network, ids_BxP):
+    """What it takes to read sources before their first token: a cache."""
+    position_BxP = jnp.broadcast_to(jnp.arange(ids_BxP.shape[1]), ids_BxP.shape)
+    return network.start_cache(
+        ids_BxP,
+        jnp.ones_like(ids_BxP),
+        position_BxP,
+        beam=settings.decode.beam,
+        max_length=settings.prune.new_tokens + 1,
+    )
+
+
+def finish_request(settings, network, cache):
+    """The search for answers of ``prune.new_tokens`` tokens, no fewer and no more."""
+    new_tokens = settings.prune.new_tokens
+    batch = cache["memory_segment"].shape[0]
+    return beam_search(
+        network.step,
+        cache,
+        jnp.full(batch, new_tokens, jnp.int32),
+        buffer_length=new_tokens + 1,
+        **search_options(dataclasses.replace(settings.decode, min_length=new_tokens)),
+    )
+
+
+def answer(answer_texts, texts, keep=None, *, max_source: int) -> list[str]:
+    """Answers texts, one line each; an empty one stays empty.
+
+    A text with more tokens than ``max_source``, eos included, loses its end, and a warning names
+    its line. ``keep`` is as in `make_answerer`.
+    """
+    filled = [number for number, text in enumerate(texts) if text.strip()]
+    answers, cut = answer_texts([texts[n] for n in filled], keep, description="decoding")
+    for index in cut[:MOST_WARNINGS]:
+        logging.warning(
+            "line %d has more than %d tokens: its end was cut off",
+            filled[index] + 1,
+            max_source - 1,
+        )
+    if len(cut) > MOST_WARNINGS:
+        logging.warning("and so was that of %d lines more", len(cut) - MOST_WARNINGS)
+    results = [""] * len(texts)
+    for number, found in zip(filled, answers, strict=True):
+        results[number] = found
+    return results
+
+
+def positions(batch) -> dict:
+    """Which positions of a batch hold tokens, bool[B, T] for each stack."""
+    return {"encoder": batch["source_segment"] > 0, "decoder": batch["target_segment"] > 0}
+
+
+def targets(batch):
+    """The ids that a batch has to predict, int [B, T], and which of them count, bool [B, T]."""
+    return batch["target_output"], positions(batch)["decoder"]
+
+
+def valid_rows(run: Run, prepare_rows):
+    """The packed rows of the validation split that a run's folder holds."""
+    pairs = load_eval_text(run.workdir, "valid", languages=_sides(run.settings))
+    return prepare_rows(run.settings.data, run.tokenizer, pairs)
+
+
+def outputs(model, batch, keep=None, watch=None):
+    """(logits [B, T, V], bool[B, T]: which of them mean something)."""
+    return model(batch, keep=keep, watch=watch), positions(batch)["decoder"]
+
+
+# What these tasks have in common, as entries of a `Task`.
+SHARED = {
+    "loss": losses.seq2seq_loss,
+    "flops": seq2seq_flops,
+    "positions": positions,
+    "validation": losses.validation(losses.seq2seq_loss),
+    "fingerprint": fingerprint,
+    "targets": targets,
+    "outputs": outputs,
+    "start_request": start_request,
+    "finish_request": finish_request,
+}
+
+
+def _held_out(run, split):
+    """(sources, references) of a split, from the run's folder."""
+    pairs = load_eval_text(run.workdir, split, languages=_sides(run.settings))
+    return tuple(list(side) for side in zip(*pairs, strict=True))
+
+
+def _sides(settings):
+    return settings.data.source, settings.data.target

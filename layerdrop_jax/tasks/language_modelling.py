@@ -1,0 +1,321 @@
+"""Language modelling as a task: its data, its perplexity, and what a run makes of a prompt."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax import nnx
+
+from layerdrop_jax.data import pipeline, streams, tokenizers
+from layerdrop_jax.data.datasets.text import quoted_text
+from layerdrop_jax.decoding.batching import padded_width
+from layerdrop_jax.decoding.constraints import EOS, PAD
+from layerdrop_jax.decoding.sampling import continue_sequences
+from layerdrop_jax.models.cut import masks
+from layerdrop_jax.models.params import model_graph
+from layerdrop_jax.progress import progress
+from layerdrop_jax.runs.metrics import perplexity
+from layerdrop_jax.runs.run import Run
+from layerdrop_jax.runs.settings import LanguageModelSettings
+from layerdrop_jax.step import losses
+from layerdrop_jax.step.flops import lm_flops
+from layerdrop_jax.tasks.depths import score_depths
+from layerdrop_jax.tasks.task import Score, Task
+from layerdrop_jax.tasks.text_runs import perplexity_rows, prepare_texts
+
+loss = losses.lm_loss
+
+
+def prepare(settings, workdir):
+    """The blocks of train and valid; a new folder is filled once all of it works."""
+    train = {"word": tokenizers.train_word_vocabulary, "bpe": tokenizers.train_text_bpe}
+    return prepare_texts(
+        settings,
+        workdir,
+        load=streams.load_texts,
+        train_tokenizer=train[settings.data.tokenizer],
+        make_blocks=streams.prepare_blocks,
+        source_record=streams.source_record,
+    )
+
+
+def fingerprint(rows) -> str:
+    """SHA-256 of the training tokens: what the data iterator's position counts in."""
+    return hashlib.sha256(np.ascontiguousarray(rows.tokens)).hexdigest()
+
+
+def evaluate(run: Run) -> tuple[list[dict], list[dict]]:
+    """Perplexity of valid and test, and of valid at every depth.
+
+    exp(-sum of log p / tokens) over all tokens, line ends and unknown words included; each is
+    predicted once, from as much context as `streams.Windows` gives it. The depths keep the layers
+    of `pruning.every_depth`, without fine-tuning.
+
+    Returns:
+      ``(scores, depths)``: a record for each split, whole, and one for each depth.
+    """
+    windows = run.settings.evaluate
+    measure = make_measure(run)
+    splits = {split: _windows(run, split) for split in ("valid", "test")}
+    results, whole = [], {}
+    for split, rows in splits.items():
+        nats = whole[split] = measure(rows, description=f"perplexity of {split}")
+        results.append(
+            {
+                "split": split,
+                "perplexity": perplexity(nats),
+                "nats": nats,
+                "tokens": len(rows.tokens),
+                "unknown": float(np.mean(rows.tokens == tokenizers.UNK)),
+                "signature": (
+                    f"base:e|eos:yes|unk:yes|break:{windows.break_mode}"
+                    f"|window:{windows.length}|context:{windows.context}"
+                ),
+                "averaged": list(run.steps),
+            }
+        )
+
+    def at(keep, description):
+        return found(measure(splits["valid"], keep, description=description))
+
+    def found(nats):
+        return {"split": "valid", "perplexity": perplexity(nats), "nats": nats}
+
+    depths = score_depths(run, at, found(whole["valid"]))
+    return results, depths
+
+
+def make_measure(run: Run):
+    """``measure(windows, keep=None, description="") -> mean of -log p in nats``.
+
+    ``keep`` is as in `LM.__call__`; it is data, so one executable serves every depth. Each token's
+    log p depends on its window alone, and they are added up in double precision: the batch has no
+    part in the result.
+    """
+    model = scored(run.settings.model)
+    graph = model_graph(model)
+
+    @functools.partial(jax.jit, static_argnames="scored")
+    def step(params, keep, batch, scored):
+        network = nnx.merge(graph, params)
+        x_BxTxD = network(batch["input"], keep=keep)
+        # Only new tokens reach the output layer, which costs more than many layers do.
+        length = batch["weight"].shape[1]
+        first_Bx1 = jnp.argmax(batch["weight"] > 0, axis=1, keepdims=True)
+        place_BxS = first_Bx1 + jnp.arange(scored)[None]
+        inside_BxS = place_BxS < length
+        place_BxS = jnp.minimum(place_BxS, length - 1)
+        target_BxS, weight_BxS = (
+            jnp.take_along_axis(batch[name], place_BxS, axis=1) for name in ("target", "weight")
+        )
+        x_BxSxD = jnp.take_along_axis(x_BxTxD, place_BxS[..., None], axis=1)
+        return network.nll(x_BxSxD, target_BxS, jnp.where(inside_BxS, weight_BxS, 0))
+
+    everything = masks(model, {})
+
+    def measure(windows, keep=None, description=""):
+        keep, scored = everything | (keep or {}), int(np.diff(windows.starts).max())
+        total = 0.0
+        with progress(description, len(windows)) as advance:
+            for batch in pipeline.eval_batches(run.settings.evaluate, windows):
+                nll_BxS = jax.device_get(step(run.params, keep, batch, scored))
+                total += float(np.sum(nll_BxS, dtype=np.float64))
+                advance(int(batch["weight"].any(axis=1).sum()))  # not the rows of padding
+        return total / len(windows.tokens)
+
+    return measure
+
+
+def make_quality(run: Run):
+    """``quality(split, keep=None, description="") -> {"perplexity": ..., "nats": ...}``.
+
+    ``keep`` is as in `make_measure`, whose executable serves every call.
+    """
+    measure = make_measure(run)
+    windows = functools.cache(functools.partial(_windows, run))
+
+    def quality(split, keep=None, description=""):
+        nats = measure(windows(split), keep, description=description)
+        return {"perplexity": perplexity(nats), "nats": nats}
+
+    return quality
+
+
+def start_request(settings, network, ids_BxP):
+    """What it takes to read prompts: ``(log p of the next token [B, V], cache)``."""
+    length_B = jnp.full(ids_BxP.shape[0], ids_BxP.shape[1], jnp.int32)
+    return network.start_cache(ids_BxP, length_B, max_tokens=settings.prune.new_tokens)
+
+
+def finish_request(settings, network, state):
+    """Continuations of ``prune.new_tokens`` tokens, no fewer: int32 [B, tokens]."""
+    config = dataclasses.replace(
+        settings.decode, max_tokens=settings.prune.new_tokens, stop_at_eos=False
+    )
+    log_probs_BxV, cache = state
+    keys_B = jax.random.split(jax.random.key(config.seed), log_probs_BxV.shape[0])
+    return continue_sequences(network.step, log_probs_BxV, cache, keys_B, config)
+
+
+def answer(run: Run, lines, keep=None) -> list[str]:
+    """Continues each line; an answer is a JSON object with ``prompt`` and ``continuation``.
+
+    A line that is itself a JSON string ("def f(x):\\n") stands for the text in it, so that a prompt
+    can have several lines. ``keep`` is as in `LM.__call__`.
+    """
+    prompts = [quoted_text(line) for line in lines]
+    continuations = make_continuer(run)(prompts, keep)
+    return [
+        json.dumps({"prompt": prompt, "continuation": continuation}, ensure_ascii=False)
+        for prompt, continuation in zip(prompts, continuations, strict=True)
+    ]
+
+
+def make_continuer(run: Run):
+    """``continue_prompts(prompts, keep=None) -> texts``: what a run's model adds to each prompt.
+
+    It samples by its config's section ``decode``. What is sampled for a prompt depends on the
+    seed, on its place in the list and on its text. Of a prompt with more tokens than the model has
+    positions for, the last ones count, and a warning names it. ``keep`` is as in `LM.__call__`; it
+    is data, as the prompts are, so one executable for each width of prompts serves every depth.
+    """
+    config, model = run.settings.decode, run.settings.model
+    everything = masks(model, {})
+    graph = model_graph(model)
+    room = model.max_length - config.max_tokens + 1  # the last token is never read
+
+    @jax.jit
+    def continue_batch(params, keep, ids_BxP, length_B, number_B):
+        network = nnx.merge(graph, params)
+        log_probs_BxV, cache = network.start_cache(
+            ids_BxP, length_B, max_tokens=config.max_tokens, keep=keep
+        )
+        keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), number_B)
+        return continue_sequences(network.step, log_probs_BxV, cache, keys_B, config)
+
+    def continue_prompts(prompts, keep=None):
+        encoded = []
+        for number, ids in enumerate(tokenizers.encode(run.tokenizer, prompts)):
+            if len(ids) > room:
+                logging.warning(
+                    "prompt %d has %d tokens: only its last %d count", number + 1, len(ids), room
+                )
+            encoded.append([EOS, *ids][-room:])
+        order = sorted(range(len(encoded)), key=lambda n: len(encoded[n]))
+        results = [""] * len(encoded)
+        with progress("continuing", len(encoded)) as advance:
+            for start in range(0, len(order), config.batch_rows):
+                numbers = order[start : start + config.batch_rows]
+                # Copies fill the batch up: they end when their originals do.
+                filled = numbers + numbers[-1:] * (config.batch_rows - len(numbers))
+                ids_BxP, length_B = _padded([encoded[n] for n in filled], room)
+                number_B = np.array(filled, np.uint32)
+                keep_now = everything | (keep or {})
+                tokens_BxT = jax.device_get(
+                    continue_batch(run.params, keep_now, ids_BxP, length_B, number_B)
+                )
+                for number, tokens_T in zip(numbers, tokens_BxT, strict=False):
+                    results[number] = _text(run, tokens_T)
+                advance(len(numbers))
+        return results
+
+    return continue_prompts
+
+
+def _padded(rows, room):
+    """Rows of ids in one array of a width that few compilations serve, and their lengths."""
+    width = padded_width(max(map(len, rows)), room)
+    ids_BxP = np.full((len(rows), width), PAD, np.int32)
+    for row, ids in zip(ids_BxP, rows, strict=True):
+        row[: len(ids)] = ids
+    return ids_BxP, np.array([len(ids) for ids in rows], np.int32)
+
+
+def positions(batch) -> dict:
+    """Which positions of a batch hold tokens, bool[B, T], by stack."""
+    return {"decoder": batch["weight"] > 0}
+
+
+def targets(batch):
+    """(the ids that a batch has to predict, which of them count), [B, T] each."""
+    return batch["target"], batch["weight"] > 0
+
+
+def scored(model):
+    """The config of the network as evaluation computes it.
+
+    The reference's evaluation scores the targets that its loss may ignore.
+    """
+    return dataclasses.replace(model, adaptive_ignored_targets=False)
+
+
+def valid_rows(run: Run):
+    """The blocks of the validation split that a run's folder holds."""
+    texts = streams.load_saved_texts(run.workdir, "valid")
+    return streams.prepare_blocks(run.settings.data, run.tokenizer, texts)
+
+
+def outputs(model, batch, keep=None, watch=None):
+    """(hidden states [B, T, D] before the output layer, bool[B, T]: which mean something)."""
+    return model(batch["input"], keep=keep, watch=watch), positions(batch)["decoder"]
+
+
+def _windows(run, split):
+    windows = run.settings.evaluate
+    texts = streams.load_saved_texts(run.workdir, split)
+    tokens, offsets = tokenizers.encode_texts(run.tokenizer, texts)
+    return streams.Windows(
+        tokens,
+        offsets,
+        length=windows.length,
+        context=windows.context,
+        break_mode=windows.break_mode,
+    )
+
+
+def _text(run, tokens_T) -> str:
+    """Ids as text; an eos is a line break, since texts are lines where they go on behind one."""
+    pieces = [[]]
+    for token in map(int, tokens_T):
+        if token == EOS:
+            pieces.append([])
+        elif token != PAD:
+            pieces[-1].append(token)
+    if run.settings.decode.stop_at_eos:
+        del pieces[1:]  # nothing follows the eos that ends it
+    return "\n".join(tokenizers.decode(run.tokenizer, pieces))
+
+
+TASK = Task(
+    name="language_modelling",
+    settings=LanguageModelSettings,
+    score=Score(
+        key="perplexity",
+        label="perplexity",
+        best=min,
+        log=True,
+        depths="valid",
+        counted="tokens",
+        rows=perplexity_rows,
+    ),
+    loss=loss,
+    flops=lm_flops,
+    positions=positions,
+    validation=losses.validation(loss),
+    prepare=prepare,
+    fingerprint=fingerprint,
+    valid_rows=valid_rows,
+    evaluate=evaluate,
+    make_quality=make_quality,
+    targets=targets,
+    outputs=outputs,
+    start_request=start_request,
+    finish_request=finish_request,
+    answer=answer,
+    scored=scored,
+)

@@ -1,0 +1,85 @@
+"""Summaries and long answers as a task: long texts that are cut, short ones scored by ROUGE."""
+
+from layerdrop_jax.data import summaries
+from layerdrop_jax.data.datasets.text import quoted_text
+from layerdrop_jax.runs.run import Run
+from layerdrop_jax.runs.settings import SummarisationSettings
+from layerdrop_jax.tasks import encoder_decoder
+from layerdrop_jax.tasks.scores.rouge import rouge
+from layerdrop_jax.tasks.task import Score, Task
+
+
+def prepare(settings, workdir):
+    """The packed rows of train and valid; a new folder is filled once all of it works."""
+    return encoder_decoder.prepare(
+        settings,
+        workdir,
+        load_pairs=summaries.load_pairs,
+        prepare_rows=summaries.prepare_rows,
+    )
+
+
+def make_summariser(run: Run):
+    """``summarise(texts, keep=None, description=None) -> (summaries, cut)``.
+
+    A text is cut where those of the training were; the rest is as in
+    `encoder_decoder.make_answerer`.
+    """
+    return encoder_decoder.make_answerer(run, max_source=run.settings.data.max_source)
+
+
+def score(answers, references) -> list[dict]:
+    """ROUGE-1, -2 and -L with their signature, in one record; see `rouge.rouge`."""
+    return [rouge(answers, references)._asdict()]
+
+
+def evaluate(run: Run) -> tuple[list[dict], list[dict]]:
+    """ROUGE of the test split, whole and cut to every depth: see `encoder_decoder.evaluate`."""
+    return encoder_decoder.evaluate(run, make_summariser(run), score)
+
+
+def make_quality(run: Run):
+    """``quality(split, keep=None, description=None) -> {"rouge_1": ..., ...}`` of valid or test."""
+    return encoder_decoder.make_quality(run, make_summariser(run), score)
+
+
+def answer(run: Run, lines, keep=None) -> list[str]:
+    """Summarises, or answers, a text a line; an empty one stays empty.
+
+    A line that is itself a JSON string ("def f(x):\\n") stands for the text in it. One with more
+    than ``data.max_source`` tokens loses its end, and a warning names it. ``keep`` is as in
+    `make_summariser`.
+    """
+    texts = [quoted_text(line) for line in lines]
+    return encoder_decoder.answer(
+        make_summariser(run), texts, keep, max_source=run.settings.data.max_source
+    )
+
+
+def valid_rows(run: Run):
+    """The packed rows of the validation split that a run's folder holds."""
+    return encoder_decoder.valid_rows(run, summaries.prepare_rows)
+
+
+TASK = Task(
+    name="summarisation",
+    settings=SummarisationSettings,
+    score=Score(
+        key="rouge_l",
+        label="ROUGE-L",
+        best=max,
+        counted="target tokens",
+        layers="decoder layers kept",
+        apart="signature",
+        kind=lambda line: "ROUGE",
+        rows=lambda line: [
+            (f"test ROUGE-{name}", f"**{line[f'rouge_{name.lower()}']:.2f}**") for name in "12L"
+        ],
+    ),
+    prepare=prepare,
+    valid_rows=valid_rows,
+    evaluate=evaluate,
+    make_quality=make_quality,
+    answer=answer,
+    **encoder_decoder.SHARED,
+)

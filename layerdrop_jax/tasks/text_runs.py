@@ -1,0 +1,47 @@
+"""What tasks over running text have in common: how the folder of a run is filled."""
+
+import json
+
+import jax
+
+from layerdrop_jax.data import streams, tokenizers
+from layerdrop_jax.runs.folder import is_fresh, make_tokenizer
+
+
+def prepare_texts(settings, workdir, *, load, train_tokenizer, make_blocks, source_record):
+    """The blocks of train and valid; a new folder is filled once all of it works.
+
+    Args:
+      settings: of the run.
+      workdir: its folder.
+      load: ``load(data, split)`` gives the texts of a split.
+      train_tokenizer: ``train_tokenizer(texts, vocab_size, path)`` writes one.
+      make_blocks: ``make_blocks(data, tokenizer, texts)`` gives rows.
+      source_record: ``source_record(data)`` tells the texts from others.
+    """
+    data = settings.data
+    texts, valid, test = (load(data, split) for split in ("train", "valid", "test"))
+    fresh = is_fresh(workdir)
+    tokenizer = make_tokenizer(
+        workdir, train_tokenizer, texts, data.vocab_size, origin=settings.init.run
+    )
+    rows, valid_rows = (make_blocks(data, tokenizer, split) for split in (texts, valid))
+    stats = rows.stats
+    print(
+        f"{stats['texts']:,} texts, {stats['tokens']:,} tokens in {stats['rows']:,} blocks of "
+        f"{data.length:,}; {stats['unknown']:.2%} unknown",
+        flush=True,
+    )
+    if fresh and jax.process_index() == 0:
+        # evaluate, prune and generate need nothing but the run's folder
+        for split, held_out in (("valid", valid), ("test", test)):
+            streams.save_texts(workdir, split, held_out)
+        record = json.dumps(source_record(data), indent=2) + "\n"
+        tokenizers.write_atomically(workdir / "data" / "source.json", record)
+    return rows, valid_rows
+
+
+def perplexity_rows(line) -> list[tuple[str, str]]:
+    """Says the perplexity of a split in a row of a report."""
+    tokens = f"{line['nats']:.4f} nats a token, {line['tokens']:,.0f} tokens"
+    return [(f"{line['split']} perplexity", f"**{line['perplexity']:,.2f}**, {tokens}")]

@@ -1,0 +1,131 @@
+"""What the command line is checked for, and how errors are said."""
+
+import pathlib
+
+import ml_collections
+import pytest
+from absl import flags
+
+from layerdrop_jax.commands.command_line import (
+    EXIT_LATER,
+    check_flags,
+    check_overrides,
+    in_one_line,
+)
+from layerdrop_jax.training.train import Interrupted
+from tests import tiny_run
+
+
+def config():
+    return tiny_run.tiny_config(pathlib.Path("no-folder-is-read"))
+
+
+# Flags and modes
+
+MODES = {
+    "train": ("config", "many"),
+    "evaluate": ("set",),
+    "prune": ("set",),
+    "describe": ("config",),
+}
+
+
+@pytest.mark.parametrize(
+    ("mode", "given", "message"),
+    [
+        ("train", ["config", "workdir", "many"], None),
+        ("prune", ["workdir", "set", "mode", "v"], None),  # a flag of absl's is nobody's here
+        ("describe", ["config"], None),
+        ("describe", ["workdir"], None),
+        ("train", ["set"], "--mode=train does not read --set, which goes with --mode=evaluate|pru"),
+        ("evaluate", ["many"], "--mode=evaluate does not read --many, which goes with --mode=tra"),
+        ("train", ["workdir"], "--mode=train needs --config=configs/NAME.py[:variant]"),
+        ("train", ["config"], "--mode=train needs --workdir=FOLDER, the run's folder"),
+        ("prune", [], "--mode=prune needs --workdir=FOLDER, the run's folder"),
+        ("describe", [], "--mode=describe needs --workdir=FOLDER, the run's folder"),
+        ("describe", ["config", "workdir"], "takes --workdir or --config, not both"),
+    ],
+)
+def test_a_flag_that_the_mode_does_not_read_or_lacks_is_named(mode, given, message):
+    if message is None:
+        check_flags(mode, given, MODES)
+        return
+    with pytest.raises(ValueError, match="--mode=") as caught:
+        check_flags(mode, given, MODES)
+    assert message in str(caught.value)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ValueError("one\n two "), 1, "launch.py: two"),
+        (ValueError("ValueError: from a config file"), 1, "launch.py: from a config file"),
+        (flags.Error("no such flag"), 1, "launch.py: no such flag"),
+        (OSError("disk"), 1, "launch.py: disk"),
+        (FloatingPointError("nan"), 1, "launch.py: nan"),
+        (Interrupted("stopped at step 3"), EXIT_LATER, "launch.py: stopped at step 3"),
+        (KeyboardInterrupt(), 130, "launch.py: interrupted; what was saved before stands"),
+    ],
+)
+def test_errors_that_a_user_can_mend_are_one_line(capsys, error, code, line):
+    def fail(argv):
+        assert argv == ["launch.py"]
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        in_one_line(fail)(["launch.py"])
+    assert caught.value.code == code
+    assert capsys.readouterr() == ("", line + "\n")
+
+
+def test_other_errors_keep_their_traceback():
+    with pytest.raises(RuntimeError):
+        in_one_line(lambda argv: exec("raise RuntimeError"))([])
+    assert in_one_line(len)(["a", "b"]) == 2
+
+
+# Overrides of a config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.trian.steps=3", "--config.trian.steps: config has no 'trian': it has checkpoi"),
+        ("-config.train.stepz=3", "--config.train.stepz: config.train has no 'stepz': it has acc"),
+        ("--config.seed.low=3", "--config.seed.low: config.seed has no 'low': it has no keys"),
+        ("--noconfig.decode.normal", "config.decode has no 'normal': it has batch_tokens, beam"),
+        ("--config.train.steps=3", None),
+        ("--noconfig.decode.normalize", None),
+        ("--configuration.x=3", None),
+    ],
+)
+@pytest.mark.parametrize("equals", [True, False])
+def test_an_override_of_nothing_is_explained(tmp_path, override, message, equals):
+    file = tiny_run.write_config_file(tmp_path / "config.py", config())
+    given = [f"--config={file}:variant"] if equals else ["--config", f"{file}:variant"]
+    argv = ["launch.py", *given, "--config.train.steps=5", override]
+    loaded = []
+
+    def load(path):
+        loaded.append(path)
+        return ml_collections.ConfigDict(config())
+
+    if message is None:
+        check_overrides(argv, load)
+    else:
+        with pytest.raises(ValueError, match=message):
+            check_overrides(argv, load)
+    assert loaded == [f"{file}:variant"]
+
+
+@pytest.mark.parametrize("path", ["configs/wmd.py:demo", "configs", "configs/architectures.py"])
+def test_what_is_no_config_file_is_named(path, monkeypatch):
+    monkeypatch.chdir(pathlib.Path(__file__).parents[2])
+    known = "configs/.*wmt.py"
+    with pytest.raises(
+        ValueError, match=f"--config={path} names no config file; there are {known}"
+    ):
+        check_overrides(["launch.py", f"--config={path}"], None)

@@ -1,0 +1,172 @@
+"""A run's scores: which parameters, which layers, which numbers; and translation itself."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from layerdrop_jax.commands.evaluate import evaluate
+from layerdrop_jax.core.pruning import evenly_spaced
+from layerdrop_jax.data.tokenizers import load_tokenizer
+from layerdrop_jax.decoding.batching import Decoded, Hypothesis
+from layerdrop_jax.models.params import count_params
+from layerdrop_jax.runs.checkpoints import restore_params
+from layerdrop_jax.runs.folder import write_config
+from layerdrop_jax.runs.metrics import read_metrics
+from layerdrop_jax.runs.run import load_run
+from layerdrop_jax.tasks import encoder_decoder
+from layerdrop_jax.tasks.scores.bleu import sacre_bleu
+from layerdrop_jax.tasks.translation import make_translator
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+def lines_of(path):
+    return path.read_text(encoding="utf-8").split("\n")[:-1]
+
+
+@pytest.fixture(scope="module")
+def sources(run):
+    return lines_of(run / "data" / "test.en")
+
+
+@pytest.fixture(scope="module")
+def references(run):
+    return lines_of(run / "data" / "test.de")
+
+
+def of_kind(run, kind):
+    return [record for record in read_metrics(run) if record["kind"] == kind]
+
+
+# What evaluate writes
+
+
+def test_the_test_split_is_scored_three_ways(run, references):
+    tests = of_kind(run, "test")
+    assert len({line["signature"] for line in tests}) == len(tests) == 3
+    sacre = tests[0]
+    assert sacre["signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a")
+    assert (sacre["sentences"], sacre["cut"]) == (len(references), 0)
+    assert sacre["bleu"] > 5  # it has learned enough for the other tests to see differences
+
+
+def test_hypotheses_are_what_was_scored(run, translate, sources, references):
+    hypotheses = lines_of(run / "data" / "test.hypotheses.de")
+    assert hypotheses == translate(sources)[0]
+    assert sacre_bleu(hypotheses, references).score == of_kind(run, "test")[0]["bleu"]
+
+
+def test_every_depth_is_measured(run, translate, sources, references):
+    depths = of_kind(run, "depth")
+    assert [line["decoder_layers"] for line in depths] == [[0, 1, 2, 3], [0, 1, 2], [0, 2], [0]]
+    assert depths[0]["bleu"] == of_kind(run, "test")[0]["bleu"]
+    params = load_run(run).params
+    layer = count_params(params["decoder"]) // 4
+    assert [line["parameters"] for line in depths] == [
+        count_params(params) - dropped * layer for dropped in range(4)
+    ]
+    for line in depths:
+        keep = {"decoder": np.isin(np.arange(4), evenly_spaced(4, len(line["decoder_layers"])))}
+        assert line["bleu"] == sacre_bleu(translate(sources, keep)[0], references).score
+    assert len({tuple(translate(sources, keep_first(n))[0]) for n in (1, 4)}) == 2
+
+
+def keep_first(depth):
+    return {"decoder": np.arange(4) < depth}
+
+
+# Which parameters
+
+
+def with_average(run, folder, average):
+    shutil.copytree(run, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["checkpoint"]["average"] = average
+    write_config(folder, config)
+    return load_run(folder)
+
+
+def test_the_best_checkpoint_by_validation_loss_is_taken(run, tmp_path):
+    valid = {line["step"]: line["loss"] for line in of_kind(run, "valid")}
+    best = min(valid, key=valid.get)
+    assert load_run(run).steps == [best]
+    assert {line["step"] for line in of_kind(run, "test")} == {best}
+    # Were the loss of this one larger, in as many digits, it would be another one.
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    about = folder / "checkpoints" / str(best) / "_CHECKPOINT_METADATA"
+    text = about.read_text()
+    assert text.count(repr(valid[best])) == 1
+    about.write_text(text.replace(repr(valid[best]), "9" + repr(valid[best])[1:]))
+    assert load_run(folder).steps == [min(valid.keys() - {best, 20}, key=valid.get)]
+
+
+def test_or_the_mean_of_the_last_ones(run, tmp_path):
+    loaded = with_average(run, tmp_path / "run", 3)
+    assert loaded.steps == [40, 50, 60]
+    parts = []
+    for step in loaded.steps:
+        only = tmp_path / str(step)
+        shutil.copytree(run / "checkpoints" / str(step), only / str(step))
+        parts.append(restore_params(only, loaded.params, which="latest")[0])
+    jax.tree.map(
+        lambda mean, *leaves: np.testing.assert_allclose(
+            mean, np.mean(leaves, axis=0, dtype=np.float64), rtol=1e-6, atol=1e-7
+        ),
+        loaded.params,
+        *parts,
+    )
+
+
+# Translation
+
+
+def test_a_translation_does_not_depend_on_its_batch(run, translate, sources):
+    loaded = load_run(run)
+    # 2 beams x 4 rows x 16 positions.
+    decode = dataclasses.replace(loaded.settings.decode, batch_tokens=2 * 4 * 18)
+    few = make_translator(
+        loaded._replace(settings=dataclasses.replace(loaded.settings, decode=decode))
+    )
+    assert len(sources) == 12  # three batches of one shape
+    assert few(sources)[0] == translate(sources)[0]
+    assert translate(sources[::-1])[0] == translate(sources)[0][::-1]
+
+
+def test_a_line_break_in_a_translation_is_a_space(run, monkeypatch):
+    tokenizer = load_tokenizer(run / "tokenizer.json")
+    newline, letter = (tokenizer.token_to_id(token) for token in ("Ċ", "x"))
+    assert None not in (newline, letter)
+    tokens = [letter, newline, newline, letter]
+    monkeypatch.setattr(
+        encoder_decoder,
+        "decode_sentences",
+        lambda *_, **__: Decoded([[Hypothesis(tokens, 0.0, [])], []], []),
+    )
+    translate = make_translator(load_run(run))
+    assert translate(["a", "b"]) == (["x x", ""], [])
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("missing", "error", "message"),
+    [
+        ("config.json", FileNotFoundError, "has no config.json: it is not a run's folder"),
+        ("tokenizer.json", FileNotFoundError, "no tokenizer at .*tokenizer.json"),
+        ("checkpoints", FileNotFoundError, "no checkpoints in .*checkpoints"),
+        ("data", FileNotFoundError, "no folder .*data"),
+    ],
+)
+def test_an_incomplete_folder_is_named(run, tmp_path, missing, error, message):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    (shutil.rmtree if (folder / missing).is_dir() else type(folder).unlink)(folder / missing)
+    with pytest.raises(error, match=message) as caught:
+        evaluate(folder)
+    assert len(str(caught.value).splitlines()) == 1

@@ -1,0 +1,127 @@
+"""Lines in, lines out: order, empty lines, line ends, long lines, and what cannot be read."""
+
+import io
+import sys
+import types
+
+import pytest
+
+from layerdrop_jax.commands.generate import generate
+
+SOURCES = ["three two", "", "nine", "one eight four", " ", "ten"]
+
+
+@pytest.fixture(autouse=True)
+def compiled_once(monkeypatch, translate):
+    """The real translator of the small run, but not compiled again for every test."""
+    monkeypatch.setattr("layerdrop_jax.tasks.translation.make_translator", lambda run: translate)
+
+
+def translated(run, tmp_path, data):
+    (tmp_path / "input").write_bytes(data)
+    generate(run, str(tmp_path / "input"), str(tmp_path / "output"))
+    return (tmp_path / "output").read_bytes().decode()
+
+
+@pytest.fixture(scope="module")
+def expected(translate):
+    texts = [translate([line])[0][0] if line.strip() else "" for line in SOURCES]
+    assert len(set(texts)) > 2  # otherwise order could not be seen
+    return "".join(text + "\n" for text in texts)
+
+
+def test_lines_come_out_in_order_and_empty_ones_stay(run, tmp_path, expected):
+    assert translated(run, tmp_path, "".join(s + "\n" for s in SOURCES).encode()) == expected
+
+
+def test_line_ends_and_a_byte_order_mark_are_no_text(run, tmp_path, expected):
+    data = b"\xef\xbb\xbf" + "\r\n".join(SOURCES).encode()  # and no end of the last line
+    assert translated(run, tmp_path, data) == expected
+
+
+def test_standard_input_to_standard_output(run, monkeypatch, expected):
+    data = "".join(s + "\n" for s in SOURCES).encode()
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(data)))
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", types.SimpleNamespace(buffer=out))
+    generate(run)
+    assert out.getvalue().decode() == expected
+
+
+@pytest.mark.parametrize(("data", "lines"), [(b"", ""), (b"\n", "\n"), (b"\n\n \n", "\n\n\n")])
+def test_nothing_to_translate(run, tmp_path, data, lines):
+    assert translated(run, tmp_path, data) == lines
+
+
+def test_only_a_line_feed_ends_a_line(run, tmp_path):
+    # str.splitlines would see seven lines here.
+    data = "one\u2028two\x0bthree\x0cfour\x85five\x1csix\u2029ten\n".encode()
+    assert translated(run, tmp_path, data).count("\n") == 1
+
+
+def test_a_long_line_loses_its_end_and_is_named(run, tmp_path, caplog):
+    long = " ".join(["seven"] * 99)
+    found = translated(run, tmp_path, f"two\n\n{long}\n".encode())
+    assert "line 3 has more than 40 tokens: its end was cut off" in caplog.text
+    assert caplog.text.count("cut off") == 1
+    assert found.count("\n") == 3
+    assert found == translated(run, tmp_path, f"two\n\n{long} one one\n".encode())
+
+
+def test_any_text_is_translated(run, tmp_path):
+    assert translated(run, tmp_path, "漢字 \x00 🦜 ½\n".encode()).count("\n") == 1
+
+
+def test_the_output_may_be_the_input(run, tmp_path, expected):
+    path = tmp_path / "lines"
+    path.write_text("".join(s + "\n" for s in SOURCES))
+    generate(run, str(path), str(path))
+    assert path.read_text(encoding="utf-8") == expected
+
+
+# What is refused
+
+
+def refused(error, run, *paths):
+    with pytest.raises(error) as caught:
+        generate(run, *map(str, paths))
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_text_that_is_not_utf8_is_named_by_its_line(run, tmp_path):
+    (tmp_path / "input").write_bytes(b"one\ntwo \xff\n")
+    message = refused(ValueError, run, tmp_path / "input", tmp_path / "output")
+    assert "input, line 2 is not UTF-8: invalid start byte at byte 4" in message
+    assert not (tmp_path / "output").exists()
+
+
+def test_files_that_cannot_be_opened_are_named(run, tmp_path, monkeypatch):
+    def translate_nothing(run):
+        raise AssertionError("an output that cannot be written is known before the work")
+
+    monkeypatch.setattr("layerdrop_jax.tasks.translation.make_translator", translate_nothing)
+    message = refused(OSError, run, tmp_path / "absent", tmp_path / "output")
+    assert f"cannot read --input={tmp_path / 'absent'}: No such file" in message
+    (tmp_path / "input").write_text("one\n")
+    message = refused(OSError, run, tmp_path / "input", tmp_path / "no" / "output")
+    assert f"cannot write --output={tmp_path / 'no' / 'output'}: " in message
+    assert message.endswith(f"or {tmp_path / 'no'} is not writable")
+    assert "it is a folder" in refused(OSError, run, tmp_path / "input", tmp_path)
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    assert "has no config.json" in refused(FileNotFoundError, tmp_path)
+
+
+def test_a_failure_leaves_an_older_output_alone(run, tmp_path, monkeypatch):
+    (tmp_path / "input").write_text("one\n")
+    (tmp_path / "output").write_text("older\n")
+
+    def fail(*_, **__):
+        raise RuntimeError
+
+    monkeypatch.setattr("layerdrop_jax.tasks.translation.make_translator", lambda run: fail)
+    with pytest.raises(RuntimeError):
+        generate(run, str(tmp_path / "input"), str(tmp_path / "output"))
+    assert (tmp_path / "output").read_text() == "older\n"

@@ -1,0 +1,317 @@
+"""Every depth of a real run, measured; the request that it is timed with; verdicts and choices."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from layerdrop_jax.decoding.constraints import EOS, PAD
+from layerdrop_jax.depth import frontier, latency
+from layerdrop_jax.depth.prune import cut, prune
+from layerdrop_jax.depth.scorer import Scorer, floor_nats
+from layerdrop_jax.models.params import count_params, model_graph
+from layerdrop_jax.reports.frontier_page import write_frontier
+from layerdrop_jax.runs import settings as settings_lib
+from layerdrop_jax.runs.run import load_run
+from layerdrop_jax.tasks import language_modelling, translation
+from tests.compiling import fast_jit
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+@pytest.fixture(scope="module")
+def folder(lm_run, tmp_path_factory):
+    return shutil.copytree(lm_run, tmp_path_factory.mktemp("frontier") / "lm")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_rounds():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "ROUNDS", 3)
+        yield
+
+
+@pytest.fixture(scope="module")
+def measured(folder, quick_compile):
+    """Every depth of the language model, one request at a time."""
+    return frontier.measure(
+        folder, flags={"decoder": None}, changes=["prune.batch=1"], command="as it was typed"
+    )
+
+
+# What is written
+
+
+def test_every_depth_is_measured(folder, measured, tmp_path):
+    assert json.loads((folder / frontier.FILE).read_text(encoding="utf-8")) == measured
+    layers = [depth["layers"] for depth in measured["depths"]]
+    assert layers == [{"decoder": kept} for kept in ([0, 1, 2, 3], [0, 1, 2], [0, 2], [0])]
+    assert [depth["strategy"]["decoder"] for depth in measured["depths"]] == [
+        f"spread:{keep}" for keep in (4, 3, 2, 1)
+    ]
+    assert (measured["command"], measured["choice"]) == ("as it was typed", None)
+    assert measured["budget"] == {"ms": None, "parameters": None}
+    assert measured["request"] == {"prompt_tokens": 7, "new_tokens": 5, "batch": 1, "beam": 1}
+    table = write_frontier(measured, tmp_path).read_text(encoding="utf-8")
+    assert "as it was typed" in table
+
+
+def test_quality_is_that_of_the_sub_networks(folder, measured):
+    run = load_run(folder)
+    scorer = Scorer(run)
+    quality = language_modelling.make_quality(run)
+    floor, full = floor_nats(run), scorer({})
+    assert (measured["floor_nats"], measured["quality"]["key"]) == (floor, "perplexity")
+    for depth in measured["depths"]:
+        nats = scorer({"decoder": tuple(depth["kept_layers"]["decoder"])})
+        assert depth["nats"] == pytest.approx(nats, rel=1e-6)
+        assert depth["kept"] == pytest.approx(frontier.kept_share(nats, full, floor), abs=1e-5)
+        assert depth["survives"] == (depth["kept"] >= 0.9)
+    keep = {"decoder": np.isin(np.arange(4), [0, 2])}
+    found = quality("valid", keep)["perplexity"]
+    assert measured["depths"][2]["perplexity"] == pytest.approx(found, rel=1e-6)
+
+
+def test_parameters_are_those_of_the_pruned_folder(folder, measured, tmp_path):
+    run = load_run(folder)
+    for depth in measured["depths"]:
+        _, params = cut(run, depth["kept_layers"])
+        assert depth["parameters"] == count_params(params)
+        assert depth["parameter_bytes"] == 4 * depth["parameters"]
+    pruned = prune(folder, tmp_path / "small", flags={"decoder": "2"})
+    assert measured["depths"][2]["parameters"] == pruned["parameters"]
+
+
+def test_a_depth_costs_time_and_memory(measured):
+    for depth in measured["depths"]:
+        (times,) = depth["latency"].values()
+        assert set(depth["latency"]) == set(depth["memory_bytes"]) == {"1"}
+        low, high = times["token_ms_quartiles"]
+        assert 0 < low <= times["token_ms"] <= high
+        low, high = times["prompt_ms_quartiles"]
+        assert 0 < low <= times["prompt_ms"] <= high
+        assert times["request_ms"] > times["prompt_ms"] * 0.5
+        assert depth["memory_bytes"]["1"] > depth["parameter_bytes"]
+    memory = [depth["memory_bytes"]["1"] for depth in measured["depths"]]
+    assert memory == sorted(memory, reverse=True)
+    assert len(set(memory)) == 4
+
+
+def test_one_depth_of_a_translation(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    record = frontier.measure(
+        copy,
+        flags={"encoder": "explicit:1", "decoder": "2"},
+        budget_params=10**6,
+        output=str(tmp_path / "elsewhere"),
+        command="",
+    )
+    assert not (copy / frontier.FILE).exists()
+    (depth,) = record["depths"]
+    assert depth["layers"] == {"encoder": [1], "decoder": [0, 2]}
+    assert set(depth["latency"]) == {"1", "3"}
+    assert record["request"]["beam"] == 2
+    assert record["choice"] == 0
+    assert record["drop"] == {"encoder": 0.1, "decoder": 0.2}
+    assert depth["bleu"] >= 0
+    scorer, floor = Scorer(load_run(copy)), record["floor_nats"]
+    full, nats = scorer({}), scorer({"encoder": (1,), "decoder": (0, 2)})
+    assert full < floor  # it knows something
+    assert depth["kept"] == pytest.approx((floor - nats) / (floor - full), abs=1e-5)
+    assert frontier.summary(record)["choice"] == depth
+
+
+def test_a_budget_that_is_too_small_loses_nothing(folder, tmp_path):
+    record = frontier.measure(
+        folder,
+        flags={"decoder": "1"},
+        changes=["prune.batch=1"],
+        budget_params=5,
+        output=str(tmp_path),
+        command="",
+    )
+    with pytest.raises(ValueError, match="no depth keeps --budget_params=5: the fastest takes"):
+        frontier.summary(record)
+    assert "None of these depths fits" in write_frontier(record, tmp_path).read_text()
+    record = json.loads((tmp_path / frontier.FILE).read_text(encoding="utf-8"))
+    assert [depth["layers"] for depth in record["depths"]] == [{"decoder": [0]}]
+    assert (record["budget"], record["choice"]) == ({"ms": None, "parameters": 5}, None)
+
+
+# Which depths
+
+
+def texts_of(run, flags):
+    return [
+        {stack: str(strategy) for stack, strategy in choice.items()}
+        for choice in frontier._every_choice(run, flags)
+    ]
+
+
+def test_which_depths_flags_ask_for(run, lm_run):
+    pairs, lines = load_run(run), load_run(lm_run)
+    assert texts_of(lines, {"decoder": "last"}) == [
+        {"decoder": f"last:{keep}"} for keep in (4, 3, 2, 1)
+    ]
+    assert texts_of(lines, {"decoder": "search_on_valid:3"}) == [{"decoder": "search_on_valid:3"}]
+    assert texts_of(pairs, {}) == [
+        {"encoder": "all", "decoder": f"spread:{keep}"} for keep in (4, 3, 2, 1)
+    ]
+    assert texts_of(pairs, {"encoder": "ends", "decoder": "0"}) == [
+        {"encoder": f"ends:{keep}", "decoder": "spread:0"} for keep in (2, 1)
+    ]
+    assert len(texts_of(pairs, {"encoder": "ends", "decoder": "ends"})) == 8
+    with pytest.raises(ValueError, match="--encoder_layers: the model of .* has no encoder"):
+        texts_of(lines, {"encoder": "1"})
+    with pytest.raises(ValueError, match="cannot read layers to keep from 'loudest'"):
+        texts_of(lines, {"decoder": "loudest"})
+
+
+def test_a_network_without_layers_has_one_depth(lm_run):
+    run = load_run(lm_run)
+    bare, _ = cut(run, {"decoder": ()})
+    run = run._replace(settings=settings_lib.parse(bare))
+    assert texts_of(run, {"decoder": None}) == [{"decoder": "spread:0"}]
+
+
+# What is said of it
+
+
+def depths_of(*kept):
+    return [
+        {
+            "layers": {"decoder": list(range(4 - n))},
+            "parameters": 100 - n,
+            "kept": share,
+            "survives": share >= 0.9,
+            "perplexity": 10.0 + n,
+            "latency": {"1": {"request_ms": 8.0 - n}},
+        }
+        for n, share in enumerate(kept)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kept", "text"),
+    [
+        ((1.0,), "Nothing was cut."),
+        (
+            (1.0, 0.5, 0.95, 0.4),
+            "Does not survive being cut: 3 decoder layers keeps 50.0% of what the whole network",
+        ),
+        ((1.0, 0.97, 0.91, 0.4), "Survives being cut to 2 decoder layers, which keeps 91.0% of"),
+        ((1.0, 0.97, 0.93, 0.91), "Survives being cut to 1 decoder layers, which keeps 91.0%"),
+    ],
+)
+def test_the_verdict(lm_run, kept, text):
+    run = load_run(lm_run)
+    depths = depths_of(*kept)
+    for order in (depths, depths[::-1]):  # whatever the order
+        found = frontier.verdict(run, order, knows=True)
+        assert found.startswith(text)
+        if "urvive" in text:
+            assert "its config has drop.decoder=0.2" in found
+        assert found.endswith(" 1 decoder layers keeps 40.0%.") == (
+            text.startswith("Survives") and kept[-1] == 0.4
+        )
+    assert "train it first" in frontier.verdict(run, depths, knows=False)
+
+
+def test_one_depth_that_is_a_cut_is_no_whole_network(lm_run):
+    (last,) = depths_of(1.0, 0.9, 0.8, -3.0)[3:]
+    found = frontier.verdict(load_run(lm_run), [last], knows=True)
+    assert found.startswith("Does not survive being cut: 1 decoder layers keeps -300.0%")
+
+
+def test_the_choice_is_the_best_within_the_budgets():
+    depths = depths_of(1.0, 0.9, 0.8, 0.7)  # 8 to 5 ms, 100 to 97 parameters
+    assert frontier.choose(depths, language_modelling.TASK.score, None, None) is None
+    assert frontier.choose(depths, language_modelling.TASK.score, 9.0, None) == 0
+    assert frontier.choose(depths, language_modelling.TASK.score, 7.0, None) == 1
+    assert frontier.choose(depths, language_modelling.TASK.score, 7.5, 98) == 2
+    assert frontier.choose(depths, language_modelling.TASK.score, 5.5, 100) == 3
+    for depth in depths:
+        depth["bleu"] = depth["perplexity"]
+    assert frontier.choose(depths, translation.TASK.score, 7.5, 98) == 3  # more is better
+    assert frontier.choose(depths, language_modelling.TASK.score, 4.5, 99) is None
+    message = (
+        "no depth keeps --budget_ms=4.5 and --budget_params=99: the fastest takes 5 ms a "
+        "request, the smallest has 97 parameters"
+    )
+    budget = {"ms": 4.5, "parameters": 99}
+    with pytest.raises(ValueError, match=message):
+        frontier.summary({"verdict": "", "depths": depths, "choice": None, "budget": budget})
+
+
+def test_the_share_of_knowledge_that_is_kept():
+    assert frontier.kept_share(2.0, 2.0, 6.0) == 1
+    assert frontier.kept_share(3.0, 2.0, 6.0) == 0.75
+    assert frontier.kept_share(8.0, 2.0, 6.0) == -0.5  # worse than knowing nothing
+    assert frontier.kept_share(6.0, 6.0, 6.0) == frontier.kept_share(7.0, 6.5, 6.0) == 0
+
+
+# The request
+
+
+def greedy_continuation(network, ids_BxP, new_tokens):
+    """The next tokens by the whole sequence each time, without a cache."""
+    room = ids_BxP.shape[1] + new_tokens
+
+    @fast_jit
+    def next_token(params, ids_BxT, place):
+        model = nnx.merge(network[0], params)
+        return jnp.argmax(model.log_probs(model(ids_BxT))[:, place], axis=-1)
+
+    ids_BxT = np.pad(ids_BxP, ((0, 0), (0, new_tokens)), constant_values=1)
+    for place in range(ids_BxP.shape[1], room):
+        ids_BxT[:, place] = next_token(network[1], ids_BxT, place - 1)
+    return ids_BxT[:, ids_BxP.shape[1] :]
+
+
+def greedy_translation(network, ids_BxP, new_tokens):
+    """The same of an encoder-decoder."""
+    batch, length = ids_BxP.shape
+    source = {
+        "source": ids_BxP,
+        "source_segment": np.ones_like(ids_BxP),
+        "source_position": np.tile(np.arange(length, dtype=np.int32), (batch, 1)),
+    }
+    of_target = np.tile(np.arange(new_tokens, dtype=np.int32), (batch, 1))
+    target = {"target_segment": np.ones_like(of_target), "target_position": of_target}
+
+    @fast_jit
+    def next_token(params, input_BxT, place):
+        given = source | target | {"target_input": input_BxT}
+        logits_BxV = nnx.merge(network[0], params)(given)[:, place]
+        return jnp.argmax(logits_BxV.at[:, jnp.array([PAD, EOS])].set(-jnp.inf), axis=-1)
+
+    ids_BxT = np.full((batch, new_tokens + 1), EOS, np.int32)
+    for place in range(new_tokens):
+        ids_BxT[:, place + 1] = next_token(network[1], ids_BxT[:, :-1], place)
+    return ids_BxT[:, 1:]
+
+
+@pytest.mark.parametrize("name", ["run", "lm_run"])
+def test_a_request_is_answered_by_the_task_s_own_decoder(request, name):
+    greedy = "decode.beam=1" if name == "run" else "decode.temperature=0"
+    run = load_run(request.getfixturevalue(name), ["prune.new_tokens=6", greedy])
+    layers = {
+        stack: (0, run.settings.model.depth(stack) - 1) for stack in run.settings.model.stacks
+    }
+    config, params = cut(run, layers)
+    graph = model_graph(type(run.settings.model)(**config["model"]))
+    ids_BxP = np.random.default_rng(5).integers(4, 331, (3, 7), np.int32)
+    prompt, generate = latency._compile(run, layers, 3)
+    found = jax.device_get(generate(params, prompt(params, ids_BxP)))
+    if name == "run":
+        wanted = greedy_translation((graph, params), ids_BxP, 6)
+        np.testing.assert_array_equal(found.lengths_BxM[:, 0], 7)  # the end symbol is one
+        found = found.tokens_BxMxT[:, 0, :6]
+    else:
+        wanted = greedy_continuation((graph, params), ids_BxP, 6)
+    np.testing.assert_array_equal(found, wanted)
+    assert len({tuple(row) for row in wanted.tolist()}) > 1

@@ -1,0 +1,116 @@
+"""Data parallelism: four devices compute what one computes. They are virtual ones, of a child."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from layerdrop_jax.runs.metrics import read_metrics
+from layerdrop_jax.step import sharding
+from tests import tiny_run
+
+ROOT = pathlib.Path(__file__).parents[2]
+STEPS = 6
+
+CHILD = """
+import json, sys
+import jax
+from layerdrop_jax.training import train
+
+assert jax.device_count() == 4
+config, folder = json.loads(sys.argv[1]), sys.argv[2]
+save = train.Checkpoints.save
+
+
+def save_and_look(self, step, state, *arguments, **options):
+    for leaf in jax.tree.leaves(state):
+        assert len(leaf.sharding.device_set) == 4, leaf.sharding
+        assert leaf.sharding.is_fully_replicated, leaf.sharding
+    return save(self, step, state, *arguments, **options)
+
+
+train.Checkpoints.save = save_and_look
+train.train(config, folder, command="")
+config["data"]["batch_rows"] = 6
+try:
+    train.train(config, folder + "-uneven", command="")
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_four_devices_take_the_steps_of_one(run, config, tmp_path, compile_cache):
+    config = config | {"train": config["train"] | {"steps": STEPS, "eval_every": STEPS}}
+    environment = tiny_run.quick_environment(compile_cache)
+    environment |= {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "PYTHONPATH": str(ROOT),
+    }
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, json.dumps(config), str(tmp_path / "run")],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.splitlines()[-1] == (
+        "data.batch_rows=6 does not split over 4 devices: use a multiple"
+    )
+    assert not (tmp_path / "run-uneven").exists()
+    one, four = (
+        [r for r in read_metrics(folder) if r["kind"] == "train"][:STEPS]
+        for folder in (run, tmp_path / "run")
+    )
+    for name in ("tokens", "encoder_layers", "decoder_layers"):
+        assert [r[name] for r in one] == [r[name] for r in four]
+    # Sums over rows are added in another order; Adam divides small differences by small roots.
+    for name in ("loss", "grad_norm"):
+        np.testing.assert_allclose([r[name] for r in four], [r[name] for r in one], rtol=1e-3)
+
+
+@pytest.mark.parametrize(("rows", "fits"), [(12, True), (6, True), (4, False), (7, False)])
+def test_rows_split_evenly_or_not_at_all(rows, fits):
+    mesh = types.SimpleNamespace(size=6)
+    if fits:
+        sharding.check_rows(rows, mesh)
+        return
+    with pytest.raises(ValueError, match=f"data.batch_rows={rows} does not split over 6 devices"):
+        sharding.check_rows(rows, mesh)
+
+
+def test_arrays_are_split_along_their_largest_axis_but_not_over_layers():
+    devices = jax.sharding.AbstractMesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    shapes = {"table": (20, 12), "bias": (8,), "odd": (7, 6), "decoder": {"w": (16, 8, 12)}}
+    shapes["decoder"] |= {"b": (16, 4), "scale": (16,)}
+    tree = jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, np.float32),
+        {"params": shapes, "moments": [{"mu": shapes}], "step": ()},
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+    expected = {"table": ("data",), "bias": ("data",), "odd": ()}
+    expected["decoder"] = {"w": (None, None, "data"), "b": (None, "data"), "scale": ()}
+    expected = {"params": expected, "moments": [{"mu": expected}], "step": ()}
+
+    def specs(shard):
+        layout = sharding.state_sharding(tree, devices, stacks=("decoder",), shard=shard)
+        return jax.tree.map(lambda s: tuple(s.spec), layout)
+
+    assert specs(True) == expected
+    assert all(spec == () for spec in jax.tree.leaves(specs(False), is_leaf=lambda x: x == ()))
+
+
+def test_rows_are_put_on_the_mesh():
+    mesh = sharding.make_mesh()
+    array = np.arange(2 * 3 * mesh.size * 5, dtype=np.int32).reshape(2, 3 * mesh.size, 5)
+    placed = sharding.shard_rows({"source": array}, mesh, axis=1)["source"]
+    np.testing.assert_array_equal(placed, array)
+    assert tuple(placed.sharding.spec) == (None, "data")
+    assert sharding.replicated(mesh).is_fully_replicated
