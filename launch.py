@@ -13,7 +13,11 @@ Exit codes: 0 done; 1 error (-v=1 shows where); 75 saved, the same command goes 
 
 import json
 import shlex
+import signal
 import sys
+
+if __name__ == "__main__":  # the imports below take a while, and nothing has begun yet
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 
 import jax
 from absl import app, flags

@@ -151,6 +151,115 @@ def test_killed_and_terminated_at_random_it_ends_as_if_it_never_had_been(unbroke
     assert_same_end(tmp_path / "run", unbroken[0])
 
 
+def group(arguments, compile_cache, **changes):
+    """A command in a process group of its own, as a shell starts it."""
+    return subprocess.Popen(
+        [sys.executable, "launch.py", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | tiny_run.quick_environment(compile_cache) | changes,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(process, text):
+    """Reads the output up to the line that has a text; returns it."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            return "".join(lines)
+    pytest.fail(f"ended before {text!r}: {''.join(lines)}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_group_of_a_training_with_data_workers(
+    config_file, compile_cache, tmp_path, number
+):
+    workdir = tmp_path / "run"
+    arguments = [f"--config={config_file}", f"--workdir={workdir}", "--config.data.workers=2"]
+    process = group(arguments, compile_cache)
+    while sum(r["kind"] == "train" for r in records(workdir)) < 3:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    os.killpg(process.pid, number)
+    output, _ = process.communicate()
+    assert process.returncode == 75, output
+    last = output.splitlines()[-1]
+    assert last.startswith("launch.py: stopped at step ")
+    for noise in ("leaked", "Traceback", "tpu"):
+        assert noise not in output
+    assert tiny_run.last_checkpoint(workdir)[0] == len(train_lines(workdir))
+
+
+@pytest.mark.parametrize("told", ["training a tokenizer", "parameters on"])
+def test_sigterm_during_the_start_is_75_and_the_same_command_goes_on(
+    config_file, compile_cache, tmp_path, told
+):
+    workdir = tmp_path / "run"
+    arguments = [f"--config={config_file}", f"--workdir={workdir}", "--config.train.steps=2"]
+    process = group(arguments, compile_cache)
+    wait_for(process, told)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate()
+    assert process.returncode == 75, output
+    assert output.splitlines()[-1].startswith("launch.py: stopped")
+    assert "Traceback" not in output
+    process = group(arguments, compile_cache)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert [line["step"] for line in train_lines(workdir)] == [1, 2]
+
+
+def test_sigterm_while_it_imports_is_75(tmp_path):
+    """Before anything of ours runs: the handler stands in front of the imports."""
+    folder = tmp_path / "absl"
+    folder.mkdir()
+    (folder / "__init__.py").write_text(
+        "import time\nprint('importing', flush=True)\nwhile True: time.sleep(0.05)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import runpy, sys; sys.argv = ['launch.py']; "
+         f"sys.path.insert(0, {str(tmp_path)!r}); "
+         f"runpy.run_path({str(ROOT / 'launch.py')!r}, run_name='__main__')"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 75
+
+
+def test_sigterm_during_evaluation_is_75(unbroken, compile_cache, tmp_path):
+    folder = shutil.copytree(unbroken[0], tmp_path / "run")
+    before = read_metrics(folder)
+    arguments = ["--mode=evaluate", f"--workdir={folder}"]
+    process = group(arguments, compile_cache)
+    checkpoint = folder / "checkpoints"
+    while not process.poll() and not any(
+        link.startswith(str(checkpoint)) or "events" in link for link in opened(process.pid)
+    ):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate()
+    assert process.returncode == 75, output
+    assert output.splitlines()[-1].startswith("launch.py: stopped; what was saved before stands")
+    assert read_metrics(folder) == before
+
+
+def opened(pid):
+    """The files that a process has open."""
+    links = []
+    for path in pathlib.Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            links.append(os.readlink(path))
+        except FileNotFoundError:
+            continue
+    return links
+
+
 # In this process
 
 
@@ -384,6 +493,20 @@ def test_errors_in_what_is_read_are_one_line(refused, unbroken, tmp_path):
 def test_a_damaged_run_is_one_line(refused, unbroken, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(unbroken[0], folder)
+    pruned = ["--mode=prune", f"--workdir={folder}"]
+    for own in ("checkpoints/x", "data", "config.json", "tensorboard/y/z"):
+        message = refused(*pruned, f"--output={folder / own}")
+        assert f"--output={folder / own} is in the folder of a run, {folder}" in message
+    assert not (folder / "checkpoints" / "x").exists()
+    (folder / "pruned.json").write_text('{"encoder_layers": [0, 1], "decoder_layers": [0, 7]}')
+    message = refused("--mode=evaluate", f"--workdir={folder}")
+    assert "pruned.json does not fit the network, which has 4 decoder layers" in message
+    assert "[0, 7]" in message
+    (folder / "pruned.json").unlink()
+    text = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(text.replace('"<unk>"', '"<unk>" ', 1))
+    message = refused("--mode=generate", f"--workdir={folder}")
+    assert f"{folder / 'tokenizer.json'} is not the file that this run was written with" in message
     (folder / "config.json").write_text("{")
     assert "config.json is not JSON" in refused("--mode=evaluate", f"--workdir={folder}")
     shutil.copy(unbroken[0] / "config.json", folder)
@@ -399,7 +522,3 @@ def test_ctrl_c_outside_of_training_is_one_line(run_launch, unbroken, monkeypatc
     code, out, error = run_launch("--mode=evaluate", f"--workdir={unbroken[0]}")
     assert (code, out) == (130, "")
     assert error == "launch.py: interrupted; what was saved before stands\n"
-
-
-def test_the_file_is_short():
-    assert len((ROOT / "launch.py").read_text().splitlines()) < 100

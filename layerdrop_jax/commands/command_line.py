@@ -1,8 +1,12 @@
 """What launch.py makes of its command line, and of errors: checks, one line, an exit code."""
 
+import contextlib
 import itertools
+import logging as standard_logging
 import pathlib
+import signal
 import sys
+import threading
 from collections.abc import Mapping
 
 from absl import flags, logging
@@ -11,6 +15,27 @@ from layerdrop_jax.runs.folder import Held
 from layerdrop_jax.training.train import Interrupted
 
 EXIT_LATER = 75  # EX_TEMPFAIL: the same command goes on, later
+
+
+class Terminated(BaseException):
+    """SIGTERM outside of the training loop, which has handling of its own."""
+
+
+@contextlib.contextmanager
+def _sigterm_raises():
+    """Within it SIGTERM raises `Terminated` in the main thread, so that what is open is closed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number, frame):
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def check_flags(mode: str, given, modes: Mapping) -> None:
@@ -42,8 +67,17 @@ def in_one_line(function):
     """Says errors that a user can mend in one line, the last of their text, and sets exit codes."""
 
     def wrapped(argv):
+        # jax says at level INFO which accelerators it looked for and did not find
+        standard_logging.getLogger("jax").setLevel(standard_logging.WARNING)
         try:
-            return function(argv)
+            with _sigterm_raises():
+                return function(argv)
+        except Terminated:
+            print(
+                "launch.py: stopped; what was saved before stands, and the same command goes on",
+                file=sys.stderr,
+            )
+            sys.exit(EXIT_LATER)
         except (Interrupted, flags.Error, ValueError, OSError, FloatingPointError) as error:
             logging.debug("raised here", exc_info=True)
             line = str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")

@@ -10,7 +10,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from layerdrop_jax.data import packing
+from layerdrop_jax.data import packing, workers
 
 # Endless: more than any training takes, yet exact in the floats by which Grain divides lengths.
 MOST_ROWS = 2**52
@@ -19,11 +19,12 @@ MOST_ROWS = 2**52
 class TrainIterator:
     """Endless batches of packed rows, in the order and form that `train_iterator` describes.
 
-    Its state is the number of batches taken, whatever the number of workers and processes.
+    Its state is the number of batches taken, whatever the number of workers and processes. `next`
+    raises `workers.WorkerDied` where a worker process has ended by itself.
     """
 
-    def __init__(self, batches: grain.MapDataset, workers: int):
-        self._batches, self._workers = batches, workers
+    def __init__(self, batches: grain.MapDataset, processes: int):
+        self._batches, self._processes = batches, processes
         self._taken, self._running = 0, None
 
     def __iter__(self):
@@ -38,15 +39,18 @@ class TrainIterator:
 
     def _start(self):
         rest = self._batches.slice(slice(self._taken, None))
-        if not self._workers:
+        if not self._processes:
             return iter(
                 rest.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8))
             )
         if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags; a script may have none
             flags.FLAGS.mark_as_parsed()
         rest = rest.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
-        options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=4)
-        return iter(rest.mp_prefetch(options))
+        options = grain.MultiprocessingOptions(
+            num_workers=self._processes, per_worker_buffer_size=4
+        )
+        batches = rest.mp_prefetch(options, worker_init_fn=workers.stay_with_parent)
+        return workers.Watched(lambda: iter(batches))
 
     def get_state(self) -> dict[str, int]:
         return {"next_index": self._taken}

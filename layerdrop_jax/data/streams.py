@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tokenizers
 
-from layerdrop_jax.data import sections
+from layerdrop_jax.data import checksums, sections
 from layerdrop_jax.data import tokenizers as vocabulary
 from layerdrop_jax.data.datasets import prepared, text
 from layerdrop_jax.files import write_atomically
@@ -321,6 +321,7 @@ def load_saved_texts(folder: str | os.PathLike, split: str) -> list[str]:
     path = _saved(folder, split)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no texts at {path}; a run's folder holds those it is judged by")
+    checksums.check(folder, f"data/{split}.jsonl")
     texts = []
     for number, line in enumerate(text.iterate_lines(path), start=1):
         try:

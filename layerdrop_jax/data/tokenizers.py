@@ -208,6 +208,7 @@ def _train_bpe(
             for text in texts:
                 yield text
                 advance(1)
+            advance(0, "learning the tokenizer's merges")
 
         tokenizer.train_from_iterator(counted(), trainer)
     return _fill_up_and_write(tokenizer, vocab_size, path, last)

@@ -12,7 +12,7 @@ from layerdrop_jax.depth.scorer import Scorer, floor_nats
 from layerdrop_jax.files import write_json
 from layerdrop_jax.models.cut import masks, params_of
 from layerdrop_jax.progress import progress
-from layerdrop_jax.runs.folder import original_layers
+from layerdrop_jax.runs.folder import check_output, original_layers
 from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.tasks.task import task_of
 
@@ -53,6 +53,8 @@ def measure(
     Raises:
       ValueError: a strategy that cannot be read or does not fit.
     """
+    if output:
+        check_output(output)
     run = load_run(workdir, changes)
     task, model, prune = task_of(run.settings), run.settings.model, run.settings.prune
     wanted = _every_choice(run, flags)

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import hashlib
 import re
-import time
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from absl import logging
 from flax import nnx
 
 from layerdrop_jax.data import tokenizers
-from layerdrop_jax.data.pairs import load_eval_text, save_eval_text
+from layerdrop_jax.data.pairs import load_eval_text, save_eval_text, warn_of_padding
 from layerdrop_jax.decoding.batching import decode_sentences
 from layerdrop_jax.decoding.beam import beam_search, search_options
 from layerdrop_jax.models.cut import masks
@@ -46,6 +45,8 @@ def prepare(settings, workdir, *, load_pairs, prepare_rows):
         workdir, tokenizers.train_tokenizer, pairs, data.vocab_size, origin=settings.init.run
     )
     rows = prepare_rows(data, tokenizer, pairs, seed=settings.seed)
+    if fresh:  # said once, and of what is trained on
+        warn_of_padding(rows)
     valid_rows = prepare_rows(data, tokenizer, valid)
     stats = rows.stats
     lost = ", ".join(
@@ -137,15 +138,14 @@ def make_answerer(run: Run, *, max_source: int):
 def evaluate(run: Run, answer_texts, score) -> tuple[list[dict], list[dict]]:
     """Scores of the test split, whole and cut to every decoder depth; keeps the answers.
 
-    The depths keep the layers of `pruning.every_depth`, without fine-tuning. Their words per second
-    are source words (split at blanks) over the time of answering the split, compilation left out.
+    The depths keep the layers of `pruning.every_depth`, without fine-tuning. How fast they are is
+    not said: a cut network writes longer nonsense. `frontier` measures it on as many tokens each.
 
     Returns:
       ``(scores, depths)``: a record for each kind of score, whole, and one for each depth.
     """
     settings = run.settings
     sources, references = _held_out(run, "test")
-    words = sum(len(line.split()) for line in sources)
 
     # The whole network goes first: it compiles what all depths then share.
     answers, cut = answer_texts(sources, description="decoding the test split")
@@ -155,10 +155,8 @@ def evaluate(run: Run, answer_texts, score) -> tuple[list[dict], list[dict]]:
     ]
 
     def at(keep, description):
-        start = time.perf_counter()
         cut_down, _ = answer_texts(sources, keep, description=description)
-        speed = {"words_per_second": words / (time.perf_counter() - start)}
-        return speed | score(cut_down, references)[0]
+        return score(cut_down, references)[0]
 
     depths = score_depths(run, at)
     (run.workdir / "data" / f"test.hypotheses.{settings.data.target}").write_text(

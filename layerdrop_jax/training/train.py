@@ -13,7 +13,8 @@ from absl import logging
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from layerdrop_jax.data import pipeline
+from layerdrop_jax.data import checksums, pipeline
+from layerdrop_jax.data.workers import WorkerDied
 from layerdrop_jax.models.params import count_params, make_params, model_graph
 from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.runs.checkpoints import Checkpoints, saved_steps
@@ -49,6 +50,7 @@ def train(config, workdir, *, command: str) -> None:
       ValueError: a bad config, or one that does not fit the run found in ``workdir``.
       FloatingPointError: the loss is not finite; names the step and the checkpoint kept.
       Interrupted: SIGTERM or SIGINT; the state is saved.
+      WorkerDied: one of data.workers; on a single host the state is saved.
       OSError: the folder cannot be written.
     """
     settings = settings_lib.parse(config)
@@ -68,6 +70,8 @@ def _train(settings, config, workdir, command):
         )
     check_folder(workdir, config)  # it may have been another's while this one waited
     begins = not saved_steps(workdir / "checkpoints")
+    if begins and jax.process_index() == 0:
+        checksums.unseal(workdir)  # what a start that failed has left may be written anew
     beginning = origin.load_origin(settings) if begins or settings.init.distill else None
     taken = {}
     if beginning and begins:
@@ -155,6 +159,11 @@ def _train(settings, config, workdir, command):
         writer.write("start", 0, {"command": command, "hardware": hardware()})
         writer.write("data", 0, rows.stats)
 
+    def save(step, **about):
+        scores = _learned_scores(state, settings.drop)
+        metadata = {"rows": fingerprint} | scores
+        checkpoints.save(step, state, batches.get_state(), metadata=metadata, **about)
+
     # Loop
     last = settings.train.steps
     peak = mesh.size * peak_flops(settings.model.dtype)
@@ -164,8 +173,17 @@ def _train(settings, config, workdir, command):
     with _signals() as stop, Progress(last, start=step, counted=counted) as progress:
         metrics = None
         while step < last and not stopping:
-            with window.waiting():
-                batch = next(batches)
+            try:
+                with window.waiting():
+                    batch = next(batches)
+            except WorkerDied:
+                if step and jax.process_count() == 1:  # saving is something that all do together
+                    if metrics is not None:
+                        _check_finite(metrics, step, checkpoints)
+                    save(step, passing=True)
+                checkpoints.close()
+                batches.close()
+                raise
             batch = sharding.shard_rows(batch, mesh, axis=1)
             with jax.set_mesh(mesh):  # around nothing else: some of the rest is done by one process
                 previous, (state, metrics) = metrics, train_step(state, batch, teacher)
@@ -196,14 +214,7 @@ def _train(settings, config, workdir, command):
                 shown = ", ".join(f"{name} {value:.4f}" for name, value in valid.items())
                 progress.print(f"step {step:,}: valid {shown}")
             if in_turn or stopping:
-                checkpoints.save(
-                    step,
-                    state,
-                    batches.get_state(),
-                    valid_loss=valid_loss,
-                    metadata={"rows": fingerprint} | _learned_scores(state, settings.drop),
-                    passing=not in_turn,
-                )
+                save(step, valid_loss=valid_loss, passing=not in_turn)
         checkpoints.close()
         writer.close()
         batches.close()
@@ -297,6 +308,7 @@ def _numbers(task, sums, rate, peak):
         cut = {"cut_nats": nats, **cut}
     numbers = {
         "loss": sums["loss"] / tokens,
+        "nats": sums["nll"] / tokens,  # without label smoothing, as validation has it
         **_with_perplexity(task, sums["nll"] / tokens),
         **cut,
         "lr": float(rate),
