@@ -94,7 +94,7 @@ def _measured(name) -> Entry:
 
 
 def _read_layers(text) -> tuple[int, ...]:
-    return tuple(int(layer) for layer in text.split(",") if text)
+    return tuple(int(layer) for layer in text.split(","))
 
 
 STRATEGIES = {
@@ -172,6 +172,8 @@ def parse_strategy(text: str) -> Strategy:
     if not colon and name not in STRATEGIES:
         name, colon, value = ("explicit" if "," in name else "spread"), ":", name
     entry = STRATEGIES.get(name)
+    if name == "explicit" and colon and not value.strip():
+        raise ValueError(f"{text!r} names no layers to keep: depth 0 is asked for by 0")
     try:
         if entry is None or bool(colon) != bool(entry.read):
             raise ValueError

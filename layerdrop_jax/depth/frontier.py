@@ -1,6 +1,7 @@
 """Every depth of a trained network: quality, latency, memory, parameters, and which to take."""
 
 import itertools
+import math
 import pathlib
 
 import jax
@@ -51,8 +52,11 @@ def measure(
       within both budgets, None without a budget or where none is.
 
     Raises:
-      ValueError: a strategy that cannot be read or does not fit.
+      ValueError: a strategy that cannot be read or does not fit; a budget that is none.
     """
+    for name, budget in (("budget_ms", budget_ms), ("budget_params", budget_params)):
+        if budget is not None and not 0 < budget < math.inf:
+            raise ValueError(f"--{name}={budget} is no budget: it is a number above 0")
     if output:
         check_output(output)
     run = load_run(workdir, changes)

@@ -37,7 +37,6 @@ import jax.numpy as jnp
 from absl import logging
 from flax import traverse_util
 from jax.experimental import multihost_utils
-from orbax.checkpoint import v1 as ocp
 
 FILES = "files.json"
 HASHERS = 4  # threads that hash a checkpoint's files while Orbax reads them
@@ -121,6 +120,9 @@ class Checkpoints:
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
 
     def _open(self, *, clean):
+        # Imported where it is used: it takes a second, and --mode=describe does without.
+        from orbax.checkpoint import v1 as ocp
+
         return ocp.training.Checkpointer(
             self._folder, preservation_policy=self._keep, cleanup_tmp_directories=clean
         )
@@ -362,6 +364,8 @@ def write_params(folder, step: int, params: dict, metadata: dict | None = None):
       FileExistsError: there is a checkpoint of that step.
       OSError: the folder cannot be written.
     """
+    from orbax.checkpoint import v1 as ocp
+
     folder = pathlib.Path(folder).absolute()
     path = folder / str(step)
     if path.exists():
@@ -538,6 +542,7 @@ def _change(path: pathlib.Path, parts, pool) -> str | None:
 
 def _read(path: pathlib.Path, abstract: dict) -> tuple[str | None, dict]:
     """(what is wrong, or None; the parts asked for)."""
+
     problem = _damage(path)
     if problem:
         return problem, {}
@@ -558,7 +563,9 @@ def _read(path: pathlib.Path, abstract: dict) -> tuple[str | None, dict]:
 
 
 def _load(path: pathlib.Path, abstract: dict) -> tuple[str | None, dict]:
-    """What `_read` returns, whatever the checksums say."""
+    """Returns what `_read` does, whatever the checksums say."""
+    from orbax.checkpoint import v1 as ocp
+
     lacking = abstract.keys() - set(_about(path)["parts"])
     if lacking:
         raise ValueError(

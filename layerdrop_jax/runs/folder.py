@@ -70,6 +70,8 @@ def check_folder(workdir, config):
 class Held(ValueError):
     """Another process trains in the folder: the same command can succeed later."""
 
+    later = True  # for the command line
+
 
 @contextlib.contextmanager
 def held(workdir: pathlib.Path):
@@ -170,9 +172,10 @@ def read_config(workdir) -> dict:
     """
     path = pathlib.Path(workdir) / "config.json"
     if not path.exists():
-        what = (
-            "has no config.json: it is not a run's folder" if path.parent.is_dir() else "is missing"
-        )
+        if path.parent.is_dir():
+            what = "has no config.json: it is not a run's folder"
+        else:
+            what = "is a file, not a run's folder" if path.parent.exists() else "is missing"
         raise FileNotFoundError(f"--workdir={workdir} {what}; train makes one")
     config = _read_object(path)
     checksums.check(workdir, "config.json")

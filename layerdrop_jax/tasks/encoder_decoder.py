@@ -44,10 +44,15 @@ def prepare(settings, workdir, *, load_pairs, prepare_rows):
     tokenizer = make_tokenizer(
         workdir, tokenizers.train_tokenizer, pairs, data.vocab_size, origin=settings.init.run
     )
-    rows = prepare_rows(data, tokenizer, pairs, seed=settings.seed)
+    rows, valid_rows = (
+        _of_split(split, prepare_rows, data, tokenizer, of_split, **options)
+        for split, of_split, options in (
+            ("train", pairs, {"seed": settings.seed}),
+            ("valid", valid, {}),
+        )
+    )
     if fresh:  # said once, and of what is trained on
         warn_of_padding(rows)
-    valid_rows = prepare_rows(data, tokenizer, valid)
     stats = rows.stats
     lost = ", ".join(
         f"{stats[name]:,} {what}"
@@ -70,6 +75,14 @@ def prepare(settings, workdir, *, load_pairs, prepare_rows):
         for split, held_out in (("valid", valid), ("test", test)):
             save_eval_text(workdir, split, held_out, languages=_sides(settings))
     return rows, valid_rows
+
+
+def _of_split(split, prepare_rows, *arguments, **options):
+    """The rows of a split; where there are none, the error names it."""
+    try:
+        return prepare_rows(*arguments, **options)
+    except ValueError as error:
+        raise ValueError(f"{split}: {error}") from None
 
 
 def fingerprint(rows) -> str:

@@ -1,5 +1,6 @@
 """Training, from a config and a folder to checkpoints and a report; a run resumes by itself."""
 
+import contextlib
 import functools
 import math
 import os
@@ -18,7 +19,7 @@ from layerdrop_jax.data.workers import WorkerDied
 from layerdrop_jax.models.params import count_params, make_params, model_graph
 from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.runs.checkpoints import Checkpoints, saved_steps
-from layerdrop_jax.runs.folder import PRUNED, check_folder, held, write_config
+from layerdrop_jax.runs.folder import PRUNED, check_folder, held, is_fresh, write_config
 from layerdrop_jax.runs.metrics import MetricWriter, perplexity
 from layerdrop_jax.step import rate_scores, sharding
 from layerdrop_jax.step.dropping import describe_rates
@@ -27,7 +28,7 @@ from layerdrop_jax.step.optimizers import make_optimizer
 from layerdrop_jax.step.train_step import make_state
 from layerdrop_jax.step.train_step import train_step as pure_train_step
 from layerdrop_jax.tasks.task import task_of
-from layerdrop_jax.training import origin
+from layerdrop_jax.training import memory, origin
 from layerdrop_jax.training.hardware import hardware, peak_flops
 from layerdrop_jax.training.progress_line import Progress, Window
 
@@ -36,6 +37,8 @@ STEPS_BETWEEN_AGREEMENTS = 10  # of many hosts, on whether one of them was told 
 
 class Interrupted(Exception):
     """SIGTERM or Ctrl-C: everything is saved, and the same command goes on from here."""
+
+    later = True  # for the command line: the same command goes on
 
 
 def train(config, workdir, *, command: str) -> None:
@@ -69,7 +72,17 @@ def _train(settings, config, workdir, command):
             f"model.drop_path_rows='kept' picks rows across {mesh.size} devices: use 'all' there"
         )
     check_folder(workdir, config)  # it may have been another's while this one waited
-    begins = not saved_steps(workdir / "checkpoints")
+    optimizer, rate = make_optimizer(settings.optimizer)
+    rates = settings.drop.rates(settings.model)
+
+    def start():
+        params = make_params(settings.model, settings.seed)
+        return make_state(settings.model, params, optimizer, settings.drop, settings.seed)
+
+    abstract, shard = jax.eval_shape(start), settings.train.shard_parameters
+    layout = sharding.state_sharding(abstract, mesh, stacks=rates, shard=shard)
+    memory.check_state(abstract, layout)  # before data is read or anything is allocated
+    begins, fresh = not saved_steps(workdir / "checkpoints"), is_fresh(workdir)
     if begins and jax.process_index() == 0:
         checksums.unseal(workdir)  # what a start that failed has left may be written anew
     beginning = origin.load_origin(settings) if begins or settings.init.distill else None
@@ -97,19 +110,8 @@ def _train(settings, config, workdir, command):
         process_count=jax.process_count(),
     )
 
-    # State and step
+    # The step, and whether it fits
     graph = model_graph(settings.model)
-    optimizer, rate = make_optimizer(settings.optimizer)
-    rates = settings.drop.rates(settings.model)
-
-    def start():
-        params = make_params(settings.model, settings.seed)
-        return make_state(settings.model, params, optimizer, settings.drop, settings.seed)
-
-    layout = sharding.state_sharding(
-        jax.eval_shape(start), mesh, stacks=rates, shard=settings.train.shard_parameters
-    )
-    state = jax.jit(start, out_shardings=layout)()
     train_step = jax.jit(
         functools.partial(
             pure_train_step,
@@ -129,6 +131,20 @@ def _train(settings, config, workdir, command):
         donate_argnums=0,
         out_shardings=(layout, sharding.replicated(mesh)),
     )
+    teacher = None
+    if settings.init.distill:
+        theirs = sharding.state_sharding(beginning.run.params, mesh, stacks=rates, shard=shard)
+        teacher = sharding.put(beginning.run.params, theirs)
+    micro = sharding.abstract_batch(
+        rows.padding, mesh, (settings.train.accumulate, settings.data.batch_rows)
+    )
+    with _begun_only_if_it_fits(workdir, fresh):
+        pipeline.check_update(settings.data, rows, accumulate=settings.train.accumulate)
+        with jax.set_mesh(mesh):
+            train_step = train_step.lower(sharding.abstract(abstract, layout), micro, teacher)
+        train_step = train_step.compile()
+        memory.check_step(train_step)
+    state = jax.jit(start, out_shardings=layout)()
     valid_step = jax.jit(functools.partial(_valid_step, task, graph))
     rates_of = jax.jit(functools.partial(rate_scores.rates, drop=settings.drop))
     print(f"{count_params(state['params']):,} parameters on {mesh.size} device(s)")
@@ -136,11 +152,6 @@ def _train(settings, config, workdir, command):
 
     # Restore
     state |= {name: sharding.put(tree, layout[name]) for name, tree in taken.items()}
-    teacher = None
-    if settings.init.distill:
-        params, shard = beginning.run.params, settings.train.shard_parameters
-        theirs = sharding.state_sharding(params, mesh, stacks=rates, shard=shard)
-        teacher = sharding.put(params, theirs)
     checkpoints = Checkpoints(workdir / "checkpoints", settings.checkpoint)
     restored = checkpoints.restore_latest(state)
     step = 0
@@ -223,6 +234,17 @@ def _train(settings, config, workdir, command):
             f"stopped at step {step:,} and saved it in {workdir}; "
             "the same command goes on from there"
         )
+
+
+@contextlib.contextmanager
+def _begun_only_if_it_fits(workdir, fresh):
+    """Takes back that a new run has begun where it is refused within: another config may follow."""
+    try:
+        yield
+    except ValueError:
+        if fresh and jax.process_index() == 0:
+            (workdir / "config.json").unlink(missing_ok=True)
+        raise
 
 
 def _teach(settings, beginning):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from layerdrop_jax import files
 from layerdrop_jax.data import checksums
 
 
@@ -57,7 +58,7 @@ def test_rewriting_keeps_the_others_and_seals_what_is_new(folder):
 
 def test_killed_between_the_file_and_its_checksum(folder, monkeypatch):
     """Whatever was written last, the folder can be read."""
-    write, written = checksums.tokenizers.write_atomically, []
+    write, written = files.write_atomically, []
 
     def write_and_die(path, text):
         if len(written) == survived:
@@ -65,7 +66,8 @@ def test_killed_between_the_file_and_its_checksum(folder, monkeypatch):
         written.append(path)
         write(path, text)
 
-    monkeypatch.setattr(checksums.tokenizers, "write_atomically", write_and_die)
+    for module in (files, checksums):
+        monkeypatch.setattr(module, "write_atomically", write_and_die)
     for survived in (0, 1, 2):
         written.clear()
         with pytest.raises(KeyboardInterrupt):
