@@ -197,6 +197,8 @@ def parse_strategy(text: str) -> Strategy:
       ValueError: an unknown form, or a number that is none.
     """
     name, colon, value = text.strip().partition(":")
+    if not (value if colon else name):
+        raise ValueError(f"{text!r} names no layers to keep: depth 0 is asked for by 0")
     try:
         if not colon:
             if name == "all":
@@ -208,7 +210,7 @@ def parse_strategy(text: str) -> Strategy:
         if name == "every_other":
             return Strategy(name, float(value))
         if name == "explicit":
-            return Strategy(name, tuple(int(layer) for layer in value.split(",") if value))
+            return Strategy(name, tuple(int(layer) for layer in value.split(",")))
         if name in RULES or name in MEASURED:
             return Strategy(name, int(value))
         raise ValueError

@@ -56,6 +56,7 @@ class LabelledConfig:
         if self.dataset not in DATASETS:
             known = ", ".join(DATASETS)
             raise ValueError(f"unknown data.dataset {self.dataset!r}; known: {known}")
+        vocabulary.check_vocab_size(self.vocab_size)
         if self.batch_rows < 1:
             raise ValueError(f"data.batch_rows={self.batch_rows} must be at least 1")
         if self.length < SHORTEST:

@@ -7,9 +7,9 @@ on the seed alone; the place in the data is one number, which `get_state` of the
 import dataclasses
 import os
 import re
+import typing
 from collections.abc import Iterator, Sequence
 
-import grain
 import numpy as np
 import tokenizers
 from absl import flags, logging
@@ -18,6 +18,9 @@ from layerdrop_jax.data import packing
 from layerdrop_jax.data import tokenizers as bpe
 from layerdrop_jax.data.datasets import prepared, text
 from layerdrop_jax.data.progress import progress
+
+if typing.TYPE_CHECKING:
+    import grain  # in the functions that use it: it takes two seconds to import
 
 DATASETS = prepared.DATASETS
 # Endless: more than any training takes, yet exact in the floats by which Grain divides lengths.
@@ -64,6 +67,7 @@ class DataConfig:
             raise ValueError(f"unknown data.dataset {self.dataset!r}; known: {known}")
         if self.source == self.target:
             raise ValueError(f"data.source and data.target are both {self.source!r}")
+        bpe.check_vocab_size(self.vocab_size)
         for name in ("batch_rows", "source_length", "target_length", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name}={getattr(self, name)} must be at least 1")
@@ -172,7 +176,7 @@ class TrainIterator:
     Its state is the number of batches taken, whatever the number of workers and processes.
     """
 
-    def __init__(self, batches: grain.MapDataset, workers: int):
+    def __init__(self, batches: "grain.MapDataset", workers: int):
         self._batches, self._workers = batches, workers
         self._taken, self._running = 0, None
 
@@ -187,6 +191,8 @@ class TrainIterator:
         return batch
 
     def _start(self):
+        import grain
+
         rest = self._batches.slice(slice(self._taken, None))
         if not self._workers:
             return iter(
@@ -240,6 +246,8 @@ def train_iterator(
     Raises:
       ValueError: `batch_rows` that the processes cannot share equally.
     """
+    import grain
+
     batches = (
         grain.MapDataset.source(rows)
         .seed(seed)

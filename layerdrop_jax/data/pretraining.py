@@ -59,6 +59,7 @@ class PretrainingConfig:
                 )
         if len(set(names)) < len(names):
             raise ValueError(f"data.dataset={self.dataset!r} names a set twice")
+        vocabulary.check_vocab_size(self.vocab_size)
         if self.batch_rows < 1:
             raise ValueError(f"data.batch_rows={self.batch_rows} must be at least 1")
         if self.length < 2:

@@ -62,9 +62,13 @@ class StreamConfig:
         if self.tokenizer not in TOKENIZERS:
             known = ", ".join(TOKENIZERS)
             raise ValueError(f"unknown data.tokenizer {self.tokenizer!r}; known: {known}")
-        for name in ("batch_rows", "length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"data.{name}={getattr(self, name)} must be at least 1")
+        vocabulary.check_vocab_size(self.vocab_size)
+        if self.batch_rows < 1:
+            raise ValueError(f"data.batch_rows={self.batch_rows} must be at least 1")
+        if self.length < 2:
+            raise ValueError(
+                f"data.length={self.length} must be at least 2: a row of one token has no context"
+            )
         if self.workers < 0:
             raise ValueError(f"data.workers={self.workers} must be 0 or more")
 

@@ -55,6 +55,7 @@ class SummaryConfig:
             raise ValueError(f"unknown data.dataset {self.dataset!r}; known: {known}")
         if self.source == self.target:
             raise ValueError(f"data.source and data.target are both {self.source!r}")
+        bpe.check_vocab_size(self.vocab_size)
         if self.batch_rows < 1:
             raise ValueError(f"data.batch_rows={self.batch_rows} must be at least 1")
         if self.workers < 0:

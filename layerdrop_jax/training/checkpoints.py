@@ -35,7 +35,6 @@ import jax.numpy as jnp
 from absl import logging
 from flax import traverse_util
 from jax.experimental import multihost_utils
-from orbax.checkpoint import v1 as ocp
 
 SIZES = "files.json"
 
@@ -118,6 +117,9 @@ class Checkpoints:
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
 
     def _open(self, *, clean):
+        # Imported where it is used: it takes a second, and --mode=describe does without.
+        from orbax.checkpoint import v1 as ocp
+
         return ocp.training.Checkpointer(
             self._folder, preservation_policy=self._keep, cleanup_tmp_directories=clean
         )
@@ -359,6 +361,8 @@ def write_params(folder, step: int, params: dict, metadata: dict | None = None):
       FileExistsError: there is a checkpoint of that step.
       OSError: the folder cannot be written.
     """
+    from orbax.checkpoint import v1 as ocp
+
     folder = pathlib.Path(folder).absolute()
     path = folder / str(step)
     if path.exists():
@@ -492,6 +496,8 @@ def _damage(path: pathlib.Path) -> str | None:
 
 def _read(path: pathlib.Path, abstract: dict) -> tuple[str | None, dict]:
     """(what is wrong, or None; the parts asked for)."""
+    from orbax.checkpoint import v1 as ocp
+
     problem = _damage(path)
     if problem:
         return problem, {}

@@ -49,9 +49,11 @@ class PruneConfig:
             try:
                 strategy = pruning.parse_strategy(getattr(self, stack))
                 check_strategy(strategy, model.depth(stack), self.budget)
-                if strategy.name == "data_driven" and not drop.score_units:
+                learned = drop.score_units and 0 < getattr(drop, stack) < 1
+                if strategy.name == "data_driven" and not learned:
                     raise ValueError(
-                        "data_driven needs scores that training learns: see drop.score_units"
+                        "data_driven needs scores that training learns: see drop.score_units, with "
+                        f"drop.{stack} between 0 and 1"
                     )
             except ValueError as error:
                 raise ValueError(f"prune.{stack}={getattr(self, stack)!r}: {error}") from None

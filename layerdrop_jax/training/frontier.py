@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import pathlib
 
 import jax
@@ -48,8 +49,11 @@ def measure(
       within both budgets, None without a budget or where none is.
 
     Raises:
-      ValueError: a strategy that cannot be read or does not fit.
+      ValueError: a strategy that cannot be read or does not fit; a budget that is none.
     """
+    for name, budget in (("budget_ms", budget_ms), ("budget_params", budget_params)):
+        if budget is not None and not 0 < budget < math.inf:
+            raise ValueError(f"--{name}={budget} is no budget: it is a number above 0")
     run = load_run(workdir, changes)
     task, model, prune = tasks.of(run.settings), run.settings.model, run.settings.prune
     wanted = _every_choice(run, flags)

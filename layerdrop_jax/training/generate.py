@@ -50,10 +50,15 @@ def _write(target, data):
 
 def _check_writable(target):
     folder = os.path.dirname(os.path.abspath(target))
-    if os.path.isdir(target) or not os.access(folder, os.W_OK):
-        raise OSError(
-            f"cannot write --output={target}: it is a folder, or {folder} is not writable"
-        )
+    if os.path.isdir(target):
+        what = "it is a folder"
+    elif not os.path.isdir(folder):
+        what = f"there is no folder {folder}"
+    elif not os.access(folder, os.W_OK):
+        what = f"{folder} is not writable"
+    else:
+        return
+    raise OSError(f"cannot write --output={target}: {what}")
 
 
 def _read_lines(source):

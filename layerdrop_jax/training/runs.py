@@ -55,6 +55,8 @@ def check_folder(workdir, config):
 class Held(ValueError):
     """Another process trains in the folder: the same command can succeed later."""
 
+    later = True  # for the command line
+
 
 @contextlib.contextmanager
 def held(workdir: pathlib.Path):
@@ -153,9 +155,10 @@ def read_config(workdir) -> dict:
     """
     path = pathlib.Path(workdir) / "config.json"
     if not path.exists():
-        what = (
-            "has no config.json: it is not a run's folder" if path.parent.is_dir() else "is missing"
-        )
+        if path.parent.is_dir():
+            what = "has no config.json: it is not a run's folder"
+        else:
+            what = "is a file, not a run's folder" if path.parent.exists() else "is missing"
         raise FileNotFoundError(f"--workdir={workdir} {what}; train makes one")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

@@ -149,6 +149,17 @@ def _check_encoder_decoder(settings, longest):
                 f"data.vocab_size={data.vocab_size}"
             )
         _check_block(model, f"{side}_length", getattr(data, f"{side}_length"))
+    if 2 * settings.decode.beam >= data.vocab_size:  # what `beam_search` asks for
+        raise ValueError(
+            f"decode.beam={settings.decode.beam} needs data.vocab_size={data.vocab_size} to be at "
+            f"least {2 * settings.decode.beam + 1}: use a smaller beam"
+        )
+    for side in longest:  # what `decode_sentences` asks for
+        if getattr(model, f"max_{side}_length") < 2:
+            raise ValueError(
+                f"model.max_{side}_length={getattr(model, f'max_{side}_length')} has no room for a "
+                "token and its eos"
+            )
     for name, limit in (
         ("prompt_tokens", model.max_source_length),
         ("new_tokens", model.max_target_length - 1),  # the end symbol takes one

@@ -32,6 +32,8 @@ STEPS_BETWEEN_AGREEMENTS = 10  # of many hosts, on whether one of them was told 
 class Interrupted(Exception):
     """SIGTERM or Ctrl-C: everything is saved, and the same command goes on from here."""
 
+    later = True  # for the command line: the same command goes on
+
 
 def train(config, workdir, *, command: str) -> None:
     """Trains to ``train.steps``, from the last checkpoint in ``workdir`` where there is one.
