@@ -25,6 +25,7 @@ if typing.TYPE_CHECKING:
 DATASETS = prepared.DATASETS
 # Endless: more than any training takes, yet exact in the floats by which Grain divides lengths.
 MOST_ROWS = 2**52
+MOST_REPEATS = 10  # of a row in one update; a few suit a first try with little text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -258,6 +259,28 @@ def train_iterator(
         .batch(accumulate)
     )
     return TrainIterator(batches, config.workers)
+
+
+def check_update(config: DataConfig, rows: packing.PackedRows, *, accumulate: int) -> None:
+    """Warns of an update that reads rows more than once, and refuses one that does so often.
+
+    Args:
+      config: `batch_rows`.
+      rows: of the training split.
+      accumulate: micro-batches of an update.
+
+    Raises:
+      ValueError: an update that would read every row more than MOST_REPEATS times.
+    """
+    taken, repeats = config.batch_rows * accumulate, config.batch_rows * accumulate / len(rows)
+    what = (
+        f"data.batch_rows={config.batch_rows} and train.accumulate={accumulate} are {taken:,} rows "
+        f"for an update, and the training split has {len(rows):,}"
+    )
+    if repeats > MOST_REPEATS:
+        raise ValueError(f"{what}: use fewer, or more text")
+    if repeats > 1:
+        logging.warning("%s: each update reads each of them %.1f times", what, repeats)
 
 
 def eval_batches(

@@ -46,8 +46,13 @@ def prepare(settings, workdir, config, *, load_pairs, prepare_rows):
     tokenizer = make_tokenizer(
         workdir, tokenizers.train_tokenizer, pairs, data.vocab_size, origin=settings.init.run
     )
-    rows = prepare_rows(data, tokenizer, pairs, seed=settings.seed)
-    valid_rows = prepare_rows(data, tokenizer, valid)
+    rows, valid_rows = (
+        _of_split(split, prepare_rows, data, tokenizer, of_split, **options)
+        for split, of_split, options in (
+            ("train", pairs, {"seed": settings.seed}),
+            ("valid", valid, {}),
+        )
+    )
     stats = rows.stats
     lost = ", ".join(
         f"{stats[name]:,} {what}"
@@ -71,6 +76,14 @@ def prepare(settings, workdir, config, *, load_pairs, prepare_rows):
                 pipeline.save_eval_text(workdir, split, held_out, languages=_sides(settings))
         tokenizers.write_atomically(workdir / "config.json", json.dumps(config, indent=2) + "\n")
     return rows, valid_rows
+
+
+def _of_split(split, prepare_rows, *arguments, **options):
+    """The rows of a split; where there are none, the error names it."""
+    try:
+        return prepare_rows(*arguments, **options)
+    except ValueError as error:
+        raise ValueError(f"{split}: {error}") from None
 
 
 def fingerprint(rows) -> str:

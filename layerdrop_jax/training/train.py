@@ -1,5 +1,6 @@
 """Training, from a config and a folder to checkpoints and a report; a run resumes by itself."""
 
+import contextlib
 import functools
 import math
 import os
@@ -14,7 +15,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from layerdrop_jax.data import pipeline
-from layerdrop_jax.training import data_driven, origin, sharding, tasks
+from layerdrop_jax.training import data_driven, memory, origin, sharding, tasks
 from layerdrop_jax.training import settings as settings_lib
 from layerdrop_jax.training.accounting import hardware, peak_flops
 from layerdrop_jax.training.checkpoints import Checkpoints, saved_steps
@@ -22,7 +23,7 @@ from layerdrop_jax.training.dropping import describe_rates
 from layerdrop_jax.training.losses import Teacher
 from layerdrop_jax.training.metrics import MetricWriter, Progress, Window, perplexity
 from layerdrop_jax.training.optimizers import make_optimizer
-from layerdrop_jax.training.runs import PRUNED, check_folder, held
+from layerdrop_jax.training.runs import PRUNED, check_folder, held, is_fresh
 from layerdrop_jax.training.state import count_params, make_params, make_state, model_graph
 from layerdrop_jax.training.state import train_step as pure_train_step
 
@@ -65,7 +66,17 @@ def _train(settings, config, workdir, command):
             f"model.drop_path_rows='kept' picks rows across {mesh.size} devices: use 'all' there"
         )
     check_folder(workdir, config)  # it may have been another's while this one waited
-    begins = not saved_steps(workdir / "checkpoints")
+    optimizer, rate = make_optimizer(settings.optimizer)
+    rates = settings.drop.rates(settings.model)
+
+    def start():
+        params = make_params(settings.model, settings.seed)
+        return make_state(settings.model, params, optimizer, settings.drop, settings.seed)
+
+    abstract, shard = jax.eval_shape(start), settings.train.shard_parameters
+    layout = sharding.state_sharding(abstract, mesh, stacks=rates, shard=shard)
+    memory.check_state(abstract, layout)  # before data is read or anything is allocated
+    begins, fresh = not saved_steps(workdir / "checkpoints"), is_fresh(workdir)
     beginning = origin.load_origin(settings) if begins or settings.init.distill else None
     taken = {}
     if beginning and begins:
@@ -89,19 +100,8 @@ def _train(settings, config, workdir, command):
         process_count=jax.process_count(),
     )
 
-    # State and step
+    # The step, and whether it fits
     graph = model_graph(settings.model)
-    optimizer, rate = make_optimizer(settings.optimizer)
-    rates = settings.drop.rates(settings.model)
-
-    def start():
-        params = make_params(settings.model, settings.seed)
-        return make_state(settings.model, params, optimizer, settings.drop, settings.seed)
-
-    layout = sharding.state_sharding(
-        jax.eval_shape(start), mesh, stacks=rates, shard=settings.train.shard_parameters
-    )
-    state = jax.jit(start, out_shardings=layout)()
     train_step = jax.jit(
         functools.partial(
             pure_train_step,
@@ -121,6 +121,20 @@ def _train(settings, config, workdir, command):
         donate_argnums=0,
         out_shardings=(layout, sharding.replicated(mesh)),
     )
+    teacher = None
+    if settings.init.distill:
+        theirs = sharding.state_sharding(beginning.run.params, mesh, stacks=rates, shard=shard)
+        teacher = sharding.put(beginning.run.params, theirs)
+    micro = sharding.abstract_batch(
+        rows.padding, mesh, (settings.train.accumulate, settings.data.batch_rows)
+    )
+    with _begun_only_if_it_fits(workdir, fresh):
+        pipeline.check_update(settings.data, rows, accumulate=settings.train.accumulate)
+        with jax.set_mesh(mesh):
+            train_step = train_step.lower(sharding.abstract(abstract, layout), micro, teacher)
+        train_step = train_step.compile()
+        memory.check_step(train_step)
+    state = jax.jit(start, out_shardings=layout)()
     valid_step = jax.jit(functools.partial(_valid_step, task, graph))
     rates_of = jax.jit(functools.partial(data_driven.rates, drop=settings.drop))
     print(f"{count_params(state['params']):,} parameters on {mesh.size} device(s)")
@@ -128,11 +142,6 @@ def _train(settings, config, workdir, command):
 
     # Restore
     state |= {name: sharding.put(tree, layout[name]) for name, tree in taken.items()}
-    teacher = None
-    if settings.init.distill:
-        params, shard = beginning.run.params, settings.train.shard_parameters
-        theirs = sharding.state_sharding(params, mesh, stacks=rates, shard=shard)
-        teacher = sharding.put(params, theirs)
     checkpoints = Checkpoints(workdir / "checkpoints", settings.checkpoint)
     restored = checkpoints.restore_latest(state)
     step = 0
@@ -208,6 +217,17 @@ def _train(settings, config, workdir, command):
             f"stopped at step {step:,} and saved it in {workdir}; "
             "the same command goes on from there"
         )
+
+
+@contextlib.contextmanager
+def _begun_only_if_it_fits(workdir, fresh):
+    """Takes back that a new run has begun where it is refused within: another config may follow."""
+    try:
+        yield
+    except ValueError:
+        if fresh and jax.process_index() == 0:
+            (workdir / "config.json").unlink(missing_ok=True)
+        raise
 
 
 def _teach(settings, beginning):
