@@ -212,6 +212,12 @@ ROBERTA = "--config=configs/roberta.py:demo"
         (["--config.seed=2", WMT], "Found --config.seed=2 in argv before a value for --config"),
         (["--mode=polish"], "flag --mode=polish: value should be one of <train|evaluate|prune|"),
         (["--beam=4"], "Unknown command line flag 'beam'"),
+        ([WMT, "--beam=4"], "did you mean --config.decode.beam?"),
+        ([WMT, "--lr=3"], "did you mean --config.optimizer.rate?"),
+        ([WMT, "--config.decode.beam=512"], "decode.beam=512 needs data.vocab_size=1024 to be at"),
+        ([WMT, "--config.data.vocab_size=2000000000"], "data.vocab_size=2000000000 is not from 1"),
+        ([WMT, "--config.model.embed_dim=4000000"], "1,536,023,336,002,304 parameters take"),
+        ([LM, "--config.data.length=1"], "data.length=1 must be at least 2"),
         (["--nodistributed=1"], "--nodistributed=1 does not take an argument"),
         ([WMT, "evaluate"], "unknown argument 'evaluate': every argument is a flag, see --help"),
         ([], "--mode=train needs --config=configs/NAME.py[:variant]"),
@@ -260,6 +266,75 @@ def test_missing_and_foreign_folders_are_named(refused, tmp_path, mode):
     message = refused(f"--workdir={tmp_path}", *options)
     assert message.startswith(f"--workdir={tmp_path} has no config.json: it is not a run's folder")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_and_an_empty_name_are_no_folders(refused, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    assert f"--workdir={file} is a file" in refused(f"--workdir={file}", "--mode=evaluate")
+    assert "--workdir= is empty" in refused("--workdir=", "--mode=evaluate")
+
+
+@pytest.mark.parametrize(
+    "flag", ["--budget_ms=0", "--budget_ms=nan", "--budget_ms=inf", "--budget_params=0"]
+)
+def test_a_budget_that_is_none_is_refused_before_anything_is_read(refused, tmp_path, flag):
+    message = refused("--mode=frontier", f"--workdir={tmp_path / 'absent'}", flag)
+    assert message.startswith(flag)
+
+
+def test_no_layers_are_asked_for_by_0(refused, unbroken):
+    evaluate = ["--mode=evaluate", f"--workdir={unbroken[0]}"]
+    assert "--decoder_layers= is empty" in refused(*evaluate, "--decoder_layers=")
+    assert "'explicit:' names no layers" in refused(*evaluate, "--decoder_layers=explicit:")
+
+
+def test_an_update_of_absurdly_many_rows_is_refused_and_the_folder_stays_free(
+    run_launch, config_file, tmp_path
+):
+    given = [f"--config={config_file}", f"--workdir={tmp_path / 'run'}"]
+    for flag in ("--config.data.batch_rows=100000", "--config.train.accumulate=1000000"):
+        code, _, error = run_launch(*given, flag)
+        assert code == 1
+        assert flag.removeprefix("--config.") in error.splitlines()[-1]
+        assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("mode", "absent"),
+    [
+        (["--help"], ("jax", "numpy", "layerdrop_jax.training.settings")),
+        (
+            ["--mode=describe", WMT],
+            ("scipy.stats", "sklearn", "nltk", "sacrebleu", "grain", "orbax"),
+        ),
+    ],
+)
+def test_a_mode_imports_only_what_it_needs(mode, absent):
+    code = (
+        "import atexit, runpy, sys\n"
+        "atexit.register(lambda: print('loaded:', *sys.modules, file=sys.stderr))\n"
+        f"sys.argv = {['launch.py', *mode]!r}\n"
+        "runpy.run_path('launch.py', run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    loaded = done.stderr.rpartition("loaded: ")[2].split()
+    assert "absl.flags" in loaded, done.stderr
+    assert [name for name in absent if name in loaded] == []
+
+
+def test_help_names_the_flags_of_every_mode():
+    for mode, names in launch.MODES.items():
+        (line,) = [x for x in launch.__doc__.splitlines() if x.split()[:1] == [mode]]
+        assert line.split()[1:] == [f"--{name}" for name in names]
+
+
+def test_a_terminal_gets_a_table_and_a_script_gets_json(capsys, monkeypatch):
+    launch.say([{"bleu": 1.5}], lambda: "a table")
+    assert json.loads(capsys.readouterr().out) == [{"bleu": 1.5}]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    launch.say([{"bleu": 1.5}], lambda: "a table")
+    assert capsys.readouterr().out == "a table\n"
 
 
 def test_a_config_that_does_not_fit_the_run_names_the_keys(unbroken, config_file, refused):
@@ -335,11 +410,17 @@ def test_every_mode_hands_its_flags_on(run_launch, unbroken, monkeypatch, tmp_pa
 
     choice = {"verdict": "fine", "depths": [], "choice": None}
     choice["budget"] = {"ms": None, "parameters": None}
-    monkeypatch.setattr(launch.importance, "measure", take("importance", {}))
-    monkeypatch.setattr(launch.frontier, "measure", take("frontier", choice))
-    monkeypatch.setattr(launch, "finetune", take("finetune", "new"))
-    for name in ("write_importance", "write_frontier", "write_report", "evaluate"):
-        monkeypatch.setattr(launch, name, take(name, [{"of": name}]))
+    training, analysis = "layerdrop_jax.training", "layerdrop_jax.analysis"
+    monkeypatch.setattr(f"{training}.importance.measure", take("importance", {}))
+    monkeypatch.setattr(f"{training}.frontier.measure", take("frontier", choice))
+    monkeypatch.setattr(f"{training}.finetune.finetune", take("finetune", "new"))
+    for home, name in (
+        (f"{analysis}.importance", "write_importance"),
+        (f"{analysis}.frontier", "write_frontier"),
+        (f"{analysis}.report", "write_report"),
+        (f"{training}.evaluate", "evaluate"),
+    ):
+        monkeypatch.setattr(f"{home}.{name}", take(name, [{"of": name}]))
     workdir, output = f"--workdir={unbroken[0]}", f"--output={tmp_path / 'output'}"
     cut = {"flags": {"encoder": None, "decoder": "3"}, "changes": ["prune.seed=5"]}
     typed = ["--decoder_layers=3", "--set=prune.seed=5"]
@@ -395,11 +476,7 @@ def test_ctrl_c_outside_of_training_is_one_line(run_launch, unbroken, monkeypatc
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(launch, "evaluate", interrupt)
+    monkeypatch.setattr("layerdrop_jax.training.evaluate.evaluate", interrupt)
     code, out, error = run_launch("--mode=evaluate", f"--workdir={unbroken[0]}")
     assert (code, out) == (130, "")
     assert error == "launch.py: interrupted; what was saved before stands\n"
-
-
-def test_the_file_is_short():
-    assert len((ROOT / "launch.py").read_text().splitlines()) < 100

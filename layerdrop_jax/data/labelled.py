@@ -30,7 +30,8 @@ class LabelledConfig:
 
     Attributes:
       dataset: one of DATASETS.
-      data_dir: where prepared TFDS sets live; "" is TFDS's default, ~/tensorflow_datasets.
+      data_dir: where prepared sets live; "" is the folder ``data`` of the user's cache, see
+        `layerdrop_jax.data.cache`, and for TFDS's own sets its default, ~/tensorflow_datasets.
       path: folder of train.tsv, dev.tsv or valid.tsv, and test.tsv, each of which may end in
         .gz (tsv, sst2); "" for sst2 means $LAYERDROP_DATA/sst2, and the other sets do not look
         at it.

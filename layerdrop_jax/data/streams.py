@@ -35,7 +35,8 @@ class StreamConfig:
 
     Attributes:
       dataset: one of DATASETS.
-      data_dir: where prepared TFDS sets live; "" is TFDS's default, ~/tensorflow_datasets.
+      data_dir: where prepared sets live; "" is the folder ``data`` of the user's cache, see
+        `layerdrop_jax.data.cache`, and for TFDS's own sets its default, ~/tensorflow_datasets.
       path: folder of the user's files (text, wikitext-103, wikitext-2); "" downloads WikiText, and
         pystdlib does not look at it.
       tokenizer: "word", words between white space, or "bpe", pieces that keep text exactly.
