@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 
+import grain  # noqa: F401  (defines flags of its own, which flagsaver would take away again)
 import pytest
 from absl import flags
 from absl.testing import flagsaver
