@@ -197,7 +197,7 @@ def parse_strategy(text: str) -> Strategy:
       ValueError: an unknown form, or a number that is none.
     """
     name, colon, value = text.strip().partition(":")
-    if not (value if colon else name):
+    if name == "explicit" and colon and not value.strip():
         raise ValueError(f"{text!r} names no layers to keep: depth 0 is asked for by 0")
     try:
         if not colon:
