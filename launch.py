@@ -11,7 +11,6 @@
 Exit codes: 0 done; 1 error (-v=1 shows where); 75 saved, the same command goes on; 130 interrupted.
 """
 
-import json
 import shlex
 import sys
 
@@ -27,7 +26,8 @@ from layerdrop_jax.training import frontier, importance, runs, settings
 from layerdrop_jax.training.command_line import check_flags, check_overrides, in_one_line
 from layerdrop_jax.training.evaluate import evaluate
 from layerdrop_jax.training.finetune import finetune
-from layerdrop_jax.training.generate import generate
+from layerdrop_jax.training.generate import INPUT_FORMATS, generate
+from layerdrop_jax.training.metrics import to_json
 from layerdrop_jax.training.prune import prune
 from layerdrop_jax.training.train import train
 
@@ -37,7 +37,7 @@ MODES = {  # what each reads beside --workdir
     "evaluate": CUT,
     "prune": (*CUT, "output"),
     "finetune": (*CUT, "output", "distributed", "config"),
-    "generate": (*CUT, "input", "output"),
+    "generate": (*CUT, "input", "input_format", "output"),
     "importance": ("set", "output"),
     "frontier": (*CUT, "budget_ms", "budget_params", "output"),
     "describe": ("config",),
@@ -48,6 +48,9 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "config file, variant a
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder")
 MODE = flags.DEFINE_enum("mode", "train", list(MODES), "what to do")
 INPUT = flags.DEFINE_string("input", "", "generate: file to read instead of standard input")
+INPUT_FORMAT = flags.DEFINE_enum(
+    "input_format", "text", INPUT_FORMATS, "generate: what a line of input is, text or JSON"
+)
 OUTPUT = flags.DEFINE_string("output", "", "generate: file to write; other modes: folder to make")
 STACKS = {s: flags.DEFINE_string(f"{s}_layers", None, LAYERS) for s in ("encoder", "decoder")}
 SET = flags.DEFINE_multi_string("set", [], "SECTION.KEY=VALUE, otherwise than the run's config")
@@ -72,12 +75,12 @@ def main(argv):
     if DISTRIBUTED.value:
         return print("trained; now evaluate it on one host: --mode=evaluate")
     if mode in ("train", "finetune", "evaluate"):
-        print(json.dumps(evaluate(workdir, **(cut if mode == "evaluate" else {}))))
+        print(to_json(evaluate(workdir, **(cut if mode == "evaluate" else {}))))
         print(f"report: {write_report(workdir)}", file=sys.stderr)
     elif mode == "prune":
-        print(json.dumps(prune(workdir, OUTPUT.value, **cut)))
+        print(to_json(prune(workdir, OUTPUT.value, **cut)))
     elif mode == "generate":
-        generate(workdir, INPUT.value, OUTPUT.value, **cut)
+        generate(workdir, INPUT.value, OUTPUT.value, input_format=INPUT_FORMAT.value, **cut)
     elif mode == "importance":
         record = importance.measure(workdir, SET.value, output=OUTPUT.value, command=command)
         print(f"table: {write_importance(record, OUTPUT.value or workdir)}", file=sys.stderr)
@@ -85,7 +88,7 @@ def main(argv):
         budgets = {"budget_ms": BUDGET_MS.value, "budget_params": BUDGET_PARAMS.value}
         record = frontier.measure(workdir, output=OUTPUT.value, command=command, **cut, **budgets)
         print(f"table: {write_frontier(record, OUTPUT.value or workdir)}", file=sys.stderr)
-        print(json.dumps(frontier.summary(record)))
+        print(to_json(frontier.summary(record)))
     else:
         print(describe(settings.parse(config or runs.read_config(workdir))))
 

@@ -284,6 +284,7 @@ def summarisation(dataset, architecture):
     config.model.share_embeddings = "all"
     config.drop.update({"encoder": 0.2, "decoder": 0.2})
     config.prune.encoder = "all"
+    config.evaluate = ml_collections.ConfigDict({"rouge_tokenizer": "porter"})
     config.decode = ml_collections.ConfigDict(
         {
             "beam": 5,

@@ -307,4 +307,4 @@ def load_eval_text(folder: str | os.PathLike, split: str, *, languages) -> list[
       FileNotFoundError: they are not there.
       ValueError: files that were changed into empty, unequal or undecodable ones.
     """
-    return list(text.read_parallel(os.path.join(folder, "data"), split, *languages))
+    return list(text.read_parallel(os.path.join(folder, "data"), split, *languages, marked=False))

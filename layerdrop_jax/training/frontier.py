@@ -1,7 +1,6 @@
 """Every depth of a trained network: quality, latency, memory, parameters, and which to take."""
 
 import itertools
-import json
 import pathlib
 
 import jax
@@ -11,6 +10,7 @@ from layerdrop_jax.data import tokenizers
 from layerdrop_jax.data.progress import progress
 from layerdrop_jax.training import strategies, tasks
 from layerdrop_jax.training.latency import add_latency
+from layerdrop_jax.training.metrics import to_json
 from layerdrop_jax.training.runs import load_run, masks, original_layers, params_of
 from layerdrop_jax.training.scoring import Scorer, floor_nats
 
@@ -105,7 +105,7 @@ def measure(
         "budget": {"ms": budget_ms, "parameters": budget_params},
         "choice": choose(depths, task, budget_ms, budget_params),
     }
-    tokenizers.write_atomically(folder / FILE, json.dumps(record, indent=1) + "\n")
+    tokenizers.write_atomically(folder / FILE, to_json(record, indent=1) + "\n")
     return record
 
 

@@ -7,7 +7,6 @@ sub-layers|, that of Michel et al. 2019 for heads, a row of data at a time.
 """
 
 import functools
-import json
 import math
 import pathlib
 
@@ -22,6 +21,7 @@ from layerdrop_jax.data import tokenizers
 from layerdrop_jax.data.progress import progress
 from layerdrop_jax.models.blocks import Watch
 from layerdrop_jax.training import tasks
+from layerdrop_jax.training.metrics import to_json
 from layerdrop_jax.training.runs import Run, load_run, original_layers
 from layerdrop_jax.training.scoring import Scorer
 from layerdrop_jax.training.state import model_graph
@@ -92,7 +92,7 @@ def measure(workdir, changes=(), *, output: str = "", command: str) -> dict:
         "command": command,
         "stacks": stacks,
     }
-    tokenizers.write_atomically(folder / FILE, json.dumps(record, indent=1) + "\n")
+    tokenizers.write_atomically(folder / FILE, to_json(record, indent=1) + "\n")
     return record
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import json
 import time
 
 import jax
@@ -13,19 +12,19 @@ from absl import logging
 from flax import nnx
 
 from layerdrop_jax.data import pipeline, streams, tokenizers
-from layerdrop_jax.data.datasets.text import quoted_text
 from layerdrop_jax.data.progress import progress
 from layerdrop_jax.decoding.batching import padded_width
 from layerdrop_jax.decoding.constraints import EOS, PAD
 from layerdrop_jax.decoding.sampling import continue_sequences
 from layerdrop_jax.training import accounting, losses
 from layerdrop_jax.training.depths import score_depths
-from layerdrop_jax.training.metrics import perplexity
+from layerdrop_jax.training.metrics import check_scored, perplexity, to_json
 from layerdrop_jax.training.runs import Run, masks
 from layerdrop_jax.training.state import model_graph
 from layerdrop_jax.training.text_runs import prepare_texts
 
 QUALITY, BETTER = "perplexity", min
+NOTHING = "it has no text"
 COUNTED = "tokens"
 loss = losses.lm_loss
 flops = accounting.lm_flops
@@ -43,6 +42,7 @@ def prepare(settings, workdir, config):
         train_tokenizer=train[settings.data.tokenizer],
         make_blocks=streams.prepare_blocks,
         source_record=streams.source_record,
+        check=lambda split, rows: check_scored(len(rows.tokens), split, NOTHING),
     )
 
 
@@ -172,16 +172,18 @@ def finish_request(settings, network, state):
     return continue_sequences(network.step, log_probs_BxV, cache, keys_B, config)
 
 
-def answer(run: Run, lines, keep=None) -> list[str]:
-    """Continues each line; an answer is a JSON object with ``prompt`` and ``continuation``.
+def columns(run: Run) -> None:
+    """Says that a line of input is one text."""
 
-    A line that is itself a JSON string ("def f(x):\\n") stands for the text in it, so that a prompt
-    can have several lines. ``keep`` is as in `LM.__call__`.
+
+def answer(run: Run, prompts, keep=None) -> list[str]:
+    """Continues each prompt; an answer is a JSON object with ``prompt`` and ``continuation``.
+
+    A prompt may have several lines, and may be blank. ``keep`` is as in `LM.__call__`.
     """
-    prompts = [quoted_text(line) for line in lines]
     continuations = make_continuer(run)(prompts, keep)
     return [
-        json.dumps({"prompt": prompt, "continuation": continuation}, ensure_ascii=False)
+        to_json({"prompt": prompt, "continuation": continuation}, ensure_ascii=False)
         for prompt, continuation in zip(prompts, continuations, strict=True)
     ]
 
@@ -279,6 +281,7 @@ def _windows(run, split):
     windows = run.settings.evaluate
     texts = streams.load_saved_texts(run.workdir, split)
     tokens, offsets = tokenizers.encode_texts(run.tokenizer, texts)
+    check_scored(len(tokens), split, NOTHING)
     return streams.Windows(
         tokens,
         offsets,

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 import time
 
 import jax
@@ -15,13 +14,14 @@ from layerdrop_jax.data.progress import progress
 from layerdrop_jax.decoding.batching import padded_width
 from layerdrop_jax.training import accounting, losses, masking
 from layerdrop_jax.training.depths import score_depths
-from layerdrop_jax.training.metrics import perplexity
+from layerdrop_jax.training.metrics import check_scored, perplexity, to_json
 from layerdrop_jax.training.runs import Run, masks
 from layerdrop_jax.training.state import model_graph
 from layerdrop_jax.training.text_runs import prepare_texts
 
 QUALITY, BETTER = "perplexity", min
 COUNTED = "masked tokens"
+NOTHING = "of its few tokens none is masked (15 % are); give it more text"
 CANDIDATES = 5  # for each mask that is filled in
 SIGNATURE = "base:e|masked:15%|of them kept:10%,random:10%|seed:0"
 loss = losses.masked_lm_loss
@@ -39,7 +39,13 @@ def prepare(settings, workdir, config):
         train_tokenizer=tokenizers.train_byte_bpe,
         make_blocks=pretraining.prepare_blocks,
         source_record=pretraining.source_record,
+        check=functools.partial(_check_masked, settings.data),
     )
+
+
+def _check_masked(data, split, rows):
+    batches = pipeline.eval_batches(data, rows)
+    check_scored(any(np.asarray(targets(b)[1]).any() for b in batches), split, NOTHING)
 
 
 def fingerprint(rows) -> str:
@@ -113,6 +119,7 @@ def make_measure(run: Run):
                 seconds += time.perf_counter() - start
                 advance(int((batch["tokens"] != tokenizers.PAD).any(axis=1).sum()))
         nll, tokens = np.sum(sums, axis=0, dtype=np.float64)
+        check_scored(tokens, split, NOTHING)
         return float(nll / tokens), int(tokens), seconds
 
     return measure
@@ -140,6 +147,10 @@ def start_request(settings, network, ids_BxP):
 def finish_request(settings, network, x_BxPxD):
     """The logits of ``prune.new_tokens`` masks, fewer where a text is shorter."""
     return network.logits(x_BxPxD[:, : settings.prune.new_tokens])
+
+
+def columns(run: Run) -> None:
+    """Says that a line of input is one text."""
 
 
 def answer(run: Run, lines, keep=None) -> list[str]:
@@ -247,4 +258,4 @@ def _filled(run, ids, places, shares_MxK, words_MxK) -> str:
         words = tokenizers.decode(run.tokenizer, [[int(word)] for word in words_K])
         of_word = zip(words, shares_K, strict=True)
         found.append([{"token": word, "probability": round(float(p), 6)} for word, p in of_word])
-    return json.dumps({"text": text, "masks": found}, ensure_ascii=False)
+    return to_json({"text": text, "masks": found}, ensure_ascii=False)

@@ -11,6 +11,7 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -26,6 +27,28 @@ FILE = "metrics.jsonl"
 def perplexity(nats: float) -> float:
     """exp of a mean -log p; of a hopeless one as much as a float holds."""
     return math.exp(min(nats, 700.0))
+
+
+def check_scored(items: int, split: str, why: str) -> None:
+    """Raises a ValueError that names a split of which nothing counts in its score.
+
+    Args:
+      items: how many tokens, texts or examples count.
+      split: its name.
+      why: what it lacks.
+    """
+    if not items:
+        raise ValueError(f"the {split} split has nothing to score: {why}")
+
+
+def to_json(record, **how) -> str:
+    """Writes a record as JSON that every reader takes: what is not finite becomes null.
+
+    Args:
+      record: what JSON can hold, and NumPy's numbers.
+      how: keywords of `json.dumps`.
+    """
+    return json.dumps(_plain(record), allow_nan=False, **how)
 
 
 def read_metrics(run) -> list[dict]:
@@ -81,7 +104,7 @@ class MetricWriter:
             # Only where a line must go: another process may be appending to the file.
             if len(kept) < len(records) or not _ends_a_line(path):
                 partial = path.with_suffix(".partial")
-                partial.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+                partial.write_text("".join(to_json(r) + "\n" for r in kept), encoding="utf-8")
                 os.replace(partial, path)
             self._file = path.open("a", encoding="utf-8")
             (path.parent / "tensorboard").mkdir(exist_ok=True)
@@ -108,7 +131,7 @@ class MetricWriter:
         if self._file is None:
             return
         values = {name: _plain(value) for name, value in values.items()}
-        line = json.dumps({"kind": kind, "step": int(step), **values})
+        line = to_json({"kind": kind, "step": int(step), **values})
         scalars = {k: v for k, v in values.items() if isinstance(v, int | float)}
         try:
             print(line, file=self._file, flush=True)
@@ -139,6 +162,8 @@ def _plain(value):
         return value
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {name: _plain(v) for name, v in value.items()}
     value = np.asarray(value).item()
     return value if math.isfinite(value) else None
 

@@ -10,6 +10,7 @@ from layerdrop_jax.core.pruning import check_layers
 from layerdrop_jax.data import tokenizers
 from layerdrop_jax.models.encoder import HEADS
 from layerdrop_jax.training.checkpoints import restore_state
+from layerdrop_jax.training.metrics import to_json
 from layerdrop_jax.training.optimizers import carry_moments, make_optimizer
 from layerdrop_jax.training.prune import take_rows
 from layerdrop_jax.training.runs import (
@@ -136,7 +137,7 @@ def write_numbers(origin: Origin, steps, workdir: pathlib.Path) -> None:
             for stack, kept in origin.layers.items()
         },
     }
-    tokenizers.write_atomically(workdir / PRUNED, json.dumps(record, indent=2) + "\n")
+    tokenizers.write_atomically(workdir / PRUNED, to_json(record, indent=2) + "\n")
 
 
 def check_same(origin: Origin, workdir: pathlib.Path) -> None:

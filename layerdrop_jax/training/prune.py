@@ -13,6 +13,7 @@ from layerdrop_jax.data import pipeline, tokenizers
 from layerdrop_jax.models.blocks import BlockConfig
 from layerdrop_jax.training import strategies, tasks
 from layerdrop_jax.training.checkpoints import write_params
+from layerdrop_jax.training.metrics import to_json
 from layerdrop_jax.training.runs import (
     PRUNED,
     Run,
@@ -82,8 +83,8 @@ def prune(workdir, output, *, flags: dict, changes=()) -> dict:
         }
         metadata = record | ({"scores": scores} if scores else {})
         write_params(partial / "checkpoints", max(parent.steps), params, metadata)
-        tokenizers.write_atomically(partial / "config.json", json.dumps(config, indent=2) + "\n")
-        tokenizers.write_atomically(partial / PRUNED, json.dumps(record, indent=2) + "\n")
+        tokenizers.write_atomically(partial / "config.json", to_json(config, indent=2) + "\n")
+        tokenizers.write_atomically(partial / PRUNED, to_json(record, indent=2) + "\n")
         for name in ("tokenizer.json", "labels.json"):  # of a classifier: its head's outputs
             if (parent.workdir / name).exists():
                 shutil.copy(parent.workdir / name, partial / name)

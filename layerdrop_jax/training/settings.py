@@ -12,7 +12,7 @@ from layerdrop_jax.data.streams import StreamConfig, check_windows
 from layerdrop_jax.data.summaries import SummaryConfig
 from layerdrop_jax.decoding.beam import BeamConfig
 from layerdrop_jax.decoding.sampling import SampleConfig
-from layerdrop_jax.models.blocks import check_sizes
+from layerdrop_jax.models.blocks import check_choice, check_sizes
 from layerdrop_jax.models.encoder import EncoderConfig
 from layerdrop_jax.models.lm import LMConfig
 from layerdrop_jax.models.seq2seq import Seq2SeqConfig
@@ -25,6 +25,7 @@ from layerdrop_jax.training.depth_settings import (
 )
 from layerdrop_jax.training.dropping import DecoderDrop, EncoderDecoderDrop, EncoderDrop
 from layerdrop_jax.training.optimizers import OptimizerConfig
+from layerdrop_jax.training.rouge import TOKENIZERS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,21 @@ class WindowConfig:
         check_windows(self.length, self.context, self.break_mode)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RougeConfig:
+    """How answers are scored.
+
+    Attributes:
+      rouge_tokenizer: what ROUGE takes for words: ``porter``, the library's, for English;
+        ``words`` or ``characters``, for every script. See `layerdrop_jax.training.rouge`.
+    """
+
+    rouge_tokenizer: str
+
+    def __post_init__(self):
+        check_choice("evaluate", "rouge_tokenizer", self.rouge_tokenizer, tuple(TOKENIZERS))
+
+
 # What may change between the start of a run and its resumption: nothing here moves a parameter
 # of a step already taken.
 CHANGEABLE = (
@@ -125,6 +141,7 @@ class SummarisationSettings:
     optimizer: OptimizerConfig
     train: TrainConfig
     checkpoint: CheckpointConfig
+    evaluate: RougeConfig
     decode: BeamConfig
     prune: EncoderDecoderPrune
     init: InitConfig

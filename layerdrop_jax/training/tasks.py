@@ -7,7 +7,7 @@ evaluate                     scores, whole and at every depth
 make_quality                 what scores a split with any layers, by one executable
 QUALITY, BETTER              the name of that score, and max or min
 start_request, finish_request               what a depth is timed by
-answer                       lines in, lines out
+columns, answer              the texts that an input has, by name; texts in, lines out
 valid_rows, targets, outputs of the validation split: what sub-networks are scored and compared by
 scored                       the network's config as evaluation computes it
 """

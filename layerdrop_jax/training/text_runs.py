@@ -1,14 +1,15 @@
 """What tasks over running text have in common: how the folder of a run is filled."""
 
-import json
-
 import jax
 
 from layerdrop_jax.data import streams, tokenizers
+from layerdrop_jax.training.metrics import to_json
 from layerdrop_jax.training.runs import is_fresh, make_tokenizer
 
 
-def prepare_texts(settings, workdir, config, *, load, train_tokenizer, make_blocks, source_record):
+def prepare_texts(
+    settings, workdir, config, *, load, train_tokenizer, make_blocks, source_record, check
+):
     """The blocks of train and valid; a new folder is filled once all of it works.
 
     Args:
@@ -19,6 +20,7 @@ def prepare_texts(settings, workdir, config, *, load, train_tokenizer, make_bloc
       train_tokenizer: ``train_tokenizer(texts, vocab_size, path)`` writes one.
       make_blocks: ``make_blocks(data, tokenizer, texts)`` gives rows.
       source_record: ``source_record(data)`` tells the texts from others.
+      check: ``check(split, rows)`` raises a ValueError where a split has nothing to score.
     """
     data = settings.data
     texts, valid, test = (load(data, split) for split in ("train", "valid", "test"))
@@ -26,7 +28,11 @@ def prepare_texts(settings, workdir, config, *, load, train_tokenizer, make_bloc
     tokenizer = make_tokenizer(
         workdir, train_tokenizer, texts, data.vocab_size, origin=settings.init.run
     )
-    rows, valid_rows = (make_blocks(data, tokenizer, split) for split in (texts, valid))
+    every = {"train": texts, "valid": valid, "test": test}
+    for split in ("train", "valid", "test"):
+        every[split] = make_blocks(data, tokenizer, every[split])
+        check(split, every[split])
+    rows = every["train"]
     stats = rows.stats
     print(
         f"{stats['texts']:,} texts, {stats['tokens']:,} tokens in {stats['rows']:,} blocks of "
@@ -37,7 +43,7 @@ def prepare_texts(settings, workdir, config, *, load, train_tokenizer, make_bloc
         if fresh:  # evaluate, prune and generate need nothing but the run's folder
             for split, held_out in (("valid", valid), ("test", test)):
                 streams.save_texts(workdir, split, held_out)
-            record = json.dumps(source_record(data), indent=2) + "\n"
+            record = to_json(source_record(data), indent=2) + "\n"
             tokenizers.write_atomically(workdir / "data" / "source.json", record)
-        tokenizers.write_atomically(workdir / "config.json", json.dumps(config, indent=2) + "\n")
-    return rows, valid_rows
+        tokenizers.write_atomically(workdir / "config.json", to_json(config, indent=2) + "\n")
+    return rows, every["valid"]

@@ -20,7 +20,7 @@ from layerdrop_jax.training.accounting import hardware, peak_flops
 from layerdrop_jax.training.checkpoints import Checkpoints, saved_steps
 from layerdrop_jax.training.dropping import describe_rates
 from layerdrop_jax.training.losses import Teacher
-from layerdrop_jax.training.metrics import MetricWriter, Progress, Window, perplexity
+from layerdrop_jax.training.metrics import MetricWriter, Progress, Window, check_scored, perplexity
 from layerdrop_jax.training.optimizers import make_optimizer
 from layerdrop_jax.training.runs import PRUNED, check_folder, held
 from layerdrop_jax.training.state import count_params, make_params, make_state, model_graph
@@ -247,6 +247,7 @@ def _validate(valid_step, params, settings, rows, mesh) -> dict:
         found = [valid_step(params, sharding.shard_rows(batch, mesh, axis=0)) for batch in batches]
     sums, counts = zip(*jax.device_get(found), strict=True)
     count = np.sum(counts, dtype=np.float64)
+    check_scored(count, "valid", "no token or example of it counts")
     return {name: float(np.sum([s[name] for s in sums], dtype=np.float64) / count)
             for name in sums[0]}  # fmt: skip
 
@@ -284,9 +285,11 @@ def _numbers(task, sums, rate, peak):
       peak: FLOPs a second that would be a utilisation of 1.
     """
     tokens, steps, seconds = sums["tokens"], sums["steps"], sums["seconds"]
+    # Of a few short rows a masked language model may have had nothing to find.
+    loss, nll = (sums[name] / tokens if tokens else math.nan for name in ("loss", "nll"))
     numbers = {
-        "loss": sums["loss"] / tokens,
-        **_with_perplexity(task, sums["nll"] / tokens),
+        "loss": loss,
+        **_with_perplexity(task, nll),
         "lr": float(rate),
         "words_per_second": tokens / seconds,
         # of the layers that ran, and as if every layer had run

@@ -12,6 +12,7 @@ positions, targets = encoder_decoder.positions, encoder_decoder.targets
 scored, outputs = encoder_decoder.scored, encoder_decoder.outputs
 start_request = encoder_decoder.start_request
 finish_request = encoder_decoder.finish_request
+columns = encoder_decoder.columns
 
 
 def prepare(settings, workdir, config):

@@ -33,6 +33,15 @@ def test_a_line_is_on_the_disk_before_write_returns(tmp_path):
     writer.close()
 
 
+def test_a_record_is_json_for_every_reader():
+    record = {"a": float("nan"), "b": [np.float32("inf"), 1], "c": {"d": -np.inf, "e": "NaN"}}
+    text = metrics.to_json(record | {"f": True, "g": None, "h": np.int64(3)})
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        **{"a": None, "b": [None, 1], "c": {"d": None, "e": "NaN"}},
+        **{"f": True, "g": None, "h": 3},
+    }
+
+
 def test_every_json_reader_can_read_it(tmp_path):
     values = {"loss": float("nan"), "bleu": jnp.inf, "decoder_layers": (0, 2), "signature": None}
     write(tmp_path, ("depth", 1, values))
