@@ -23,9 +23,15 @@ from layerdrop_jax.analysis.frontier import write_frontier
 from layerdrop_jax.analysis.importance import write_importance
 from layerdrop_jax.analysis.report import write_report
 from layerdrop_jax.training import frontier, importance, runs, settings
-from layerdrop_jax.training.command_line import check_flags, check_overrides, in_one_line
+from layerdrop_jax.training.command_line import (
+    check_flags,
+    check_overrides,
+    given_keys,
+    in_one_line,
+)
 from layerdrop_jax.training.evaluate import evaluate
 from layerdrop_jax.training.finetune import finetune
+from layerdrop_jax.training.fitting import fit
 from layerdrop_jax.training.generate import INPUT_FORMATS, generate
 from layerdrop_jax.training.metrics import to_json
 from layerdrop_jax.training.prune import prune
@@ -67,11 +73,12 @@ def main(argv):
     if DISTRIBUTED.value:
         jax.distributed.initialize()
     cut = {"flags": {s: flag.value for s, flag in STACKS.items()}, "changes": SET.value}
-    config = CONFIG.value and CONFIG.value.to_dict()
+    config, given = CONFIG.value and CONFIG.value.to_dict(), given_keys(sys.argv)
     if mode == "train":
-        train(config, workdir, command=command)
+        train(config, workdir, command=command, given=given)
     elif mode == "finetune":
-        workdir = finetune(workdir, OUTPUT.value, command=command, config=config, **cut)
+        named = {"command": command, "config": config, "given": given}
+        workdir = finetune(workdir, OUTPUT.value, **named, **cut)
     if DISTRIBUTED.value:
         return print("trained; now evaluate it on one host: --mode=evaluate")
     if mode in ("train", "finetune", "evaluate"):
@@ -90,7 +97,9 @@ def main(argv):
         print(f"table: {write_frontier(record, OUTPUT.value or workdir)}", file=sys.stderr)
         print(to_json(frontier.summary(record)))
     else:
-        print(describe(settings.parse(config or runs.read_config(workdir))))
+        parsed = settings.parse(fit(config) if config else runs.read_config(workdir))
+        settings.check_read(given, parsed)
+        print(describe(parsed))
 
 
 def parse_flags(argv):

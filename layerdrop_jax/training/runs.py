@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
+from absl import logging
 from jax.experimental import multihost_utils
 
 from layerdrop_jax.data import tokenizers
@@ -136,10 +137,18 @@ def make_tokenizer(workdir, train, texts, vocab_size: int, *, origin: str):
         tokenizers.write_atomically(path, text)
     elif needed:
         print(f"training a tokenizer of {vocab_size:,} entries", flush=True)
-        trained = train(texts, vocab_size, path)
-        made_up = sum(bool(tokenizers.MADE_UP.fullmatch(word)) for word in trained.get_vocab())
-        if made_up:
-            print(f"{made_up:,} of them are made up: the text has no more", flush=True)
+        fitting = tokenizers.real_entries(train(texts, vocab_size, path))
+        if 2 * fitting < vocab_size:
+            logging.warning(
+                "%s of the %s entries of data.vocab_size are made up, and cost parameters and time "
+                "for nothing: the text has no more than %d, so data.vocab_size=%d fits it",
+                f"{vocab_size - fitting:,}",
+                f"{vocab_size:,}",
+                fitting,
+                fitting,
+            )
+        elif fitting < vocab_size:
+            print(f"{vocab_size - fitting:,} of them are made up: the text has no more", flush=True)
     multihost_utils.sync_global_devices("the run's folder has its tokenizer")
     return tokenizers.load_tokenizer(path)
 
@@ -204,6 +213,7 @@ def load_run(workdir, changes=()) -> Run:
     workdir = pathlib.Path(workdir)
     config = settings.change(read_config(workdir), changes)
     parsed = settings.parse(config)
+    settings.check_read([change.partition("=")[0] for change in changes], parsed, "--set=")
     average = parsed.checkpoint.average
     params, steps = restore_params(
         workdir / "checkpoints",

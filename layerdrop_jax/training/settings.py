@@ -363,6 +363,74 @@ def parse(config: Mapping) -> Settings:
     return settings(**values)
 
 
+def unread(settings: Settings) -> dict[str, str]:
+    """Finds the keys that a run with these settings never looks at, and why, by dotted name.
+
+    They keep their values for the settings under which they count. Where prepared data lives
+    (``data.data_dir``) is not among them: it says nothing about a run.
+    """
+    data, model, optimizer, drop = settings.data, settings.model, settings.optimizer, settings.drop
+    found = {}
+
+    def never(section, names, why, when=True):
+        if when:
+            fields = {field.name for field in dataclasses.fields(getattr(settings, section))}
+            found.update({f"{section}.{name}": why for name in names.split() if name in fields})
+
+    sets = data.dataset.split("+")
+    of_files = not any(name in READ_FROM_FILES for name in sets)
+    never("data", "path", f"data.dataset={data.dataset!r} has its own text", of_files)
+    never("data", "seed", f"data.dataset={data.dataset!r} draws nothing", sets != ["cldr"])
+    name, schedule = f"optimizer.name={optimizer.name!r}", optimizer.schedule
+    never("optimizer", "momentum", name, optimizer.name == "adam")
+    never("optimizer", "beta1 beta2 epsilon", name, optimizer.name == "nag")
+    of_schedule = {
+        "inverse_sqrt": "min_rate period_updates period_mult period_shrink power",
+        "cosine": "power",
+        "polynomial": "period_mult period_shrink",
+    }
+    never("optimizer", of_schedule[schedule], f"optimizer.schedule={schedule!r}")
+    over_time = f"drop.over_time={drop.over_time!r}"
+    never("drop", "over_steps", over_time, drop.over_time == "constant")
+    never("drop", "score_rate", "drop.score_units=0", not drop.score_units)
+    never("model", "drop_path_rows", "model.drop_path=0", not model.drop_path)
+    never("model", "drop_block_size", "model.drop_block=0", not model.drop_block)
+    adaptive = "adaptive_factor tie_projections adaptive_dropout adaptive_buffer "
+    adaptive += "adaptive_ignored_targets adaptive_padding_rows"
+    whole = not getattr(model, "adaptive_cutoffs", "")
+    never("model", adaptive, "model.adaptive_cutoffs is empty", whole)
+    headless = not getattr(model, "num_classes", 0)
+    never("model", "pooler_dropout", "model.num_classes=0", headless)
+    never("init", "temperature", "init.distill=0", not settings.init.distill)
+    decode = getattr(settings, "decode", None)
+    greedy = getattr(decode, "temperature", 1) == 0
+    never("decode", "top_k top_p seed", "decode.temperature=0", decode and greedy)
+    whole = getattr(decode, "normalize", True)
+    never("decode", "length_penalty", "decode.normalize=False", decode and not whole)
+    return found
+
+
+# The sets that are read from files in data.path.
+READ_FROM_FILES = ("text", "iwslt14", "multi30k", "wikitext-103", "wikitext-2", "sst2", "tsv")
+
+
+def check_read(keys, settings: Settings, flag: str = "--config.") -> None:
+    """Raises a ValueError where one of the keys that a user gave is not looked at, see `unread`.
+
+    Args:
+      keys: dotted names.
+      settings: of the run.
+      flag: by which they were given.
+    """
+    known = unread(settings)
+    for key in keys:
+        if key in known:
+            raise ValueError(
+                f"{flag}{key} is given, but {known[key]}, so nothing would read it: leave it out, "
+                "or change that"
+            )
+
+
 def _check_mapping(where, mapping):
     if not hasattr(mapping, "keys"):
         raise ValueError(f"{where} is {mapping!r}, not names with values")

@@ -6,6 +6,7 @@ import os
 import pathlib
 import signal
 import threading
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from layerdrop_jax.training import settings as settings_lib
 from layerdrop_jax.training.accounting import hardware, peak_flops
 from layerdrop_jax.training.checkpoints import Checkpoints, saved_steps
 from layerdrop_jax.training.dropping import describe_rates
+from layerdrop_jax.training.fitting import fit
 from layerdrop_jax.training.losses import Teacher
 from layerdrop_jax.training.metrics import MetricWriter, Progress, Window, check_scored, perplexity
 from layerdrop_jax.training.optimizers import make_optimizer
@@ -33,21 +35,25 @@ class Interrupted(Exception):
     """SIGTERM or Ctrl-C: everything is saved, and the same command goes on from here."""
 
 
-def train(config, workdir, *, command: str) -> None:
+def train(config, workdir, *, command: str, given: Sequence[str] = ()) -> None:
     """Trains to ``train.steps``, from the last checkpoint in ``workdir`` where there is one.
 
     Args:
       config: mapping with the sections of `settings.Settings`.
       workdir: the run's folder, made if need be.
       command: what started it, for the report.
+      given: the keys of ``config`` that the user set by hand: each has to be read.
 
     Raises:
-      ValueError: a bad config, or one that does not fit the run found in ``workdir``.
+      ValueError: a bad config, or one that does not fit the run found in ``workdir``; a key given
+        that nothing would read.
       FloatingPointError: the loss is not finite; names the step and the checkpoint kept.
       Interrupted: SIGTERM or SIGINT; the state is saved.
       OSError: the folder cannot be written.
     """
+    config = fit(config, workdir)
     settings = settings_lib.parse(config)
+    settings_lib.check_read(given, settings)
     workdir = pathlib.Path(workdir)
     check_folder(workdir, config)  # before anything is written
     with held(workdir):
