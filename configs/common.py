@@ -40,6 +40,12 @@ def _common(task):
             "score_units": 0,
             "score_rate": 0.003,
             "mode": "skip",
+            "method": "layerdrop",
+            "sets": "spread",
+            "draws": 1,
+            "smallest": False,
+            "share": 0.5,
+            "teach": 0.5,
         }
     )
     config.optimizer = ml_collections.ConfigDict(
@@ -116,6 +122,7 @@ def translation(dataset, source, target, architecture):
     for side in ("source", "target"):
         config.model[f"{side}_vocab_size"] = config.data.get_oneway_ref("vocab_size")
     config.drop.update({"encoder": 0.2, "decoder": 0.2})
+    config.drop.update({"encoder_depths": "", "decoder_depths": "", "together": False})
     config.prune.encoder = "all"
     config.decode = ml_collections.ConfigDict(
         {
@@ -198,7 +205,7 @@ def language_modelling(dataset, architecture):
     )
     config.model = ml_collections.ConfigDict(dict(architecture))
     config.model.vocab_size = config.data.get_oneway_ref("vocab_size")
-    config.drop.decoder = 0.2
+    config.drop.update({"decoder": 0.2, "decoder_depths": ""})
     config.train.label_smoothing = 0.0
     config.evaluate = ml_collections.ConfigDict(
         {"length": 3072, "context": 2560, "break_mode": "complete", "batch_rows": 4}
@@ -247,7 +254,7 @@ def encoder(task, architecture):
     )
     config.model = ml_collections.ConfigDict(dict(architecture))
     config.model.vocab_size = config.data.get_oneway_ref("vocab_size")
-    config.drop.encoder = 0.2
+    config.drop.update({"encoder": 0.2, "encoder_depths": ""})
     del config.prune.decoder
     config.prune.encoder = "every_other:0.5"
     config.train.label_smoothing = 0.0
@@ -301,6 +308,7 @@ def summarisation(dataset, architecture):
         config.model[f"{side}_vocab_size"] = config.data.get_oneway_ref("vocab_size")
     config.model.share_embeddings = "all"
     config.drop.update({"encoder": 0.2, "decoder": 0.2})
+    config.drop.update({"encoder_depths": "", "decoder_depths": "", "together": False})
     config.prune.encoder = "all"
     config.evaluate = ml_collections.ConfigDict({"rouge_tokenizer": "porter"})
     config.decode = ml_collections.ConfigDict(

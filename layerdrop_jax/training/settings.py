@@ -176,6 +176,7 @@ def _check_encoder_decoder(settings, longest):
                 "the model has positions for"
             )
     settings.drop.rates(model)  # refuses a layer to protect that there is not
+    settings.drop.subnetworks(model)  # and depths
     settings.prune.check(model, settings.drop)
 
 
@@ -220,6 +221,7 @@ class LanguageModelSettings:
             )
         _check_block(self.model, "length", self.data.length)
         self.drop.rates(self.model)  # refuses a layer to protect that there is not
+        self.drop.subnetworks(self.model)  # and depths
         self.prune.check(self.model, self.drop)
 
 
@@ -298,6 +300,7 @@ def _check_encoder(settings):
             )
     _check_block(model, "length", settings.data.length)
     settings.drop.rates(model)  # refuses a layer to protect that there is not
+    settings.drop.subnetworks(model)  # and depths
     settings.prune.check(model, settings.drop)
 
 
@@ -392,6 +395,8 @@ def unread(settings: Settings) -> dict[str, str]:
     never("optimizer", of_schedule[schedule], f"optimizer.schedule={schedule!r}")
     over_time = f"drop.over_time={drop.over_time!r}"
     never("drop", "over_steps", over_time, drop.over_time == "constant")
+    nested = "sets draws smallest share teach encoder_depths decoder_depths together"
+    never("drop", nested, "drop.method='layerdrop'", drop.method == "layerdrop")
     never("drop", "score_rate", "drop.score_units=0", not drop.score_units)
     never("model", "drop_path_rows", "model.drop_path=0", not model.drop_path)
     never("model", "drop_block_size", "model.drop_block=0", not model.drop_block)

@@ -5,12 +5,14 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from layerdrop_jax.core.nested import draw_depths
 from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.core.structured import rows_kept
 from layerdrop_jax.models.blocks import BlockConfig
 from layerdrop_jax.training import data_driven
 from layerdrop_jax.training.accounting import executed_flops, nominal_flops
 from layerdrop_jax.training.dropping import DropConfig, draw, restore_dropped
+from layerdrop_jax.training.losses import Teacher
 from layerdrop_jax.training.optimizers import clip_by_norm
 from layerdrop_jax.training.sharding import gather_outside
 
@@ -85,8 +87,7 @@ def train_step(
       batch: arrays [A, B, length]; A micro-batches of B rows.
       teacher: the teacher's parameters, if there is one. What it computes is not in the FLOPs.
       graph: from `model_graph`.
-      loss: the task's, ``loss(model, batch, *, smoothing, keep, groups, key, mode) -> (loss, nll,
-        tokens)``, sums over the tokens of a micro-batch.
+      loss: the task's, a `losses.Loss`.
       flops: the task's, ``flops(config, batch)``, what the layers of a micro-batch cost.
       positions: the task's, ``positions(batch)``, where each stack reads tokens and not padding.
       optimizer: an optax transformation that takes the summed gradient divided by all tokens.
@@ -102,7 +103,9 @@ def train_step(
     Returns:
       (state, metrics): sums over the tokens and micro-batches of the update; the layers run are
       means over the micro-batches. ``flops`` are those of what ran, ``flops_nominal`` those of the
-      whole network. grad_norm is the gradient's norm before clipping, param_norm that of the new
+      whole network, run once. In nested training the layers and ``flops`` are those of the whole
+      network and its sub-networks together, and ``cut_nll`` is the mean nll of the sub-networks.
+      grad_norm is the gradient's norm before clipping, param_norm that of the new
       parameters.
     """
     step_key = jax.random.fold_in(jax.random.key(seed), state["step"])
@@ -117,14 +120,18 @@ def train_step(
         learned = data_driven.rates(scores, drop)
         rates = {stack: of_group | {"layers": learned[stack]} for stack, of_group in rates.items()}
 
-    def micro_loss(params, micro, key):
-        keep, groups, ran = {}, {}, {}
-        for stack, of_group in rates.items():
-            keep[stack], groups[stack], ran[stack] = draw(
-                key, stack, of_group, state["step"], drop=drop, model=config
-            )
-        watch = data_driven.make_watch(positions(micro)) if scores else None
-        total, nll, tokens = loss(
+    tables = drop.subnetworks(config)
+
+    def draw_all(key):
+        """(keep, groups, ran) of one run of the network, by stack."""
+        drawn = {
+            stack: draw(key, stack, of_group, state["step"], drop=drop, model=config)
+            for stack, of_group in rates.items()
+        }
+        return tuple({stack: parts[i] for stack, parts in drawn.items()} for i in range(3))
+
+    def run(params, micro, key, keep, groups, *, teacher, watch=None):
+        return loss.run(
             nnx.merge(graph, gather_outside(rates, params)),
             micro,
             smoothing=smoothing,
@@ -133,30 +140,80 @@ def train_step(
             key=named_key(key, "dropout"),
             mode=drop.mode,
             watch=watch,
-            teacher=None if teach is None else teach(teacher),
+            teacher=teacher,
         )
-        sums = {"loss": total, "nll": nll, "tokens": tokens}
-        counts = {
+
+    def count(keep, ran):
+        return {
             "layers": jax.tree.map(jnp.int32, keep),
             "sublayers": jax.tree.map(jnp.int32, ran),
             "flops": executed_flops(costs, ran, row_share),
         }
+
+    def micro_loss(params, micro, key):
+        keep, groups, ran = draw_all(key)
+        watch = data_driven.make_watch(positions(micro)) if scores else None
+        guide = None if teach is None else teach(teacher)
+        (total, nll, tokens), states = run(
+            params, micro, key, keep, groups, teacher=guide, watch=watch
+        )
+        sums = {"loss": total, "nll": nll, "tokens": tokens}
+        counts = count(keep, ran)
         if scores:
             nats = jax.lax.stop_gradient(nll / jnp.maximum(tokens, 1))
             counts["activation"] = watch.seen
             counts["scores"] = data_driven.gradients(scores, drop, keep, nats)
             counts["square"] = data_driven.squared_deviation(scores, nats)
-        return total, (sums, counts)
+        share = drop.share if tables else 0.0
+        return (1 - share) * total, (sums, counts, states if tables else ())
+
+    def cut_loss(params, micro, key, number, assigned, states):
+        """As `micro_loss`, of one sub-network: the layers ``assigned`` to it."""
+        keep, groups, ran = draw_all(jax.random.fold_in(named_key(key, "sub-network"), number))
+        for stack, assigned_N in assigned.items():
+            keep[stack] &= assigned_N
+            ran[stack] &= assigned_N[:, None]
+        # The whole network teaches by what it has just computed; its own run had the same dropout.
+        whole = nnx.merge(graph, jax.lax.stop_gradient(gather_outside(rates, params)))
+        guide = Teacher(whole, drop.teach, 1.0, states) if drop.teach else None
+        (total, nll, _), _ = run(params, micro, key, keep, groups, teacher=guide)
+        share = drop.share / drop.num_subnetworks
+        sums = {"loss": jnp.zeros_like(total), "nll": jnp.zeros_like(nll)}
+        sums |= {"tokens": jnp.zeros_like(nll), "cut_nll": nll / drop.num_subnetworks}
+        return share * total, (sums, count(keep, ran))
+
+    def micro_grads(micro, key):
+        """(gradients, sums and counts) of the whole network and of its sub-networks."""
+        grads, (sums, counts, states) = jax.grad(micro_loss, has_aux=True)(
+            state["params"], micro, key
+        )
+        if not tables:
+            return grads, (sums, counts)
+        assigned = draw_depths(
+            named_key(key, "depths"),
+            tables,
+            draws=drop.draws,
+            smallest=drop.smallest,
+            together=drop.together,
+        )
+        total = grads, (sums | {"cut_nll": jnp.zeros_like(sums["nll"])}, counts)
+
+        def add(total, inputs):
+            number, assigned = inputs
+            cut = jax.grad(cut_loss, has_aux=True)(
+                state["params"], micro, key, number, assigned, states
+            )
+            return jax.tree.map(jnp.add, total, cut), None
+
+        numbers = jnp.arange(drop.num_subnetworks)
+        return jax.lax.scan(add, total, (numbers, assigned))[0]
 
     def accumulate(total, inputs):
         index, micro = inputs
-        key = jax.random.fold_in(step_key, index)
-        grads, sums = jax.grad(micro_loss, has_aux=True)(state["params"], micro, key)
-        return jax.tree.map(jnp.add, total, (grads, sums)), None
+        found = micro_grads(micro, jax.random.fold_in(step_key, index))
+        return jax.tree.map(jnp.add, total, found), None
 
-    shapes = jax.eval_shape(
-        lambda: jax.grad(micro_loss, has_aux=True)(state["params"], first, step_key)
-    )
+    shapes = jax.eval_shape(micro_grads, first, step_key)
     zeros = jax.tree.map(jnp.zeros_like, shapes)
     (grads, (sums, counts)), _ = jax.lax.scan(accumulate, zeros, (jnp.arange(num_micro), batch))
 

@@ -292,10 +292,17 @@ def _numbers(task, sums, rate, peak):
     """
     tokens, steps, seconds = sums["tokens"], sums["steps"], sums["seconds"]
     # Of a few short rows a masked language model may have had nothing to find.
-    loss, nll = (sums[name] / tokens if tokens else math.nan for name in ("loss", "nll"))
+    added = [name for name in ("loss", "nll", "cut_nll") if name in sums]
+    mean = {name: sums[name] / tokens if tokens else math.nan for name in added}
+    cut = {}
+    if "cut_nll" in mean:
+        nats = mean["cut_nll"]
+        cut = {f"cut_{name}": value for name, value in _with_perplexity(task, nats).items()}
+        cut = {"cut_nats": nats, **cut}
     numbers = {
-        "loss": loss,
-        **_with_perplexity(task, nll),
+        "loss": mean["loss"],
+        **_with_perplexity(task, mean["nll"]),
+        **cut,
         "lr": float(rate),
         "words_per_second": tokens / seconds,
         # of the layers that ran, and as if every layer had run

@@ -253,6 +253,7 @@ MASKED = tiny_run.tiny_masked_config(pathlib.Path("no-folder-is-read"))
         (changed(), "optimizer.power", "optimizer.schedule='cosine'"),
         (changed(), "drop.over_steps", "drop.over_time='constant'"),
         (changed(), "drop.score_rate", "drop.score_units=0"),
+        (changed(), "drop.teach", "drop.method='layerdrop'"),
         (changed(), "model.drop_path_rows", "model.drop_path=0"),
         (changed(), "model.drop_block_size", "model.drop_block=0"),
         (changed(), "init.temperature", "init.distill=0"),
