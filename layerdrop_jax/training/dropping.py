@@ -131,15 +131,12 @@ class DropConfig:
                 "drop.method='nested' assigns them: choose one"
             )
 
+    together = False  # whether all stacks draw their depths as one; a field where there are two
+
     @property
     def num_subnetworks(self) -> int:
         """The sub-networks of a micro-batch of nested training."""
         return self.draws + self.smallest
-
-    @property
-    def together(self) -> bool:
-        """Whether all stacks draw their depths as one."""
-        return False
 
     def subnetworks(self, model: BlockConfig) -> dict:
         """Lists the sub-networks of nested training.

@@ -259,7 +259,7 @@ def test_masks_are_filled_by_the_likeliest_words(run, log_probs):
 
 
 def test_the_score_is_that_of_the_file_that_generate_writes(run, masked_run, log_probs, tmp_path):
-    """Of each word of some lines, hidden in turn: -log p by the rows that evaluation reads."""
+    """Of each word of some lines, hidden in turn: its likeliest word by the rows of evaluation."""
     texts = ['"one two three"', "four five six", '"', '"seven']
     lines, wanted = [], []
     for text in texts:
@@ -274,16 +274,14 @@ def test_the_score_is_that_of_the_file_that_generate_writes(run, masked_run, log
             log_p_V = log_probs(hidden)[0, 1 + place]
             best = 4 + int(np.argmax(log_p_V[4:330]))
             (word,) = tokenizers.decode(run.tokenizer, [[best]])
-            wanted.append((word, float(np.exp(log_p_V[best])), best == ids[place]))
+            wanted.append((word, float(np.exp(log_p_V[best]))))
     (tmp_path / "input").write_text("".join(line + "\n" for line in lines))
     generate(masked_run, str(tmp_path / "input"), str(tmp_path / "output"))
     answers = [json.loads(line) for line in (tmp_path / "output").read_text().splitlines()]
     best = [answer["masks"][0][0] for answer in answers]
-    assert [one["token"] for one in best] == [word for word, _, _ in wanted]
-    np.testing.assert_allclose(
-        [b["probability"] for b in best], [p for _, p, _ in wanted], atol=2e-6
-    )
-    assert any(right for _, _, right in wanted)  # otherwise there were no score to compare
+    assert [one["token"] for one in best] == [word for word, _ in wanted]
+    np.testing.assert_allclose([b["probability"] for b in best], [p for _, p in wanted], atol=2e-6)
+    assert len({round(share, 4) for _, share in wanted}) > 4  # or other ids had the same ones
 
 
 def test_what_follows_a_mask_is_there_though_an_end_were_likelier(run):

@@ -5,6 +5,7 @@ Nothing is quoted: a quotation mark in a field is a character like any other.
 
 import math
 import os
+from collections.abc import Sequence
 
 from layerdrop_jax.data.datasets import text
 
@@ -29,12 +30,7 @@ def read_tsv(path: str | os.PathLike) -> list[dict[str, str]]:
         lines.pop()
     if not lines:
         raise ValueError(f"{path} is empty: it needs a header and a line for each example")
-    names = lines[0].split("\t")
-    if not all(names) or len(set(names)) < len(names):
-        raise ValueError(
-            f"{path}, line 1: {lines[0]!r:.80} is no header; it needs the columns' names, each "
-            "once, with tabs between them"
-        )
+    names = _header(path, lines[0])
     if len(lines) == 1:
         raise ValueError(f"{path} has a header and nothing below it")
     rows = []
@@ -49,23 +45,33 @@ def read_tsv(path: str | os.PathLike) -> list[dict[str, str]]:
     return rows
 
 
+def _header(path, line: str) -> list[str]:
+    names = line.split("\t")
+    if not all(names) or len(set(names)) < len(names):
+        raise ValueError(
+            f"{path}, line 1: {line!r:.80} is no header; it needs the columns' names, each "
+            "once, with tabs between them"
+        )
+    return names
+
+
 def text_columns(path: str | os.PathLike) -> tuple[str, ...]:
     """Reads which columns of a file are texts: one or two names, in the file's order.
 
     Raises:
       what `read_labelled` raises of a header.
     """
-    texts, _ = _columns(path, read_tsv(path)[0])
+    texts, _ = _columns(path, _header(path, next(text.iterate_lines(path), "")))
     return texts
 
 
-def _columns(path, row: dict[str, str]) -> tuple[tuple[str, ...], str | None]:
+def _columns(path, names: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
     """The names of a file's texts, and that of its label's column, None where it has none."""
-    texts = tuple(name for name in row if name not in NUMBERING and name not in LABELS)
-    given = [name for name in LABELS if name in row]
+    texts = tuple(name for name in names if name not in NUMBERING and name not in LABELS)
+    given = [name for name in LABELS if name in names]
     if len(texts) not in (1, 2) or len(given) > 1:
         raise ValueError(
-            f"{path} has the columns {', '.join(row)}; it needs `label` (or `score`, a number) "
+            f"{path} has the columns {', '.join(names)}; it needs `label` (or `score`, a number) "
             "and one or two texts"
         )
     return texts, given[0] if given else None
@@ -90,7 +96,7 @@ def read_labelled(
         `columns`, an empty label, a score that is no finite number.
     """
     rows = read_tsv(path)
-    texts, given = _columns(path, rows[0])
+    texts, given = _columns(path, list(rows[0]))
     columns = columns or texts
     if set(texts) != set(columns):
         raise ValueError(
