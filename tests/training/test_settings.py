@@ -91,7 +91,7 @@ def test_sections_become_dataclasses():
             "model.encoder_layers=3 is not a multiple of model.share_layers=2",
         ),
         (lm(model={"encoder_layers": 2}), "section model has no 'encoder_layers': it has activ"),
-        (lm(drop={"encoder": 0.1}), "section drop has no 'encoder': it has decoder, exact"),
+        (lm(drop={"encoder": 0.1}), "section drop has no 'encoder': it has decoder"),
         (lm(drop={"decoder": -0.1}), r"drop.decoder=-0.1 is not in \[0, 1\]"),
         (lm(drop={"protect": "4"}), "drop.protect='4', decoder: cannot protect layer 4"),
         (
