@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 
 def _to_version_2(config):
-    """Adds nested training, which no run did, and the tokenizer of ROUGE, which was the library's."""
+    """Adds nested training, which no run did, and the tokenizer of ROUGE: the library's own."""
     drop = config["drop"]
     drop |= {"method": "layerdrop", "sets": "spread", "draws": 1, "smallest": False}
     drop |= {"together": False, "share": 0.5, "teach": 0.5}
