@@ -13,25 +13,18 @@ Exit codes: 0 done; 1 error (-v=1 shows where); 75 saved, the same command goes 
 
 import json
 import shlex
+import signal
 import sys
 
-import jax
+if __name__ == "__main__":  # the imports below take a while, and nothing has begun yet
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+
 from absl import app, flags
 from ml_collections import config_flags
 
-from layerdrop_jax.commands.command_line import check_flags, check_overrides, in_one_line
-from layerdrop_jax.commands.describe import describe
-from layerdrop_jax.commands.evaluate import evaluate
-from layerdrop_jax.commands.finetune import finetune
-from layerdrop_jax.commands.generate import generate
-from layerdrop_jax.depth import frontier, importance
-from layerdrop_jax.depth.prune import prune
-from layerdrop_jax.reports.frontier_page import write_frontier
-from layerdrop_jax.reports.importance_page import write_importance
-from layerdrop_jax.reports.run_report import write_report
-from layerdrop_jax.runs import folder as run_folder
-from layerdrop_jax.runs import settings
-from layerdrop_jax.training.train import train
+from layerdrop_jax.commands.command_line import check_flags, in_one_line, parse_known
+
+# What a mode needs is imported where the mode is: --help takes no JAX, and describe no data.
 
 CUT = ("encoder_layers", "decoder_layers", "set")
 MODES = {  # what each reads beside --workdir
@@ -55,46 +48,119 @@ STACKS = {s: flags.DEFINE_string(f"{s}_layers", None, LAYERS) for s in ("encoder
 SET = flags.DEFINE_multi_string("set", [], "SECTION.KEY=VALUE, otherwise than the run's config")
 BUDGET_MS = flags.DEFINE_float("budget_ms", None, "frontier: milliseconds for a request", 0)
 BUDGET_PARAMS = flags.DEFINE_integer("budget_params", None, "frontier: parameters", 0)
+COMPILED = flags.DEFINE_string(
+    "compiled", "default", "where compiled programs are kept: a folder, or off"
+)
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "one run on many hosts (jax.distributed)")
+
+
+__doc__ += "\nFlags of each mode, beside --workdir and --compiled:\n" + "".join(
+    f"  {mode:<10}  {' '.join(f'--{name}' for name in names)}\n" for mode, names in MODES.items()
+)
 
 
 def main(argv):
     if len(argv) > 1:
         raise ValueError(f"unknown argument {argv[1]!r}: every argument is a flag, see --help")
     mode, workdir, command = MODE.value, WORKDIR.value, shlex.join(["python", *sys.argv])
-    check_flags(mode, [n for n in flags.FLAGS if flags.FLAGS[n].present], MODES)
-    if DISTRIBUTED.value:
-        jax.distributed.initialize()
-    cut = {"flags": {s: flag.value for s, flag in STACKS.items()}, "changes": SET.value}
+    given = {name: flags.FLAGS[name].value for name in flags.FLAGS if flags.FLAGS[name].present}
+    check_flags(mode, given, MODES)
     config = CONFIG.value and CONFIG.value.to_dict()
-    if mode == "train":
+    if mode == "describe":
+        return describe(config, workdir)
+
+    from layerdrop_jax.training import compilation
+
+    compilation.keep_compiled(COMPILED.value)
+    cut = {"flags": {s: flag.value for s, flag in STACKS.items()}, "changes": SET.value}
+    if mode in ("train", "finetune"):
+        train(config, workdir, command, cut)
+    elif mode == "evaluate":
+        evaluate(workdir, **cut)
+    else:
+        {"prune": prune, "generate": generate, "importance": importance, "frontier": frontier}[
+            mode
+        ](workdir, command, cut)
+
+
+def train(config, workdir, command, cut):
+    if DISTRIBUTED.value:
+        import jax
+
+        jax.distributed.initialize()
+    if MODE.value == "train":
+        from layerdrop_jax.training.train import train
+
         train(config, workdir, command=command)
-    elif mode == "finetune":
+    else:
+        from layerdrop_jax.commands.finetune import finetune
+
         workdir = finetune(workdir, OUTPUT.value, command=command, config=config, **cut)
     if DISTRIBUTED.value:
-        return print("trained; now evaluate it on one host: --mode=evaluate")
-    if mode in ("train", "finetune", "evaluate"):
-        print(json.dumps(evaluate(workdir, **(cut if mode == "evaluate" else {}))))
-        print(f"report: {write_report(workdir)}", file=sys.stderr)
-    elif mode == "prune":
-        print(json.dumps(prune(workdir, OUTPUT.value, **cut)))
-    elif mode == "generate":
-        generate(workdir, INPUT.value, OUTPUT.value, **cut)
-    elif mode == "importance":
-        record = importance.measure(workdir, SET.value, output=OUTPUT.value, command=command)
-        print(f"table: {write_importance(record, OUTPUT.value or workdir)}", file=sys.stderr)
-    elif mode == "frontier":
-        budgets = {"budget_ms": BUDGET_MS.value, "budget_params": BUDGET_PARAMS.value}
-        record = frontier.measure(workdir, output=OUTPUT.value, command=command, **cut, **budgets)
-        print(f"table: {write_frontier(record, OUTPUT.value or workdir)}", file=sys.stderr)
-        print(json.dumps(frontier.summary(record)))
+        print("trained; now evaluate it on one host: --mode=evaluate")
     else:
-        print(describe(settings.parse(config or run_folder.read_config(workdir))))
+        evaluate(workdir)
+
+
+def evaluate(workdir, **cut):
+    from layerdrop_jax.commands.evaluate import evaluate
+    from layerdrop_jax.reports.run_report import write_report
+    from layerdrop_jax.reports.terminal import scores_table
+
+    scores = evaluate(workdir, **cut)
+    path = write_report(workdir)
+    say(scores, lambda: scores_table(workdir, scores))
+    print(f"report: {path}", file=sys.stderr)
+
+
+def prune(workdir, command, cut):
+    from layerdrop_jax.depth.prune import prune
+    from layerdrop_jax.reports.terminal import pruned_table
+
+    record = prune(workdir, OUTPUT.value, **cut)
+    say(record, lambda: pruned_table(record))
+
+
+def generate(workdir, command, cut):
+    from layerdrop_jax.commands.generate import generate
+
+    generate(workdir, INPUT.value, OUTPUT.value, **cut)
+
+
+def importance(workdir, command, cut):
+    from layerdrop_jax.depth import importance
+    from layerdrop_jax.reports.importance_page import write_importance
+
+    record = importance.measure(workdir, SET.value, output=OUTPUT.value, command=command)
+    print(f"table: {write_importance(record, OUTPUT.value or workdir)}", file=sys.stderr)
+
+
+def frontier(workdir, command, cut):
+    from layerdrop_jax.depth import frontier
+    from layerdrop_jax.reports.frontier_page import write_frontier
+    from layerdrop_jax.reports.terminal import frontier_table
+
+    budgets = {"budget_ms": BUDGET_MS.value, "budget_params": BUDGET_PARAMS.value}
+    record = frontier.measure(workdir, output=OUTPUT.value, command=command, **cut, **budgets)
+    print(f"table: {write_frontier(record, OUTPUT.value or workdir)}", file=sys.stderr)
+    say(frontier.summary(record), lambda: frontier_table(record))
+
+
+def describe(config, workdir):
+    from layerdrop_jax.commands.describe import describe
+    from layerdrop_jax.runs import folder as run_folder
+    from layerdrop_jax.runs import settings
+
+    print(describe(settings.parse(config or run_folder.read_config(workdir))))
+
+
+def say(record, for_a_person):
+    """Prints a result: as JSON for a script, as ``for_a_person()`` says it on a terminal."""
+    print(for_a_person() if sys.stdout.isatty() else json.dumps(record))
 
 
 def parse_flags(argv):
-    check_overrides(argv, load=flags.FLAGS["config"].parser.parse)
-    return flags.FLAGS(argv)
+    return parse_known(argv, flags.FLAGS, flags.FLAGS["config"].parser.parse)
 
 
 if __name__ == "__main__":

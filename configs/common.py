@@ -36,6 +36,13 @@ def _common(task):
             "score_units": 0,
             "score_rate": 0.003,
             "mode": "skip",
+            "method": "layerdrop",
+            "sets": "spread",
+            "draws": 1,
+            "smallest": False,
+            "together": False,
+            "share": 0.5,
+            "teach": 0.5,
         }
     )
     config.optimizer = ml_collections.ConfigDict(
@@ -112,6 +119,7 @@ def translation(dataset, source, target, architecture):
     for side in ("source", "target"):
         config.model[f"{side}_vocab_size"] = config.data.get_oneway_ref("vocab_size")
     config.drop.update({"encoder": 0.2, "decoder": 0.2})
+    config.drop.update({"encoder_depths": "", "decoder_depths": ""})
     config.prune.encoder = "all"
     config.decode = ml_collections.ConfigDict(
         {
@@ -194,7 +202,7 @@ def language_modelling(dataset, architecture):
     )
     config.model = ml_collections.ConfigDict(dict(architecture))
     config.model.vocab_size = config.data.get_oneway_ref("vocab_size")
-    config.drop.decoder = 0.2
+    config.drop.update({"decoder": 0.2, "decoder_depths": ""})
     config.train.label_smoothing = 0.0
     config.evaluate = ml_collections.ConfigDict(
         {"length": 3072, "context": 2560, "break_mode": "complete", "batch_rows": 4}
@@ -229,7 +237,7 @@ def encoder(task, architecture):
     )
     config.model = ml_collections.ConfigDict(dict(architecture))
     config.model.vocab_size = config.data.get_oneway_ref("vocab_size")
-    config.drop.encoder = 0.2
+    config.drop.update({"encoder": 0.2, "encoder_depths": ""})
     del config.prune.decoder
     config.prune.encoder = "every_other:0.5"
     config.train.label_smoothing = 0.0
@@ -283,6 +291,7 @@ def summarisation(dataset, architecture):
         config.model[f"{side}_vocab_size"] = config.data.get_oneway_ref("vocab_size")
     config.model.share_embeddings = "all"
     config.drop.update({"encoder": 0.2, "decoder": 0.2})
+    config.drop.update({"encoder_depths": "", "decoder_depths": ""})
     config.prune.encoder = "all"
     config.decode = ml_collections.ConfigDict(
         {

@@ -15,9 +15,12 @@ import pathlib
 import shlex
 import sys
 
+from absl import flags as absl_flags
+
 from layerdrop_jax.reports.run_report import compare_runs
+from layerdrop_jax.runs.settings import flatten
 from layerdrop_jax.studies import study
-from layerdrop_jax.studies.jobs import StudyRun
+from layerdrop_jax.studies.jobs import StudyRun, load_config
 from layerdrop_jax.studies.results import by_depth, figure, row, table, task_score, whole
 
 
@@ -48,12 +51,15 @@ def combinations(config, sweeps) -> list[StudyRun]:
     """A run for each combination of values; seeds are those of a run.
 
     Raises:
-      ValueError: a sweep that is not KEY=VALUE,..., or two of one key.
+      ValueError: a sweep that is not KEY=VALUE,..., two of one key, or two values that launch.py
+        reads as one.
     """
     axes, seeds = {}, ()
     for text in sweeps:
         keys, equals, values = text.partition("=")
         keys = tuple(key.removeprefix("config.") for key in keys.split(","))
+        if "\n" in text or "\r" in text:
+            raise ValueError(f"--sweep={text!r} has a line break: a value is one line")
         values = next(csv.reader([values]))
         if not (equals and values and all(keys)) or len(set(values)) < len(values):
             raise ValueError(f"--sweep={text} is not KEY=VALUE,... with different values")
@@ -61,11 +67,15 @@ def combinations(config, sweeps) -> list[StudyRun]:
             if not all(value.isdecimal() for value in values):
                 raise ValueError(f"--sweep={text}: seeds are whole numbers from 0 on")
             seeds += tuple(map(int, values))
+            _check_different(text, values, list(map(int, values)))
         axes[keys] = values
     every = [key for keys in axes for key in keys]
     if len(axes) < len(sweeps) or len(set(every)) < len(every):
         raise ValueError(f"--sweep has a key twice: {', '.join(every)}")
     axes.pop(("seed",), None)
+    for keys, values in axes.items():
+        parsed = [_parsed(config, keys, value) for value in values]
+        _check_different(f"{','.join(keys)}={','.join(values)}", values, parsed)
     found = []
     for values in itertools.product(*axes.values()):
         overrides = {key: value for keys, value in zip(axes, values, strict=True) for key in keys}
@@ -73,6 +83,28 @@ def combinations(config, sweeps) -> list[StudyRun]:
         name = ",".join(parts).replace("/", "_") or pathlib.Path(config.partition(":")[0]).stem
         found.append(StudyRun(name=name, config=config, overrides=overrides, seeds=seeds or (1,)))
     return found
+
+
+def _parsed(config, keys, value):
+    """Reads a value as launch.py does, for each key; a value that it refuses stays a text.
+
+    What is refused is an error of the run's own, which names the run.
+    """
+    flags = [f"--config={config}", *(f"--config.{key}={value}" for key in keys)]
+    try:
+        flat = flatten(load_config(flags))
+        return [(type(flat[key]), flat[key]) for key in keys]
+    except (ValueError, KeyError, absl_flags.Error):
+        return value
+
+
+def _check_different(text, values, parsed):
+    for n, value in enumerate(parsed):
+        if value in parsed[:n]:
+            same = values[parsed.index(value)]
+            raise ValueError(
+                f"--sweep={text}: {same} and {values[n]} are the same value, leave one out"
+            )
 
 
 def as_record(found, runs, arguments, command) -> dict:

@@ -14,19 +14,35 @@ Axis legend. Arrays of rank 2 and more carry their axes as a suffix, ``x_BxTxD``
   M  beam
 """
 
-from layerdrop_jax.core.drop_schedule import drop_rates, rate_at, sample_keep
-from layerdrop_jax.core.pruning import evenly_spaced, every_other, take_layers
-from layerdrop_jax.core.skip_scan import skip_scan
-from layerdrop_jax.core.structured import (
-    drop_block,
-    drop_connect,
-    drop_heads,
-    drop_path,
-    drop_path_rows,
-    rescale,
-    sample_groups,
-    survival,
-)
+import importlib
+import typing
+
+if typing.TYPE_CHECKING:
+    from layerdrop_jax.core.drop_schedule import drop_rates, rate_at, sample_keep
+    from layerdrop_jax.core.pruning import evenly_spaced, every_other, take_layers
+    from layerdrop_jax.core.skip_scan import skip_scan
+    from layerdrop_jax.core.structured import (
+        drop_block,
+        drop_connect,
+        drop_heads,
+        drop_path,
+        drop_path_rows,
+        rescale,
+        sample_groups,
+        survival,
+    )
+
+# Where the public names are. Each is imported when it is first asked for: the command line and the
+# data pipeline import this package too, and do without JAX.
+_HOMES = {
+    "core.drop_schedule": ("drop_rates", "rate_at", "sample_keep"),
+    "core.pruning": ("evenly_spaced", "every_other", "take_layers"),
+    "core.skip_scan": ("skip_scan",),
+    "core.structured": (
+        *("drop_block", "drop_connect", "drop_heads", "drop_path", "drop_path_rows"),
+        *("rescale", "sample_groups", "survival"),
+    ),
+}
 
 __all__ = [
     "drop_block",
@@ -45,3 +61,15 @@ __all__ = [
     "survival",
     "take_layers",
 ]
+
+
+def __getattr__(name: str):
+    for home, names in _HOMES.items():
+        if name in names:
+            globals()[name] = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+            return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

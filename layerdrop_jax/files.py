@@ -47,10 +47,18 @@ def read_json_lines(path: str | os.PathLike) -> Iterator[tuple[int, str, dict | 
       Nothing where there is no such file.
     """
     path = pathlib.Path(path)
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else ()
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else ()
     for number, line in enumerate(lines, 1):
         try:
-            found = json.loads(line)
+            found = json.loads(line, parse_constant=refuse_constant)
         except ValueError:
             found = None
-        yield number, line, found if isinstance(found, dict) else None
+        yield number, line.decode(errors="replace"), found if isinstance(found, dict) else None
+
+
+def refuse_constant(name: str):
+    """Raises a ValueError for NaN and Infinity, which Python reads as JSON and JSON does not have.
+
+    It is the ``parse_constant`` of `json.loads`.
+    """
+    raise ValueError(f"{name} is not JSON")

@@ -1,6 +1,7 @@
 """A progress bar for steps that may take long."""
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -26,15 +27,28 @@ def progress(what: str, total: int | None) -> Iterator[Callable]:
         console=rich.console.Console(stderr=True),
     )
     task = bar.add_task(what, total=total)
-    begun = time.monotonic()
+
+    def show() -> None:
+        if bar.console.is_terminal:
+            bar.start()
+        else:  # where no bar can move, the end alone would be drawn: say that it has begun
+            bar.console.print(f"{what} ...", highlight=False, markup=False)
 
     def advance(count: int, what: str | None = None) -> None:
         bar.update(task, advance=count, description=what)
-        if not bar.live.is_started and time.monotonic() - begun > PATIENCE:
-            bar.start()
 
+    # Not by `advance`: the first step of all, which compiles, may take longer than the rest.
+    patience = threading.Timer(PATIENCE, show)
+    patience.daemon = True
+    begun = time.monotonic()
+    patience.start()
     try:
         yield advance
     finally:
+        patience.cancel()
+        patience.join()
         if bar.live.is_started:
+            bar.stop()
+        elif not bar.console.is_terminal and time.monotonic() - begun > PATIENCE:
+            bar.start()
             bar.stop()

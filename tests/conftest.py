@@ -1,9 +1,14 @@
 """What every test shares: JAX on the CPU with strict shapes, and folders outside the repository."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported, for child processes too
+# What a test prepares or compiles by default is not the user's; child processes inherit this too.
+os.environ["LAYERDROP_CACHE"] = tempfile.mkdtemp(prefix="layerdrop-tests-")
 
 import jax
 import pytest
@@ -14,6 +19,8 @@ pytest_plugins = ["tests.trained"]  # the runs that are trained once, for all te
 
 # An accidental [D] + [B, D] broadcast is an error here; code that means it writes [None].
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+atexit.register(shutil.rmtree, os.environ["LAYERDROP_CACHE"], ignore_errors=True)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

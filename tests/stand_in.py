@@ -56,8 +56,10 @@ lines = metrics.read_text().split("\\n")[:-1] if metrics.exists() else []
 lines = [line + "\\n" for line in lines if json.loads(line)["step"] <= now["step"]]
 metrics.with_suffix(".partial").write_text("".join(lines))
 metrics.with_suffix(".partial").replace(metrics)
-limit = time.monotonic() + 20
-while "meet" in given and not pathlib.Path(given["meet"]).exists() and time.monotonic() < limit:
+limit = time.monotonic() + 900  # of no import of Python, on whatever machine
+while "meet" in given and not pathlib.Path(given["meet"]).exists():
+    if time.monotonic() > limit:
+        sys.exit("launch.py: nobody came")
     time.sleep(0.01)
 while now["step"] < config["train"]["steps"]:
     time.sleep(float(given.get("pause", 0)))

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 
+import grain  # noqa: F401  (defines flags of its own, which flagsaver would take away again)
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -151,6 +152,115 @@ def test_killed_and_terminated_at_random_it_ends_as_if_it_never_had_been(unbroke
     assert_same_end(tmp_path / "run", unbroken[0])
 
 
+def group(arguments, compile_cache, **changes):
+    """A command in a process group of its own, as a shell starts it."""
+    return subprocess.Popen(
+        [sys.executable, "launch.py", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | tiny_run.quick_environment(compile_cache) | changes,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(process, text):
+    """Reads the output up to the line that has a text; returns it."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            return "".join(lines)
+    pytest.fail(f"ended before {text!r}: {''.join(lines)}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_group_of_a_training_with_data_workers(
+    config_file, compile_cache, tmp_path, number
+):
+    workdir = tmp_path / "run"
+    arguments = [f"--config={config_file}", f"--workdir={workdir}", "--config.data.workers=2"]
+    process = group(arguments, compile_cache)
+    while sum(r["kind"] == "train" for r in records(workdir)) < 3:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    os.killpg(process.pid, number)
+    output, _ = process.communicate()
+    assert process.returncode == 75, output
+    last = output.splitlines()[-1]
+    assert last.startswith("launch.py: stopped at step ")
+    for noise in ("leaked", "Traceback", "tpu"):
+        assert noise not in output
+    assert tiny_run.last_checkpoint(workdir)[0] == len(train_lines(workdir))
+
+
+@pytest.mark.parametrize("told", ["training a tokenizer", "parameters on"])
+def test_sigterm_during_the_start_is_75_and_the_same_command_goes_on(
+    config_file, compile_cache, tmp_path, told
+):
+    workdir = tmp_path / "run"
+    arguments = [f"--config={config_file}", f"--workdir={workdir}", "--config.train.steps=2"]
+    process = group(arguments, compile_cache)
+    wait_for(process, told)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate()
+    assert process.returncode == 75, output
+    assert output.splitlines()[-1].startswith("launch.py: stopped")
+    assert "Traceback" not in output
+    process = group(arguments, compile_cache)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert [line["step"] for line in train_lines(workdir)] == [1, 2]
+
+
+def test_sigterm_while_it_imports_is_75(tmp_path):
+    """Before anything of ours runs: the handler stands in front of the imports."""
+    folder = tmp_path / "absl"
+    folder.mkdir()
+    (folder / "__init__.py").write_text(
+        "import time\nprint('importing', flush=True)\nwhile True: time.sleep(0.05)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import runpy, sys; sys.argv = ['launch.py']; "
+         f"sys.path.insert(0, {str(tmp_path)!r}); "
+         f"runpy.run_path({str(ROOT / 'launch.py')!r}, run_name='__main__')"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 75
+
+
+def test_sigterm_during_evaluation_is_75(unbroken, compile_cache, tmp_path):
+    folder = shutil.copytree(unbroken[0], tmp_path / "run")
+    before = read_metrics(folder)
+    arguments = ["--mode=evaluate", f"--workdir={folder}"]
+    process = group(arguments, compile_cache)
+    checkpoint = folder / "checkpoints"
+    while not process.poll() and not any(
+        link.startswith(str(checkpoint)) or "events" in link for link in opened(process.pid)
+    ):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate()
+    assert process.returncode == 75, output
+    assert output.splitlines()[-1].startswith("launch.py: stopped; what was saved before stands")
+    assert read_metrics(folder) == before
+
+
+def opened(pid):
+    """The files that a process has open."""
+    links = []
+    for path in pathlib.Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            links.append(os.readlink(path))
+        except FileNotFoundError:
+            continue
+    return links
+
+
 # In this process
 
 
@@ -212,6 +322,12 @@ ROBERTA = "--config=configs/roberta.py:demo"
         (["--config.seed=2", WMT], "Found --config.seed=2 in argv before a value for --config"),
         (["--mode=polish"], "flag --mode=polish: value should be one of <train|evaluate|prune|"),
         (["--beam=4"], "Unknown command line flag 'beam'"),
+        ([WMT, "--beam=4"], "did you mean --config.decode.beam?"),
+        ([WMT, "--lr=3"], "did you mean --config.optimizer.rate?"),
+        ([WMT, "--config.decode.beam=512"], "decode.beam=512 needs data.vocab_size=1024 to be at"),
+        ([WMT, "--config.data.vocab_size=2000000000"], "data.vocab_size=2000000000 is not from 1"),
+        ([WMT, "--config.model.embed_dim=4000000"], "1,536,023,336,002,304 parameters take"),
+        ([LM, "--config.data.length=1"], "data.length=1 must be at least 2"),
         (["--nodistributed=1"], "--nodistributed=1 does not take an argument"),
         ([WMT, "evaluate"], "unknown argument 'evaluate': every argument is a flag, see --help"),
         ([], "--mode=train needs --config=configs/NAME.py[:variant]"),
@@ -260,6 +376,75 @@ def test_missing_and_foreign_folders_are_named(refused, tmp_path, mode):
     message = refused(f"--workdir={tmp_path}", *options)
     assert message.startswith(f"--workdir={tmp_path} has no config.json: it is not a run's folder")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_and_an_empty_name_are_no_folders(refused, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    assert f"--workdir={file} is a file" in refused(f"--workdir={file}", "--mode=evaluate")
+    assert "--workdir= is empty" in refused("--workdir=", "--mode=evaluate")
+
+
+@pytest.mark.parametrize(
+    "flag", ["--budget_ms=0", "--budget_ms=nan", "--budget_ms=inf", "--budget_params=0"]
+)
+def test_a_budget_that_is_none_is_refused_before_anything_is_read(refused, tmp_path, flag):
+    message = refused("--mode=frontier", f"--workdir={tmp_path / 'absent'}", flag)
+    assert message.startswith(flag)
+
+
+def test_no_layers_are_asked_for_by_0(refused, unbroken):
+    evaluate = ["--mode=evaluate", f"--workdir={unbroken[0]}"]
+    assert "--decoder_layers= is empty" in refused(*evaluate, "--decoder_layers=")
+    assert "'explicit:' names no layers" in refused(*evaluate, "--decoder_layers=explicit:")
+
+
+def test_an_update_of_absurdly_many_rows_is_refused_and_the_folder_stays_free(
+    run_launch, config_file, tmp_path
+):
+    given = [f"--config={config_file}", f"--workdir={tmp_path / 'run'}"]
+    for flag in ("--config.data.batch_rows=100000", "--config.train.accumulate=1000000"):
+        code, _, error = run_launch(*given, flag)
+        assert code == 1
+        assert flag.removeprefix("--config.") in error.splitlines()[-1]
+        assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("mode", "absent"),
+    [
+        (["--help"], ("jax", "numpy", "layerdrop_jax.runs.settings")),
+        (
+            ["--mode=describe", WMT],
+            ("scipy.stats", "sklearn", "nltk", "sacrebleu", "grain", "orbax"),
+        ),
+    ],
+)
+def test_a_mode_imports_only_what_it_needs(mode, absent):
+    code = (
+        "import atexit, runpy, sys\n"
+        "atexit.register(lambda: print('loaded:', *sys.modules, file=sys.stderr))\n"
+        f"sys.argv = {['launch.py', *mode]!r}\n"
+        "runpy.run_path('launch.py', run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    loaded = done.stderr.rpartition("loaded: ")[2].split()
+    assert "absl.flags" in loaded, done.stderr
+    assert [name for name in absent if name in loaded] == []
+
+
+def test_help_names_the_flags_of_every_mode():
+    for mode, names in launch.MODES.items():
+        (line,) = [x for x in launch.__doc__.splitlines() if x.split()[:1] == [mode]]
+        assert line.split()[1:] == [f"--{name}" for name in names]
+
+
+def test_a_terminal_gets_a_table_and_a_script_gets_json(capsys, monkeypatch):
+    launch.say([{"bleu": 1.5}], lambda: "a table")
+    assert json.loads(capsys.readouterr().out) == [{"bleu": 1.5}]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    launch.say([{"bleu": 1.5}], lambda: "a table")
+    assert capsys.readouterr().out == "a table\n"
 
 
 def test_a_config_that_does_not_fit_the_run_names_the_keys(unbroken, config_file, refused):
@@ -335,11 +520,17 @@ def test_every_mode_hands_its_flags_on(run_launch, unbroken, monkeypatch, tmp_pa
 
     choice = {"verdict": "fine", "depths": [], "choice": None}
     choice["budget"] = {"ms": None, "parameters": None}
-    monkeypatch.setattr(launch.importance, "measure", take("importance", {}))
-    monkeypatch.setattr(launch.frontier, "measure", take("frontier", choice))
-    monkeypatch.setattr(launch, "finetune", take("finetune", "new"))
-    for name in ("write_importance", "write_frontier", "write_report", "evaluate"):
-        monkeypatch.setattr(launch, name, take(name, [{"of": name}]))
+    training, analysis = "layerdrop_jax.training", "layerdrop_jax.analysis"
+    monkeypatch.setattr(f"{training}.importance.measure", take("importance", {}))
+    monkeypatch.setattr(f"{training}.frontier.measure", take("frontier", choice))
+    monkeypatch.setattr(f"{training}.finetune.finetune", take("finetune", "new"))
+    for home, name in (
+        (f"{analysis}.importance", "write_importance"),
+        (f"{analysis}.frontier", "write_frontier"),
+        (f"{analysis}.report", "write_report"),
+        (f"{training}.evaluate", "evaluate"),
+    ):
+        monkeypatch.setattr(f"{home}.{name}", take(name, [{"of": name}]))
     workdir, output = f"--workdir={unbroken[0]}", f"--output={tmp_path / 'output'}"
     cut = {"flags": {"encoder": None, "decoder": "3"}, "changes": ["prune.seed=5"]}
     typed = ["--decoder_layers=3", "--set=prune.seed=5"]
@@ -384,6 +575,20 @@ def test_errors_in_what_is_read_are_one_line(refused, unbroken, tmp_path):
 def test_a_damaged_run_is_one_line(refused, unbroken, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(unbroken[0], folder)
+    pruned = ["--mode=prune", f"--workdir={folder}"]
+    for own in ("checkpoints/x", "data", "config.json", "tensorboard/y/z"):
+        message = refused(*pruned, f"--output={folder / own}")
+        assert f"--output={folder / own} is in the folder of a run, {folder}" in message
+    assert not (folder / "checkpoints" / "x").exists()
+    (folder / "pruned.json").write_text('{"encoder_layers": [0, 1], "decoder_layers": [0, 7]}')
+    message = refused("--mode=evaluate", f"--workdir={folder}")
+    assert "pruned.json does not fit the network, which has 4 decoder layers" in message
+    assert "[0, 7]" in message
+    (folder / "pruned.json").unlink()
+    text = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(text.replace('"<unk>"', '"<unk>" ', 1))
+    message = refused("--mode=generate", f"--workdir={folder}")
+    assert f"{folder / 'tokenizer.json'} is not the file that this run was written with" in message
     (folder / "config.json").write_text("{")
     assert "config.json is not JSON" in refused("--mode=evaluate", f"--workdir={folder}")
     shutil.copy(unbroken[0] / "config.json", folder)
@@ -395,11 +600,7 @@ def test_ctrl_c_outside_of_training_is_one_line(run_launch, unbroken, monkeypatc
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(launch, "evaluate", interrupt)
+    monkeypatch.setattr("layerdrop_jax.commands.evaluate.evaluate", interrupt)
     code, out, error = run_launch("--mode=evaluate", f"--workdir={unbroken[0]}")
     assert (code, out) == (130, "")
     assert error == "launch.py: interrupted; what was saved before stands\n"
-
-
-def test_the_file_is_short():
-    assert len((ROOT / "launch.py").read_text().splitlines()) < 100

@@ -1,28 +1,63 @@
 """What launch.py makes of its command line, and of errors: checks, one line, an exit code."""
 
+import contextlib
 import itertools
+import logging as standard_logging
 import pathlib
+import signal
 import sys
-from collections.abc import Mapping
+import threading
+import traceback
+from collections.abc import Callable, Mapping
 
 from absl import flags, logging
 
-from layerdrop_jax.runs.folder import Held
-from layerdrop_jax.training.train import Interrupted
-
+# How other programs call what a config calls otherwise.
+COMMON_NAMES = {
+    **dict.fromkeys(("lr", "learning_rate"), "optimizer.rate"),
+    **dict.fromkeys(("batch_size", "batch"), "data.batch_rows"),
+    **dict.fromkeys(("steps", "max_steps", "max_update", "num_steps"), "train.steps"),
+    **dict.fromkeys(("warmup", "warmup_steps"), "optimizer.warmup_updates"),
+    **dict.fromkeys(("dim", "d_model", "hidden_size"), "model.embed_dim"),
+    "data": "data.path",
+    "layerdrop": "drop.decoder",
+}
 EXIT_LATER = 75  # EX_TEMPFAIL: the same command goes on, later
+# Errors that are said in one line.
+MENDABLE = (flags.Error, ValueError, OSError, FloatingPointError, MemoryError)
 
 
-def check_flags(mode: str, given, modes: Mapping) -> None:
+class Terminated(BaseException):
+    """SIGTERM outside of the training loop, which has handling of its own."""
+
+
+@contextlib.contextmanager
+def _sigterm_raises():
+    """Within it SIGTERM raises `Terminated` in the main thread, so that what is open is closed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number, frame):
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def check_flags(mode: str, given: Mapping, modes: Mapping) -> None:
     """Checks that a mode reads the flags that are given, and has what it needs.
 
     Args:
       mode: one of ``modes``.
-      given: names of the flags on the command line.
+      given: the flags on the command line, with their values.
       modes: for each mode the flags that it reads, beside ``workdir`` and ``mode``.
 
     Raises:
-      ValueError: a flag that the mode does not read, or one that it lacks.
+      ValueError: a flag that the mode does not read, one that it lacks, or an empty value.
     """
     for name in given:
         readers = [reader for reader, names in modes.items() if name in names]
@@ -30,6 +65,10 @@ def check_flags(mode: str, given, modes: Mapping) -> None:
             raise ValueError(
                 f"--mode={mode} does not read --{name}, which goes with --mode={'|'.join(readers)}"
             )
+    for name, value in given.items():
+        if value == "" and "." not in name:  # a key of the config may be empty
+            what = "depth 0 is asked for by 0" if name.endswith("_layers") else "name one"
+            raise ValueError(f"--{name}= is empty: {what}, or leave the flag out")
     if mode == "train" and "config" not in given:
         raise ValueError("--mode=train needs --config=configs/NAME.py[:variant]")
     if "workdir" not in given and not (mode == "describe" and "config" in given):
@@ -42,13 +81,26 @@ def in_one_line(function):
     """Says errors that a user can mend in one line, the last of their text, and sets exit codes."""
 
     def wrapped(argv):
+        # jax says at level INFO which accelerators it looked for and did not find
+        standard_logging.getLogger("jax").setLevel(standard_logging.WARNING)
         try:
-            return function(argv)
-        except (Interrupted, flags.Error, ValueError, OSError, FloatingPointError) as error:
+            with _sigterm_raises():
+                return function(argv)
+        except Terminated:
+            print(
+                "launch.py: stopped; what was saved before stands, and the same command goes on",
+                file=sys.stderr,
+            )
+            sys.exit(EXIT_LATER)
+        except Exception as error:
+            later = getattr(error, "later", False)  # a run that was told to stop, or is held
+            if not (later or isinstance(error, MENDABLE)):
+                raise
             logging.debug("raised here", exc_info=True)
-            line = str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")
+            text = str(error).strip() or type(error).__name__
+            line = text.splitlines()[-1].strip().removeprefix("ValueError: ")
             print(f"launch.py: {line}", file=sys.stderr)
-            sys.exit(EXIT_LATER if isinstance(error, Interrupted | Held) else 1)
+            sys.exit(EXIT_LATER if later else 1)
         except KeyboardInterrupt:
             print("launch.py: interrupted; what was saved before stands", file=sys.stderr)
             sys.exit(130)
@@ -56,7 +108,7 @@ def in_one_line(function):
     return wrapped
 
 
-def check_overrides(argv, load) -> None:
+def check_overrides(argv, load) -> dict:
     """Checks ``--config=PATH[:VARIANT]`` and every ``--config.SECTION.KEY=VALUE`` before absl does.
 
     absl takes ``--config PATH`` and ``--noconfig.SECTION.KEY`` too, and so does this.
@@ -65,8 +117,11 @@ def check_overrides(argv, load) -> None:
       argv: the command line.
       load: ``load("PATH:VARIANT")`` gives the config.
 
+    Returns:
+      the config, as nested dicts; {} where none is given.
+
     Raises:
-      ValueError: no such file or key; lists those that there are.
+      ValueError: no such file or key, lists those that there are; an error inside of the file.
     """
     given = {}
     for argument, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
@@ -74,14 +129,14 @@ def check_overrides(argv, load) -> None:
         given[name] = value if equals else following
     path = given.get("config")
     if not path:
-        return
+        return {}
     file = pathlib.Path(path.partition(":")[0])
     if not _is_config(file):
         known = ", ".join(
             str(f) for f in sorted(pathlib.Path("configs").glob("*.py")) if _is_config(f)
         )
         raise ValueError(f"--config={path} names no config file; there are {known}")
-    config = load(path).to_dict()
+    config = _load(path, load).to_dict()
     for name in given:
         node, where, keys = config, "config", name.split(".")
         for key in keys[1:] if keys[0] in ("config", "noconfig") else ():
@@ -89,7 +144,83 @@ def check_overrides(argv, load) -> None:
                 known = ", ".join(sorted(node)) if isinstance(node, Mapping) else "no keys"
                 raise ValueError(f"--{name}: {where} has no {key!r}: it has {known}")
             node, where = node[key], f"{where}.{key}"
+    return config
 
 
 def _is_config(file: pathlib.Path) -> bool:
     return file.is_file() and "get_config" in file.read_text(encoding="utf-8", errors="replace")
+
+
+def _load(path: str, load: Callable):
+    """Loads a config; what goes wrong inside its file is said with the file and the line."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # the library also warns of a config that is None
+    try:
+        config = load(path)
+    except Exception as error:
+        # The library puts a whole traceback into the text of some errors, of others nothing.
+        cause = error.__context__ if isinstance(error, TypeError | ValueError) else error
+        raise ValueError(f"--config={path}: {_where_and_what(path, cause or error)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    if not hasattr(config, "to_dict"):
+        raise ValueError(
+            f"--config={path}: its get_config returns a {type(config).__name__}, not a ConfigDict"
+        )
+    return config
+
+
+def _where_and_what(path: str, error: BaseException) -> str:
+    """Says an error of a config file in one line: file, line and message."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}: {error.msg}"
+    folder = pathlib.Path(path.partition(":")[0]).resolve().parent
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if folder in pathlib.Path(frame.filename).resolve().parents]
+    text = " ".join(str(error).split())
+    if not ours:
+        return f"{type(error).__name__}: {text}"
+    frame = ours[-1]
+    if frame.line and frame.line.startswith("raise "):
+        return text  # the file says itself what is wrong
+    return f"{frame.filename}, line {frame.lineno}: {type(error).__name__}: {text}"
+
+
+def parse_known(argv, known: flags.FlagValues, load: Callable) -> list[str]:
+    """Parses the command line; of an unknown flag, says which key of the config it may mean.
+
+    Args:
+      argv: the command line.
+      known: the flags that there are, ``config`` among them.
+      load: ``load("PATH:VARIANT")`` gives the config.
+
+    Returns:
+      the arguments that are no flags.
+    """
+    config = check_overrides(argv, load)
+    try:
+        return known(argv)
+    except flags.UnrecognizedFlagError as error:
+        raise ValueError(f"{error}{suggestion(error.flagname, config)}") from None
+
+
+def suggestion(name: str, config: Mapping) -> str:
+    """Names the key of a config that an unknown flag may have meant; "" where none is near.
+
+    Args:
+      name: the flag's, without dashes.
+      config: nested mappings; {} where no config was given.
+    """
+    keys = [
+        f"{section}.{key}"
+        for section, values in config.items()
+        if isinstance(values, Mapping)
+        for key in values
+    ]
+    found = [key for key in keys if key in (name, COMMON_NAMES.get(name))]
+    found += [key for key in keys if key.partition(".")[2] == name and key not in found]
+    if not keys and name in COMMON_NAMES:
+        found = [COMMON_NAMES[name]]
+    if not found:
+        return ""
+    return f"; did you mean {' or '.join(f'--config.{key}' for key in found)}?"

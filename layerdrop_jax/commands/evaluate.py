@@ -1,9 +1,12 @@
 """Scores a trained run's folder: whole and at every depth, or with chosen layers."""
 
+from absl import logging
+
 from layerdrop_jax.depth import strategies
 from layerdrop_jax.depth.scorer import Scorer
 from layerdrop_jax.models.cut import masks, params_of
-from layerdrop_jax.runs.folder import original_layers
+from layerdrop_jax.runs import metrics
+from layerdrop_jax.runs.folder import original_layers, read_pruned
 from layerdrop_jax.runs.metrics import MetricWriter
 from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.tasks.task import task_of
@@ -30,13 +33,16 @@ def evaluate(workdir, *, flags=None, changes=()) -> list[dict]:
       FileNotFoundError, ValueError, OSError: not a run's folder, or one that does not fit itself.
     """
     run = load_run(workdir, changes)
+    file = run.workdir / metrics.FILE
+    if not file.exists() and "parent_sha256" not in (read_pruned(run.workdir) or {}):  # not pruned
+        logging.warning("%s is missing: the report has scores and nothing of the training", file)
+    writer = MetricWriter(run.workdir)  # a file that cannot be read is better known before
     if any((flags or {}).values()):
         scores = _evaluate_choices(run, flags)
         written = {"subset": scores}
     else:
         scores, depths = task_of(run.settings).evaluate(run)
         written = {"test": scores, "depth": depths}
-    writer = MetricWriter(run.workdir)
     for kind, records in written.items():
         for record in records:
             writer.write(kind, max(run.steps), record)

@@ -8,7 +8,7 @@ from layerdrop_jax.depth import strategies
 from layerdrop_jax.depth.prune import cut_config
 from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.runs.depth_settings import InitConfig
-from layerdrop_jax.runs.folder import check_folder, is_fresh, read_config
+from layerdrop_jax.runs.folder import check_folder, check_output, is_fresh, read_config
 from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.training.train import train
 
@@ -41,6 +41,7 @@ def finetune(workdir, output, *, flags, changes, command: str, config=None) -> s
       what `train` raises; ValueError: an ``output`` that was begun otherwise.
     """
     output = output or f"{str(workdir).rstrip('/')}-finetuned"
+    check_output(output)
     if is_fresh(pathlib.Path(output)):
         config = _begin(workdir, output, flags, changes, config)
     else:

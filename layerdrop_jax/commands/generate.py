@@ -5,6 +5,7 @@ import sys
 
 from layerdrop_jax.depth import strategies
 from layerdrop_jax.models.cut import masks
+from layerdrop_jax.runs.folder import check_output
 from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.tasks.task import task_of
 
@@ -25,6 +26,8 @@ def generate(workdir, source: str = "", target: str = "", *, flags=None, changes
       ValueError: text that is not UTF-8; names the line.
       OSError: a file that cannot be read or written.
     """
+    if target:
+        check_output(target)
     run = load_run(workdir, changes)
     lines = _read_lines(source)
     if target:
@@ -52,10 +55,15 @@ def _write(target, data):
 
 def _check_writable(target):
     folder = os.path.dirname(os.path.abspath(target))
-    if os.path.isdir(target) or not os.access(folder, os.W_OK):
-        raise OSError(
-            f"cannot write --output={target}: it is a folder, or {folder} is not writable"
-        )
+    if os.path.isdir(target):
+        what = "it is a folder"
+    elif not os.path.isdir(folder):
+        what = f"there is no folder {folder}"
+    elif not os.access(folder, os.W_OK):
+        what = f"{folder} is not writable"
+    else:
+        return
+    raise OSError(f"cannot write --output={target}: {what}")
 
 
 def _read_lines(source):

@@ -1,4 +1,4 @@
-"""Three primitives that compute nothing: what `skip_scan` asks of JAX and no public function gives.
+"""Four primitives that compute nothing: what `skip_scan` asks of JAX and no public function gives.
 
 Each lowers to its operands or to an allocation, so that none is left in the executable.
 """
@@ -43,6 +43,14 @@ def unwritten(row, num_rows, operands):
     of the loop counts as the same for the whole batch, as `jax.hessian` requires.
     """
     return unwritten_p.bind(row, *jax.tree.leaves(operands), num_rows=num_rows)
+
+
+def marked(tangent, reached):
+    """The tangent; ``reached()`` is called where its cotangent is not symbolically zero.
+
+    That is while `jax.linear_transpose` of what the tangent went into is traced.
+    """
+    return marked_p.bind(tangent, reached=reached)
 
 
 def _apply(primitive, tree):
@@ -106,6 +114,18 @@ def _differentiate_never_transposed(primals, tangents):
 
 
 ad.primitive_jvps[never_transposed_p] = _differentiate_never_transposed
+
+
+def _transpose_marked(cotangent, tangent, *, reached):
+    del tangent
+    if not isinstance(cotangent, ad.Zero):
+        reached()
+    return [cotangent]
+
+
+marked_p = Primitive("marked")
+marked_p.def_abstract_eval(lambda aval, *, reached: aval)
+ad.primitive_transposes[marked_p] = _transpose_marked
 
 
 def _unwritten_aval(row, *_, num_rows):

@@ -80,6 +80,21 @@ def spread(num_layers: int, keep: int) -> tuple[int, ...]:
     return {len(layers): layers for _, layers in every_depth(num_layers)}.get(keep, ())
 
 
+def nested(num_layers: int, keep: int) -> tuple[int, ...]:
+    """The first ``keep`` layers in an order that halves the widest gap: each set holds the smaller.
+
+    Layer 0 comes first, then the middle of the widest gap between layers that are in, the end of
+    the stack counted as one; of equal gaps the first. 12 layers begin 0, 6, 3, 9, 1.
+    """
+    check_keep(num_layers, keep)
+    layers = [0][:keep]
+    while len(layers) < keep:
+        ends = sorted([*layers, num_layers])
+        begin, end = max(itertools.pairwise(ends), key=lambda gap: gap[1] - gap[0])
+        layers.append((begin + end) // 2)
+    return tuple(sorted(layers))
+
+
 def top_layers(score_N, keep: int) -> tuple[int, ...]:
     """The ``keep`` layers with the highest scores; of equal ones the first."""
     score_N = np.asarray(score_N, np.float64)
@@ -93,15 +108,21 @@ def check_keep(num_layers: int, keep: int) -> None:
         raise ValueError(f"cannot keep {keep} of {num_layers} layers: keep 0 to {num_layers}")
 
 
-def every_depth(num_layers: int) -> list[tuple[str, tuple[int, ...]]]:
-    """A choice of layers for each depth, deep first, and the rule that it comes from.
+def every_depth(num_layers: int, rule: str = "spread") -> list[tuple[str, tuple[int, ...]]]:
+    """Lists a choice of layers for each depth, deep first, and the rule that it comes from.
 
-    Where Every Other reaches a depth, its layers; of several rates that of the layers which are
-    spaced evenly, else the smallest. Elsewhere, evenly spaced ones.
+    By ``spread``: where Every Other reaches a depth, its layers; of several rates that of the
+    layers which are spaced evenly, else the smallest. Elsewhere, evenly spaced ones.
+
+    Args:
+      num_layers: N.
+      rule: one of `RULES`.
 
     Returns:
-      ``[("every_other" or "evenly_spaced", layers)]``, from ``num_layers`` to 1.
+      ``[("every_other" or "evenly_spaced" or another rule, layers)]``, from ``num_layers`` to 1.
     """
+    if rule != "spread":
+        return [(rule, RULES[rule](num_layers, depth)) for depth in range(num_layers, 0, -1)]
     by_depth = {}
     for period in range(2, num_layers + 1):
         layers = every_other(num_layers, 1 / period)
@@ -156,3 +177,14 @@ def take_layers(stacked, layers):
         raise ValueError(f"the leaves are no stack of layers: their leading axes are {lengths}")
     index = np.asarray(check_layers(layers, lengths[0][0]), np.intp)
     return jax.tree.map(lambda leaf: leaf[index], stacked)
+
+
+# Rules that need nothing but the number of layers and the depth.
+RULES = {
+    "spread": spread,
+    "evenly_spaced": evenly_spaced,
+    "first": first,
+    "last": last,
+    "ends": ends,
+    "nested": nested,
+}

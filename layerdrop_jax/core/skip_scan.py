@@ -18,6 +18,10 @@ with its own weights gathered.
 
 A NaN inside a dropped step reaches neither value nor gradient in ``skip`` and ``cond``; in ``mask``
 it reaches the gradient, because the step does run.
+
+What the loss does not use has no gradient, and not a gradient of zeros, which times an infinite
+derivative is NaN: as in `lax.scan`, a cotangent that is symbolically zero stays so, for ys and for
+each leaf of the carry.
 """
 
 from collections.abc import Callable
@@ -27,9 +31,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 from jax.dtypes import float0
 
-from layerdrop_jax.core.loop_primitives import never_transposed, reverse_only, unwritten
+from layerdrop_jax.core.loop_primitives import marked, never_transposed, reverse_only, unwritten
 
 MODES = ("skip", "cond", "mask")
 
@@ -56,7 +61,10 @@ def skip_scan(f: Callable, init, xs, keep, *, mode: str = "skip", policy=None):
     Raises:
       ValueError: an unknown mode, or a ``keep`` whose shape does not fit ``xs``. In mode ``skip``
         also where a derivative is taken that it lacks: forward mode first (jvp, jacfwd, linearize)
-        or reverse mode twice (grad of grad).
+        or reverse mode twice (grad of grad); and a ``keep`` that differs between the devices of
+        `jax.shard_map`.
+      TypeError: ``f`` returns no pair, or a carry of another structure, shape or type than it was
+        given. A weakly typed first carry (a Python scalar) takes the type that ``f`` returns.
     """
     if mode not in MODES:
         raise ValueError(f"mode={mode!r} is unknown: it is one of {', '.join(MODES)}")
@@ -68,17 +76,98 @@ def skip_scan(f: Callable, init, xs, keep, *, mode: str = "skip", policy=None):
     lengths = {np.shape(a)[:1] for a in jax.tree.leaves(xs)} | {keep.shape[:1]}
     if len(lengths) != 1:
         raise ValueError(f"keep and the leaves of xs differ in leading axes: {sorted(lengths)}")
-    num_steps = keep.shape[0]
-    # A weakly typed carry (a Python scalar) would change type in the loop.
-    init = jax.tree.map(_strongly_typed, init)
-    if num_steps == 0:
+    if mode == "skip" and (axes := _varying(keep)):
+        raise ValueError(
+            f'keep differs between the devices along {", ".join(sorted(axes))}: in mode="skip" all'
+            ' make the same trips, so draw it from the same key on every device, or use mode="mask"'
+        )
+    init = jax.tree.map(jnp.asarray, init)
+    if keep.shape[0] == 0:
         return lax.scan(f, init, xs, length=0)
+    init, step, consts = _trace_step(f, init, _step_avals(xs))
     if mode == "skip":
-        return _skip(f, init, xs, keep, policy)
+        return _skip(step, consts, init, xs, keep, policy)
+    f = partial(step, consts)
     if policy is not None:
         f = jax.checkpoint(f, policy=policy)
     run = _cond_step if mode == "cond" else _mask_step
     return lax.scan(partial(run, f), init, (xs, keep))
+
+
+def _trace_step(f, init, x):
+    """Traces ``f`` once for all modes, and checks what it returns by the rules of `lax.scan`.
+
+    Returns (init, step, consts): the first carry with its weak types promoted, and f as
+    ``step(consts, carry, x)``, which closes over nothing.
+    """
+    for tries in range(2):
+        jaxpr, out = jax.make_jaxpr(f, return_shape=True)(init, x)
+        if not isinstance(out, (tuple, list)) or len(out) != 2:
+            raise TypeError(f"f returns {jax.tree.map(_name, out)}: it has to be a pair (carry, y)")
+        _check_structure(init, out[0])
+        after = jaxpr.out_avals[: len(jax.tree.leaves(init))]
+        promoted = [_promote(a, aval) for a, aval in zip(jax.tree.leaves(init), after, strict=True)]
+        changed = [a.dtype for a in promoted] != [a.dtype for a in jax.tree.leaves(init)]
+        init = jax.tree.unflatten(jax.tree.structure(init), promoted)
+        if not changed or tries:
+            break
+    for (path, a), aval in zip(jax.tree_util.tree_leaves_with_path(init), after, strict=True):
+        leaf = "carry" + jax.tree_util.keystr(path)
+        if (np.shape(a), a.dtype) != (aval.shape, aval.dtype):
+            raise TypeError(
+                f"f is given {leaf} as {_name(a)} and returns it as {_name(aval)}: every step"
+                " has to return each leaf of the carry with its shape and type"
+            )
+        if _varying(a) != _varying(aval):
+            raise TypeError(
+                f"f is given {leaf} that varies over the mesh axes {sorted(_varying(a))} and"
+                f" returns it varying over {sorted(_varying(aval))}: mark the first with"
+                " jax.lax.pcast(..., to='varying')"
+            )
+    out_tree = jax.tree.structure(out)
+
+    def step(consts, carry, x):
+        leaves = jax.core.eval_jaxpr(jaxpr.jaxpr, consts, *jax.tree.leaves((carry, x)))
+        return tuple(jax.tree.unflatten(out_tree, leaves))
+
+    return init, step, jaxpr.consts
+
+
+def _check_structure(init, after):
+    given, returned = (
+        {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (init, after)
+    )
+    if given != returned:
+        missing, new = (
+            ", ".join("carry" + name for name in sorted(names)) or "no leaf"
+            for names in (given - returned, returned - given)
+        )
+        raise TypeError(
+            f"f returns a carry without {missing} that it was given and with {new} that it was not:"
+            " every step has to return the structure of the first carry"
+        )
+    if jax.tree.structure(init) != jax.tree.structure(after):
+        raise TypeError(
+            f"f is given a carry {jax.tree.structure(init)} and returns"
+            f" {jax.tree.structure(after)}: every step has to return the structure of the first"
+        )
+
+
+def _promote(a, aval):
+    if jax.typeof(a).weak_type and a.dtype != aval.dtype:
+        return lax.convert_element_type(a, jnp.result_type(a, aval))
+    return a
+
+
+def _name(a):
+    return f"{a.dtype}{list(a.shape)}"
+
+
+def _varying(a):
+    """The axes of `jax.shard_map` along which the devices have values of their own."""
+    aval = a if isinstance(a, jax.core.AbstractValue) else jax.typeof(a)
+    return aval.mat.varying if hasattr(aval, "mat") else getattr(aval, "vma", frozenset())
 
 
 def _cond_step(f, carry, x_and_keep):
@@ -97,7 +186,7 @@ def _mask_step(f, carry, x_and_keep):
     ran, y = f(carry, x)
 
     def select(new, old):
-        return jnp.where(keep.reshape(keep.shape + (1,) * (new.ndim - keep.ndim)), new, old)
+        return jnp.where(keep.reshape(keep.shape + (1,) * (jnp.ndim(new) - keep.ndim)), new, old)
 
     return (
         jax.tree.map(select, ran, carry),
@@ -109,16 +198,9 @@ def _mask_step(f, carry, x_and_keep):
 # mode="skip"
 
 
-def _skip(f, init, xs, keep, policy):
+def _skip(step, consts, init, xs, keep, policy):
     """A loop of ``sum(keep)`` trips, with the rule for its reverse."""
-    # Everything that f closes over becomes an argument, so that the rule can return its gradient.
-    jaxpr, out = jax.make_jaxpr(f, return_shape=True)(init, _step_avals(xs))
-    out_tree = jax.tree.structure(out)
-
-    def step(consts, carry, x):
-        leaves = jax.core.eval_jaxpr(jaxpr.jaxpr, consts, *jax.tree.leaves((carry, x)))
-        return jax.tree.unflatten(out_tree, leaves)
-
+    # Everything that f closes over is an argument, so that the rule can return its gradient.
     saving_step = step
     if policy is not None:
         # The two loops cannot share a computation, so nothing has to be held apart.
@@ -128,15 +210,17 @@ def _skip(f, init, xs, keep, policy):
     def run(consts, init, xs, keep):
         return _forward(step, consts, init, xs, keep)
 
-    def run_forward(consts, init, xs, keep):
-        out, saved = _forward_and_save(saving_step, consts, init, xs, keep)
-        return never_transposed(out), (consts, init, xs, keep, never_transposed(saved))
+    def run_forward(*inputs):
+        inputs = custom_vjp_primal_tree_values(inputs)
+        out, saved = _forward_and_save(saving_step, *inputs)
+        return never_transposed(out), (inputs, never_transposed(saved))
 
     def run_backward(residuals, cotangents):
-        return never_transposed(_backward(saving_step, *residuals, *cotangents))
+        inputs, saved = residuals
+        return (*never_transposed(_backward(saving_step, *inputs, saved, *cotangents)), None)
 
-    run.defvjp(run_forward, run_backward)
-    return run(*reverse_only((jaxpr.consts, init, xs, keep)))
+    run.defvjp(run_forward, run_backward, symbolic_zeros=True)
+    return run(*reverse_only((consts, init, xs, keep)))
 
 
 def _forward(step, consts, init, xs, keep):
@@ -154,7 +238,7 @@ def _forward(step, consts, init, xs, keep):
 
 def _forward_and_save(step, consts, init, xs, keep):
     order, count = _kept_first(keep)
-    run, ((_, y), saved), _, _ = _trace_pullback(step, consts, init, xs)
+    run, ((_, y), saved), _, _ = _trace_linear(step, consts, init, xs)
 
     def body(trip, state):
         carry, ys, saved = state
@@ -172,34 +256,41 @@ def _forward_and_save(step, consts, init, xs, keep):
 
 
 def _backward(step, consts, init, xs, keep, saved, ct_carry, ct_ys):
+    """The cotangents of consts, init and xs; None where one is symbolically zero."""
     order, count = _kept_first(keep)
-    _, _, tree, origins = _trace_pullback(step, consts, init, xs)
+    first = _inexact(init)
+    ct_carry, ct_ys = _differentiable(ct_carry), _differentiable(ct_ys)
+    used = [[not isinstance(ct, SymbolicZero) for ct in cts] for cts in (ct_carry, ct_ys)]
+    pull_back, in_consts, in_carry, in_xs = _trace_pullback(step, consts, init, xs, saved, *used)
+    # A leaf of the carry that the loss does not use may be used by a later step.
+    ct_carry = [
+        jnp.zeros_like(a) if isinstance(ct, SymbolicZero) else ct
+        for ct, a, reached in zip(ct_carry, first, in_carry, strict=True)
+        if reached
+    ]
+    ct_ys = [ct for ct in ct_ys if not isinstance(ct, SymbolicZero)]
 
     def body(trip, state):
         ct_carry, ct_consts, ct_xs = state
         trip = count - 1 - trip
         i = order[trip]
         # The weights are read again where they lie; only what the step computed was saved.
-        sources = {"consts": jax.tree.leaves(consts), "x": jax.tree.leaves(_at(xs, i))}
-        sources["saved"] = [lax.dynamic_index_in_dim(a, trip, keepdims=False) for a in saved]
-        pullback = jax.tree.unflatten(tree, [sources[kind][n] for kind, n in origins])
-        d_consts, d_carry, d_x = pullback((_join_float0(ct_carry, init), _at(ct_ys, i)))
-        d_consts = _differentiable(d_consts)
+        rows = _at(xs, i), [lax.dynamic_index_in_dim(a, trip, keepdims=False) for a in saved]
+        d_consts, d_carry, d_x = pull_back(consts, *rows, ct_carry, _at(ct_ys, i))
         if keep.size > 1:  # else there is nothing to add to
             d_consts = [a + b for a, b in zip(ct_consts, d_consts, strict=True)]
-        return _differentiable(d_carry), d_consts, _put(ct_xs, _differentiable(d_x), i)
+        return d_carry, d_consts, _put(ct_xs, d_x, i)
 
     state = (
-        _differentiable(ct_carry),
-        [jnp.zeros_like(a) for a in _inexact(consts)],
-        [jnp.zeros_like(a) for a in _inexact(xs)],
+        ct_carry,
+        [jnp.zeros_like(a) for a in _only(in_consts, _inexact(consts))],
+        [jnp.zeros_like(a) for a in _only(in_xs, _inexact(xs))],
     )
     ct_carry, ct_consts, ct_xs = _run(keep.size, count, body, state)
     return (
-        _join_float0(ct_consts, consts),
-        _join_float0(ct_carry, init),
-        _join_float0(ct_xs, xs),
-        np.zeros(keep.shape, float0),
+        _with_none(ct_consts, in_consts, consts),
+        _with_none(ct_carry, in_carry, init),
+        _with_none(ct_xs, in_xs, xs),
     )
 
 
@@ -216,23 +307,32 @@ def _kept_first(keep):
     return jnp.argsort(~keep, stable=True), jnp.sum(keep, dtype=jnp.int32)
 
 
-def _trace_pullback(step, consts, init, xs):
-    """Traces `jax.vjp` of one step.
+def _trace_linear(step, consts, init, xs):
+    """Traces `jax.linearize` of one step.
 
     Returns (run, shapes, tree, origins): ``run(consts, carry, x) -> (out, saved)``, the step and
-    what has to be saved of it; the shapes of that; the tree of its pullback; and where each leaf of
-    that tree comes from.
+    what has to be saved of it; the shapes of that; the tree of its tangent map, which maps the
+    tangents of the inexact leaves of (consts, carry, x) to those of the inexact leaves of what the
+    step returns; and where each leaf of that tree comes from.
     """
     layout = []
 
     def trace(consts, carry, x):
-        out, pullback = jax.vjp(step, consts, carry, x)
-        tree, origins, saved = _split_residuals(pullback, (consts, carry, x))
+        inputs = (consts, carry, x)
+
+        def of_inexact(*leaves):
+            out = step(*_replace_inexact(leaves, inputs))
+            return _inexact(out), [a for a in jax.tree.leaves(out) if not _is_inexact(a)]
+
+        inexact, tangents, rest = jax.linearize(of_inexact, *_inexact(inputs), has_aux=True)
+        tree, origins, saved = _split_residuals(tangents, inputs)
         layout.extend((tree, origins))
-        return out, saved
+        shapes = jax.eval_shape(step, *inputs)
+        inexact, rest = iter(inexact), iter(rest)
+        return jax.tree.map(lambda a: next(inexact if _is_inexact(a) else rest), shapes), saved
 
     # What runs is this trace and no other: differentiated again in the loop, among arrays that are
-    # known while compiling, a pullback may have its leaves in another order.
+    # known while compiling, a tangent map may have its leaves in another order.
     jaxpr, out = jax.make_jaxpr(trace, return_shape=True)(consts, init, _step_avals(xs))
 
     def run(consts, carry, x):
@@ -243,12 +343,71 @@ def _trace_pullback(step, consts, init, xs):
     return run, jax.eval_shape(run, consts, init, _step_avals(xs)), *layout
 
 
-def _split_residuals(pullback, inputs):
+def _trace_pullback(step, consts, init, xs, saved, in_carry, in_ys):
+    """Traces one step of the way back, for cotangents of which some are symbolically zero.
+
+    ``in_carry`` and ``in_ys`` say which are not, for the inexact leaves of the last carry and of y.
+
+    Returns (pull_back, in_consts, in_carry, in_x): ``pull_back(consts, x, saved, ct_carry, ct_y) ->
+    (ct_consts, ct_carry, ct_x)``, lists of the cotangents that are not symbolically zero after any
+    number of steps; and which those are.
+    """
+    _, ((_, y), _), tree, origins = _trace_linear(step, consts, init, xs)
+    x = _step_avals(xs)
+    sizes = [len(_inexact(part)) for part in (consts, init, x)]
+    while True:
+        reached = set()
+
+        def pull_back(consts, x, saved, ct_carry, ct_y, live=(*in_carry, *in_ys), reached=reached):
+            sources = {"consts": jax.tree.leaves(consts), "x": jax.tree.leaves(x), "saved": saved}
+            tangents = jax.tree.unflatten(tree, [sources[kind][n] for kind, n in origins])
+
+            def used(*inputs):
+                inputs = [marked(a, partial(reached.add, n)) for n, a in enumerate(inputs)]
+                return _only(live, tangents(*inputs))
+
+            # Transposed, it is rid of whatever only the unused outputs depend on, inside loops too.
+            inputs = _inexact((consts, init, x))
+            cotangents = jax.linear_transpose(used, *inputs)([*ct_carry, *ct_y])
+            return [ct for n, ct in enumerate(cotangents) if n in reached]
+
+        jaxpr = jax.make_jaxpr(pull_back)(
+            consts,
+            x,
+            _step_avals(saved),
+            _only(in_carry, _inexact(init)),
+            _only(in_ys, _inexact(y)),
+        )
+        flags = [n in reached for n in range(sum(sizes))]
+        in_consts, found, in_x = (
+            flags[: sizes[0]],
+            flags[sizes[0] : sizes[0] + sizes[1]],
+            flags[sizes[0] + sizes[1] :],
+        )
+        wider = [a or b for a, b in zip(in_carry, found, strict=True)]
+        if wider == in_carry:
+            break
+        in_carry = wider
+
+    def run(*inputs):
+        leaves = iter(jax.core.eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *jax.tree.leaves(inputs)))
+        ct_consts = [next(leaves) for flag in in_consts if flag]
+        ct_carry = [
+            next(leaves) if after else jnp.zeros_like(a)
+            for a, before, after in zip(_inexact(init), in_carry, found, strict=True)
+            if before
+        ]
+        return ct_consts, ct_carry, list(leaves)
+
+    return run, in_consts, in_carry, in_x
+
+
+def _split_residuals(tangents, inputs):
     """Tells the residuals that are the step's own constants or weights from those to save."""
     consts, _, x = inputs
     known = {id(a): ("consts", n) for n, a in enumerate(jax.tree.leaves(consts))}
     known |= {id(a): ("x", n) for n, a in enumerate(jax.tree.leaves(x))}
-    leaves, tree = jax.tree.flatten(pullback)
+    leaves, tree = jax.tree.flatten(tangents)
     origins, saved = [], []
     for leaf in leaves:
         origin = known.get(id(leaf))
@@ -264,10 +423,6 @@ def _split_residuals(pullback, inputs):
 # pytrees with integer, bool and PRNG-key leaves
 
 
-def _strongly_typed(a):
-    return jnp.asarray(a, dtype=jnp.asarray(a).dtype)
-
-
 def _is_inexact(a) -> bool:
     return jnp.issubdtype(a.dtype, jnp.inexact)
 
@@ -277,15 +432,25 @@ def _inexact(tree):
 
 
 def _differentiable(cotangents):
-    """The leaves of a tree of cotangents without the float0 ones, which a loop cannot carry."""
+    """The leaves of a tree of cotangents without the float0 ones, which hold no data."""
     return [a for a in jax.tree.leaves(cotangents) if a.dtype != float0]
 
 
-def _join_float0(cotangents, primals):
-    """The inverse of `_differentiable`: cotangents in the tree of their primals."""
-    cotangents = iter(cotangents)
+def _replace_inexact(leaves, tree):
+    """The tree with its inexact leaves replaced, in order."""
+    leaves = iter(leaves)
+    return jax.tree.map(lambda a: next(leaves) if _is_inexact(a) else a, tree)
+
+
+def _only(flags, values):
+    return [value for flag, value in zip(flags, values, strict=True) if flag]
+
+
+def _with_none(cotangents, flags, tree):
+    """The flagged cotangents of a tree's inexact leaves, in the tree, and None for all others."""
+    cotangents, flags = iter(cotangents), iter(flags)
     return jax.tree.map(
-        lambda a: next(cotangents) if _is_inexact(a) else np.zeros(a.shape, float0), primals
+        lambda a: next(cotangents) if _is_inexact(a) and next(flags) else None, tree
     )
 
 
@@ -299,14 +464,7 @@ def _step_avals(xs):
 
 
 def _at(tree, i):
-    """Row i of every leaf; a float0 leaf, which holds no data, is cut by shape alone."""
-
-    def index(a):
-        if a.dtype == float0:
-            return np.zeros(a.shape[1:], float0)
-        return lax.dynamic_index_in_dim(a, i, keepdims=False)
-
-    return jax.tree.map(index, tree)
+    return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), tree)
 
 
 def _put(buffers, values, i):

@@ -10,15 +10,11 @@ import typing
 from collections.abc import Callable
 
 from layerdrop_jax.core.pruning import (
+    RULES,
     check_keep,
     check_layers,
-    ends,
-    evenly_spaced,
     every_other,
-    first,
-    last,
     random_layers,
-    spread,
     top_layers,
 )
 from layerdrop_jax.core.search import (
@@ -98,7 +94,7 @@ def _measured(name) -> Entry:
 
 
 def _read_layers(text) -> tuple[int, ...]:
-    return tuple(int(layer) for layer in text.split(",") if text)
+    return tuple(int(layer) for layer in text.split(","))
 
 
 STRATEGIES = {
@@ -109,11 +105,7 @@ STRATEGIES = {
         form="LAYERS",
     ),
     "every_other": _rule(every_other, read=float, form="RATE"),
-    "spread": _rule(spread),
-    "evenly_spaced": _rule(evenly_spaced),
-    "first": _rule(first),
-    "last": _rule(last),
-    "ends": _rule(ends),
+    **{name: _rule(rule) for name, rule in RULES.items()},
     "random": Entry(
         choose=lambda stack, keep: random_layers(stack.depth, keep, (stack.seed, stack.place)),
     ),
@@ -180,6 +172,8 @@ def parse_strategy(text: str) -> Strategy:
     if not colon and name not in STRATEGIES:
         name, colon, value = ("explicit" if "," in name else "spread"), ":", name
     entry = STRATEGIES.get(name)
+    if name == "explicit" and colon and not value.strip():
+        raise ValueError(f"{text!r} names no layers to keep: depth 0 is asked for by 0")
     try:
         if entry is None or bool(colon) != bool(entry.read):
             raise ValueError

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import tokenizers
 
-from layerdrop_jax.data import sections
+from layerdrop_jax.data import checksums, sections
 from layerdrop_jax.data import tokenizers as vocabulary
 from layerdrop_jax.data.datasets import glue, pystdlib_modules, text, tsv
 from layerdrop_jax.files import write_atomically
@@ -33,7 +33,8 @@ class LabelledConfig:
 
     Attributes:
       dataset: one of DATASETS.
-      data_dir: where prepared TFDS sets live; "" is TFDS's default, ~/tensorflow_datasets.
+      data_dir: where prepared sets live; "" is the folder ``data`` of the user's cache, see
+        `layerdrop_jax.data.cache`, and for TFDS's own sets its default, ~/tensorflow_datasets.
       path: folder of train.tsv, dev.tsv or valid.tsv, and test.tsv, each of which may end in
         .gz (tsv, sst2); "" for sst2 means $LAYERDROP_DATA/sst2, and the other sets do not look
         at it.
@@ -314,6 +315,7 @@ def load_saved_examples(folder: str | os.PathLike, split: str) -> list[Example]:
         raise FileNotFoundError(
             f"no examples at {path}; a run's folder holds those it is judged by"
         )
+    checksums.check(folder, f"data/{split}.jsonl")
     examples = []
     for number, line in enumerate(text.iterate_lines(path), start=1):
         try:
@@ -363,6 +365,7 @@ def load_labels(folder: str | os.PathLike) -> tuple[str, ...]:
         raise FileNotFoundError(
             f"no label names at {path}; the folder of a run that classifies holds them"
         )
+    checksums.check(folder, "labels.json")
     with open(path, "rb") as file:
         content = file.read()
     try:

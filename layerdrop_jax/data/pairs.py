@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import tokenizers
 from absl import logging
 
-from layerdrop_jax.data import packing, sections
+from layerdrop_jax.data import checksums, packing, sections
 from layerdrop_jax.data import tokenizers as bpe
 from layerdrop_jax.data.datasets import prepared, text
 from layerdrop_jax.files import write_atomically
@@ -129,21 +129,19 @@ def prepare_rows(
 
 
 def pack_rows(config, encoded: bpe.EncodedPairs, *, seed: int) -> packing.PackedRows:
-    """Packs encoded pairs into rows of `source_length` and `target_length`; warns of padding."""
+    """Packs encoded pairs into rows of `source_length` and `target_length`."""
     with progress("packing", len(encoded.source_offsets) - 1) as advance:
-        rows = packing.pack_pairs(
+        return packing.pack_pairs(
             encoded,
             source_length=config.source_length,
             target_length=config.target_length,
             seed=seed,
             advance=advance,
         )
-    _warn_of_padding(rows)
-    return rows
 
 
-def _warn_of_padding(rows: packing.PackedRows) -> None:
-    """Where one side of the rows stays empty, its length could be smaller."""
+def warn_of_padding(rows: packing.PackedRows) -> None:
+    """Warns where one side of training rows stays empty: its length could be smaller."""
     for side, other, length in (
         ("source", "target", rows.source_length),
         ("target", "source", rows.target_length),
@@ -179,4 +177,7 @@ def load_eval_text(folder: str | os.PathLike, split: str, *, languages) -> list[
       FileNotFoundError: they are not there.
       ValueError: files that were changed into empty, unequal or undecodable ones.
     """
-    return list(text.read_parallel(os.path.join(folder, "data"), split, *languages))
+    pairs = list(text.read_parallel(os.path.join(folder, "data"), split, *languages))
+    for language in languages:
+        checksums.check(folder, f"data/{split}.{language}")
+    return pairs

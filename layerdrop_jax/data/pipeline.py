@@ -4,26 +4,32 @@ Rows are those of any task. What is random here depends on the seed alone; the p
 one number, which `get_state` of the iterator returns.
 """
 
+import typing
 from collections.abc import Iterator, Sequence
 
-import grain
 import numpy as np
-from absl import flags
+from absl import flags, logging
 
-from layerdrop_jax.data import packing
+from layerdrop_jax.data import packing, workers
+
+if typing.TYPE_CHECKING:
+    import grain  # in the functions that use it: it takes two seconds to import
+
 
 # Endless: more than any training takes, yet exact in the floats by which Grain divides lengths.
 MOST_ROWS = 2**52
+MOST_REPEATS = 10  # of a row in one update; a few suit a first try with little text
 
 
 class TrainIterator:
     """Endless batches of packed rows, in the order and form that `train_iterator` describes.
 
-    Its state is the number of batches taken, whatever the number of workers and processes.
+    Its state is the number of batches taken, whatever the number of workers and processes. `next`
+    raises `workers.WorkerDied` where a worker process has ended by itself.
     """
 
-    def __init__(self, batches: grain.MapDataset, workers: int):
-        self._batches, self._workers = batches, workers
+    def __init__(self, batches: "grain.MapDataset", processes: int):
+        self._batches, self._processes = batches, processes
         self._taken, self._running = 0, None
 
     def __iter__(self):
@@ -37,16 +43,21 @@ class TrainIterator:
         return batch
 
     def _start(self):
+        import grain
+
         rest = self._batches.slice(slice(self._taken, None))
-        if not self._workers:
+        if not self._processes:
             return iter(
                 rest.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8))
             )
         if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags; a script may have none
             flags.FLAGS.mark_as_parsed()
         rest = rest.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
-        options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=4)
-        return iter(rest.mp_prefetch(options))
+        options = grain.MultiprocessingOptions(
+            num_workers=self._processes, per_worker_buffer_size=4
+        )
+        batches = rest.mp_prefetch(options, worker_init_fn=workers.stay_with_parent)
+        return workers.Watched(lambda: iter(batches))
 
     def get_state(self) -> dict[str, int]:
         return {"next_index": self._taken}
@@ -90,6 +101,8 @@ def train_iterator(
     Raises:
       ValueError: `batch_rows` that the processes cannot share equally.
     """
+    import grain
+
     batches = (
         grain.MapDataset.source(rows)
         .seed(seed)
@@ -100,6 +113,28 @@ def train_iterator(
         .batch(accumulate)
     )
     return TrainIterator(batches, config.workers)
+
+
+def check_update(config, rows: packing.PackedRows, *, accumulate: int) -> None:
+    """Warns of an update that reads rows more than once, and refuses one that does so often.
+
+    Args:
+      config: `batch_rows`.
+      rows: of the training split.
+      accumulate: micro-batches of an update.
+
+    Raises:
+      ValueError: an update that would read every row more than MOST_REPEATS times.
+    """
+    taken, repeats = config.batch_rows * accumulate, config.batch_rows * accumulate / len(rows)
+    what = (
+        f"data.batch_rows={config.batch_rows} and train.accumulate={accumulate} are {taken:,} rows "
+        f"for an update, and the training split has {len(rows):,}"
+    )
+    if repeats > MOST_REPEATS:
+        raise ValueError(f"{what}: use fewer, or more text")
+    if repeats > 1:
+        logging.warning("%s: each update reads each of them %.1f times", what, repeats)
 
 
 def eval_batches(

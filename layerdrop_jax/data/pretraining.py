@@ -30,7 +30,8 @@ class PretrainingConfig:
     Attributes:
       dataset: one of DATASETS, wikipedia/CONFIG such as wikipedia/20230601.en, or several of
         these joined by "+".
-      data_dir: where prepared TFDS sets live; "" is TFDS's default, ~/tensorflow_datasets.
+      data_dir: where prepared sets live; "" is the folder ``data`` of the user's cache, see
+        `layerdrop_jax.data.cache`, and for TFDS's own sets its default, ~/tensorflow_datasets.
       path: folder of the user's files (text, wikitext-103, wikitext-2, sst2); "" downloads
         WikiText and for sst2 means $LAYERDROP_DATA/sst2, and the other sets do not look at it.
       vocab_size: entries of the vocabulary, special symbols and `<mask>` included.

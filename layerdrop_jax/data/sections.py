@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from layerdrop_jax.data.tokenizers import check_vocab_size
+
 
 def check_known(config, name: str, known: Sequence[str]) -> None:
     """Raises a ValueError where a key of section data has a value that is not known."""
@@ -11,7 +13,11 @@ def check_known(config, name: str, known: Sequence[str]) -> None:
 
 
 def check_least(config, **least: int) -> None:
-    """Raises a ValueError where a number in section data is below its least; by their names."""
+    """Raises a ValueError where a number in section data is below its least; by their names.
+
+    Every set has a vocabulary: its size is checked too.
+    """
+    check_vocab_size(config.vocab_size)
     for name, number in least.items():
         value = getattr(config, name)
         if value < number:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tokenizers
 
-from layerdrop_jax.data import sections
+from layerdrop_jax.data import checksums, sections
 from layerdrop_jax.data import tokenizers as vocabulary
 from layerdrop_jax.data.datasets import prepared, text
 from layerdrop_jax.files import write_atomically
@@ -38,7 +38,8 @@ class StreamConfig:
 
     Attributes:
       dataset: one of DATASETS.
-      data_dir: where prepared TFDS sets live; "" is TFDS's default, ~/tensorflow_datasets.
+      data_dir: where prepared sets live; "" is the folder ``data`` of the user's cache, see
+        `layerdrop_jax.data.cache`, and for TFDS's own sets its default, ~/tensorflow_datasets.
       path: folder of the user's files (text, wikitext-103, wikitext-2); "" downloads WikiText, and
         pystdlib does not look at it.
       tokenizer: "word", words between white space, or "bpe", pieces that keep text exactly.
@@ -61,7 +62,11 @@ class StreamConfig:
     def __post_init__(self):
         sections.check_known(self, "dataset", DATASETS)
         sections.check_known(self, "tokenizer", TOKENIZERS)
-        sections.check_least(self, batch_rows=1, length=1, workers=0)
+        sections.check_least(self, batch_rows=1, workers=0)
+        if self.length < 2:
+            raise ValueError(
+                f"data.length={self.length} must be at least 2: a row of one token has no context"
+            )
 
 
 def load_texts(config: StreamConfig, split: str) -> Sequence[str]:
@@ -321,6 +326,7 @@ def load_saved_texts(folder: str | os.PathLike, split: str) -> list[str]:
     path = _saved(folder, split)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no texts at {path}; a run's folder holds those it is judged by")
+    checksums.check(folder, f"data/{split}.jsonl")
     texts = []
     for number, line in enumerate(text.iterate_lines(path), start=1):
         try:

@@ -25,7 +25,8 @@ class SummaryConfig:
       dataset: one of DATASETS.
       source: how the names of source files end: of the `text` set, and in a run's folder.
       target: the same of the target files.
-      data_dir: where prepared TFDS sets live; "" is TFDS's default, ~/tensorflow_datasets.
+      data_dir: where prepared sets live; "" is the folder ``data`` of the user's cache, see
+        `layerdrop_jax.data.cache`, and for TFDS's own sets its default, ~/tensorflow_datasets.
       path: folder of the user's files (text); the other sets do not look at it.
       vocab_size: entries of the joint vocabulary, special symbols included.
       batch_rows: packed rows in a micro-batch, all processes together.
@@ -85,7 +86,7 @@ def load_pairs(config: SummaryConfig, split: str) -> Sequence[tuple[str, str]]:
         builder = prepared.prepare(
             pystdlib_summaries.PystdlibSummaries,
             pystdlib_summaries.summaries_config(),
-            tfds_sets.prepared_folder(config.data_dir),
+            config.data_dir,
         )
         sides = pystdlib_summaries.SIDES
     else:
@@ -93,7 +94,7 @@ def load_pairs(config: SummaryConfig, split: str) -> Sequence[tuple[str, str]]:
         builder = prepared.prepare(
             text.Text,
             text.text_config(config.path, *sides),
-            tfds_sets.prepared_folder(config.data_dir),
+            config.data_dir,
         )
     return prepared.Pairs(builder.as_data_source(split), *sides)
 

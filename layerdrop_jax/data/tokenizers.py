@@ -29,6 +29,9 @@ from layerdrop_jax.progress import progress
 from layerdrop_jax.symbols import EOS, MASK, SPECIAL_SYMBOLS, UNK
 
 MADE_UP = re.compile(r"madeupword\d{4,}")
+# Beyond any in use by far. A tokenizer is filled up to its size, and in memory an entry takes some
+# hundred bytes.
+LARGEST_VOCABULARY = 2**24
 CHUNK = 4096  # pairs or texts encoded at a time
 CHUNK_CHARACTERS = 2**20  # of texts encoded at a time; the library needs 100 bytes for each token
 
@@ -208,6 +211,7 @@ def _train_bpe(
             for text in texts:
                 yield text
                 advance(1)
+            advance(0, "learning the tokenizer's merges")
 
         tokenizer.train_from_iterator(counted(), trainer)
     return _fill_up_and_write(tokenizer, vocab_size, path, last)
@@ -264,6 +268,14 @@ def load_tokenizer(path: str | os.PathLike) -> tokenizers.Tokenizer:
         raise ValueError(f"{path} begins with the symbols {symbols}, not {SPECIAL_SYMBOLS}")
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def check_vocab_size(vocab_size: int) -> None:
+    """Raises ValueError for a `data.vocab_size` that no tokenizer can be made of."""
+    if not 1 <= vocab_size <= LARGEST_VOCABULARY:
+        raise ValueError(
+            f"data.vocab_size={vocab_size} is not from 1 to {LARGEST_VOCABULARY:,} entries"
+        )
 
 
 def check_size(tokenizer: tokenizers.Tokenizer, vocab_size: int) -> None:

@@ -1,6 +1,7 @@
 """Every depth of a trained network: quality, latency, memory, parameters, and which to take."""
 
 import itertools
+import math
 import pathlib
 
 import jax
@@ -12,7 +13,7 @@ from layerdrop_jax.depth.scorer import Scorer, floor_nats
 from layerdrop_jax.files import write_json
 from layerdrop_jax.models.cut import masks, params_of
 from layerdrop_jax.progress import progress
-from layerdrop_jax.runs.folder import original_layers
+from layerdrop_jax.runs.folder import check_output, original_layers
 from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.tasks.task import task_of
 
@@ -37,8 +38,9 @@ def measure(
     Args:
       workdir: the run's folder.
       flags: for each stack the name of a strategy, which then chooses the layers at every depth, or
-        a strategy with its depth, which is the only one. Without: ``spread`` at every depth of the
-        decoder, or of a lone encoder, and every layer of other stacks.
+        a strategy with its depth, which is the only one. Without: ``spread``, or the rule that a
+        nested run was trained with, at every depth of the decoder, or of a lone encoder, and every
+        layer of other stacks.
       changes: what to do otherwise than its config says, see `settings.change`.
       budget_ms: the most milliseconds that a request alone may take, prompt and new tokens.
       budget_params: the most parameters.
@@ -50,8 +52,13 @@ def measure(
       within both budgets, None without a budget or where none is.
 
     Raises:
-      ValueError: a strategy that cannot be read or does not fit.
+      ValueError: a strategy that cannot be read or does not fit; a budget that is none.
     """
+    for name, budget in (("budget_ms", budget_ms), ("budget_params", budget_params)):
+        if budget is not None and not 0 < budget < math.inf:
+            raise ValueError(f"--{name}={budget} is no budget: it is a number above 0")
+    if output:
+        check_output(output)
     run = load_run(workdir, changes)
     task, model, prune = task_of(run.settings), run.settings.model, run.settings.prune
     wanted = _every_choice(run, flags)
@@ -210,7 +217,8 @@ def _every_choice(run, flags) -> list[dict]:
     strategies.check_flags(run, flags)
     model, of_stack = run.settings.model, {}
     for stack in model.stacks:
-        text = flags.get(stack) or ("spread" if stack == model.cut_stack else "all")
+        own = run.settings.drop.depth_rule if stack == model.cut_stack else "all"
+        text = flags.get(stack) or own
         if takes_depth(text):
             depths = range(model.depth(stack), 0, -1) or [0]
             of_stack[stack] = [parse_strategy(f"{text}:{depth}") for depth in depths]

@@ -22,7 +22,7 @@ from layerdrop_jax.files import write_json
 from layerdrop_jax.models.blocks import Watch
 from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.progress import progress
-from layerdrop_jax.runs.folder import original_layers
+from layerdrop_jax.runs.folder import check_output, original_layers
 from layerdrop_jax.runs.run import Run, load_run
 from layerdrop_jax.tasks.task import task_of
 
@@ -44,6 +44,8 @@ def measure(workdir, changes=(), *, output: str = "", command: str) -> dict:
       what importance.json holds: for each stack the original numbers of its layers and, by measure,
       a value for each of them.
     """
+    if output:
+        check_output(output)
     run = load_run(workdir, changes)
     folder = pathlib.Path(output or run.workdir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,14 +9,14 @@ import jax
 import numpy as np
 from flax import nnx
 
-from layerdrop_jax.data import pipeline
+from layerdrop_jax.data import checksums, pipeline
 from layerdrop_jax.depth import strategies
 from layerdrop_jax.files import write_json
 from layerdrop_jax.models.blocks import BlockConfig
 from layerdrop_jax.models.cut import cut_model, masks, take_rows
 from layerdrop_jax.models.params import count_params, hash_params, model_graph
 from layerdrop_jax.runs.checkpoints import write_params
-from layerdrop_jax.runs.folder import PRUNED, original_layers
+from layerdrop_jax.runs.folder import PRUNED, check_output, original_layers, write_config
 from layerdrop_jax.runs.run import Run, load_run
 from layerdrop_jax.tasks.task import task_of
 
@@ -44,10 +44,11 @@ def prune(workdir, output, *, flags: dict, changes=()) -> dict:
       what pruned.json holds, and the folder, ``output``.
 
     Raises:
-      ValueError: bad layers, a stack that the model does not have, an ``output`` that is in use, or
-        a result that is not the parent's.
+      ValueError: bad layers, a stack that the model does not have, an ``output`` that is in use or
+        among a run's own files, or a result that is not the parent's.
     """
     output = pathlib.Path(output or f"{str(workdir).rstrip('/')}-pruned")
+    check_output(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"--output={output} is in use: name a folder that is new or empty")
     parent = load_run(workdir, changes)
@@ -78,7 +79,7 @@ def prune(workdir, output, *, flags: dict, changes=()) -> dict:
         }
         metadata = record | ({"scores": scores} if scores else {})
         write_params(partial / "checkpoints", max(parent.steps), params, metadata)
-        write_json(partial / "config.json", config)
+        write_config(partial, config)
         write_json(partial / PRUNED, record)
         for name in ("tokenizer.json", "labels.json"):  # of a classifier: its head's outputs
             if (parent.workdir / name).exists():
@@ -88,6 +89,7 @@ def prune(workdir, output, *, flags: dict, changes=()) -> dict:
             partial / "data",
             ignore=shutil.ignore_patterns("*.hypotheses.*"),
         )
+        checksums.seal(partial)
         difference = _compare(parent, load_run(partial), layers)
         if not difference <= TOLERANCE:
             raise ValueError(
@@ -121,12 +123,15 @@ def cut_config(config: dict, model: BlockConfig, layers: dict) -> dict:
       model: the whole network's.
       layers: the layers kept of each stack.
     """
-    model, _ = cut_model(model, layers)
+    whole, (model, _) = model, cut_model(model, layers)
     config = json.loads(json.dumps(config))
     for stack in layers:
         config["model"][f"{stack}_layers"] = model.depth(stack)
         config["prune"][stack] = "all"
     config["model"]["share_layers"] = model.share_layers
+    if any(len(kept) < whole.depth(stack) for stack, kept in layers.items()):
+        # The depths of nested training are those of the whole network.
+        config["drop"] |= {"method": "layerdrop"} | {f"{stack}_depths": "" for stack in layers}
     config["init"] |= {"run": "", "layers": "", "moments": "anew", "distill": 0.0}
     return config
 

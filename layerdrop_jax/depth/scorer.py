@@ -90,14 +90,22 @@ class Scorer:
         return self._known[name]
 
     def _read(self) -> dict:
-        known = {}
-        for _, _, record in read_json_lines(self._path):
+        known, bad = {}, []
+        for number, _, record in read_json_lines(self._path):
             try:
                 if {key: record[key] for key in self.key} == self.key:
-                    nats = record["nats"]
-                    known[_name(record["layers"])] = math.inf if nats is None else float(nats)
-            except (ValueError, KeyError, TypeError):
-                continue  # not a score: it is computed again
+                    nats = math.inf if record["nats"] is None else float(record["nats"])
+                    if not math.isfinite(nats) and record["nats"] is not None:
+                        raise ValueError(f"{nats} is no score")
+                    known[_name(record["layers"])] = nats
+            except (ValueError, KeyError, TypeError, AttributeError):
+                bad.append(number)
+        if bad:
+            logging.warning(
+                "%s: %d of its lines, such as line %d, are no scores; what they stood for is "
+                "computed again",
+                self._path, len(bad), bad[0],
+            )  # fmt: skip
         return known
 
     def _write(self, layers, nats):

@@ -32,6 +32,9 @@ def wanted(run: Run, flags: dict, default: dict | None = None) -> dict:
     check_flags(run, flags)
     default = default or dict.fromkeys(run.settings.model.stacks, "all")
     texts = {stack: flags.get(stack) or default[stack] for stack in run.settings.model.stacks}
+    for stack, text in texts.items():  # a depth alone has the layers that it was trained with
+        if text.strip().isdigit():
+            texts[stack] = f"{run.settings.drop.depth_rule}:{text}"
     return {stack: parse_strategy(text) for stack, text in texts.items()}
 
 

@@ -147,7 +147,7 @@ class LM(nnx.Module):
         )
         if watch:
             watch.seen["decoder"] = seen
-        return self._finish(x_BxTxD)
+        return self.finish(x_BxTxD)
 
     def nll(self, x_BxTxD, target_BxT, weight_BxT, key=None):
         """-log p of each target, float32 [B, T], in nats; 0 where the weight is 0.
@@ -266,11 +266,12 @@ class LM(nnx.Module):
         keep_N = (keep or {}).get("decoder")
         return jnp.ones(self.config.decoder_layers, bool) if keep_N is None else keep_N
 
-    def _finish(self, x):
+    def finish(self, x):
+        """Turns what the last layer gives into what the output layer reads."""
         return self.decoder_norm(x) if self.config.final_norm else x
 
     def _next(self, x_Bx1xD):
-        return self.log_probs(self._finish(x_Bx1xD))[:, 0]
+        return self.log_probs(self.finish(x_Bx1xD))[:, 0]
 
 
 def _make_output(config, rngs):

@@ -95,8 +95,12 @@ class Seq2Seq(nnx.Module):
             self.encoder_norm = layer_norm(config, rngs)
             self.decoder_norm = layer_norm(config, rngs)
 
-    def __call__(self, batch, *, keep=None, groups=None, key=None, mode="skip", watch=None):
-        """Logits float32 [B, T, V] for a batch of packed rows.
+    def __call__(self, batch, **how):
+        """Computes the logits float32 [B, T, V] of a batch of packed rows; arguments: `states`."""
+        return self.logits(self.states(batch, **how))
+
+    def states(self, batch, *, keep=None, groups=None, key=None, mode="skip", watch=None):
+        """Computes what the output layer reads, [B, T, D], for a batch of packed rows.
 
         Args:
           batch: the arrays of a batch, see `layerdrop_jax.data.packing`.
@@ -120,7 +124,7 @@ class Seq2Seq(nnx.Module):
             mode=mode,
             watch=watch,
         )
-        x_BxTxD = self.decode(
+        return self.decode(
             batch["target_input"],
             batch["target_segment"],
             batch["target_position"],
@@ -132,7 +136,6 @@ class Seq2Seq(nnx.Module):
             mode=mode,
             watch=watch,
         )
-        return self.logits(x_BxTxD)
 
     def encode(
         self,
@@ -206,6 +209,10 @@ class Seq2Seq(nnx.Module):
         )
         if watch:
             watch.seen["decoder"] = seen
+        return self.finish(x_BxTxD)
+
+    def finish(self, x_BxTxD):
+        """Turns what the decoder's last layer gives into what the output layer reads."""
         return self.decoder_norm(x_BxTxD) if self.config.norm == "pre" else x_BxTxD
 
     def logits(self, x_BxTxD):

@@ -69,11 +69,12 @@ def plot_learning_curves(groups: dict[str, list[list[dict]]], score: Score, path
     Returns:
       False, and nothing is drawn, where no run has a line to draw.
     """
+    groups = {label: [_comparable(run) for run in group] for label, group in groups.items()}
     runs = [run for group in groups.values() for run in group]
     shown = [
         (name, title)
         for name, title in (
-            ("loss", "Loss (nats)"),
+            ("loss", "Loss, not smoothed (nats)"),
             ("perplexity", "Perplexity"),
             ("accuracy", "Accuracy (percent)"),
         )
@@ -112,8 +113,23 @@ def plot_learning_curves(groups: dict[str, list[list[dict]]], score: Score, path
     return True
 
 
+def _comparable(run) -> list[dict]:
+    """The lines of a run; the loss of training is what validation measures, -log p alone.
+
+    What training minimises has label smoothing and a teacher in it.
+    """
+    lines = []
+    for line in run:
+        nats = line.get("nats")
+        if nats is None and line.get("perplexity"):  # of an older version
+            nats = math.log(line["perplexity"])
+        smoothed = line["kind"] == "train" and nats is not None
+        lines.append(line | {"loss": nats} if smoothed else line)
+    return lines
+
+
 def plot_depth(groups: dict[str, list[list[dict]]], score: Score, path) -> bool:
-    """The score, the speed and the parameters against the number of layers kept.
+    """The score and the parameters against the number of layers kept.
 
     Where several sets of layers of one size were measured, the line goes through the best of those
     that all runs of the group have. The score is drawn as its task declares, the rest from zero.
@@ -131,14 +147,13 @@ def plot_depth(groups: dict[str, list[list[dict]]], score: Score, path) -> bool:
     if not best:
         return False
     shown = [(score.key, score.of_depths[0].upper() + score.of_depths[1:]),
-             ("words_per_second", f"{score.speed}, {score.unit} per second"),
              ("parameters", "Parameters, millions")]  # fmt: skip
     curves = {
         name: [_by_depth(rows, name, 1e-6 if name == "parameters" else 1) for rows in best.values()]
         for name, _ in shown
     }
     shown = [(name, title) for name, title in shown if any(curves[name])]
-    room = 16 if len(shown) == 3 else 8  # numbers that fit into the first panel
+    room = 8  # numbers that fit into the first panel
     with matplotlib.rc_context(STYLE):
         figure, axes = panels(len(shown))
         for axis, (name, title) in zip(axes, shown, strict=True):

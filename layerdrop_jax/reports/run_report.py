@@ -4,10 +4,10 @@ Everything is read from the run's folder: config.json and metrics.jsonl. A secti
 not there, as in a run of a few steps, is left out.
 """
 
-import json
 import pathlib
 
 from layerdrop_jax.reports import run_plots
+from layerdrop_jax.runs.folder import read_config
 from layerdrop_jax.runs.metrics import read_metrics
 from layerdrop_jax.runs.settings import find_task, flatten
 
@@ -43,10 +43,9 @@ def write_report(run) -> pathlib.Path:
         what = score.layers.removesuffix("layers kept").strip() or "network"
         sections.append(f"## The {what} cut to every depth, without fine-tuning")
         if run_plots.plot_depth({run.name: [records]}, score, run / "depth_curve.png"):
-            sections.append(
-                f"![{score.of_depths}, speed and parameters against depth](depth_curve.png)"
-            )
+            sections.append(f"![{score.of_depths} and parameters against depth](depth_curve.png)")
         sections.append(_depth_table({"": [records]}, score))
+        sections.append("How fast each depth answers is measured by `--mode=frontier`.")
     subsets = _subset_table(records, score)
     if subsets:
         sections += ["## Sub-networks of chosen layers, without fine-tuning", subsets]
@@ -78,15 +77,17 @@ def compare_runs(groups, out) -> pathlib.Path:
       ValueError: a group without a run or with two runs of one seed; runs of different tasks.
       OSError: `out` cannot be written.
     """
-    lines = {label: [read_metrics(run) for run in runs] for label, runs in groups.items()}
     named = _name_runs(groups)
+    lines = {
+        label: [read_metrics(run, required=True) for run in runs] for label, runs in groups.items()
+    }
     every_run = [records for group in lines.values() for records in group]
     score = find_task(_one_task(groups)).score
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
     sections = [f"# {', '.join(lines)}"]
     if run_plots.plot_depth(lines, score, out / "comparison.png"):
-        against = f"{score.of_depths}, speed and parameters against {score.layers}"
+        against = f"{score.of_depths} and parameters against {score.layers}"
         sections.append(f"![{against}](comparison.png)")
     sections.append(_depth_table(lines, score))
     outcomes = [dict(_outcome_rows(records, score)) for records in every_run]
@@ -117,11 +118,8 @@ def _name_runs(groups) -> list[str]:
 
 
 def _settings(run: pathlib.Path) -> dict:
-    """config.json as dotted names."""
-    path = run / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{run} has no config.json; is it the folder of a run?")
-    return flatten(json.loads(path.read_text(encoding="utf-8")))
+    """Reads config.json as dotted names."""
+    return flatten(read_config(run))
 
 
 def _one_task(groups) -> str:
@@ -187,7 +185,7 @@ def _signatures(lines, score) -> str:
 
 
 def _depth_table(groups: dict[str, list[list[dict]]], score) -> str:
-    """Score and speed of each group, a row for each set of layers that any of its runs has.
+    """The score of each group, a row for each set of layers that any of its runs has.
 
     Layers are numbered from 0 as in the run that was trained.
     """
@@ -198,8 +196,7 @@ def _depth_table(groups: dict[str, list[list[dict]]], score) -> str:
     )
     prefixes = [f"{label}: " if label else "" for label in groups]
     header = [score.layers, "which", *["rule"] * rules, "parameters"]
-    names = (score.of_depths, f"{score.unit}/s")
-    header += [f"{prefix}{name}" for name in names for prefix in prefixes]
+    header += [f"{prefix}{score.of_depths}" for prefix in prefixes]
     rows = []
     for layers in sets:
         found = [cells[label].get(layers, []) for label in groups]
@@ -208,7 +205,6 @@ def _depth_table(groups: dict[str, list[list[dict]]], score) -> str:
         sizes = dict.fromkeys(_numbers([r], "parameters", ",.0f") for r in row)
         texts = [len(layers), layers_text(layers), *[" / ".join(names)] * rules, " / ".join(sizes)]
         texts += [_numbers(lines, score.key, ",.2f") for lines in found]
-        texts += [_numbers(lines, "words_per_second", ",.0f") for lines in found]
         rows.append(texts)
     return table(header, rows)
 

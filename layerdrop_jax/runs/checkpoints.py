@@ -10,7 +10,8 @@ Layout of `RUN/checkpoints`:
     1200/                   one checkpoint, named by its step, renamed into place when complete
       params/  state/       arrays: the parameters, and everything else
       _CHECKPOINT_METADATA  JSON, with the iterator's state and the caller's metadata
-      files.json            sizes of the files above: how a reader knows that none is cut short
+      files.json            size and SHA-256 of each file above: how a reader knows that none has
+                            changed. Older checkpoints have sizes alone, and are read by these
     damaged-1100/           a checkpoint found incomplete, moved out of the way
 
 A tree here is a nested dict of arrays. Arrays may be sharded over the devices of many hosts; none
@@ -23,6 +24,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 import os
@@ -35,9 +37,9 @@ import jax.numpy as jnp
 from absl import logging
 from flax import traverse_util
 from jax.experimental import multihost_utils
-from orbax.checkpoint import v1 as ocp
 
-SIZES = "files.json"
+FILES = "files.json"
+HASHERS = 4  # threads that hash a checkpoint's files while Orbax reads them
 
 # Orbax logs a write that fails once per thread and layer it passes: hundreds of lines. Each such
 # failure also arrives here as an exception, and is reported from here in one line.
@@ -118,6 +120,9 @@ class Checkpoints:
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
 
     def _open(self, *, clean):
+        # Imported where it is used: it takes a second, and --mode=describe does without.
+        from orbax.checkpoint import v1 as ocp
+
         return ocp.training.Checkpointer(
             self._folder, preservation_policy=self._keep, cleanup_tmp_directories=clean
         )
@@ -177,7 +182,7 @@ class Checkpoints:
     def _seal(self, step, response):
         response.result()
         if jax.process_index() == 0:
-            _write_sizes(self._folder / str(step))
+            _write_files(self._folder / str(step))
 
     def wait(self):
         """Returns when the save in flight, if any, is on the disk.
@@ -359,6 +364,8 @@ def write_params(folder, step: int, params: dict, metadata: dict | None = None):
       FileExistsError: there is a checkpoint of that step.
       OSError: the folder cannot be written.
     """
+    from orbax.checkpoint import v1 as ocp
+
     folder = pathlib.Path(folder).absolute()
     path = folder / str(step)
     if path.exists():
@@ -373,7 +380,7 @@ def write_params(folder, step: int, params: dict, metadata: dict | None = None):
         }
         ocp.save_checkpointables(path, {"params": _as_saved(params)}, custom_metadata=about)
         if jax.process_index() == 0:
-            _write_sizes(path)
+            _write_files(path)
 
 
 # Names and arrays. Orbax turns every key into a string, so trees are matched leaf by leaf, by path.
@@ -461,40 +468,104 @@ def _files(path: pathlib.Path) -> dict[str, int]:
     return {str(file.relative_to(path)): file.stat().st_size for file in files}
 
 
-def _write_sizes(path: pathlib.Path):
-    partial = path.parent / f".{path.name}-{SIZES}"
-    partial.write_text(json.dumps(_files(path)))
-    partial.rename(path / SIZES)
+def _sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_files(path: pathlib.Path):
+    files = {
+        name: {"bytes": size, "sha256": _sha256(path / name)} for name, size in _files(path).items()
+    }
+    partial = path.parent / f".{path.name}-{FILES}"
+    partial.write_text(json.dumps(files))
+    partial.rename(path / FILES)
+
+
+def _expected(path: pathlib.Path) -> dict[str, dict]:
+    """Reads the list of files: {name: {"bytes": ...} and, but for older ones, "sha256"}.
+
+    A process killed between the renaming and this list leaves no list: {}.
+
+    Raises:
+      ValueError: it is not such a list.
+    """
+    try:
+        expected = json.loads((path / FILES).read_text())
+    except FileNotFoundError:
+        return {}
+    if not isinstance(expected, dict):
+        raise ValueError(f"{FILES} is no list of files")
+    return {
+        name: about if isinstance(about, dict) else {"bytes": about}
+        for name, about in expected.items()
+    }
 
 
 def _damage(path: pathlib.Path) -> str | None:
-    """Which file of the checkpoint is missing or shorter than it was; None where all is well.
+    """Names a file of the checkpoint that is missing or has another size; None: all is well.
 
     Sizes are compared before Orbax sees the files: it would report a short one at length, in parts
-    from other threads. A process killed between the renaming and this list leaves no list; then
-    only reading can tell.
+    from other threads. Where there is no list of them, only reading can tell.
     """
     try:
-        expected = json.loads((path / SIZES).read_text())
-    except FileNotFoundError:
-        expected = {}
+        expected = _expected(path)
     except ValueError:
-        return f"{SIZES} cannot be read"
+        return f"{FILES} cannot be read"
     found = _files(path)
-    for name, size in expected.items():
-        if found.get(name) != size:
-            return f"{name} has {found.get(name, 0)} of {size} bytes"
+    for name, about in expected.items():
+        if found.get(name) != about.get("bytes"):
+            return f"{name} has {found.get(name, 0)} of {about.get('bytes')} bytes"
     about = _about(path)
     if not about or "parts" not in about:
         return "_CHECKPOINT_METADATA cannot be read"
     return None
 
 
+def _change(path: pathlib.Path, parts, pool) -> str | None:
+    """Names a file whose bytes are not those that were written; None where there is none.
+
+    Files of other parts than ``parts`` are not read. Of many processes each reads its share.
+    """
+    expected = _expected(path)
+    wanted = sorted(
+        name
+        for name, about in expected.items()
+        if "sha256" in about and (os.sep not in name or name.split(os.sep)[0] in parts)
+    )[jax.process_index() :: jax.process_count()]
+    found = pool.map(_sha256, (path / name for name in wanted))
+    for name, sha256 in zip(wanted, found, strict=True):
+        if sha256 != expected[name]["sha256"]:
+            return f"{name} is not as it was written: its SHA-256 is another"
+    return None
+
+
 def _read(path: pathlib.Path, abstract: dict) -> tuple[str | None, dict]:
     """(what is wrong, or None; the parts asked for)."""
+
     problem = _damage(path)
     if problem:
         return problem, {}
+    with (
+        concurrent.futures.ThreadPoolExecutor(1) as waiting,
+        concurrent.futures.ThreadPoolExecutor(HASHERS) as pool,
+    ):
+        # Beside the reading, which decompresses for longer than this hashes.
+        change = waiting.submit(_change, path, abstract.keys(), pool)
+        try:
+            problem, parts = _load(path, abstract)
+        except ValueError:
+            if change.result() is None:
+                raise
+            problem, parts = None, {}
+        problem = change.result() or problem
+    return problem, ({} if problem else parts)
+
+
+def _load(path: pathlib.Path, abstract: dict) -> tuple[str | None, dict]:
+    """Returns what `_read` does, whatever the checksums say."""
+    from orbax.checkpoint import v1 as ocp
+
     lacking = abstract.keys() - set(_about(path)["parts"])
     if lacking:
         raise ValueError(

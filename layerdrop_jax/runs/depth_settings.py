@@ -49,9 +49,11 @@ class PruneConfig:
             try:
                 strategy = parse_strategy(getattr(self, stack))
                 check_strategy(strategy, model.depth(stack), self.budget)
-                if strategy.entry.needs == "learned" and not drop.score_units:
+                learned = drop.score_units and 0 < getattr(drop, stack) < 1
+                if strategy.entry.needs == "learned" and not learned:
                     raise ValueError(
-                        f"{strategy.name} needs scores that training learns: see drop.score_units"
+                        f"{strategy.name} needs scores that training learns: see drop.score_units, "
+                        f"with drop.{stack} between 0 and 1"
                     )
             except ValueError as error:
                 raise ValueError(f"prune.{stack}={getattr(self, stack)!r}: {error}") from None

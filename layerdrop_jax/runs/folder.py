@@ -5,13 +5,14 @@ import json
 import os
 import pathlib
 import time
+from collections.abc import Mapping
 
 import jax
 from jax.experimental import multihost_utils
 
-from layerdrop_jax.data import tokenizers
+from layerdrop_jax.data import checksums, tokenizers
 from layerdrop_jax.files import write_atomically
-from layerdrop_jax.runs import settings
+from layerdrop_jax.runs import migrations, settings
 
 try:
     import fcntl
@@ -20,11 +21,32 @@ except ImportError:  # not a Unix
 
 PRUNED = "pruned.json"  # in the folder of a run that was cut out of another
 LOCK = "lock"  # held by the process that trains in the folder
+# What a run keeps in its folder and reads again: nothing else is written there.
+OWN = (*checksums.SEALED, checksums.FILE, "checkpoints", "data", "tensorboard", LOCK)
+OWN += ("metrics.jsonl", "subsets.jsonl", "done.jsonl")
 SECONDS_TO_SAVE = 60
+
+
+def check_output(output, flag="output") -> None:
+    """Raises a ValueError where an output is one of a run's own files, or is in its own folders.
+
+    Args:
+      output: a file or folder to be written.
+      flag: what it was given by.
+    """
+    path = pathlib.Path(output).resolve()
+    for folder in path.parents:
+        own = path.relative_to(folder).parts[0]
+        if own in OWN and (folder / "config.json").exists() and (folder / "checkpoints").is_dir():
+            raise ValueError(
+                f"--{flag}={output} is in the folder of a run, {folder}, which keeps its own "
+                f"{own} there: name a place outside it"
+            )
 
 
 def check_folder(workdir, config):
     """Raises a ValueError where a folder is not new, empty, or started with this config."""
+    check_output(workdir, "workdir")
     if not is_fresh(workdir):
         changed = settings.differences(read_config(workdir), config)
         fixed = [line for line in changed if not line.startswith(settings.CHANGEABLE)]
@@ -47,6 +69,8 @@ def check_folder(workdir, config):
 
 class Held(ValueError):
     """Another process trains in the folder: the same command can succeed later."""
+
+    later = True  # for the command line
 
 
 @contextlib.contextmanager
@@ -134,35 +158,77 @@ def make_tokenizer(workdir, train, texts, vocab_size: int, *, origin: str):
         if made_up:
             print(f"{made_up:,} of them are made up: the text has no more", flush=True)
     multihost_utils.sync_global_devices("the run's folder has its tokenizer")
-    return tokenizers.load_tokenizer(path)
+    tokenizer = tokenizers.load_tokenizer(path)
+    checksums.check(workdir, "tokenizer.json")
+    return tokenizer
 
 
 def read_config(workdir) -> dict:
-    """A run's config.json.
+    """Reads a run's config.json, of any version, as a config of this one.
 
     Raises:
       FileNotFoundError: no such folder, or one that is not a run's.
-      ValueError: config.json is not JSON.
+      ValueError: config.json is not JSON, not the file that was written, or of a newer version.
     """
     path = pathlib.Path(workdir) / "config.json"
     if not path.exists():
-        what = (
-            "has no config.json: it is not a run's folder" if path.parent.is_dir() else "is missing"
-        )
+        if path.parent.is_dir():
+            what = "has no config.json: it is not a run's folder"
+        else:
+            what = "is a file, not a run's folder" if path.parent.exists() else "is missing"
         raise FileNotFoundError(f"--workdir={workdir} {what}; train makes one")
+    config = _read_object(path)
+    checksums.check(workdir, "config.json")
+    return migrations.upgrade(config, path)
+
+
+def _read_object(path) -> dict:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is not a config: it is a {type(config).__name__}")
-    return config
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is not a JSON object: it is a {type(found).__name__}")
+    return found
+
+
+def write_config(workdir, config: Mapping) -> None:
+    """Writes a run's config.json, with the version of its keys, and seals the folder."""
+    text = json.dumps(migrations.stamp(config), indent=2) + "\n"
+    checksums.rewrite(workdir, "config.json", text)
 
 
 def original_layers(workdir, side: str, layers) -> list[int]:
     """The numbers that ``layers`` have in the network that was trained, before any pruning."""
-    path = workdir / PRUNED
-    if not path.exists():
-        return list(layers)
-    numbers = json.loads(path.read_text(encoding="utf-8"))[f"{side}_layers"]
-    return [numbers[layer] for layer in layers]
+    record = read_pruned(workdir)
+    return [record[f"{side}_layers"][layer] for layer in layers] if record else list(layers)
+
+
+def check_numbers(workdir, side: str, depth: int) -> None:
+    """Raises a ValueError where pruned.json does not number the ``depth`` layers of a stack."""
+    record = read_pruned(workdir)
+    if record is None:
+        return
+    numbers = record.get(f"{side}_layers")
+    fits = (
+        isinstance(numbers, list)
+        and all(type(number) is int and number >= 0 for number in numbers)
+        and len(set(numbers)) == len(numbers) == depth
+    )
+    if not fits:
+        raise ValueError(
+            f"{workdir / PRUNED} does not fit the network, which has {depth} {side} layers: its "
+            f"{side}_layers={numbers!r:.80} are not {depth} different numbers"
+        )
+
+
+def read_pruned(workdir) -> dict | None:
+    """Reads pruned.json; None in the folder of a run that did not start from another one.
+
+    Raises:
+      ValueError: it is not a JSON object, or not the file that was written.
+      FileNotFoundError: the run was written with one, and it is gone.
+    """
+    checksums.check(workdir, PRUNED)
+    path = pathlib.Path(workdir) / PRUNED
+    return _read_object(path) if path.exists() else None

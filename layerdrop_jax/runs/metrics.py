@@ -12,6 +12,7 @@ import time
 
 import jax
 import numpy as np
+from absl import logging
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
@@ -26,15 +27,22 @@ def perplexity(nats: float) -> float:
     return math.exp(min(nats, 700.0))
 
 
-def read_metrics(run) -> list[dict]:
+def read_metrics(run, *, required: bool = False) -> list[dict]:
     """The lines of a run's metrics.jsonl, in order; [] where there is no such file.
 
     A last line without its end, left by a kill, is skipped.
 
+    Args:
+      run: the run's folder.
+      required: whether what is read for cannot do without the file.
+
     Raises:
       ValueError: another line is not a JSON object; names the file and the line.
+      FileNotFoundError: there is no such file, and it is required.
     """
     path = pathlib.Path(run) / FILE
+    if required and not path.exists():
+        raise FileNotFoundError(f"{path} is missing: nothing says how this run went")
     records = []
     for number, line, record in read_json_lines(path):
         if record is None:
@@ -67,6 +75,8 @@ class MetricWriter:
         path = pathlib.Path(run) / FILE
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if step and step > 0 and not path.exists():
+                logging.warning("%s is missing: it begins anew, behind step %d", path, step)
             records = read_metrics(run)
             kept = [r for r in records if step is None or r.get("step", 0) <= step]
             # Only where a line must go: another process may be appending to the file.

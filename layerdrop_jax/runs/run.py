@@ -3,11 +3,11 @@
 import pathlib
 import typing
 
-from layerdrop_jax.data import tokenizers
+from layerdrop_jax.data import checksums, tokenizers
 from layerdrop_jax.models.params import abstract_params
 from layerdrop_jax.runs import settings
 from layerdrop_jax.runs.checkpoints import restore_params
-from layerdrop_jax.runs.folder import read_config
+from layerdrop_jax.runs.folder import check_numbers, read_config
 
 
 class Run(typing.NamedTuple):
@@ -34,6 +34,10 @@ def load_run(workdir, changes=()) -> Run:
     workdir = pathlib.Path(workdir)
     config = settings.change(read_config(workdir), changes)
     parsed = settings.parse(config)
+    for stack in parsed.model.stacks:
+        check_numbers(workdir, stack, parsed.model.depth(stack))
+    tokenizer = tokenizers.load_tokenizer(workdir / "tokenizer.json")
+    checksums.check(workdir, "tokenizer.json")
     average = parsed.checkpoint.average
     params, steps = restore_params(
         workdir / "checkpoints",
@@ -41,5 +45,4 @@ def load_run(workdir, changes=()) -> Run:
         which="average" if average > 1 else "best",
         average=average,
     )
-    tokenizer = tokenizers.load_tokenizer(workdir / "tokenizer.json")
     return Run(workdir, config, parsed, tokenizer, params, steps)

@@ -6,6 +6,8 @@ import importlib
 import json
 from collections.abc import Mapping
 
+import numpy as np
+
 from layerdrop_jax.data.labelled import LabelledConfig
 from layerdrop_jax.data.pairs import DataConfig
 from layerdrop_jax.data.pretraining import PretrainingConfig
@@ -26,6 +28,8 @@ from layerdrop_jax.runs.depth_settings import (
 )
 from layerdrop_jax.step.dropping import DecoderDrop, EncoderDecoderDrop, EncoderDrop
 from layerdrop_jax.step.optimizers import OptimizerConfig
+
+LARGEST, SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,6 +154,17 @@ def _check_encoder_decoder(settings, longest):
                 f"data.vocab_size={data.vocab_size}"
             )
         _check_block(model, f"{side}_length", getattr(data, f"{side}_length"))
+    if 2 * settings.decode.beam >= data.vocab_size:  # what `beam_search` asks for
+        raise ValueError(
+            f"decode.beam={settings.decode.beam} needs data.vocab_size={data.vocab_size} to be at "
+            f"least {2 * settings.decode.beam + 1}: use a smaller beam"
+        )
+    for side in longest:  # what `decode_sentences` asks for
+        if getattr(model, f"max_{side}_length") < 2:
+            raise ValueError(
+                f"model.max_{side}_length={getattr(model, f'max_{side}_length')} has no room for a "
+                "token and its eos"
+            )
     for name, limit in (
         ("prompt_tokens", model.max_source_length),
         ("new_tokens", model.max_target_length - 1),  # the end symbol takes one
@@ -160,6 +175,7 @@ def _check_encoder_decoder(settings, longest):
                 "the model has positions for"
             )
     settings.drop.rates(model)  # refuses a layer to protect that there is not
+    settings.drop.subnetworks(model)  # and depths
     settings.prune.check(model, settings.drop)
 
 
@@ -204,6 +220,7 @@ class LanguageModelSettings:
             )
         _check_block(self.model, "length", self.data.length)
         self.drop.rates(self.model)  # refuses a layer to protect that there is not
+        self.drop.subnetworks(self.model)  # and depths
         self.prune.check(self.model, self.drop)
 
 
@@ -282,6 +299,7 @@ def _check_encoder(settings):
             )
     _check_block(model, "length", settings.data.length)
     settings.drop.rates(model)  # refuses a layer to protect that there is not
+    settings.drop.subnetworks(model)  # and depths
     settings.prune.check(model, settings.drop)
 
 
@@ -386,10 +404,15 @@ def _check_names(where, mapping, known):
 
 
 def _check_type(name, value, wanted):
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return
-    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+    kinds = (int, float) if wanted is float else wanted
+    if not isinstance(value, kinds) or (isinstance(value, bool) and wanted is not bool):
         raise ValueError(f"{name}={value!r} is a {type(value).__name__}, not a {wanted.__name__}")
+    # What is read as float32 becomes inf above its largest number, and 0 below its smallest.
+    if wanted is float and value != 0 and not SMALLEST <= abs(value) <= LARGEST:
+        raise ValueError(
+            f"{name}={value!r:.40} is not 0 or from {SMALLEST:.3g} to {LARGEST:.3g} in size, which "
+            "is what float32 holds"
+        )
 
 
 def differences(old: Mapping, new: Mapping) -> list[str]:

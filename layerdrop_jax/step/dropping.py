@@ -12,11 +12,14 @@ import numpy as np
 
 from layerdrop_jax.core import drop_schedule
 from layerdrop_jax.core.drop_schedule import drop_rates, rate_at, sample_keep
+from layerdrop_jax.core.nested import keep_table, parse_depths
+from layerdrop_jax.core.pruning import RULES
 from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.core.skip_scan import MODES
 from layerdrop_jax.core.structured import GROUPS, rescale, sample_groups, survival
-from layerdrop_jax.models.blocks import BlockConfig, check_choice
+from layerdrop_jax.models.blocks import BlockConfig, check_choice, check_sizes
 
+METHODS = ("layerdrop", "nested")
 INSIDE = tuple(group for group in GROUPS if group != "layers")  # a layer
 
 
@@ -43,6 +46,20 @@ class DropConfig:
         all rates are given. See `layerdrop_jax.core.learned_rates`.
       score_rate: learning rate of that function (Adam).
       mode: how `skip_scan` runs the stacks in training.
+      method: ``layerdrop``, one run of the network a micro-batch, in which layers are dropped; or
+        ``nested``: after it some sub-networks, each with the layers assigned to its depth, run over
+        the same micro-batch and learn from the labels and from the whole network. The rates above
+        then drop layers of every one of these runs; 0 trains plain nested networks. The config
+        of a kind of model adds the depths of each of its stacks, see `nested.parse_depths`; a stack
+        with depths "all" is never cut.
+      sets: the rule that assigns layers to a depth, one of `pruning.RULES`.
+      draws: sub-networks drawn at random in a micro-batch.
+      smallest: whether the smallest sub-network runs in every micro-batch besides.
+      together: whether the stacks of a sub-network have depths of the same place in their lists;
+        otherwise each draws its own.
+      share: of the sub-networks together in the loss, in [0, 1); the whole network has the rest.
+      teach: share of a sub-network's own loss that pulls it towards the whole network's
+        distribution, in [0, 1]; the labels have the rest.
     """
 
     sublayers: float
@@ -57,6 +74,13 @@ class DropConfig:
     score_units: int
     score_rate: float
     mode: str
+    method: str
+    sets: str
+    draws: int
+    smallest: bool
+    together: bool
+    share: float
+    teach: float
 
     def __post_init__(self):
         check_choice("drop", "schedule", self.schedule, drop_schedule.SCHEDULES)
@@ -73,6 +97,7 @@ class DropConfig:
                 "chance of a layer to run is not 1 - rate"
             )
         self.protected()
+        self._check_nested()
         if self.score_units < 0 or self.score_rate <= 0:
             raise ValueError(
                 f"drop.score_units={self.score_units} is not 0 or more, or "
@@ -80,6 +105,82 @@ class DropConfig:
             )
         if self.score_units:
             self._check_learned()
+
+    def _check_nested(self):
+        check_choice("drop", "method", self.method, METHODS)
+        check_choice("drop", "sets", self.sets, tuple(RULES))
+        check_sizes("drop", self, ("draws",), least=0)
+        if not 0 <= self.share < 1 or not 0 <= self.teach <= 1:
+            raise ValueError(
+                f"drop.share={self.share} is not in [0, 1), or drop.teach={self.teach} is not in "
+                "[0, 1]"
+            )
+        if self.method == "layerdrop":
+            for stack in self.stacks:
+                if getattr(self, f"{stack}_depths"):
+                    raise ValueError(
+                        f"drop.{stack}_depths={getattr(self, f'{stack}_depths')!r} is read by "
+                        "drop.method='nested' alone, and drop.method is 'layerdrop'"
+                    )
+            return
+        if not self.draws + self.smallest:
+            raise ValueError(
+                "drop.method='nested' trains no sub-network with drop.draws=0 and "
+                "drop.smallest=False: set one of them"
+            )
+        if self.score_units:
+            raise ValueError(
+                f"drop.score_units={self.score_units} learns which layers to keep, and "
+                "drop.method='nested' assigns them: choose one"
+            )
+
+    @property
+    def depth_rule(self) -> str:
+        """The rule that says which layers a depth keeps where nothing else is asked for."""
+        return self.sets if self.method == "nested" else "spread"
+
+    def subnetworks(self, model: BlockConfig) -> dict:
+        """Lists the sub-networks of nested training.
+
+        Returns:
+          for each stack that is cut bool[P, N], the smallest depth first; {} for LayerDrop.
+
+        Raises:
+          ValueError: depths that a stack does not have.
+        """
+        tables = {}
+        for stack in self.stacks if self.method == "nested" else ():
+            text = getattr(self, f"{stack}_depths")
+            if text == "all":
+                continue
+            try:
+                depths = parse_depths(text, model.depth(stack))
+            except ValueError as error:
+                raise ValueError(f"drop.{stack}_depths: {error}") from None
+            if depths:  # a stack of one layer cannot be cut
+                tables[stack] = keep_table(model.depth(stack), depths, self.sets)
+        if self.method == "nested" and not tables:
+            raise ValueError(
+                "drop.method='nested' has no stack to cut: each has depths 'all' or a single layer"
+            )
+        lengths = {len(table_PxN) for table_PxN in tables.values()}
+        if self.together and len(lengths) > 1:
+            raise ValueError(
+                "drop.together=True pairs the depths of the stacks one by one, but there are "
+                + " and ".join(f"{len(t)} of the {s}" for s, t in tables.items())
+            )
+        return tables
+
+    def by_exits(self, model: BlockConfig) -> bool:
+        """Whether the sub-networks are beginnings of the whole network's one run.
+
+        They are where each has the first layers of the last stack and no layer is dropped: what
+        they compute is known once the whole network has run, and only output layers are left.
+        """
+        nothing = not any(getattr(self, name) for name in (*self.stacks, *INSIDE))
+        return (
+            self.sets == "first" and nothing and set(self.subnetworks(model)) == {model.cut_stack}
+        )
 
     def _check_learned(self):
         given = {"schedule": "constant", "protect": "", "exact": False, "over_time": "constant"}
@@ -99,8 +200,8 @@ class DropConfig:
     @property
     def stacks(self) -> tuple[str, ...]:
         """The stacks that have a rate."""
-        own = {field.name for field in dataclasses.fields(DropConfig)}
-        return tuple(f.name for f in dataclasses.fields(self) if f.name not in own)
+        names = [field.name for field in dataclasses.fields(self)]
+        return tuple(name for name in names if f"{name}_depths" in names)
 
     def protected(self) -> tuple[int, ...]:
         """``protect`` as numbers."""
@@ -142,6 +243,8 @@ class EncoderDecoderDrop(DropConfig):
 
     encoder: float
     decoder: float
+    encoder_depths: str
+    decoder_depths: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,6 +252,7 @@ class EncoderDrop(DropConfig):
     """Drop rates of an encoder with a head."""
 
     encoder: float
+    encoder_depths: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,6 +260,7 @@ class DecoderDrop(DropConfig):
     """Drop rates of a language model."""
 
     decoder: float
+    decoder_depths: str
 
 
 def draw(key, stack: str, rates: dict, step, *, drop: DropConfig, model: BlockConfig):
@@ -233,7 +338,7 @@ def describe_rates(settings) -> list[str]:
       settings: `settings.Settings`.
     """
     drop = settings.drop
-    lines = []
+    lines, tables = [], drop.subnetworks(settings.model)
     for stack, rates in drop.rates(settings.model).items():
         layers_N = np.asarray(rates["layers"], np.float64)
         depth = np.sum(1 - layers_N)
@@ -248,6 +353,12 @@ def describe_rates(settings) -> list[str]:
         for group in INSIDE:
             if group in rates:
                 line += f"; {group} {_rates_text(rates[group])}"
+        if stack in tables:
+            depths = tables[stack].sum(axis=1)
+            number = min(drop.draws + drop.smallest, len(depths))
+            line += f"; nested, {number} of depths {', '.join(map(str, depths))} beside the whole"
+            if drop.by_exits(settings.model):
+                line += ", from its own run"
         if drop.over_time != "constant":
             line += f"; {drop.over_time} over {drop.over_steps:,} steps"
         lines.append(line + ("; rescaled" if drop.rescale else ""))

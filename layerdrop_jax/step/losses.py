@@ -1,5 +1,6 @@
 """Losses as sums over tokens, in nats; the caller divides once, by all tokens of an update."""
 
+import dataclasses
 import typing
 
 import jax
@@ -14,48 +15,92 @@ TOKENS_AT_A_TIME = 512  # whose distributions over the vocabulary are in memory 
 class Teacher(typing.NamedTuple):
     """A network whose distributions a loss pulls towards: see `divergence`.
 
-    model: it, whole and without dropout. weight: its share of the loss, in [0, 1]. temperature: by
-    which both networks' logits are divided.
+    model: the network, whole. weight: its share of the loss, in [0, 1]. temperature: by which both
+    networks' logits are divided. states: what its output layer reads on the batch at hand, where
+    that is known; None: it is computed, without dropout.
     """
 
     model: typing.Any
     weight: float
     temperature: float
+    states: typing.Any = None
 
     def mix(self, loss, divergence):
         """The loss with the teacher's share in it."""
         return (1 - self.weight) * loss + self.weight * divergence
 
 
-def seq2seq_loss(model, batch, *, smoothing: float, teacher: Teacher | None = None, **how):
-    """The label-smoothed loss of an encoder-decoder over packed rows.
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """The loss of a task in two halves, so that several losses can share one run of the layers.
 
-    Args:
-      model: `Seq2Seq`.
-      batch: arrays [B, length], see `layerdrop_jax.data.packing`.
-      smoothing: see `label_smoothed_nll`.
-      teacher: None, or a network whose distributions take a share of the loss.
-      how: keep, groups, key, mode and watch of `Seq2Seq.__call__`.
-
-    Returns:
-      ``(loss, nll, tokens)``: sums over the target tokens, and their number.
+    Attributes:
+      read: ``read(model, batch, *, key=None, noise=True, **how)``: what the output layer reads, a
+        pytree of arrays [B, ...]. ``noise=False`` drops nothing; ``key`` still says which tokens
+        are hidden.
+      leave: ``leave(model, x_BxTxD, batch, *, key=None)``: the same, from what any layer of the
+        last stack gives: as if the network ended there.
+      score: ``score(model, states, batch, *, smoothing, theirs=None, teacher=None, key=None)``:
+        the result of `__call__`, from what ``read`` gave for the network and for its teacher.
     """
+
+    read: typing.Callable
+    leave: typing.Callable
+    score: typing.Callable
+
+    def __call__(self, model, batch, **how):
+        """Computes the loss of a micro-batch; arguments and result as `run`, without the states."""
+        return self.run(model, batch, **how)[0]
+
+    def run(self, model, batch, *, smoothing, teacher: Teacher | None = None, key=None, **how):
+        """Computes the loss of a micro-batch, and what it was computed from.
+
+        Args:
+          model: the network.
+          batch: arrays [B, ...], see the task's data.
+          smoothing: see `label_smoothed_nll`.
+          teacher: None, or a network whose distributions take a share of the loss.
+          key: PRNG key of the dropouts; None drops nothing.
+          how: keep, groups, mode and watch of the model's call.
+
+        Returns:
+          ``((loss, nll, tokens), states)``: sums over the tokens (or examples) that count, their
+          number, and what ``read`` gave.
+        """
+        states = self.read(model, batch, key=key, **how)
+        theirs = None
+        if teacher:
+            theirs = teacher.states
+            if theirs is None:
+                theirs = self.read(teacher.model, batch, key=key, noise=False)
+        how = {"smoothing": smoothing, "theirs": theirs, "teacher": teacher, "key": key}
+        return self.score(model, states, batch, **how), states
+
+
+def _read_seq2seq(model, batch, *, key=None, noise=True, **how):
+    return model.states(batch, key=key if noise else None, **how)
+
+
+def _finish(model, x_BxTxD, batch, *, key=None):
+    return model.finish(x_BxTxD)
+
+
+def _score_seq2seq(model, x_BxTxD, batch, *, smoothing, theirs=None, teacher=None, key=None):
     weight_BxT = (batch["target_segment"] > 0).astype(jnp.float32)
-    logits_BxTxV = model(batch, **how)
+    logits_BxTxV = model.logits(x_BxTxD)
     loss, nll = label_smoothed_nll(logits_BxTxV, batch["target_output"], weight_BxT, smoothing)
     if teacher:
-        apart_BxT = divergence(logits_BxTxV, teacher.model(batch), teacher.temperature)
+        apart_BxT = divergence(logits_BxTxV, teacher.model.logits(theirs), teacher.temperature)
         loss = teacher.mix(loss, jnp.sum(apart_BxT * weight_BxT))
     return loss, nll, jnp.sum(weight_BxT)
 
 
-def lm_loss(model, batch, *, smoothing: float, teacher: Teacher | None = None, key=None, **how):
-    """The loss of a language model over blocks of tokens; arguments and result as `seq2seq_loss`.
+def _read_lm(model, batch, *, key=None, noise=True, **how):
+    return model(batch["input"], key=key if noise else None, **how)
 
-    Smoothing needs the logits of all words, and so a model without adaptive softmax.
-    """
+
+def _score_lm(model, x_BxTxD, batch, *, smoothing, theirs=None, teacher=None, key=None):
     target_BxT, weight_BxT = batch["target"], batch["weight"].astype(jnp.float32)
-    x_BxTxD = model(batch["input"], key=key, **how)
     if smoothing:
         logits_BxTxV = model.logits(x_BxTxD)
         loss, nll = label_smoothed_nll(logits_BxTxV, target_BxT, weight_BxT, smoothing)
@@ -63,61 +108,78 @@ def lm_loss(model, batch, *, smoothing: float, teacher: Teacher | None = None, k
         key = None if key is None else named_key(key, "output")
         loss = nll = jnp.sum(model.nll(x_BxTxD, target_BxT, weight_BxT, key))
     if teacher:
-        theirs_BxTxD = teacher.model(batch["input"])
 
         def apart(xs_BxtxD):
             ours, theirs = model.log_probs(xs_BxtxD[0]), teacher.model.log_probs(xs_BxtxD[1])
             return divergence(ours, theirs, teacher.temperature)
 
-        apart_BxT = _in_parts(apart, (x_BxTxD, theirs_BxTxD))
+        apart_BxT = _in_parts(apart, (x_BxTxD, theirs))
         loss = teacher.mix(loss, jnp.sum(apart_BxT * weight_BxT))
     return loss, nll, jnp.sum(weight_BxT)
 
 
-def masked_lm_loss(
-    model, batch, *, smoothing: float, teacher: Teacher | None = None, key=None, **how
-):
-    """The loss of a masked language model; arguments and result as `seq2seq_loss`.
-
-    The output layer sees the masked places alone. The teacher reads what the network reads.
-    Smoothing is not for this task (`settings` refuses it).
-    """
-    config = model.config
+def _masked(model, batch, key):
     mask_key = None if key is None else named_key(key, "masks")
-    masked = mask_tokens(row_keys(mask_key, batch), batch["tokens"], config.vocab_size)
+    return mask_tokens(row_keys(mask_key, batch), batch["tokens"], model.config.vocab_size)
 
-    def logits(network, **how):
-        x_BxTxD = network(masked.input_BxT, **how)
-        x_BxMxD = jnp.take_along_axis(x_BxTxD, masked.place_BxM[..., None], axis=1)
-        return network.logits(x_BxMxD)
 
-    logits_BxMxV = logits(model, key=key, **how)
+def _read_masked_lm(model, batch, *, key=None, noise=True, **how):
+    masked = _masked(model, batch, key)
+    x_BxTxD = model(masked.input_BxT, key=key if noise else None, **how)
+    return _leave_masked_lm(model, x_BxTxD, batch, key=key)
+
+
+def _leave_masked_lm(model, x_BxTxD, batch, *, key=None):
+    """The output layer sees the masked places alone."""
+    place_BxM = _masked(model, batch, key).place_BxM
+    return jnp.take_along_axis(x_BxTxD, place_BxM[..., None], axis=1)
+
+
+def _score_masked_lm(model, x_BxMxD, batch, *, smoothing, theirs=None, teacher=None, key=None):
+    masked = _masked(model, batch, key)
+    logits_BxMxV = model.logits(x_BxMxD)
     loss, nll = label_smoothed_nll(logits_BxMxV, masked.target_BxM, masked.weight_BxM, smoothing)
     if teacher:
-        apart_BxM = divergence(logits_BxMxV, logits(teacher.model), teacher.temperature)
+        apart_BxM = divergence(logits_BxMxV, teacher.model.logits(theirs), teacher.temperature)
         loss = teacher.mix(loss, jnp.sum(apart_BxM * masked.weight_BxM))
     return loss, nll, jnp.sum(masked.weight_BxM)
 
 
-def classification_loss(model, batch, *, smoothing: float, teacher=None, key=None, **how):
-    """The loss of a classifier, over examples instead of tokens; else as `seq2seq_loss`.
+def _read_classification(model, batch, *, key=None, noise=True, **how):
+    key = key if noise else None
+    return model.classify(model(batch["tokens"], key=key, **how), key)
 
-    With one output the labels are numbers, and the loss is the squared error.
-    """
-    logits_BxC = model.classify(model(batch["tokens"], key=key, **how), key)
+
+def _leave_classification(model, x_BxTxD, batch, *, key=None):
+    return model.classify(x_BxTxD, key)
+
+
+def _score_classification(
+    model, logits_BxC, batch, *, smoothing, theirs=None, teacher=None, key=None
+):
     loss, nll, examples = label_loss(logits_BxC, batch, smoothing=smoothing)
     if teacher:
-        theirs_BxC = teacher.model.classify(teacher.model(batch["tokens"]))
         if model.config.num_classes == 1:
-            apart_B = (logits_BxC[:, 0] - jax.lax.stop_gradient(theirs_BxC[:, 0])) ** 2
+            apart_B = (logits_BxC[:, 0] - jax.lax.stop_gradient(theirs[:, 0])) ** 2
         else:
-            apart_B = divergence(logits_BxC, theirs_BxC, teacher.temperature)
+            apart_B = divergence(logits_BxC, theirs, teacher.temperature)
         loss = teacher.mix(loss, jnp.sum(apart_B * batch["weight"]))
     return loss, nll, examples
 
 
+# Of an encoder-decoder over packed rows, see `layerdrop_jax.data.packing`.
+seq2seq_loss = Loss(_read_seq2seq, _finish, _score_seq2seq)
+# Of a language model over blocks of tokens. Smoothing needs the logits of all words, and so a model
+# without adaptive softmax.
+lm_loss = Loss(_read_lm, _finish, _score_lm)
+# Of a masked language model; a teacher reads what the network reads. `settings` refuses smoothing.
+masked_lm_loss = Loss(_read_masked_lm, _leave_masked_lm, _score_masked_lm)
+# Of a classifier, over examples. With one output the labels are numbers, the loss a squared error.
+classification_loss = Loss(_read_classification, _leave_classification, _score_classification)
+
+
 def label_loss(logits_BxC, batch, *, smoothing: float):
-    """``(loss, nll, examples)`` of a classifier's logits, as `classification_loss` has them."""
+    """``(loss, nll, examples)`` of a classifier's logits, as `Loss` has them."""
     weight_B = batch["weight"].astype(jnp.float32)
     if logits_BxC.shape[1] == 1:
         loss = nll = jnp.sum(weight_B * (logits_BxC[:, 0] - batch["label"]) ** 2)

@@ -70,7 +70,7 @@ class OptimizerConfig:
             "momentum": (0 <= self.momentum < 1, "from 0 to below 1"),
             "beta1": (0 <= self.beta1 < 1, "from 0 to below 1"),
             "beta2": (0 <= self.beta2 < 1, "from 0 to below 1"),
-            "epsilon": (self.epsilon >= 0, "at least 0"),
+            "epsilon": (self.epsilon > 0, "above 0"),  # a gradient of zeros is divided by it
             "weight_decay": (self.weight_decay >= 0, "at least 0"),
             "clip_norm": (self.clip_norm >= 0, "at least 0; 0 clips nothing"),
         }

@@ -83,6 +83,32 @@ def check_rows(rows: int, mesh) -> None:
         )
 
 
+def abstract(tree, layout):
+    """The shapes of a tree, with the shardings of a layout, to compile for."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=place, weak_type=leaf.weak_type
+        ),
+        tree,
+        layout,
+    )
+
+
+def abstract_batch(row: dict, mesh, leading) -> dict:
+    """The shapes of what `shard_rows` makes of (micro-batches, rows) = ``leading`` of such rows.
+
+    Args:
+      row: the arrays of one row.
+      mesh: from `make_mesh`.
+      leading: the two axes in front of the row's.
+    """
+    place = NamedSharding(mesh, PartitionSpec(None, "data"))
+    return {
+        name: jax.ShapeDtypeStruct((*leading, *array.shape), array.dtype, sharding=place)
+        for name, array in row.items()
+    }
+
+
 def shard_rows(batch: dict, mesh, *, axis: int) -> dict:
     """Puts this process's rows on its devices, as parts of global arrays.
 

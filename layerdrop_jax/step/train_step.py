@@ -7,13 +7,15 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from layerdrop_jax.core.nested import draw_depths
 from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.core.structured import rows_kept
-from layerdrop_jax.models.blocks import BlockConfig
+from layerdrop_jax.models.blocks import BlockConfig, Watch
 from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.step import rate_scores
 from layerdrop_jax.step.dropping import DropConfig, draw, restore_dropped
 from layerdrop_jax.step.flops import executed_flops, nominal_flops
+from layerdrop_jax.step.losses import Teacher
 from layerdrop_jax.step.optimizers import clip_by_norm
 from layerdrop_jax.step.sharding import gather_outside
 
@@ -67,8 +69,7 @@ def train_step(
       batch: arrays [A, B, length]; A micro-batches of B rows.
       teacher: the teacher's parameters, if there is one. What it computes is not in the FLOPs.
       graph: from `model_graph`.
-      loss: the task's, ``loss(model, batch, *, smoothing, keep, groups, key, mode) -> (loss, nll,
-        tokens)``, sums over the tokens of a micro-batch.
+      loss: the task's, a `losses.Loss`.
       flops: the task's, ``flops(config, batch)``, what the layers of a micro-batch cost.
       positions: the task's, ``positions(batch)``, where each stack reads tokens and not padding.
       optimizer: an optax transformation that takes the summed gradient divided by all tokens.
@@ -84,7 +85,9 @@ def train_step(
     Returns:
       (state, metrics): sums over the tokens and micro-batches of the update; the layers run are
       means over the micro-batches. ``flops`` are those of what ran, ``flops_nominal`` those of the
-      whole network. grad_norm is the gradient's norm before clipping, param_norm that of the new
+      whole network, run once. In nested training the layers and ``flops`` are those of the whole
+      network and its sub-networks together, and ``cut_nll`` is the mean nll of the sub-networks.
+      grad_norm is the gradient's norm before clipping, param_norm that of the new
       parameters.
     """
     step_key = jax.random.fold_in(jax.random.key(seed), state["step"])
@@ -99,15 +102,28 @@ def train_step(
         learned = rate_scores.rates(scores, drop)
         rates = {stack: of_group | {"layers": learned[stack]} for stack, of_group in rates.items()}
 
-    def micro_loss(params, micro, key):
-        keep, groups, ran = {}, {}, {}
-        for stack, of_group in rates.items():
-            keep[stack], groups[stack], ran[stack] = draw(
-                key, stack, of_group, state["step"], drop=drop, model=config
-            )
-        watch = rate_scores.make_watch(positions(micro)) if scores else None
-        total, nll, tokens = loss(
-            nnx.merge(graph, gather_outside(rates, params)),
+    tables = drop.subnetworks(config)
+    exits = drop.by_exits(config)
+
+    def draw_all(key):
+        """(keep, groups, ran) of one run of the network, by stack."""
+        drawn = {
+            stack: draw(key, stack, of_group, state["step"], drop=drop, model=config)
+            for stack, of_group in rates.items()
+        }
+        return tuple({stack: parts[i] for stack, parts in drawn.items()} for i in range(3))
+
+    def draw_cuts(key):
+        """The layers assigned to each sub-network of a micro-batch, bool[P, N] by stack."""
+        how = {"draws": drop.draws, "smallest": drop.smallest, "together": drop.together}
+        return draw_depths(named_key(key, "depths"), tables, **how)
+
+    def make_model(params):
+        return nnx.merge(graph, gather_outside(rates, params))
+
+    def run(model, micro, key, keep, groups, *, teacher, watch=None):
+        return loss.run(
+            model,
             micro,
             smoothing=smoothing,
             keep=keep,
@@ -115,30 +131,103 @@ def train_step(
             key=named_key(key, "dropout"),
             mode=drop.mode,
             watch=watch,
-            teacher=None if teach is None else teach(teacher),
+            teacher=teacher,
         )
-        sums = {"loss": total, "nll": nll, "tokens": tokens}
-        counts = {
+
+    def guide_of(params, states):
+        """The whole network as a teacher, by what it has just computed with the same dropout."""
+        if not drop.teach:
+            return None
+        return Teacher(make_model(jax.lax.stop_gradient(params)), drop.teach, 1.0, states)
+
+    def count(keep, ran):
+        return {
             "layers": jax.tree.map(jnp.int32, keep),
             "sublayers": jax.tree.map(jnp.int32, ran),
             "flops": executed_flops(costs, ran, row_share),
         }
+
+    def micro_loss(params, micro, key):
+        keep, groups, ran = draw_all(key)
+        watch = rate_scores.make_watch(positions(micro)) if scores else None
+        if exits:
+            watch = Watch(lambda stack, before, after: after if stack in tables else ())
+        guide, model = None if teach is None else teach(teacher), make_model(params)
+        (total, nll, tokens), states = run(
+            model, micro, key, keep, groups, teacher=guide, watch=watch
+        )
+        sums = {"loss": total, "nll": nll, "tokens": tokens}
+        counts = count(keep, ran)
         if scores:
             nats = jax.lax.stop_gradient(nll / jnp.maximum(tokens, 1))
             counts["activation"] = watch.seen
             counts["scores"] = rate_scores.gradients(scores, drop, keep, nats)
             counts["square"] = rate_scores.squared_deviation(scores, nats)
-        return total, (sums, counts)
+        if tables:
+            total *= 1 - drop.share
+        if exits:
+            cut, sums["cut_nll"], layers = exit_losses(params, model, micro, key, watch, states)
+            total += drop.share * cut
+            counts["flops"] += layers * costs["rest"]
+        return total, (sums, counts, states if tables and not exits else ())
+
+    def exit_losses(params, model, micro, key, watch, states):
+        """(loss, nll, number) of sub-networks that are beginnings of the whole: means over them.
+
+        Their layers have run already, on the same input: a sub-network costs an output layer.
+        """
+        ((stack, keep_PxN),) = draw_cuts(key).items()
+        guide = guide_of(params, jax.lax.stop_gradient(states))
+        key = named_key(key, "dropout")
+
+        def add(sums, depth):
+            x_BxTxD = watch.seen[stack][depth - 1]
+            mine = loss.leave(model, x_BxTxD, micro, key=key)
+            how = {"theirs": guide and guide.states, "teacher": guide, "key": key}
+            total, nll, _ = loss.score(model, mine, micro, smoothing=smoothing, **how)
+            return (sums[0] + total, sums[1] + nll), None
+
+        zero = jnp.zeros((), jnp.float32)
+        (total, nll), _ = jax.lax.scan(add, (zero, zero), jnp.sum(keep_PxN, axis=1))
+        return total / len(keep_PxN), nll / len(keep_PxN), len(keep_PxN)
+
+    def cut_loss(params, micro, key, number, assigned, states, share):
+        """As `micro_loss`, of one sub-network: the layers ``assigned`` to it, run on their own."""
+        keep, groups, ran = draw_all(jax.random.fold_in(named_key(key, "sub-network"), number))
+        for stack, assigned_N in assigned.items():
+            keep[stack] &= assigned_N
+            ran[stack] &= assigned_N[:, None]
+        guide = guide_of(params, states)
+        (total, nll, _), _ = run(make_model(params), micro, key, keep, groups, teacher=guide)
+        return drop.share * share * total, (share * nll, count(keep, ran))
+
+    def micro_grads(micro, key):
+        """(gradients, (sums, counts)) of the whole network and of its sub-networks."""
+        grads, (sums, counts, states) = jax.grad(micro_loss, has_aux=True)(
+            state["params"], micro, key
+        )
+        if not tables or exits:
+            return grads, (sums, counts)
+        assigned = draw_cuts(key)
+        number = len(jax.tree.leaves(assigned)[0])
+
+        def add(total, inputs):
+            cut = jax.grad(cut_loss, has_aux=True)(
+                state["params"], micro, key, *inputs, states, 1 / number
+            )
+            return jax.tree.map(jnp.add, total, cut), None
+
+        total = grads, (jnp.zeros_like(sums["nll"]), counts)
+        inputs = (jnp.arange(number), assigned)
+        (grads, (sums["cut_nll"], counts)), _ = jax.lax.scan(add, total, inputs)
+        return grads, (sums, counts)
 
     def accumulate(total, inputs):
         index, micro = inputs
-        key = jax.random.fold_in(step_key, index)
-        grads, sums = jax.grad(micro_loss, has_aux=True)(state["params"], micro, key)
-        return jax.tree.map(jnp.add, total, (grads, sums)), None
+        found = micro_grads(micro, jax.random.fold_in(step_key, index))
+        return jax.tree.map(jnp.add, total, found), None
 
-    shapes = jax.eval_shape(
-        lambda: jax.grad(micro_loss, has_aux=True)(state["params"], first, step_key)
-    )
+    shapes = jax.eval_shape(micro_grads, first, step_key)
     zeros = jax.tree.map(jnp.zeros_like, shapes)
     (grads, (sums, counts)), _ = jax.lax.scan(accumulate, zeros, (jnp.arange(num_micro), batch))
 

@@ -18,7 +18,7 @@ from layerdrop_jax.studies import engine
 from layerdrop_jax.studies.engine import SAVED, launch_command
 
 SECONDS_TO_CONNECT = 5
-SECONDS_TO_SAVE = 600  # what a run has to end after the worker that started it has died
+SECONDS_TO_SAVE = 600  # how long a run whose worker has died may say nothing before it ends
 SECONDS_BETWEEN_LOOKS = 0.1
 
 
@@ -165,10 +165,12 @@ def _run(root, command, log):
         with open(log, "ab") as file:
             # The lock goes with the output, and is held until all that write there have ended: a
             # run whose worker was killed may be saving itself still, and must not meet another.
-            patience = time.monotonic() + SECONDS_TO_SAVE
+            written, patience = -1, 0.0
             while not _lock(file):
                 if stopped.is_set():
                     return SAVED, ""
+                if written < (size := os.path.getsize(log)):  # it gets on
+                    written, patience = size, time.monotonic() + SECONDS_TO_SAVE
                 if time.monotonic() > patience:
                     return 1, f"{node}: what was started before still writes to {log}"
                 time.sleep(SECONDS_BETWEEN_LOOKS)

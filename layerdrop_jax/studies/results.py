@@ -41,7 +41,8 @@ def read(job) -> Result:
     commands = tuple(" ".join(("python", *map(_quoted, command))) for command in job.commands)
     is_run = (job.workdir / "config.json").exists()  # and not what a program has written
     config = read_config(job.workdir) if is_run else {}
-    return Result(job.run, job.seed, config, read_metrics(job.workdir), job.workdir, commands)
+    records = read_metrics(job.workdir, required=is_run)
+    return Result(job.run, job.seed, config, records, job.workdir, commands)
 
 
 def _quoted(argument):

@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import json
-import time
 
 import jax
 import jax.numpy as jnp
@@ -147,29 +146,24 @@ def evaluate(run: Run) -> tuple[list[dict], list[dict]]:
     """
     results, classify = [], make_classifier(run)
     for split in _saved_splits(run):
-        scores, seconds = _score(run, classify, split, description=f"scoring {split}")
+        scores = _score(run, classify, split, description=f"scoring {split}")
         if split == "valid":
-            whole = scores, seconds
+            whole = scores
         signature = f"{run.settings.data.dataset}|{scores['metric']}"
         about = {"split": split, "signature": signature, "averaged": list(run.steps)}
         results.append(about | scores)
-    words = _rows(run, "valid").stats["tokens"]
 
     def at(keep, description):
-        return found(*_score(run, classify, "valid", keep, description=description))
+        return {"split": "valid"} | _score(run, classify, "valid", keep, description=description)
 
-    def found(scores, seconds):
-        return {"split": "valid", "words_per_second": words / seconds} | scores
-
-    depths = score_depths(run, at, found(*whole))
+    depths = score_depths(run, at, {"split": "valid"} | whole)
     return results, depths
 
 
 def make_classifier(run: Run):
-    """``classify(rows, keep=None, description="") -> (logits float32 [rows, C], seconds)``.
+    """``classify(rows, keep=None, description="") -> logits float32 [rows, C]``.
 
-    ``keep`` is as in `Encoder.__call__`; it is data, so one executable serves every depth. The
-    first call of all compiles, which its seconds do not count.
+    ``keep`` is as in `Encoder.__call__`; it is data, so one executable serves every depth.
     """
     graph = model_graph(run.settings.model)
 
@@ -179,33 +173,27 @@ def make_classifier(run: Run):
         return network.classify(network(tokens_BxT, keep=keep))
 
     everything = masks(run.settings.model, {})
-    compiled = []
 
     def classify(rows, keep=None, description=""):
-        keep, found, seconds = everything | (keep or {}), [], 0.0
+        keep, found = everything | (keep or {}), []
         with progress(description, len(rows)) as advance:
             for batch in pipeline.eval_batches(run.settings.data, rows):
-                if not compiled:
-                    compiled.append(jax.block_until_ready(step(run.params, keep, batch["tokens"])))
-                start = time.perf_counter()
                 found.append(jax.device_get(step(run.params, keep, batch["tokens"])))
-                seconds += time.perf_counter() - start
                 advance(int(batch["weight"].sum()))
-        return np.concatenate(found)[: len(rows)], seconds
+        return np.concatenate(found)[: len(rows)]
 
     return classify
 
 
 def _score(run, classify, split, keep=None, description=""):
-    """(scores, seconds)."""
     rows = _rows(run, split)
-    logits_RxC, seconds = classify(rows, keep, description)
+    logits_RxC = classify(rows, keep, description)
     names = labelled.load_labels(run.workdir)
     metrics = labelled.task_metrics(run.settings.data, names)
     answers_R = logits_RxC.argmax(axis=1) if names else logits_RxC[:, 0]
     found = glue_scores(metrics, answers_R, rows.labels)
     about = {"score": found[metrics[0]], "metric": metrics[0], "examples": len(rows)}
-    return about | found, seconds
+    return about | found
 
 
 def make_quality(run: Run):
@@ -218,7 +206,7 @@ def make_quality(run: Run):
     def quality(split, keep=None, description=""):
         if split not in _saved_splits(run):
             return {}
-        found, _ = _score(run, classify, split, keep, description)
+        found = _score(run, classify, split, keep, description)
         return {name: value for name, value in found.items() if isinstance(value, float)}
 
     return quality
@@ -259,7 +247,7 @@ def answer(run: Run, lines, keep=None) -> list[str]:
             rows.stats["cut"],
             data.length,
         )
-    logits_RxC, _ = make_classifier(run)(rows, keep, "classifying")
+    logits_RxC = make_classifier(run)(rows, keep, "classifying")
     scale = labelled.label_scale(data)
     said = [_said(logits_C, names, scale) for logits_C in logits_RxC]
     return [json.dumps(one, ensure_ascii=False) for one in said]

@@ -20,7 +20,7 @@ def score_depths(run: Run, score, whole: dict | None = None) -> list[dict]:
     """
     model, stack = run.settings.model, run.settings.model.cut_stack
     depth, records = model.depth(stack), []
-    for strategy, layers in every_depth(depth):
+    for strategy, layers in every_depth(depth, run.settings.drop.depth_rule):
         found = whole
         if found is None or len(layers) < depth:
             keep = masks(model, {stack: layers})

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import hashlib
 import re
-import time
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from absl import logging
 from flax import nnx
 
 from layerdrop_jax.data import tokenizers
-from layerdrop_jax.data.pairs import load_eval_text, save_eval_text
+from layerdrop_jax.data.pairs import load_eval_text, save_eval_text, warn_of_padding
 from layerdrop_jax.decoding.batching import decode_sentences
 from layerdrop_jax.decoding.beam import beam_search, search_options
 from layerdrop_jax.models.cut import masks
@@ -45,8 +44,15 @@ def prepare(settings, workdir, *, load_pairs, prepare_rows):
     tokenizer = make_tokenizer(
         workdir, tokenizers.train_tokenizer, pairs, data.vocab_size, origin=settings.init.run
     )
-    rows = prepare_rows(data, tokenizer, pairs, seed=settings.seed)
-    valid_rows = prepare_rows(data, tokenizer, valid)
+    rows, valid_rows = (
+        _of_split(split, prepare_rows, data, tokenizer, of_split, **options)
+        for split, of_split, options in (
+            ("train", pairs, {"seed": settings.seed}),
+            ("valid", valid, {}),
+        )
+    )
+    if fresh:  # said once, and of what is trained on
+        warn_of_padding(rows)
     stats = rows.stats
     lost = ", ".join(
         f"{stats[name]:,} {what}"
@@ -69,6 +75,14 @@ def prepare(settings, workdir, *, load_pairs, prepare_rows):
         for split, held_out in (("valid", valid), ("test", test)):
             save_eval_text(workdir, split, held_out, languages=_sides(settings))
     return rows, valid_rows
+
+
+def _of_split(split, prepare_rows, *arguments, **options):
+    """The rows of a split; where there are none, the error names it."""
+    try:
+        return prepare_rows(*arguments, **options)
+    except ValueError as error:
+        raise ValueError(f"{split}: {error}") from None
 
 
 def fingerprint(rows) -> str:
@@ -137,15 +151,14 @@ def make_answerer(run: Run, *, max_source: int):
 def evaluate(run: Run, answer_texts, score) -> tuple[list[dict], list[dict]]:
     """Scores of the test split, whole and cut to every decoder depth; keeps the answers.
 
-    The depths keep the layers of `pruning.every_depth`, without fine-tuning. Their words per second
-    are source words (split at blanks) over the time of answering the split, compilation left out.
+    The depths keep the layers of `pruning.every_depth`, without fine-tuning. How fast they are is
+    not said: a cut network writes longer nonsense. `frontier` measures it on as many tokens each.
 
     Returns:
       ``(scores, depths)``: a record for each kind of score, whole, and one for each depth.
     """
     settings = run.settings
     sources, references = _held_out(run, "test")
-    words = sum(len(line.split()) for line in sources)
 
     # The whole network goes first: it compiles what all depths then share.
     answers, cut = answer_texts(sources, description="decoding the test split")
@@ -155,10 +168,8 @@ def evaluate(run: Run, answer_texts, score) -> tuple[list[dict], list[dict]]:
     ]
 
     def at(keep, description):
-        start = time.perf_counter()
         cut_down, _ = answer_texts(sources, keep, description=description)
-        speed = {"words_per_second": words / (time.perf_counter() - start)}
-        return speed | score(cut_down, references)[0]
+        return score(cut_down, references)[0]
 
     depths = score_depths(run, at)
     (run.workdir / "data" / f"test.hypotheses.{settings.data.target}").write_text(

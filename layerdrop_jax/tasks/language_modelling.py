@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import time
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +64,7 @@ def evaluate(run: Run) -> tuple[list[dict], list[dict]]:
     splits = {split: _windows(run, split) for split in ("valid", "test")}
     results, whole = [], {}
     for split, rows in splits.items():
-        nats, _ = whole[split] = measure(rows, description=f"perplexity of {split}")
+        nats = whole[split] = measure(rows, description=f"perplexity of {split}")
         results.append(
             {
                 "split": split,
@@ -82,23 +81,21 @@ def evaluate(run: Run) -> tuple[list[dict], list[dict]]:
         )
 
     def at(keep, description):
-        return found(*measure(splits["valid"], keep, description=description))
+        return found(measure(splits["valid"], keep, description=description))
 
-    def found(nats, seconds):
-        words = len(splits["valid"].tokens)
-        scores = {"split": "valid", "perplexity": perplexity(nats), "nats": nats}
-        return scores | {"words_per_second": words / seconds}
+    def found(nats):
+        return {"split": "valid", "perplexity": perplexity(nats), "nats": nats}
 
-    depths = score_depths(run, at, found(*whole["valid"]))
+    depths = score_depths(run, at, found(whole["valid"]))
     return results, depths
 
 
 def make_measure(run: Run):
-    """``measure(windows, keep=None, description="") -> (mean of -log p in nats, seconds)``.
+    """``measure(windows, keep=None, description="") -> mean of -log p in nats``.
 
     ``keep`` is as in `LM.__call__`; it is data, so one executable serves every depth. Each token's
     log p depends on its window alone, and they are added up in double precision: the batch has no
-    part in the result. The first call of all compiles, which its seconds do not count.
+    part in the result.
     """
     model = scored(run.settings.model)
     graph = model_graph(model)
@@ -120,22 +117,16 @@ def make_measure(run: Run):
         return network.nll(x_BxSxD, target_BxS, jnp.where(inside_BxS, weight_BxS, 0))
 
     everything = masks(model, {})
-    compiled = set()
 
     def measure(windows, keep=None, description=""):
         keep, scored = everything | (keep or {}), int(np.diff(windows.starts).max())
-        total, seconds = 0.0, 0.0
+        total = 0.0
         with progress(description, len(windows)) as advance:
             for batch in pipeline.eval_batches(run.settings.evaluate, windows):
-                if scored not in compiled:
-                    jax.block_until_ready(step(run.params, keep, batch, scored))
-                    compiled.add(scored)
-                start = time.perf_counter()
                 nll_BxS = jax.device_get(step(run.params, keep, batch, scored))
-                seconds += time.perf_counter() - start
                 total += float(np.sum(nll_BxS, dtype=np.float64))
                 advance(int(batch["weight"].any(axis=1).sum()))  # not the rows of padding
-        return total / len(windows.tokens), seconds
+        return total / len(windows.tokens)
 
     return measure
 
@@ -149,7 +140,7 @@ def make_quality(run: Run):
     windows = functools.cache(functools.partial(_windows, run))
 
     def quality(split, keep=None, description=""):
-        nats, _ = measure(windows(split), keep, description=description)
+        nats = measure(windows(split), keep, description=description)
         return {"perplexity": perplexity(nats), "nats": nats}
 
     return quality

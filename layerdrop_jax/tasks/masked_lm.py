@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import json
-import time
 
 import jax
 import jax.numpy as jnp
@@ -58,9 +57,9 @@ def evaluate(run: Run) -> tuple[list[dict], list[dict]]:
     """
     results, measure = [], make_measure(run)
     for split in ("valid", "test"):
-        nats, tokens, seconds = measure(split, description=f"perplexity of {split}")
+        nats, tokens = measure(split, description=f"perplexity of {split}")
         if split == "valid":
-            whole = nats, seconds
+            whole = nats
         results.append(
             {
                 "split": split,
@@ -71,25 +70,22 @@ def evaluate(run: Run) -> tuple[list[dict], list[dict]]:
                 "averaged": list(run.steps),
             }
         )
-    words = valid_rows(run).stats["tokens"]
 
     def at(keep, description):
-        nats, _, seconds = measure("valid", keep, description=description)
-        return found(nats, seconds)
+        return found(measure("valid", keep, description=description)[0])
 
-    def found(nats, seconds):
-        scores = {"split": "valid", "perplexity": perplexity(nats), "nats": nats}
-        return scores | {"words_per_second": words / seconds}
+    def found(nats):
+        return {"split": "valid", "perplexity": perplexity(nats), "nats": nats}
 
-    depths = score_depths(run, at, found(*whole))
+    depths = score_depths(run, at, found(whole))
     return results, depths
 
 
 def make_measure(run: Run):
-    """``measure(split, keep=None, description="") -> (mean of -log p in nats, tokens, seconds)``.
+    """``measure(split, keep=None, description="") -> (mean of -log p in nats, tokens)``.
 
     ``keep`` is as in `Encoder.__call__`; it is data, so one executable serves every depth. The
-    tokens are the masked ones. The first call of all compiles, which its seconds do not count.
+    tokens are the masked ones.
     """
     graph = model_graph(run.settings.model)
 
@@ -100,20 +96,15 @@ def make_measure(run: Run):
 
     everything = masks(run.settings.model, {})
     rows = functools.cache(functools.partial(_rows, run))
-    compiled = []
 
     def measure(split, keep=None, description=""):
-        keep, sums, seconds = everything | (keep or {}), [], 0.0
+        keep, sums = everything | (keep or {}), []
         with progress(description, len(rows(split))) as advance:
             for batch in pipeline.eval_batches(run.settings.data, rows(split)):
-                if not compiled:
-                    compiled.append(jax.block_until_ready(step(run.params, keep, batch)))
-                start = time.perf_counter()
                 sums.append(jax.device_get(step(run.params, keep, batch)))
-                seconds += time.perf_counter() - start
                 advance(int((batch["tokens"] != PAD).any(axis=1).sum()))
         nll, tokens = np.sum(sums, axis=0, dtype=np.float64)
-        return float(nll / tokens), int(tokens), seconds
+        return float(nll / tokens), int(tokens)
 
     return measure
 
@@ -126,7 +117,7 @@ def make_quality(run: Run):
     measure = make_measure(run)
 
     def quality(split, keep=None, description=""):
-        nats, _, _ = measure(split, keep, description=description)
+        nats, _ = measure(split, keep, description=description)
         return {"perplexity": perplexity(nats), "nats": nats}
 
     return quality

@@ -28,8 +28,6 @@ class Score:
       watched: names in a line of validation, each with min or max; the first that a line has picks
         the best checkpoint.
       layers: what the depths count, for a reader.
-      speed: what is timed at each depth.
-      unit: of what, in a second.
       apart: the entry of a line about the whole network by which its lines are told apart: of those
         that agree in it the last counts.
       kind: ``kind(line)`` names how a line was scored; the line's ``signature`` has the details.
@@ -46,8 +44,6 @@ class Score:
     perplexity: bool = True
     watched: tuple = (("loss", min),)
     layers: str = "layers kept"
-    speed: str = "Scoring"
-    unit: str = "tokens"
     apart: str = "split"
     kind: Callable | None = None
     rows: Callable | None = None

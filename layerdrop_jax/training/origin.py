@@ -1,6 +1,5 @@
 """Training that starts from a run's network, whole or cut: its weights, moments and tokenizer."""
 
-import json
 import pathlib
 import typing
 
@@ -12,7 +11,7 @@ from layerdrop_jax.models.cut import cut_model, take_rows
 from layerdrop_jax.models.encoder import HEADS
 from layerdrop_jax.models.params import abstract_params, hash_params, make_params
 from layerdrop_jax.runs.checkpoints import restore_state
-from layerdrop_jax.runs.folder import PRUNED, original_layers
+from layerdrop_jax.runs.folder import PRUNED, original_layers, read_pruned
 from layerdrop_jax.runs.run import Run, load_run
 from layerdrop_jax.runs.settings import Settings
 from layerdrop_jax.step.optimizers import carry_moments, make_optimizer
@@ -136,7 +135,7 @@ def write_numbers(origin: Origin, steps, workdir: pathlib.Path) -> None:
 
 def check_same(origin: Origin, workdir: pathlib.Path) -> None:
     """Raises a ValueError where a run goes on with another teacher than it was started with."""
-    started = json.loads((workdir / PRUNED).read_text(encoding="utf-8"))["origin_sha256"]
+    started = (read_pruned(workdir) or {}).get("origin_sha256")
     if started != hash_params(origin.run.params):
         raise ValueError(
             f"the network of {origin.run.workdir} is not the one that {workdir} was started with: "

@@ -91,6 +91,8 @@ class Progress:
     def __enter__(self):
         if self._bar:
             self._bar.start()
+        else:
+            self.print("compiling")
         return self
 
     def __exit__(self, *_):

@@ -1,5 +1,6 @@
 """Training, from a config and a folder to checkpoints and a report; a run resumes by itself."""
 
+import contextlib
 import functools
 import math
 import os
@@ -13,12 +14,12 @@ from absl import logging
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from layerdrop_jax.data import pipeline
-from layerdrop_jax.files import write_json
+from layerdrop_jax.data import checksums, pipeline
+from layerdrop_jax.data.workers import WorkerDied
 from layerdrop_jax.models.params import count_params, make_params, model_graph
 from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.runs.checkpoints import Checkpoints, saved_steps
-from layerdrop_jax.runs.folder import PRUNED, check_folder, held
+from layerdrop_jax.runs.folder import PRUNED, check_folder, held, is_fresh, write_config
 from layerdrop_jax.runs.metrics import MetricWriter, perplexity
 from layerdrop_jax.step import rate_scores, sharding
 from layerdrop_jax.step.dropping import describe_rates
@@ -26,7 +27,7 @@ from layerdrop_jax.step.losses import Teacher
 from layerdrop_jax.step.optimizers import make_optimizer
 from layerdrop_jax.step.train_step import make_state, make_train_step
 from layerdrop_jax.tasks.task import task_of
-from layerdrop_jax.training import origin
+from layerdrop_jax.training import memory, origin
 from layerdrop_jax.training.hardware import hardware, peak_flops
 from layerdrop_jax.training.progress_line import Progress, Window
 
@@ -35,6 +36,8 @@ STEPS_BETWEEN_AGREEMENTS = 10  # of many hosts, on whether one of them was told 
 
 class Interrupted(Exception):
     """SIGTERM or Ctrl-C: everything is saved, and the same command goes on from here."""
+
+    later = True  # for the command line: the same command goes on
 
 
 def train(config, workdir, *, command: str) -> None:
@@ -49,6 +52,7 @@ def train(config, workdir, *, command: str) -> None:
       ValueError: a bad config, or one that does not fit the run found in ``workdir``.
       FloatingPointError: the loss is not finite; names the step and the checkpoint kept.
       Interrupted: SIGTERM or SIGINT; the state is saved.
+      WorkerDied: one of data.workers; on a single host the state is saved.
       OSError: the folder cannot be written.
     """
     settings = settings_lib.parse(config)
@@ -67,7 +71,19 @@ def _train(settings, config, workdir, command):
             f"model.drop_path_rows='kept' picks rows across {mesh.size} devices: use 'all' there"
         )
     check_folder(workdir, config)  # it may have been another's while this one waited
-    begins = not saved_steps(workdir / "checkpoints")
+    optimizer, rate = make_optimizer(settings.optimizer)
+    rates = settings.drop.rates(settings.model)
+
+    def start():
+        params = make_params(settings.model, settings.seed)
+        return make_state(settings.model, params, optimizer, settings.drop, settings.seed)
+
+    abstract, shard = jax.eval_shape(start), settings.train.shard_parameters
+    layout = sharding.state_sharding(abstract, mesh, stacks=rates, shard=shard)
+    memory.check_state(abstract, layout)  # before data is read or anything is allocated
+    begins, fresh = not saved_steps(workdir / "checkpoints"), is_fresh(workdir)
+    if begins and jax.process_index() == 0:
+        checksums.unseal(workdir)  # what a start that failed has left may be written anew
     beginning = origin.load_origin(settings) if begins or settings.init.distill else None
     taken = {}
     if beginning and begins:
@@ -82,7 +98,7 @@ def _train(settings, config, workdir, command):
     # Data
     rows, valid_rows = task.prepare(settings, workdir)
     if jax.process_index() == 0:  # the last thing that a start writes: now the folder is a run's
-        write_json(workdir / "config.json", config)
+        write_config(workdir, config)
     fingerprint = task.fingerprint(rows)
     batches = pipeline.train_iterator(
         settings.data,
@@ -93,24 +109,27 @@ def _train(settings, config, workdir, command):
         process_count=jax.process_count(),
     )
 
-    # State and step
+    # The step, and whether it fits
     graph = model_graph(settings.model)
-    optimizer, rate = make_optimizer(settings.optimizer)
-    rates = settings.drop.rates(settings.model)
-
-    def start():
-        params = make_params(settings.model, settings.seed)
-        return make_state(settings.model, params, optimizer, settings.drop, settings.seed)
-
-    layout = sharding.state_sharding(
-        jax.eval_shape(start), mesh, stacks=rates, shard=settings.train.shard_parameters
-    )
-    state = jax.jit(start, out_shardings=layout)()
     train_step = jax.jit(
         make_train_step(settings, task, optimizer, teach=_teach(settings, beginning)),
         donate_argnums=0,
         out_shardings=(layout, sharding.replicated(mesh)),
     )
+    teacher = None
+    if settings.init.distill:
+        theirs = sharding.state_sharding(beginning.run.params, mesh, stacks=rates, shard=shard)
+        teacher = sharding.put(beginning.run.params, theirs)
+    micro = sharding.abstract_batch(
+        rows.padding, mesh, (settings.train.accumulate, settings.data.batch_rows)
+    )
+    with _begun_only_if_it_fits(workdir, fresh):
+        pipeline.check_update(settings.data, rows, accumulate=settings.train.accumulate)
+        with jax.set_mesh(mesh):
+            train_step = train_step.lower(sharding.abstract(abstract, layout), micro, teacher)
+        train_step = train_step.compile()
+        memory.check_step(train_step)
+    state = jax.jit(start, out_shardings=layout)()
     valid_step = jax.jit(functools.partial(_valid_step, task, graph))
     rates_of = jax.jit(functools.partial(rate_scores.rates, drop=settings.drop))
     print(f"{count_params(state['params']):,} parameters on {mesh.size} device(s)")
@@ -118,11 +137,6 @@ def _train(settings, config, workdir, command):
 
     # Restore
     state |= {name: sharding.put(tree, layout[name]) for name, tree in taken.items()}
-    teacher = None
-    if settings.init.distill:
-        params, shard = beginning.run.params, settings.train.shard_parameters
-        theirs = sharding.state_sharding(params, mesh, stacks=rates, shard=shard)
-        teacher = sharding.put(params, theirs)
     checkpoints = Checkpoints(workdir / "checkpoints", settings.checkpoint)
     restored = checkpoints.restore_latest(state)
     step = 0
@@ -141,6 +155,11 @@ def _train(settings, config, workdir, command):
         writer.write("start", 0, {"command": command, "hardware": hardware()})
         writer.write("data", 0, rows.stats)
 
+    def save(step, **about):
+        scores = _learned_scores(state, settings.drop)
+        metadata = {"rows": fingerprint} | scores
+        checkpoints.save(step, state, batches.get_state(), metadata=metadata, **about)
+
     # Loop
     last = settings.train.steps
     peak = mesh.size * peak_flops(settings.model.dtype)
@@ -150,8 +169,17 @@ def _train(settings, config, workdir, command):
     with _signals() as stop, Progress(last, start=step, counted=counted) as progress:
         metrics = None
         while step < last and not stopping:
-            with window.waiting():
-                batch = next(batches)
+            try:
+                with window.waiting():
+                    batch = next(batches)
+            except WorkerDied:
+                if step and jax.process_count() == 1:  # saving is something that all do together
+                    if metrics is not None:
+                        _check_finite(metrics, step, checkpoints)
+                    save(step, passing=True)
+                checkpoints.close()
+                batches.close()
+                raise
             batch = sharding.shard_rows(batch, mesh, axis=1)
             with jax.set_mesh(mesh):  # around nothing else: some of the rest is done by one process
                 previous, (state, metrics) = metrics, train_step(state, batch, teacher)
@@ -182,14 +210,7 @@ def _train(settings, config, workdir, command):
                 shown = ", ".join(f"{name} {value:.4f}" for name, value in valid.items())
                 progress.print(f"step {step:,}: valid {shown}")
             if in_turn or stopping:
-                checkpoints.save(
-                    step,
-                    state,
-                    batches.get_state(),
-                    valid_loss=valid_loss,
-                    metadata={"rows": fingerprint} | _learned_scores(state, settings.drop),
-                    passing=not in_turn,
-                )
+                save(step, valid_loss=valid_loss, passing=not in_turn)
         checkpoints.close()
         writer.close()
         batches.close()
@@ -198,6 +219,17 @@ def _train(settings, config, workdir, command):
             f"stopped at step {step:,} and saved it in {workdir}; "
             "the same command goes on from there"
         )
+
+
+@contextlib.contextmanager
+def _begun_only_if_it_fits(workdir, fresh):
+    """Takes back that a new run has begun where it is refused within: another config may follow."""
+    try:
+        yield
+    except ValueError:
+        if fresh and jax.process_index() == 0:
+            (workdir / "config.json").unlink(missing_ok=True)
+        raise
 
 
 def _teach(settings, beginning):
@@ -276,9 +308,16 @@ def _numbers(task, sums, rate, peak):
       peak: FLOPs a second that would be a utilisation of 1.
     """
     tokens, steps, seconds = sums["tokens"], sums["steps"], sums["seconds"]
+    cut = {}
+    if "cut_nll" in sums:
+        nats = sums["cut_nll"] / tokens
+        cut = {f"cut_{name}": value for name, value in _with_perplexity(task, nats).items()}
+        cut = {"cut_nats": nats, **cut}
     numbers = {
         "loss": sums["loss"] / tokens,
+        "nats": sums["nll"] / tokens,  # without label smoothing, as validation has it
         **_with_perplexity(task, sums["nll"] / tokens),
+        **cut,
         "lr": float(rate),
         "words_per_second": tokens / seconds,
         # of the layers that ran, and as if every layer had run

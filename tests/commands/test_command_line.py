@@ -5,13 +5,17 @@ import pathlib
 import ml_collections
 import pytest
 from absl import flags
+from ml_collections import config_flags
 
 from layerdrop_jax.commands.command_line import (
     EXIT_LATER,
     check_flags,
     check_overrides,
     in_one_line,
+    parse_known,
+    suggestion,
 )
+from layerdrop_jax.runs.folder import Held
 from layerdrop_jax.training.train import Interrupted
 from tests import tiny_run
 
@@ -48,11 +52,37 @@ MODES = {
 )
 def test_a_flag_that_the_mode_does_not_read_or_lacks_is_named(mode, given, message):
     if message is None:
-        check_flags(mode, given, MODES)
+        check_flags(mode, dict.fromkeys(given, "x"), MODES)
         return
     with pytest.raises(ValueError, match="--mode=") as caught:
-        check_flags(mode, given, MODES)
+        check_flags(mode, dict.fromkeys(given, "x"), MODES)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["workdir", "decoder_layers"])
+def test_an_empty_flag_is_named(name):
+    given = {"workdir": "x", "config": "y"} | {name: ""}
+    with pytest.raises(ValueError, match=f"--{name}= is empty"):
+        check_flags("train", given, MODES)
+    check_flags("train", {"workdir": "x", "config": "y", "config.data.path": ""}, MODES)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("lr", {}, "--config.optimizer.rate"),
+        ("lr", {"optimizer": {"rate": 1}, "data": {"path": ""}}, "--config.optimizer.rate"),
+        ("batch_rows", {"data": {"batch_rows": 1}, "decode": {"batch_rows": 1}}, "--config.data."),
+        ("batch_rows", {"data": {"batch_rows": 1}, "decode": {"batch_rows": 1}}, "--config.decode"),
+        ("optimizer.rate", {"optimizer": {"rate": 1}}, "--config.optimizer.rate"),
+        ("lr", {"optimizer": {"speed": 1}}, ""),
+        ("fairies", {}, ""),
+    ],
+)
+def test_an_unknown_flag_names_the_key_that_it_may_mean(name, config, message):
+    found = suggestion(name, config)
+    assert message in found
+    assert bool(found) == bool(message)
 
 
 # Errors
@@ -65,6 +95,9 @@ def test_a_flag_that_the_mode_does_not_read_or_lacks_is_named(mode, given, messa
         (ValueError("ValueError: from a config file"), 1, "launch.py: from a config file"),
         (flags.Error("no such flag"), 1, "launch.py: no such flag"),
         (OSError("disk"), 1, "launch.py: disk"),
+        (ValueError(), 1, "launch.py: ValueError"),
+        (MemoryError("9 GiB"), 1, "launch.py: 9 GiB"),
+        (Held("held"), EXIT_LATER, "launch.py: held"),
         (FloatingPointError("nan"), 1, "launch.py: nan"),
         (Interrupted("stopped at step 3"), EXIT_LATER, "launch.py: stopped at step 3"),
         (KeyboardInterrupt(), 130, "launch.py: interrupted; what was saved before stands"),
@@ -129,3 +162,36 @@ def test_what_is_no_config_file_is_named(path, monkeypatch):
         ValueError, match=f"--config={path} names no config file; there are {known}"
     ):
         check_overrides(["launch.py", f"--config={path}"], None)
+
+
+# Config files with errors
+
+
+def load_as_launch_does(path):
+    return config_flags.config_flags.ConfigFileFlagParser("config").parse(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def get_config(v=None)\n    return 1\n", ["config.py, line 1: "]),
+        ("import no_such\n\ndef get_config(v=None):\n    pass\n", ["line 1: ", "no_such"]),
+        ("def get_config(v=None):\n    return {}['key']\n", ["line 2: KeyError: 'key'"]),
+        ("def get_config(v=None):\n    return int('x')\n", ["line 2: ValueError: ", "'x'"]),
+        ("def get_config(v=None):\n    return len(3)\n", ["line 2: TypeError: "]),
+        ("def get_config(v=None):\n    return None\n", ["get_config returns a NoneType"]),
+        ("def get_config(v=None):\n    raise ValueError('no such set')\n", [": no such set"]),
+    ],
+)
+def test_an_error_inside_a_config_file_is_one_line(tmp_path, text, said, capsys):
+    file = tmp_path / "config.py"
+    file.write_text(text)
+    with pytest.raises(SystemExit) as caught:
+        in_one_line(lambda argv: parse_known(argv, None, load_as_launch_does))(
+            ["launch.py", f"--config={file}"]
+        )
+    assert caught.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"launch.py: --config={file}")
+    for part in said:
+        assert part in line

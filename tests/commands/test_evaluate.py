@@ -14,6 +14,7 @@ from layerdrop_jax.data.tokenizers import load_tokenizer
 from layerdrop_jax.decoding.batching import Decoded, Hypothesis
 from layerdrop_jax.models.params import count_params
 from layerdrop_jax.runs.checkpoints import restore_params
+from layerdrop_jax.runs.folder import write_config
 from layerdrop_jax.runs.metrics import read_metrics
 from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.tasks import encoder_decoder
@@ -71,7 +72,6 @@ def test_every_depth_is_measured(run, translate, sources, references):
     for line in depths:
         keep = {"decoder": np.isin(np.arange(4), evenly_spaced(4, len(line["decoder_layers"])))}
         assert line["bleu"] == sacre_bleu(translate(sources, keep)[0], references).score
-        assert line["words_per_second"] > 0
     assert len({tuple(translate(sources, keep_first(n))[0]) for n in (1, 4)}) == 2
 
 
@@ -86,7 +86,7 @@ def with_average(run, folder, average):
     shutil.copytree(run, folder)
     config = json.loads((folder / "config.json").read_text())
     config["checkpoint"]["average"] = average
-    (folder / "config.json").write_text(json.dumps(config))
+    write_config(folder, config)
     return load_run(folder)
 
 

@@ -11,11 +11,11 @@ from flax import nnx
 from layerdrop_jax.commands import finetune as finetune_lib
 from layerdrop_jax.commands.finetune import finetune
 from layerdrop_jax.core.pruning import take_layers
-from layerdrop_jax.data import pipeline
+from layerdrop_jax.data import checksums, pipeline
 from layerdrop_jax.models.params import hash_params, model_graph
 from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.runs.checkpoints import write_params
-from layerdrop_jax.runs.folder import read_config
+from layerdrop_jax.runs.folder import read_config, write_config
 from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.step.losses import divergence
 from layerdrop_jax.tasks.task import task_of
@@ -265,7 +265,7 @@ def test_a_teacher_that_was_trained_further_is_another_one(lm_run, taught, tmp_p
     record = json.loads((tmp_path / "run" / "pruned.json").read_text())
     assert record["origin_sha256"] == hash_params(load_run(lm_run).params)
     record["origin_sha256"] = "0"
-    (tmp_path / "run" / "pruned.json").write_text(json.dumps(record))
+    checksums.rewrite(tmp_path / "run", "pruned.json", json.dumps(record))
     with pytest.raises(ValueError, match="it has been trained further; use another --workdir"):
         tune(lm_run, tmp_path / "run", *DISTILL, "train.steps=21", layers="0,2")
 
@@ -274,7 +274,7 @@ def test_protected_layers_are_named_anew_where_some_go(lm_run, config_of, tmp_pa
     folder = shutil.copytree(lm_run, tmp_path / "run")
     config = read_config(folder)
     config["drop"]["protect"] = "0,3"
-    (folder / "config.json").write_text(json.dumps(config))
+    write_config(folder, config)
     with pytest.raises(ValueError, match="drop.protect='0,3' names layers of the whole network"):
         config_of(folder, layers="0,3")
     assert config_of(folder, "drop.protect=0,1", layers="0,3")["drop"]["protect"] == "0,1"

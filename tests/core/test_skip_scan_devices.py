@@ -1,7 +1,6 @@
 """skip_scan on eight devices: the gradients of a plain loop on one."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from layerdrop_jax.core.skip_scan import skip_scan
+from tests import patience, rounding
 
 N, B, D = 3, 16, 24
 KEEPS = ([True, False, True], [False] * N, [True] * N)
@@ -22,9 +22,7 @@ def test_eight_virtual_devices():
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     root = Path(__file__).resolve().parents[2]
     env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
-    done = subprocess.run(
-        [sys.executable, __file__], env=env, capture_output=True, text=True, timeout=300
-    )
+    done = patience.run([sys.executable, __file__], env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.split() == ["auto", "explicit", "shard_map", "error"]
 
@@ -58,8 +56,9 @@ def check(name, differentiate, inputs):
         found = differentiate(inputs[0], inputs[1], np.array(keep), inputs[2])
         wanted = jax.grad(plain, argnums=(0, 1))(*map(np.asarray, inputs[:2]), keep, inputs[3])
         for a, b in zip(found, wanted, strict=True):
-            scale = np.max(np.abs(b), initial=0)
-            np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * scale, err_msg=f"{name} {keep}")
+            # D terms and a few more roundings a layer, twice; the weights' add up examples.
+            bound = rounding.bound(2 * N * (D + 10) + B) * np.max(np.abs(b), initial=0)
+            np.testing.assert_allclose(a, b, rtol=0, atol=bound, err_msg=f"{name} {keep}")
     print(name)
 
 

@@ -28,7 +28,6 @@ NAMED = [name for name in STRATEGIES if takes_depth(name)]
         (" 0 ", ("spread", 0), ()),
         ("0,2, 5", ("explicit", (0, 2, 5)), (0, 2, 5)),
         ("explicit:4", ("explicit", (4,)), (4,)),
-        ("explicit:", ("explicit", ()), ()),
         ("every_other:0.5", ("every_other", 0.5), (0, 2, 4, 6)),
         ("every_other:0", ("every_other", 0.0), (0, 1, 2, 3, 4, 5, 6)),
         ("spread:4", ("spread", 4), (0, 2, 4, 6)),
@@ -63,6 +62,12 @@ def test_the_text_of_a_rate_is_the_rate():
 BAD = ["half", "", "all:3", "every_other", "every_other:x", "evenly_spaced:2.5", "evenly_spaced"]
 BAD += ["layers:0,2", "explicit:0,,1", "explicit", "0,x", "1.5", "first:", "random", "random:all"]
 BAD += [":3", "First:3", "first:2:1", "1;2", "explicit:1-3", "block_influence:1,2", "first:2\n3"]
+
+
+def test_explicit_layers_are_named_and_no_layers_are_the_depth_0():
+    with pytest.raises(ValueError, match="'explicit:'"):
+        parse_strategy("explicit:")
+    assert choose_layers(parse_strategy("0"), Stack(depth=5)) == ()
 
 
 @pytest.mark.parametrize("text", BAD)

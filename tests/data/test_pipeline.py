@@ -15,6 +15,7 @@ from layerdrop_jax.data.pairs import (
     load_pairs,
     prepare_rows,
     save_eval_text,
+    warn_of_padding,
 )
 from layerdrop_jax.symbols import PAD
 
@@ -206,6 +207,8 @@ def test_lop_sided_rows_are_warned_of_with_a_length_that_fits(tokenizer, caplog)
     config = config_of(source_length=20, target_length=20)
     with caplog.at_level(python_logging.WARNING, logger="absl"):
         rows = prepare_rows(config, tokenizer, pairs)
+        assert not caplog.records  # what reads rows to score them does not say it
+        warn_of_padding(rows)
     length = int(re.search(r"data.target_length=(\d+) would suit", caplog.text)[1])
     fitting = prepare_rows(
         dataclasses.replace(config, target_length=length, max_length=length), tokenizer, pairs

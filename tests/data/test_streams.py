@@ -57,7 +57,7 @@ def golden_stream(golden_dir):
 def test_blocks_are_those_of_the_reference(golden_dir):
     golden, tokens, _ = golden_stream(golden_dir)
     cases = [case for case in golden["blocks"] if case["break_mode"] == "none"]
-    assert len(cases) == 3
+    assert cases
     for case in cases:
         length = case["block_size"]
         blocks = streams.Blocks(tokens=tokens, length=length, stats={})

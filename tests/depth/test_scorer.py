@@ -1,6 +1,7 @@
 """The score of sub-networks: what it is, what it compiles, and what is not computed twice."""
 
 import json
+import math
 import shutil
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from layerdrop_jax.data import pipeline
+from layerdrop_jax.data import checksums, pipeline
 from layerdrop_jax.depth.prune import cut
 from layerdrop_jax.depth.scorer import SCORES, Scorer, floor_nats
 from layerdrop_jax.models.params import model_graph
@@ -35,6 +36,7 @@ def folder(run, tmp_path_factory):
     shutil.copytree(run, folder / "run")
     for language in ("en", "de"):
         shutil.copy(folder / "text" / f"valid.{language}", folder / "run" / "data")
+    checksums.unseal(folder / "run")
     return folder / "run"
 
 
@@ -133,12 +135,16 @@ def test_scores_are_kept_and_not_computed_again(folder, scores, monkeypatch):
     assert not knows(load_run(folder), {"encoder": (0, 1), "decoder": (0, 3)})
 
 
-def test_a_line_that_a_kill_cut_short_is_passed_over(folder, scores, tmp_path):
+def test_a_line_that_a_kill_cut_short_is_passed_over(folder, scores, tmp_path, caplog):
     copy = shutil.copytree(folder, tmp_path / "run")
     whole = lines_of(copy)
-    # The last line loses its end, and one in the middle is none.
-    (copy / SCORES).write_text("\n".join([whole[0], "{}", *whole[1:-1], whole[-1][:-7]]))
+    # The last line loses its end, and those in the middle are none.
+    bad = ["{}", "\udcff", *(json.dumps(json.loads(whole[1]) | {"nats": n}) for n in BAD)]
+    text = "\n".join([whole[0], *bad, *whole[1:-1], whole[-1][:-7]])
+    (copy / SCORES).write_bytes(text.encode(errors="surrogateescape"))
     again = Scorer(load_run(copy))
+    (line,) = [r.getMessage() for r in caplog.records if SCORES in r.getMessage()]
+    assert f"{len(bad)} of its lines, such as line 2," in line
     assert [again(layers) for layers in SUBSETS[:-1]] == scores[:-1]
     assert again.evaluations == 0
     assert again(SUBSETS[-1]) == pytest.approx(scores[-1], rel=1e-6)
@@ -147,6 +153,9 @@ def test_a_line_that_a_kill_cut_short_is_passed_over(folder, scores, tmp_path):
     assert json.loads(lines_of(copy)[-1])["nats"] == again(SUBSETS[-1])
     assert knows(load_run(copy), SUBSETS[-1])
     assert (copy / SCORES).read_bytes().endswith(b"\n")
+
+
+BAD = (math.nan, math.inf, "nan", "1e999", [1])
 
 
 def test_a_line_cut_short_whose_rest_is_json_is_no_score(folder, tmp_path):

@@ -46,6 +46,10 @@ def test_a_value_with_a_comma_stands_in_quotes():
     assert [run.name for run in runs] == ["drop.protect=0,-1", "drop.protect=0"]
 
 
+def test_texts_that_look_like_one_number_are_different_values():
+    assert len(combinations("data.path=1,1.0")) == 2
+
+
 def test_a_value_with_a_slash_makes_no_folder_in_a_folder():
     (run,) = combinations("data.path=a/b")
     assert (run.name, run.overrides) == ("data.path=a_b", {"data.path": "a/b"})
@@ -68,6 +72,14 @@ def test_seeds_alone_are_a_run_named_after_its_config():
         (["seed=1", "seed=2"], "--sweep has a key twice: seed"),
         (["drop.decoder=0", "config.drop.decoder=1"], "a key twice: drop.decoder"),
         (["a,b=0", "b=1"], "--sweep has a key twice: a, b, b"),
+        (["optimizer.rate=1e-3,0.001"], "optimizer.rate=.*1e-3 and 0.001 are the same value"),
+        (["drop.decoder=0,0.0"], "drop.decoder=.*0 and 0.0 are the same value"),
+        (["drop.encoder,drop.decoder=.5,0.50"], "drop.decoder=.*.5 and 0.50 are the same value"),
+        (["train.steps=10,20,010"], "train.steps=.*10 and 010 are the same value"),
+        (["train.shard_parameters=true,True"], "train.shard_parameters=.*true and True are"),
+        (["seed=1,01"], "seed=.*1 and 01 are the same value"),
+        (["data.path=a\nb"], r"--sweep='data.path=a\\nb' has a line break"),
+        (['data.path="a\nb",c'], "data.path=.* has a line break"),
     ],
 )
 def test_a_sweep_that_is_none_is_an_error(sweeps, message):

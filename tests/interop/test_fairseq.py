@@ -103,10 +103,14 @@ def recorded(golden_dir):
     return recorded_config(hyper), weights, unpacked_batch(*map(whole.get, names)), pruned, cases
 
 
-@pytest.mark.parametrize("number", range(4))
-def test_layers_taken_out_are_what_the_reference_prunes_to(recorded, number):
-    config, weights, batch, arrays, cases = recorded
-    case = cases[number]
+def test_layers_taken_out_are_what_the_reference_prunes_to(recorded):
+    *_, cases = recorded
+    assert cases
+    for number, case in enumerate(cases):
+        check_pruned(*recorded[:-1], number, case)
+
+
+def check_pruned(config, weights, batch, arrays, number, case):
     # The reference sorts what it is given, "3,1" say; take_layers asks for it sorted.
     layers = {
         side: sorted(map(int, case[f"{side}_layers_to_keep"].split(",")))
@@ -142,10 +146,10 @@ def test_layers_taken_out_are_what_the_reference_prunes_to(recorded, number):
 
 @pytest.fixture(scope="module")
 def roberta(golden_dir):
-    """(state, config) of the reference's RoBERTa, by the names of its last release."""
+    """(state, config, classes) of the reference's RoBERTa, by the names of its last release."""
     arrays, description = load(golden_dir, "roberta")
     hyper = description["hyper"]
-    return part(arrays, "weights/"), EncoderConfig(
+    config = EncoderConfig(
         **architectures.roberta_base
         | {
             "vocab_size": hyper["vocab"],
@@ -156,6 +160,7 @@ def roberta(golden_dir):
             "max_length": hyper["max_positions"],
         }
     )
+    return part(arrays, "weights/"), config, hyper["num_classes"]
 
 
 def assert_same(found, wanted):
@@ -163,10 +168,10 @@ def assert_same(found, wanted):
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
-@pytest.mark.parametrize("classes", [0, 3])
-def test_an_encoder_by_the_names_of_every_release(roberta, classes):
-    state, config = roberta
-    config = dataclasses.replace(config, num_classes=classes)
+@pytest.mark.parametrize("head", [False, True])
+def test_an_encoder_by_the_names_of_every_release(roberta, head):
+    state, config, classes = roberta
+    config = dataclasses.replace(config, num_classes=classes if head else 0)
     params = encoder_params(state, config)
     shapes = jax.tree.map(lambda a: (a.shape, a.dtype), abstract_params(config))
     assert jax.tree.map(lambda a: (a.shape, a.dtype), params) == shapes
@@ -182,15 +187,16 @@ def test_checkpoints_of_an_encoder(roberta, golden_dir, name):
     torch = pytest.importorskip("torch", reason="needs PyTorch: pip install -e .[torch]")
     with torch.serialization.safe_globals([argparse.Namespace]):  # where the settings lie
         state = torch.load(golden_dir / name, weights_only=True)["model"]
-    for classes in (0, 3):
+    for classes in (0, roberta[2]):
         config = dataclasses.replace(roberta[1], num_classes=classes)
         assert_same(encoder_params(state, config), encoder_params(roberta[0], config))
 
 
 def test_states_of_other_encoders_are_errors(roberta):
-    state, config = roberta
-    with pytest.raises(ValueError, match="more than the 2 encoder layers.*set encoder_layers"):
-        encoder_params(state, dataclasses.replace(config, encoder_layers=2))
+    state, config, classes = roberta
+    fewer = config.encoder_layers - 1
+    with pytest.raises(ValueError, match=f"more than the {fewer} encoder layers.*encoder_layers"):
+        encoder_params(state, dataclasses.replace(config, encoder_layers=fewer))
     name = "encoder.lm_head.dense.bias"
     with pytest.raises(ValueError, match=f"lacks {name}"):
         encoder_params({k: a for k, a in state.items() if k != name}, config)
@@ -199,7 +205,7 @@ def test_states_of_other_encoders_are_errors(roberta):
         encoder_params(state | {name: state[name] + 1}, config)
     tied = {k: a for k, a in state.items() if k != name}
     assert_same(encoder_params(tied, config), encoder_params(state, config))
-    classifier = dataclasses.replace(config, num_classes=3)
+    classifier = dataclasses.replace(config, num_classes=classes)
     heads = {k: a for k, a in state.items() if k.startswith("classification_heads.")}
     others = {k.replace("sentence_classification_head", "mnli"): a for k, a in heads.items()}
     with pytest.raises(

@@ -1,6 +1,7 @@
 """Adaptive input and softmax: against recorded values, and against all words at once."""
 
 import functools
+import itertools
 import json
 from pathlib import Path
 
@@ -148,7 +149,7 @@ def reference(golden_dir):
     sizes = {"vocab_size": hyper["vocab"], "dim": hyper["embed_dim"], "factor": hyper["factor"]}
     sizes["cutoffs"] = tuple(hyper["cutoffs"][:-1])
     weights = {}
-    for band in range(3):
+    for band in range(len(hyper["cutoffs"])):
         names = (f"decoder.embed_tokens.embeddings.{band}.{n}.weight" for n in (0, 1))
         table, projection = (arrays[f"weights/{name}"] for name in names)
         weights |= {f"table_{band}": table, f"projection_{band}": projection.T}
@@ -173,12 +174,13 @@ def test_reference_input_and_probabilities(reference):
     wanted = arrays["out/target_log_probs"]
     np.testing.assert_allclose(picked[mask], wanted[mask], rtol=0, atol=1e-5)
     # Head and tails each on its own: a tail's probabilities sum to its cluster's.
-    flat, (first, second) = log_probs.reshape(-1, 260), sizes["cutoffs"]
-    mass = [np.logaddexp.reduce(flat[:, a:b], axis=-1) for a, b in ((first, second), (second, 260))]
-    head = np.concatenate([flat[:, :first], np.stack(mass, axis=-1)], axis=-1)
+    ends = (*sizes["cutoffs"], sizes["vocab_size"])
+    flat, bands = log_probs.reshape(-1, ends[-1]), list(itertools.pairwise(ends))
+    mass = [np.logaddexp.reduce(flat[:, a:b], axis=-1) for a, b in bands]
+    head = np.concatenate([flat[:, : ends[0]], np.stack(mass, axis=-1)], axis=-1)
     wanted = np.array(jax.nn.log_softmax(arrays["out/head_logits"]))
     np.testing.assert_allclose(head, wanted, rtol=0, atol=1e-5)
-    for tail, (start, stop) in enumerate(((first, second), (second, 260)), 1):
+    for tail, (start, stop) in enumerate(bands, 1):
         rows = (target >= start).ravel() & (target < stop).ravel()
         found = flat[rows, start:stop] - mass[tail - 1][rows, None]
         wanted = np.array(jax.nn.log_softmax(arrays[f"out/tail{tail}_logits"]))
@@ -200,10 +202,12 @@ def test_reference_losses_with_its_quirk_and_without(reference):
 
     (proper, proper_BxT), _ = losses(False)
     (quirk, quirk_BxT), grads = losses(True)
-    np.testing.assert_allclose(proper, arrays["loss/full_nll_sum_without_quirk"], rtol=1e-6)
-    np.testing.assert_allclose(quirk, arrays["loss/eval_loss_sum"][0], rtol=1e-6)
-    np.testing.assert_allclose(quirk, arrays["loss/parts_head_tail1_tail2"].sum(), rtol=1e-6)
-    assert set(target[proper_BxT != quirk_BxT]) == {41, 121}
+    np.testing.assert_allclose(proper, arrays["loss/full_nll_sum_without_quirk"], rtol=2e-6)
+    np.testing.assert_allclose(quirk, arrays["loss/eval_loss_sum"][0], rtol=2e-6)
+    np.testing.assert_allclose(quirk, arrays["loss/parts_head_tail1_tail2"].sum(), rtol=2e-6)
+    # The tails' second words, where the batch has them.
+    ignored = {cutoff + 1 for cutoff in sizes["cutoffs"]} & set(target[mask].tolist())
+    assert set(target[proper_BxT != quirk_BxT]) == ignored
     # The one gradient of the record that has no part from the layers below.
     wanted = arrays["grad/decoder.adaptive_softmax.head.class_proj.weight"].T
     assert_close(grads["softmax"]["clusters"], wanted)

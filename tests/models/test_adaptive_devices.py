@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from layerdrop_jax.models.adaptive import AdaptiveEmbedding, AdaptiveSoftmax
+from tests import patience
 from tests.compiling import fast_jit
 
 B, T, D = 16, 11, 13
@@ -27,9 +27,7 @@ def test_eight_virtual_devices():
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     root = Path(__file__).resolve().parents[2]
     env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
-    done = subprocess.run(
-        [sys.executable, __file__], env=env, capture_output=True, text=True, timeout=300
-    )
+    done = patience.run([sys.executable, __file__], env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.split() == ["mixed", "one", "device", "none", "uneven"]
 

@@ -1,3 +1,5 @@
+import json
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,8 +12,9 @@ PAD = 1
 
 @pytest.fixture(scope="module")
 def recorded(golden_dir):
+    description = json.loads((golden_dir / "positions.json").read_text(encoding="utf-8"))
     with np.load(golden_dir / "positions.npz") as arrays:
-        return dict(arrays)
+        return dict(arrays), description["hyper"]
 
 
 def positions(kind, max_length, dim, table=None):
@@ -39,21 +42,27 @@ def test_sinusoids_of_an_odd_width_end_in_a_zero_column():
 
 def test_sinusoids_are_the_references(recorded):
     # Its table is computed in float32 throughout: angles up to 39 are off by some 1e-6.
-    for found, name in (
-        (sinusoids(40, 32), "table"),
-        (sinusoids(40, 31), "table_odd_dim"),
-        (sinusoids(40, 32, padding_id=None), "table_no_padding"),
+    recorded, hyper = recorded
+    for name, options in (
+        ("table", {}),
+        ("table_odd_dim", {}),
+        ("table_no_padding", {"padding_id": None}),
     ):
+        assert len(recorded[name]) == hyper["num"]
+        found = sinusoids(*recorded[name].shape, **options)
         np.testing.assert_allclose(found, recorded[name], rtol=0, atol=5e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("side", ["left", "right", "inner"])
 def test_positions_count_as_in_the_reference(recorded, side):
+    recorded, hyper = recorded
     tokens = recorded[f"{side}/tokens"]
     real = tokens != PAD
     counted_from_zero = np.maximum(np.cumsum(real, axis=1) - 1, 0)
     for kind, table in (("sinusoidal", None), ("learned", recorded["learned_table"])):
-        found = positions(kind, 15, 32, table)(counted_from_zero)
+        found = positions(kind, hyper["learned_max_positions"], hyper["dim"], table)(
+            counted_from_zero
+        )
         np.testing.assert_allclose(
             np.asarray(found)[real], recorded[f"{side}/{kind}"][real], rtol=0, atol=5e-6
         )

@@ -49,10 +49,10 @@ def recorded(golden_dir):
     for case in cases["cases"]:
         if case["name"].startswith("roberta_prune"):
             layers = [int(layer) for layer in case["encoder_layers_to_keep"].split(",")]
-            kept[case["name"]] = np.isin(np.arange(3), layers)
+            kept[case["name"]] = np.isin(np.arange(description["hyper"]["layers"]), layers)
         elif case["name"].startswith("roberta_layerdrop"):
             kept[case["name"]] = np.array(case["keep"], bool)
-    assert sorted(int(keep_N.sum()) for keep_N in kept.values()) == [0, 1, 1, 2]
+    assert len({int(keep_N.sum()) for keep_N in kept.values()}) > 1
     return arrays, description["hyper"], fewer, kept
 
 
@@ -139,7 +139,7 @@ def test_reference_masked_language_model(recorded, mode):
 
     run = differentiate(config, loss_and_outputs, mode)
     params, ids = encoder_params(weights, config), batch["src_tokens"]
-    (loss, out), grads = jax.device_get(run(params, ids, np.ones(3, bool)))
+    (loss, out), grads = jax.device_get(run(params, ids, np.ones(hyper["layers"], bool)))
     np.testing.assert_allclose(loss, arrays["loss/mlm_loss_sum"], rtol=2e-6)
     assert_close(out["masked"], arrays["out/lm_logits_masked"], "masked")
     assert_close(out["all"][real], arrays["out/lm_logits_all"][real], "all")
@@ -173,14 +173,16 @@ def test_reference_classification(recorded):
 
     run = differentiate(config, loss_and_outputs)
     params, ids = encoder_params(weights, config), batch["src_tokens"]
-    (loss, out), grads = jax.device_get(run(params, ids, np.ones(3, bool)))
+    (loss, out), grads = jax.device_get(run(params, ids, np.ones(hyper["layers"], bool)))
     np.testing.assert_allclose(loss, arrays["loss/classification_loss_sum"], rtol=2e-6)
     assert_close(out["classes"], arrays["out/classification_logits"], "classes")
     assert_gradients(grads, part(arrays, "grad_cls/"), weights, config)
     # Of the table's rows only those of tokens that were read; padding is none of them.
     read = np.unique(ids[ids != PAD])
     np.testing.assert_array_equal(np.nonzero(grads["embedding"]["table"].any(1))[0], read)
-    for case in ("roberta_prune0", "roberta_prune1"):
+    pruned = [case for case in kept if case.startswith("roberta_prune")]
+    assert pruned
+    for case in pruned:
         (_, out), _ = run(params, ids, kept[case])
         assert_close(out["classes"], fewer[f"{case}/classification_logits"], case)
 

@@ -21,7 +21,7 @@ def depth(layers, bleu, step=7, **more):
 def full(bleus):
     """A run measured with its first 1, 2, ... layers."""
     return [
-        depth(list(range(n)), bleu, parameters=1_000_000 * (n + 3), words_per_second=600 / n)
+        depth(list(range(n)), bleu, parameters=1_000_000 * (n + 3))
         for n, bleu in enumerate(bleus, 1)
     ]
 
@@ -30,7 +30,7 @@ def perplexities(values, layers=lambda n: list(range(n)), **more):
     """A language model measured with 1, 2, ... layers."""
     return [
         {"kind": "depth", "step": 7, "split": "valid", "decoder_layers": layers(n), **more}
-        | {"perplexity": value, "parameters": 1_000_000 * n, "words_per_second": 600 / n}
+        | {"perplexity": value, "parameters": 1_000_000 * n}
         for n, value in enumerate(values, 1)
     ]
 
@@ -85,9 +85,8 @@ def test_depth_sets_keep_the_last_measurement_of_each_set():
 def test_depth_picture_of_one_run(tmp_path, drawn):
     records = [*full([11.0, 20.0, 25.0]), depth([1, 2], 17.0), depth([0, 2], 23.0)]
     assert run_plots.plot_depth({"run": [records]}, BLEU, tmp_path / "x.png")
-    bleu, speed, size = drawn[0].axes
+    bleu, size = drawn[0].axes
     assert curves(bleu) == [[[1, 11.0], [2, 23.0], [3, 25.0]]]  # through the best of each depth
-    assert curves(speed) == [[[1, 600.0], [3, 200.0]]]
     assert curves(size) == [[[1, 4.0], [3, 6.0]]]
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
@@ -95,7 +94,7 @@ def test_depth_picture_of_one_run(tmp_path, drawn):
 def test_depth_picture_of_two_runs(tmp_path, drawn):
     runs = {"with": [full([11.0, 20.0, 25.0])], "without": [full([0.1, 20.0, 26.0])]}
     assert run_plots.plot_depth(runs, BLEU, tmp_path / "x.png")
-    bleu, _, size = drawn[0].axes
+    bleu, size = drawn[0].axes
     assert len(curves(bleu)) == 2
     assert len(curves(size)) == 1  # the same for both: one line that belongs to neither
     assert [t.get_text() for t in drawn[0].legends[0].get_texts()] == ["with", "without"]
@@ -120,25 +119,25 @@ def test_perplexity_goes_through_the_lowest_on_a_logarithmic_axis(tmp_path, draw
     records = perplexities([40123.0, 900.0, 20.0])
     records += perplexities([41000.0, 700.0], layers=lambda n: list(range(1, n + 1)))
     assert run_plots.plot_depth({"run": [records]}, PERPLEXITY, tmp_path / "x.png")
-    perplexity, speed, _ = drawn[0].axes
+    perplexity, size = drawn[0].axes
     assert curves(perplexity) == [[[1, 40123.0], [2, 700.0], [3, 20.0]]]
     assert perplexity.get_title(loc="left") == "Valid perplexity"
-    assert speed.get_title(loc="left") == "Scoring, tokens per second"
+    assert size.get_title(loc="left") == "Parameters, millions"
     assert perplexity.get_xlabel() == "layers kept"
-    assert (perplexity.get_yscale(), speed.get_yscale()) == ("log", "linear")
-    assert speed.get_ylim()[0] == 0
+    assert (perplexity.get_yscale(), size.get_yscale()) == ("log", "linear")
+    assert size.get_ylim()[0] == 0
     assert [text.get_text() for text in perplexity.texts] == ["40k", "700", "20.0"]
     assert_numbers_are_readable(perplexity, 3)
 
 
-def test_numbers_of_sixteen_depths_are_readable(tmp_path, drawn):
+def test_numbers_of_eight_depths_of_two_runs_are_readable(tmp_path, drawn):
     runs = {
-        "a": [perplexities([30000 / 1.7**n + 20 for n in range(16)])],
-        "b": [perplexities([900 / 1.4**n + 18 for n in range(16)])],
+        "a": [perplexities([30000 / 1.7**n + 20 for n in range(8)])],
+        "b": [perplexities([900 / 1.4**n + 18 for n in range(8)])],
     }
     assert run_plots.plot_depth(runs, PERPLEXITY, tmp_path / "x.png")
-    assert_numbers_are_readable(drawn[0].axes[0], 32)
-    runs["a"][0] += perplexities([30.0] * 17)
+    assert_numbers_are_readable(drawn[0].axes[0], 16)
+    runs["a"][0] += perplexities([30.0] * 9)
     assert run_plots.plot_depth(runs, PERPLEXITY, tmp_path / "x.png")
     assert not drawn[1].axes[0].texts  # too many to be read
 
@@ -181,12 +180,26 @@ def test_seeds_are_one_curve_with_error_bars(tmp_path, drawn):
     assert texts == ["a, mean and range of 2 seeds", "b"]
 
 
-def test_a_run_without_speed_beside_one_with(tmp_path, drawn):
+def test_a_run_without_parameters_beside_one_with(tmp_path, drawn):
     records = [depth([0], 3.0), depth([0, 1], 4.0)]
     assert run_plots.plot_depth({"a": [records], "b": [full([1.0, 2.0])]}, BLEU, tmp_path / "x.png")
-    bleu, speed, _ = drawn[0].axes
-    assert curves(speed) == [[], [[1, 600.0], [2, 300.0]]]
-    assert speed.lines[1].get_color() == bleu.lines[1].get_color()
+    bleu, size = drawn[0].axes
+    assert curves(size) == [[], [[1, 4.0], [2, 5.0]]]
+    assert size.lines[1].get_color() == bleu.lines[1].get_color()
+
+
+@pytest.mark.parametrize("recorded", [{"nats": 1.5}, {"perplexity": math.exp(1.5)}])
+def test_learning_curves_draw_minus_log_p_of_both_splits(tmp_path, drawn, recorded):
+    """Label smoothing made the loss of training a larger one: 4 where -log p is 1.5."""
+    lines = [
+        {"kind": kind, "step": step, "loss": loss} | more
+        for step in (1, 2)
+        for kind, loss, more in (("train", 4.0, recorded), ("valid", 1.75, {}))
+    ]
+    assert run_plots.plot_learning_curves({"run": [lines]}, BLEU, tmp_path / "x.png")
+    train, valid = curves(drawn[0].axes[0])
+    assert np.allclose(train, [[1, 1.5], [2, 1.5]])
+    assert np.allclose(valid, [[1, 1.75], [2, 1.75]])
 
 
 @pytest.mark.parametrize(

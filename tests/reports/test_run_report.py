@@ -36,7 +36,7 @@ TEST = [
 def depth_lines(shift=0.0):
     return [
         {"kind": "depth", "step": 10, "decoder_layers": layers, "parameters": 1_000_003 * n,
-         "bleu": 7.125 * n + shift, "words_per_second": 1200.0 / n, "signature": SACRE}
+         "bleu": 7.125 * n + shift, "signature": SACRE}
         for n, layers in enumerate(([0], [0, 2], [0, 1, 2]), 1)
     ]  # fmt: skip
 
@@ -58,7 +58,6 @@ def lm_lines(scale=1.0):
         *(
             depth
             | {"decoder_layers": layers, "strategy": strategy, "perplexity": perplexity * scale}
-            | {"words_per_second": 1200.0 / len(layers)}
             for layers, strategy, perplexity in (
                 ([0], "evenly_spaced", 40000.0),
                 ([0, 1], "every_other", 30.0),
@@ -125,7 +124,8 @@ def test_report_of_a_whole_run(tmp_path):
     assert ["training speed", "200 target tokens/s"] in rows  # (60 s of 100 + 30 s of 400) / 90 s
     assert ["encoder layers run, on average", "3.50"] in rows
     assert ["time waiting for data", "1.00%"] in rows
-    assert ["2", "0 2", "2,000,006", "14.25", "600"] in rows
+    assert ["2", "0 2", "2,000,006", "14.25"] in rows
+    assert "--mode=frontier" in text
     assert ["drop.decoder", "0.5"] in rows
     assert f"`{SACRE}`" in text
     assert f"```\n{COMMAND}\n```" in text
@@ -159,6 +159,10 @@ def test_foreign_folder(tmp_path):
         run_report.write_report(tmp_path)
     with pytest.raises(FileNotFoundError, match="no config.json"):
         run_report.compare_runs({"x": [tmp_path]}, tmp_path / "out")
+    run = make_run(tmp_path / "run")
+    (run / "metrics.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match="run/metrics.jsonl is missing"):
+        run_report.compare_runs({"x": [run]}, tmp_path / "out")
 
 
 def test_comparison(tmp_path):
@@ -169,12 +173,9 @@ def test_comparison(tmp_path):
     assert path == out / "comparison.md"
     text = path.read_text()
     rows = rows_of(text)
-    assert rows[0][3:] == [
-        *("LayerDrop: test BLEU", "none: test BLEU"),
-        *("LayerDrop: words/s", "none: words/s"),
-    ]
-    assert ["1", "0", "1,000,003", "7.12", "", "1,200", ""] in rows
-    assert ["3", "0 1 2", "3,000,009", "21.38", "19.38", "400", "400"] in rows
+    assert rows[0][3:] == ["LayerDrop: test BLEU", "none: test BLEU"]
+    assert ["1", "0", "1,000,003", "7.12", ""] in rows
+    assert ["3", "0 1 2", "3,000,009", "21.38", "19.38"] in rows
     assert ["test BLEU (sacreBLEU)", "**21.12**, mean of 2 checkpoints", ""] in rows
     assert text.count(COMMAND) == 1
     assert assert_links_lead_somewhere(path) == ["comparison.png", "learning_curves.png"]
@@ -193,11 +194,11 @@ def test_report_of_a_language_model(tmp_path):
     assert text.count(f"- perplexity: `{LM_SIGNATURE}`") == 1
     depths = [row for row in rows if row[0] in ("layers kept", "1", "2", "3")]
     assert depths == [
-        ["layers kept", "which", "rule", "parameters", "valid perplexity", "tokens/s"],
-        ["1", "0", "evenly spaced", "1,000,003", "40,000.00", "1,200"],
-        ["2", "0 1", "every other", "1,000,003", "30.00", "600"],
-        ["2", "0 2", "evenly spaced", "1,000,003", "50.00", "600"],
-        ["3", "0 1 2", "every other", "1,000,003", "20.00", "400"],
+        ["layers kept", "which", "rule", "parameters", "valid perplexity"],
+        ["1", "0", "evenly spaced", "1,000,003", "40,000.00"],
+        ["2", "0 1", "every other", "1,000,003", "30.00"],
+        ["2", "0 2", "evenly spaced", "1,000,003", "50.00"],
+        ["3", "0 1 2", "every other", "1,000,003", "20.00"],
     ]
     assert "BLEU" not in text
     assert "encoder layers run" not in text
@@ -246,7 +247,7 @@ def test_comparison_of_seeds(tmp_path):
     ]
     path = run_report.compare_runs({"a": runs[:2], "b": runs[2:]}, tmp_path / "out")
     rows = rows_of(path.read_text())
-    names = ["a: valid perplexity", "b: valid perplexity", "a: tokens/s", "b: tokens/s"]
+    names = ["a: valid perplexity", "b: valid perplexity"]
     assert rows[0] == ["layers kept", "which", "rule", "parameters", *names]
     found = [
         "2",
@@ -255,8 +256,6 @@ def test_comparison_of_seeds(tmp_path):
         "1,000,003",
         "37.50 (30.00 to 45.00)",
         "60.00",
-        "600",
-        "600",
     ]
     assert found in rows
     assert ["", "a, seed 1", "a, seed 2", "b"] in rows

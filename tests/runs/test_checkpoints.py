@@ -1,5 +1,6 @@
 """Checkpoints: exact, the right ones kept, and never harmed by a save that fails."""
 
+import json
 import logging
 import os
 import pathlib
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from layerdrop_jax.runs import checkpoints
+from tests import patience
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -150,16 +152,76 @@ def test_any_file_missing_or_cut_short_is_noticed(tmp_path):
         assert checkpoints._damage(path), file
         file.unlink()
         # without the list itself, reading tells; see the test below
-        assert checkpoints._damage(path) or file.name == checkpoints.SIZES, file
+        assert checkpoints._damage(path) or file.name == checkpoints.FILES, file
         file.write_bytes(content)
         assert checkpoints._damage(path) is None
+
+
+def flip(file, count=64):
+    """Inverts bytes in the middle of a file, as a bad disk or a bad copy may."""
+    content = bytearray(file.read_bytes())
+    middle = max(len(content) // 2 - count // 2, 0)
+    content[middle : middle + count] = bytes(255 - b for b in content[middle : middle + count])
+    file.write_bytes(content)
+
+
+def test_any_file_with_other_bytes_is_noticed(tmp_path):
+    """Whichever file it is, arrays or a description of them; without flips nothing is wrong."""
+    save_steps(tmp_path, [3])
+    path = tmp_path / "3"
+    rest = {name: tree for name, tree in make_state(0).items() if name != "params"}
+    abstract = {"params": make_state(0)["params"], "state": rest}
+    files = [file for file in every_file(path) if file.stat().st_size]
+    assert len(files) > 10
+    for file in files:
+        content = file.read_bytes()
+        flip(file, count=1)
+        problem, parts = checkpoints._read(path, abstract)
+        assert problem, file
+        assert parts == {}
+        file.write_bytes(content)
+    assert checkpoints._read(path, abstract)[0] is None
+
+
+def test_flipped_bytes_are_named_and_the_checkpoint_before_is_used(tmp_path, caplog):
+    save_steps(tmp_path, [3, 5])
+    flip(max(every_file(tmp_path / "5" / "params"), key=lambda file: file.stat().st_size))
+    abstract = make_state(0)["params"]
+    params, steps = checkpoints.restore_params(tmp_path, abstract, which="latest")
+    assert steps == [3]
+    assert_identical(params, make_state(3)["params"])
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "absl"]
+    assert re.search("checkpoint 5 .*params/.*SHA-256.* step 3", line)
+    flip(max(every_file(tmp_path / "3" / "params"), key=lambda file: file.stat().st_size))
+    with pytest.raises(OSError, match="none of the checkpoints .*SHA-256"):
+        checkpoints.restore_params(tmp_path, abstract, which="latest")
+
+
+def test_a_part_that_is_not_asked_for_may_be_damaged(tmp_path):
+    save_steps(tmp_path, [3])
+    flip(max(every_file(tmp_path / "3" / "state"), key=lambda file: file.stat().st_size))
+    params, _ = checkpoints.restore_params(tmp_path, make_state(0)["params"], which="latest")
+    assert_identical(params, make_state(3)["params"])
+    with pytest.raises(OSError, match="state/.*SHA-256"):
+        checkpoints.restore_state(tmp_path, make_state(0))
+
+
+def test_a_list_of_sizes_alone_is_one_of_an_older_version(tmp_path, caplog):
+    save_steps(tmp_path, [3])
+    listed = tmp_path / "3" / checkpoints.FILES
+    sizes = {name: about["bytes"] for name, about in json.loads(listed.read_text()).items()}
+    listed.write_text(json.dumps(sizes))
+    run = make_checkpoints(tmp_path)
+    assert_identical(run.restore_latest(make_state(0)).state, make_state(3))
+    run.close()
+    assert not [r for r in caplog.records if r.name == "absl"]
 
 
 def test_without_the_list_of_sizes_reading_tells(tmp_path):
     """Killed between Orbax's commit and the list: whatever can be read is read exactly."""
     save_steps(tmp_path, [3])
     path = tmp_path / "3"
-    (path / checkpoints.SIZES).unlink()
+    (path / checkpoints.FILES).unlink()
     abstract = {"params": make_state(0)["params"]}
     data = max(every_file(path / "params"), key=lambda p: p.stat().st_size)
     content = data.read_bytes()
@@ -179,7 +241,7 @@ def test_a_truncated_save_is_named_and_the_one_before_used(tmp_path, caplog, lis
     save_steps(tmp_path, [3, 5])
     (tmp_path / "5" / "state" / "manifest.ocdbt").write_bytes(b"")
     if not listed:
-        (tmp_path / "5" / checkpoints.SIZES).unlink()
+        (tmp_path / "5" / checkpoints.FILES).unlink()
     run = make_checkpoints(tmp_path)
     restored = run.restore_latest(make_state(0))
     assert restored.step == 3
@@ -210,7 +272,7 @@ def test_a_save_that_never_ended_is_named_and_removed(tmp_path, caplog):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", checkpoints.SIZES, "state/_METADATA"])
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", checkpoints.FILES, "state/_METADATA"])
 def test_a_damaged_file_leaves_the_folder_usable(tmp_path, name):
     """Also where the damaged checkpoint is a candidate for the best."""
     save_steps(tmp_path, [2, 3], {2: 2.0, 3: 1.0})
@@ -356,7 +418,7 @@ run.close()
 
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    done = patience.run(command, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 4, done.stdout
@@ -389,7 +451,7 @@ def test_the_whole_state_is_read_from_a_folder_that_stays_as_it_is(tmp_path, cap
     step, state = checkpoints.restore_state(tmp_path, make_state(0))
     assert step == 2
     assert_identical(state, make_state(2))
-    (file,) = [f for f in every_file(tmp_path / "2") if f.name == checkpoints.SIZES]
+    (file,) = [f for f in every_file(tmp_path / "2") if f.name == checkpoints.FILES]
     file.write_text("{")
     before = every_file(tmp_path)
     step, state = checkpoints.restore_state(tmp_path, make_state(0))
@@ -471,7 +533,7 @@ def test_no_layers_do_not_fit_some(tmp_path, saved, wanted, message):
 def test_restore_params_reads_no_moments(tmp_path):
     save_steps(tmp_path, [3])
     subprocess.run(["rm", "-r", str(tmp_path / "3" / "state")], check=True)
-    sizes = tmp_path / "3" / checkpoints.SIZES
+    sizes = tmp_path / "3" / checkpoints.FILES
     sizes.unlink()
     read, _ = checkpoints.restore_params(tmp_path, make_state(0)["params"], which="latest")
     assert_identical(read, make_state(3)["params"])
@@ -523,7 +585,7 @@ def test_sharded_arrays(tmp_path):
         os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=4", JAX_PLATFORMS="cpu"
     )
     command = [sys.executable, "-c", SHARDED, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=60)
+    done = patience.run(command, cwd=ROOT, env=env)
     assert done.returncode == 0, done.stderr
 
 

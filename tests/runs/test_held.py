@@ -123,7 +123,7 @@ def test_a_lock_that_its_holder_took_away_is_made_anew(tmp_path, monkeypatch):
     thread = threading.Thread(target=second)
     with held(folder):
         thread.start()
-        assert waits.wait(10)
+        assert waits.wait()
     thread.join()
     assert inside == [True]
 

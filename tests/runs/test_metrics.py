@@ -68,12 +68,23 @@ def test_a_half_written_last_line_is_not_read(tmp_path):
     assert metrics.read_metrics(tmp_path) == [{"step": 1}]
 
 
-@pytest.mark.parametrize("line", ["nonsense", "[1]"])
+@pytest.mark.parametrize("line", ["nonsense", "[1]", '{"loss": NaN}', "\udcff"])
 def test_a_foreign_file_is_named(tmp_path, line):
-    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n')
+    content = f'{{"step": 1}}\n{line}\n'.encode(errors="surrogateescape")
+    (tmp_path / "metrics.jsonl").write_bytes(content)
     with pytest.raises(ValueError, match="metrics.jsonl, line 2"):
         metrics.MetricWriter(tmp_path)
-    assert lines_of(tmp_path)[1] == line
+    assert (tmp_path / "metrics.jsonl").read_bytes() == content
+
+
+def test_a_file_that_is_gone_is_said(tmp_path, caplog):
+    metrics.MetricWriter(tmp_path, step=0).close()
+    assert not caplog.records
+    (tmp_path / "metrics.jsonl").unlink()
+    metrics.MetricWriter(tmp_path, step=7).close()
+    assert "metrics.jsonl is missing" in caplog.text
+    with pytest.raises(FileNotFoundError, match="metrics.jsonl is missing"):
+        metrics.read_metrics(tmp_path / "absent", required=True)
 
 
 def test_unwritable_folder(tmp_path):
@@ -148,7 +159,8 @@ def run_progress(file, steps, **options):
 def test_without_a_terminal_there_are_plain_lines():
     file = io.StringIO()
     run_progress(file, [10, 20, 30, 1000], seconds=0.0)
-    lines = file.getvalue().splitlines()
+    begins, *lines = file.getvalue().splitlines()
+    assert begins == "compiling"
     assert len(lines) == 5
     assert "\x1b" not in file.getvalue()
     assert lines[2] == "[valid] loss 3"
@@ -168,6 +180,7 @@ def test_plain_lines_are_seconds_apart_and_the_last_step_is_shown():
     file = io.StringIO()
     run_progress(file, [10, 30, 40, 1000], seconds=60.0)
     assert [line.split("/")[0] for line in file.getvalue().splitlines()] == [
+        "compiling",
         "step    10",
         "step 1,000",
     ]

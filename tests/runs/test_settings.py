@@ -1,7 +1,9 @@
 """A config's checks: names, types, values, what differs and what may."""
 
 import copy
+import dataclasses
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -71,7 +73,7 @@ def test_sections_become_dataclasses():
         ),
         (changed(optimizer={"dropped_layers": "lost"}), "optimizer.dropped_layers 'lost' is unk"),
         (changed(drop={"decoder": 1.1}), r"drop.decoder=1.1 is not in \[0, 1\]"),
-        (changed(drop={"encoder": float("nan")}), "drop.encoder=nan is not in"),
+        (changed(drop={"encoder": float("nan")}), "drop.encoder=nan is not"),
         (changed(train={"accumulate": 0}), "train.accumulate=0 must be at least 1"),
         (changed(train={"label_smoothing": 1.0}), r"train.label_smoothing=1.0 is not in \[0, 1\)"),
         (changed(model={"norm": "mid"}), "model.norm='mid' is unknown: it is one of post, pre"),
@@ -144,6 +146,33 @@ def test_what_does_not_fit_is_named_in_one_line(config, message):
     with pytest.raises(ValueError, match=message) as caught:
         settings.parse(config)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e39, 10**400, 1e-46])
+@pytest.mark.parametrize("task", settings.TASKS)
+def test_every_float_of_every_section_is_finite_as_float32(task, value):
+    make = {
+        "translation": tiny_run.tiny_config,
+        "summarisation": tiny_run.tiny_summary_config,
+        "language_modelling": tiny_run.tiny_lm_config,
+        "masked_lm": tiny_run.tiny_masked_config,
+        "classification": tiny_run.tiny_classification_config,
+    }[task]
+    config = make(pathlib.Path("no-folder-is-read"))
+    floats = [
+        (section.name, field.name)
+        for section in dataclasses.fields(settings.TASKS[task])
+        if dataclasses.is_dataclass(section.type)
+        for field in dataclasses.fields(section.type)
+        if field.type is float
+    ]
+    assert ("optimizer", "warmup_init_rate") in floats
+    for section, name in floats:
+        bad = config | {section: config[section] | {name: value}}
+        with pytest.raises(
+            ValueError, match=f"^{section}.{name}={re.escape(str(value)[:10])}.*float32"
+        ):
+            settings.parse(bad)
 
 
 def test_differences_are_named_with_both_values():

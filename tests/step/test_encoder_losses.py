@@ -101,15 +101,16 @@ def test_masked_language_model_of_the_reference(golden_dir, monkeypatch):
     hyper, batch = description["hyper"], part(arrays, "batch/")
     config = recorded_config(hyper)
     hidden = batch["masked_positions"]
-    places, weights = np.zeros((4, 9), np.int32), np.zeros((4, 9), np.float32)
-    for row in range(4):
+    shape = len(hidden), int(hidden.sum(1).max())
+    places, weights = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+    for row in range(len(hidden)):
         found = np.flatnonzero(hidden[row])
         places[row, : len(found)], weights[row, : len(found)] = found, 1
     targets = np.take_along_axis(batch["mlm_target"], places, axis=1)
     masked = masking.Masked(batch["src_tokens"], places, targets, weights)
     monkeypatch.setattr(losses, "mask_tokens", lambda *_: masked)
     params = encoder_params(part(arrays, "weights/"), config)
-    ours = {"tokens": batch["src_tokens"], "row": np.arange(4)}
+    ours = {"tokens": batch["src_tokens"], "row": np.arange(len(hidden))}
     loss, nll, tokens = encoder_loss(losses.masked_lm_loss, config)(params, ours)
     assert loss == nll
     np.testing.assert_allclose(loss, arrays["loss/mlm_loss_sum"], rtol=2e-6)
@@ -121,10 +122,11 @@ def test_classification_of_the_reference(golden_dir):
     hyper, batch = description["hyper"], part(arrays, "batch/")
     config = recorded_config(hyper, num_classes=hyper["num_classes"])
     params = encoder_params(part(arrays, "weights/"), config)
-    ours = {"tokens": batch["src_tokens"], "label": batch["labels"], "weight": np.ones(4)}
+    ours = {"tokens": batch["src_tokens"], "label": batch["labels"]}
+    ours["weight"] = np.ones(len(batch["labels"]))
     loss, _, examples = encoder_loss(losses.classification_loss, config)(params, ours)
     np.testing.assert_allclose(loss, arrays["loss/classification_loss_sum"], rtol=2e-6)
-    assert examples == arrays["loss/classification_sample_size"] == 4
+    assert examples == arrays["loss/classification_sample_size"] == len(batch["labels"])
 
 
 def test_classes_by_definition():

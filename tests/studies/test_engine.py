@@ -17,6 +17,7 @@ from layerdrop_jax.studies import engine
 from layerdrop_jax.studies.engine import Processes, run_jobs
 from layerdrop_jax.studies.jobs import Job
 from tests import stand_in
+from tests.patience import wait
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 SLOW = "--pause=0.1"
@@ -25,14 +26,6 @@ SLOW = "--pause=0.1"
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     return stand_in.make(tmp_path, monkeypatch)
-
-
-def wait(found, seconds=30):
-    end = time.monotonic() + seconds
-    while not (value := found()):
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.01)
-    return value
 
 
 @contextlib.contextmanager
@@ -219,9 +212,7 @@ def test_a_job_starts_after_the_one_that_it_goes_on_from(root):
 )
 def test_two_at_a_time_run_at_once_on_cores_of_their_own(root):
     jobs = three(root)
-    began = time.monotonic()
     assert run_jobs(jobs, Processes(2, cpus=1), retries=0) == {}
-    assert time.monotonic() - began < 20  # else they waited for each other in vain
     a, b = (stand_in.starts(job.workdir)[0]["cores"] for job in jobs[:2])
     assert len(a) == len(b) == 1
     assert a != b
@@ -320,8 +311,7 @@ def test_twenty_jobs_and_twenty_random_kills(root):
     ]
 
     def kill():
-        limit = time.monotonic() + 60
-        while pool.codes.count(-9) < 20 and time.monotonic() < limit:
+        while pool.codes.count(-9) < 20 and pool.codes.count(0) < 20:
             time.sleep(draw.uniform(0.01, 0.06))
             with contextlib.suppress(IndexError, ValueError):  # nothing runs at this moment
                 draw.choice(sorted(pool.running, key=lambda process: process.pid)).kill()
@@ -380,12 +370,12 @@ def test_runs_end_with_a_driver_that_is_killed_and_the_same_command_goes_on(root
     command = [sys.executable, "-c", DRIVER, str(root), given]
     driver = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
     try:
-        wait(lambda: all(stand_in.starts(job.workdir) for job in jobs[:2]), seconds=60)
+        wait(lambda: all(stand_in.starts(job.workdir) for job in jobs[:2]))
     finally:
         driver.kill()
         driver.wait()
     pids = [stand_in.starts(job.workdir)[0]["pid"] for job in jobs[:2]]
-    wait(lambda: not any(map(alive, pids)), seconds=10)
+    wait(lambda: not any(map(alive, pids)))
     steps = [json.loads((job.workdir / "state.json").read_text())["step"] for job in jobs[:2]]
     assert max(steps) < 6  # they saved themselves in the middle
     assert run_jobs(jobs, Processes(3), retries=0) == {}

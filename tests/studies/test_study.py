@@ -6,7 +6,6 @@ import os
 import shlex
 import signal
 import threading
-import time
 
 import pytest
 
@@ -14,6 +13,7 @@ from layerdrop_jax.studies import engine, jobs, study
 from layerdrop_jax.studies.jobs import StudyRun, check, plan
 from layerdrop_jax.studies.results import compare, row, table, whole
 from tests import stand_in, studies_list
+from tests.patience import wait
 
 MEASURE = ("--mode=evaluate", "--decoder_layers=first:2")
 
@@ -135,9 +135,7 @@ def test_a_study_that_is_stopped_says_so_and_the_same_command_goes_on(root, caps
     folder = root / "out" / "demo" / "networks" / "rate_0_seed_1"
 
     def stop():
-        end = time.monotonic() + 30
-        while not stand_in.starts(folder) and time.monotonic() < end:
-            time.sleep(0.01)
+        wait(lambda: stand_in.starts(folder))
         os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=stop)

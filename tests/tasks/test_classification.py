@@ -17,7 +17,7 @@ from layerdrop_jax.depth.prune import prune
 from layerdrop_jax.models.params import count_params, make_params, model_graph
 from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.runs.checkpoints import write_params
-from layerdrop_jax.runs.folder import read_config
+from layerdrop_jax.runs.folder import read_config, write_config
 from layerdrop_jax.runs.metrics import read_metrics
 from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.tasks import classification
@@ -40,7 +40,7 @@ def parent(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parent") / "roberta"
     config = tiny_run.tiny_masked_config(tmp_path_factory.mktemp("none"))
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
+    write_config(folder, config)
     texts = [" ".join(tiny_run.WORDS), " ".join([*tiny_run.WORDS][::-1])]
     tokenizers.train_byte_bpe(texts, 331, folder / "tokenizer.json")
     params = make_params(settings_lib.parse(config).model, seed=5)
@@ -214,7 +214,7 @@ def test_it_goes_on_without_the_folder_that_it_began_with(cut, tmp_path, monkeyp
     folder = shutil.copytree(cut, tmp_path / "run")
     config = read_config(folder)
     config["init"]["run"] = str(tmp_path / "gone")
-    (folder / "config.json").write_text(json.dumps(config))
+    write_config(folder, config)
     train(config, folder, command="")  # nothing is left to do
     assert tiny_run.last_checkpoint(folder)[0] == 30
 
@@ -389,7 +389,7 @@ def test_other_labels_than_the_heads_are_refused(cut, tmp_path):
     begun = shutil.copytree(cut, tmp_path / "begun")
     theirs = read_config(begun)
     theirs["data"]["path"] = str(text)  # the files have changed since
-    (begun / "config.json").write_text(json.dumps(theirs))
+    write_config(begun, theirs)
     message = refused(begun, tmp_path / "run", config)
     assert "has the labels high, low, middle, and tsv has high, low, medium: start" in message
 

@@ -112,16 +112,13 @@ def test_every_depth_is_measured(masked_run, run, log_probs):
     keep = {"encoder": np.array([1, 0, 1, 0], bool)}
     assert lines[2]["nats"] == pytest.approx(by_definition(run, log_probs, keep)[0], rel=1e-5)
     assert len({line["nats"] for line in lines}) == 4
-    rows = masked_lm.valid_rows(run)
-    assert all(line["words_per_second"] > 0 for line in lines)
-    assert rows.stats["tokens"] > 100
 
 
 def test_perplexity_does_not_depend_on_the_batch(run):
-    wanted, tokens, _ = masked_lm.make_measure(run)("valid")
+    wanted, tokens = masked_lm.make_measure(run)("valid")
     data = dataclasses.replace(run.settings.data, batch_rows=3)
     other = run._replace(settings=dataclasses.replace(run.settings, data=data))
-    nats, found, _ = masked_lm.make_measure(other)("valid")
+    nats, found = masked_lm.make_measure(other)("valid")
     assert (found, nats) == (tokens, pytest.approx(wanted, rel=1e-5))
 
 

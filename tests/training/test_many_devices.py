@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 from functools import partial
 
 import jax
@@ -22,7 +21,7 @@ from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.runs.checkpoints import restore_params
 from layerdrop_jax.runs.metrics import read_metrics
 from layerdrop_jax.training.train import STEPS_BETWEEN_AGREEMENTS, train
-from tests import tiny_run
+from tests import patience, tiny_run
 
 ROOT = pathlib.Path(__file__).parents[2]
 HERE = pathlib.Path(__file__).parent
@@ -31,8 +30,6 @@ LAYERS = {"encoder": 5, "decoder": 7}  # of eight_devices.py
 # float32 has 6e-8 of relative rounding. Losses and gradients are sums of some hundred terms of some
 # hundred operations each, added in another order; a few such steps have taken 1e-6 at most.
 TOLERANCE = 1e-5
-
-TIMEOUT = 400  # seconds for what takes a minute: processes that wait for each other are killed
 
 
 # Eight devices, one process
@@ -47,14 +44,8 @@ def eight(tmp_path_factory, compile_cache):
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "PYTHONPATH": str(ROOT),
     }
-    child = subprocess.run(
-        [sys.executable, str(HERE / "eight_devices.py"), str(output)],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
+    command = [sys.executable, str(HERE / "eight_devices.py"), str(output)]
+    child = patience.run(command, env=os.environ | environment)
     assert child.returncode == 0, child.stderr
     return json.loads(output.read_text())
 
@@ -166,9 +157,6 @@ def pair(config_file, workdir, cache, further):
             process.errors = errors
             stack.enter_context(process)
             stack.callback(process.kill)
-            timer = threading.Timer(TIMEOUT, process.kill)
-            timer.start()
-            stack.callback(timer.cancel)
             processes.append(process)
         yield processes
 
@@ -177,7 +165,7 @@ def finish(processes, code):
     """What each has said of its steps and of its saves, once all have ended with an exit code."""
     said = []
     for process in processes:
-        out, _ = process.communicate()
+        out, _ = patience.communicate(process)
         process.errors.seek(0)
         assert process.returncode == code, f"{process.returncode}: {out}\n{process.errors.read()}"
         said.append(

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from layerdrop_jax.data.cache import cache_folder
 from layerdrop_jax.data.datasets import (
     cldr,
     iwslt14,
@@ -88,9 +89,8 @@ def open_split(
       ValueError: an unknown split or locale, bad files, a folder that cannot be written.
       FileNotFoundError: missing files, or a set that has to be prepared by hand.
     """
-    data_dir = tfds_sets.prepared_folder(data_dir)
     if dataset == "wmt14_translate/de-en":
-        builder = wmt14.open_builder(data_dir, source, target)
+        builder = wmt14.open_builder(tfds_sets.prepared_folder(data_dir), source, target)
         split = {"valid": "validation"}.get(split, split)
     elif dataset == "cldr":
         builder = prepare(cldr.Cldr, cldr.cldr_config(source, target, seed=seed), data_dir)
@@ -118,7 +118,6 @@ def open_texts(dataset: str, split: str, *, data_dir: str, path: str) -> Texts:
       ValueError: an unknown split, bad files, a failed download, a folder that cannot be written.
       FileNotFoundError: missing files, or a set that has to be prepared by hand.
     """
-    data_dir = tfds_sets.prepared_folder(data_dir)
     if dataset == "pg19" or dataset.startswith("wikipedia/"):
         return _open_tfds_texts(dataset, split, data_dir)
     if dataset in wikitext.DATASETS:
@@ -165,13 +164,17 @@ def _check_split(builder: tfds.core.DatasetBuilder, dataset: str, split: str) ->
 def prepare(make, config: tfds.core.BuilderConfig, data_dir: str) -> tfds.core.DatasetBuilder:
     """The builder of `config`, after its files have been written where they were not there.
 
+    They go to `data_dir`; where it is "", to the folder `data` of this project's cache.
+
     Raises:
       ValueError: a folder that cannot be written, or what the builder finds wrong in its input.
     """
 
+    folder = os.path.abspath(os.path.expanduser(data_dir or cache_folder("data")))
+
     def open_builder() -> tfds.core.DatasetBuilder:
         with _quiet():
-            return make(data_dir=data_dir, config=config, file_format="array_record")
+            return make(data_dir=folder, config=config, file_format="array_record")
 
     builder = open_builder()
     if not os.path.isdir(builder.data_dir):

@@ -6,9 +6,12 @@ Nothing is quoted: a quotation mark in a field is a character like any other.
 import math
 import os
 
+import numpy as np
+
 from layerdrop_jax.data.datasets import text
 
 LABELS = ("label", "score")  # columns with the class, or with a number to predict
+LARGEST = float(np.finfo(np.float32).max)  # scores are trained on as float32
 NUMBERING = ("idx", "index", "id")  # columns that say nothing about the text
 
 
@@ -59,7 +62,7 @@ def read_labelled(path: str | os.PathLike) -> list[tuple[tuple[str, ...], str | 
 
     Raises:
       what `read_tsv` raises, and ValueError: other than one or two texts, an empty label, a
-        score that is no finite number.
+        score that is no number which float32 holds.
     """
     rows = read_tsv(path)
     texts = [name for name in rows[0] if name not in NUMBERING and name not in LABELS]
@@ -85,8 +88,10 @@ def _finite(field: str, place: str) -> float:
         number = float(field)
     except ValueError:
         number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"{place}: the score {field!r:.50} is not a number")
+    if not abs(number) <= LARGEST:
+        raise ValueError(
+            f"{place}: the score {field!r:.50} is not a number from {-LARGEST:.3g} to {LARGEST:.3g}"
+        )
     return number
 
 

@@ -9,9 +9,6 @@ import math
 import re
 from typing import NamedTuple
 
-import sacrebleu.metrics
-from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
-
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
 MAX_ORDER = 4
 
@@ -60,6 +57,8 @@ def sacre_bleu(hypotheses, references):
 
     Raises ValueError where there are no lines, or not as many references as hypotheses.
     """
+    import sacrebleu.metrics  # here: importing it takes a while
+
     _check(hypotheses, references)
     metric = sacrebleu.metrics.BLEU()
     result = metric.corpus_score(list(hypotheses), [list(references)])
@@ -110,6 +109,8 @@ def tokenized_bleu(hypotheses, references):
 
 def tokenize_13a(lines):
     """Lines with their tokens separated by spaces, by sacreBLEU's default tokenizer."""
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
     tokenize = Tokenizer13a()
     # It expects the line without white space at its ends, as sacreBLEU passes it.
     return [tokenize(line.strip()) for line in lines]

@@ -7,8 +7,6 @@ correlation with anything and scores 0.
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.stats
-import sklearn.metrics
 
 METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman")
 CORRELATIONS = ("pearson", "spearman")  # of numbers; the others are of classes
@@ -52,6 +50,8 @@ def _check(name: str, predictions_E: np.ndarray, labels_E: np.ndarray) -> None:
 
 
 def _score(name: str, predictions_E: np.ndarray, labels_E: np.ndarray) -> float:
+    import sklearn.metrics  # here: it takes a second, and no other task needs it
+
     if name == "accuracy":
         return float(sklearn.metrics.accuracy_score(labels_E, predictions_E))
     if name == "f1":
@@ -60,6 +60,8 @@ def _score(name: str, predictions_E: np.ndarray, labels_E: np.ndarray) -> float:
         return 0.0
     if name == "matthews":
         return float(sklearn.metrics.matthews_corrcoef(labels_E, predictions_E))
+    import scipy.stats  # here, as above
+
     correlate = scipy.stats.pearsonr if name == "pearson" else scipy.stats.spearmanr
     # In float64: the sums of squares of float32 lose the last digits that papers report.
     return float(correlate(predictions_E.astype(np.float64), labels_E.astype(np.float64)).statistic)

@@ -10,8 +10,6 @@ import functools
 import importlib.metadata
 from typing import NamedTuple
 
-from rouge_score import rouge_scorer, tokenizers
-
 from layerdrop_jax.progress import progress
 
 
@@ -52,6 +50,8 @@ def rouge(hypotheses, references) -> Rouge:
 
 @functools.cache
 def _scorer():
+    from rouge_score import rouge_scorer, tokenizers  # here: it takes a second to import
+
     # The library's own default tokenizer; left to itself, it writes to the log.
     stemmed = tokenizers.DefaultTokenizer(use_stemmer=True)
     return rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=stemmed)

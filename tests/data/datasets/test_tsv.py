@@ -82,6 +82,9 @@ def test_scores_are_numbers_and_labels_are_names(tmp_path):
         ("label\ta\nx\tx\n\tx\n", r"train.tsv, line 3: the label is empty"),
         ("score\ta\n1\tx\nhigh\tx\n", r"train.tsv, line 3: the score 'high' is not a number"),
         ("score\ta\nnan\tx\n", r"train.tsv, line 2: the score 'nan' is not a number"),
+        ("score\ta\n-inf\tx\n", r"train.tsv, line 2: the score '-inf' is not a number"),
+        ("score\ta\n1\tx\n1e39\tx\n", r"train.tsv, line 3: the score '1e39' is not a number"),
+        ("score\ta\n-1e39\tx\n", r"train.tsv, line 2: the score '-1e39' is not a number"),
     ],
 )
 def test_a_file_without_texts_or_labels_is_an_error(tmp_path, content, message):

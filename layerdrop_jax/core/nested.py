@@ -1,0 +1,85 @@
+"""Sub-networks assigned to depths: which layers each has, for nested training.
+
+LayerDrop trains every set of layers a little; here a depth has one set of layers, trained as such.
+Assigned sub-networks: Wang et al. 2020, arXiv 2010.08265; the whole network, the smallest and one
+drawn in between in every step: slimmable networks, Yu and Huang 2019.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from layerdrop_jax.core.pruning import RULES
+
+
+def parse_depths(text: str, num_layers: int) -> tuple[int, ...]:
+    """Reads the depths that a stack is trained for.
+
+    Args:
+      text: depths and ranges, as in "3,6-9"; "" is every depth from a quarter of the stack up.
+      num_layers: N.
+
+    Returns:
+      The depths, ascending, each from 1 to N - 1.
+
+    Raises:
+      ValueError: a text that is no such list, or a depth outside 1 to N - 1.
+    """
+    if not text.strip():
+        return tuple(range(max(num_layers // 4, 1), num_layers))
+    depths = set()
+    for part in text.split(","):
+        begin, dash, end = part.partition("-")
+        try:
+            depths |= set(range(int(begin), int(end if dash else begin) + 1))
+        except ValueError:
+            raise ValueError(f'{text!r} is not a list of depths such as "3,6-9"') from None
+    wrong = [depth for depth in sorted(depths) if not 0 < depth < num_layers]
+    if wrong or not depths:
+        raise ValueError(
+            f"{text!r} has {'no depth' if not depths else f'depth {wrong[0]}'}: a stack of "
+            f"{num_layers} layers is trained for depths from 1 to {num_layers - 1}"
+        )
+    return tuple(sorted(depths))
+
+
+def keep_table(num_layers: int, depths, rule: str = "spread") -> np.ndarray:
+    """Lists the layers of each depth as keep masks.
+
+    Args:
+      num_layers: N.
+      depths: how many layers each sub-network keeps.
+      rule: one of `pruning.RULES`, by which `every_depth` and pruning find the same layers.
+
+    Returns:
+      bool[len(depths), N].
+    """
+    table_PxN = np.zeros((len(depths), num_layers), bool)
+    for keep_N, depth in zip(table_PxN, depths, strict=True):
+        keep_N[list(RULES[rule](num_layers, depth))] = True
+    return table_PxN
+
+
+def draw_depths(key: jax.Array, tables: dict, *, draws: int, smallest: bool, together: bool):
+    """Draws the sub-networks of one micro-batch.
+
+    Args:
+      key: PRNG key of the micro-batch.
+      tables: for each stack that is cut its `keep_table`, the smallest depth first.
+      draws: how many rows of a table are drawn, each at most once and all with the same chance; all
+        of them where there are no more. The smallest is not drawn where it runs anyway.
+      smallest: whether the smallest of every stack runs too, first.
+      together: whether the stacks draw one row number for all, which needs tables of one length, or
+        each its own.
+
+    Returns:
+      for each stack bool[P, N], P sub-networks.
+    """
+    keep, least = {}, int(smallest)
+    draws = min(draws, *(len(table_PxN) - least for table_PxN in tables.values()))
+    for number, (stack, table_PxN) in enumerate(tables.items()):
+        own = key if together else jax.random.fold_in(key, number)
+        drawn = least + jax.random.permutation(own, len(table_PxN) - least)[:draws]
+        first = jnp.arange(least, dtype=drawn.dtype)
+        keep[stack] = jnp.asarray(table_PxN)[jnp.concatenate([first, drawn])]
+    return keep

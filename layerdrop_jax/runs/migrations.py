@@ -1,0 +1,56 @@
+"""Run folders of earlier versions: config.json brought up to date, one step at a time.
+
+config.json has the number of its version. A change that adds, renames or removes a key adds one
+function here, which says what a run of the version before meant; nothing is ever taken away, so a
+run's folder opens for ever. Files without a number are of version 1.
+"""
+
+import copy
+from collections.abc import Mapping
+
+
+def _nested_training(config):
+    """Version 2: a run drops layers as LayerDrop does, unless it says otherwise."""
+    drop = config["drop"]
+    drop |= {"method": "layerdrop", "sets": "spread", "draws": 1, "smallest": False}
+    drop |= {"together": False, "share": 0.5, "teach": 0.5}
+    drop |= {f"{stack}_depths": "" for stack in ("encoder", "decoder") if stack in drop}
+
+
+STEPS = (_nested_training,)
+VERSION = len(STEPS) + 1
+
+
+def stamp(config: Mapping) -> dict:
+    """Returns what config.json holds: a config, with the version that wrote it."""
+    return {"version": VERSION, **config}
+
+
+def upgrade(config: Mapping, where) -> dict:
+    """Brings what a config.json holds up to date.
+
+    Args:
+      config: what it holds.
+      where: its path, for errors.
+
+    Returns:
+      the config, without its version.
+
+    Raises:
+      ValueError: a version that does not exist yet, or a config that lacks what its version has.
+    """
+    config = copy.deepcopy(dict(config))
+    version = config.pop("version", 1)
+    if not isinstance(version, int) or not 1 <= version <= VERSION:
+        raise ValueError(
+            f"{where} has version {version!r}, and this is version {VERSION}: the run was written "
+            "by a newer layerdrop-jax; install that one, or a newer one"
+        )
+    for number, step in enumerate(STEPS[version - 1 :], version + 1):
+        try:
+            step(config)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{where} cannot be brought from version {version} to {number}: it lacks {error}"
+            ) from error
+    return config

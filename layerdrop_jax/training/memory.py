@@ -1,0 +1,106 @@
+"""Whether a run fits into memory, before any of it is allocated."""
+
+import pathlib
+
+import jax
+from absl import logging
+
+GIB = 2**30
+WAYS_OUT = "use a smaller model, fewer data.batch_rows or shorter rows"
+
+
+def check_state(state, layout) -> None:
+    """Raises a ValueError where the state and its gradients need more memory than there is.
+
+    That is the least that a training takes; what a step needs beside it, `check_step` knows.
+
+    Args:
+      state: the shapes of `state.make_state`.
+      layout: their shardings, from `sharding.state_sharding`.
+    """
+    leaves = zip(jax.tree.leaves(state), jax.tree.leaves(layout), strict=True)
+    held = sum(_bytes_of(leaf, place) for leaf, place in leaves)
+    params = zip(jax.tree.leaves(state["params"]), jax.tree.leaves(layout["params"]), strict=True)
+    gradients = sum(_bytes_of(leaf, place) for leaf, place in params)
+    count = sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
+    _compare(
+        held + gradients,
+        f"{count:,} parameters take {_gib(held)} with the optimizer's moments, and their gradients "
+        f"{_gib(gradients)}",
+    )
+
+
+def check_step(program) -> None:
+    """Raises a ValueError where a compiled train step needs more memory than a device has.
+
+    Args:
+      program: from ``jit(...).lower(...).compile()``; its temporaries are the gradients and
+        the activations.
+    """
+    sizes = program.memory_analysis()
+    if sizes is None:  # this backend does not say
+        return
+    given = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    temporary = sizes.temp_size_in_bytes
+    _compare(
+        given + temporary,
+        f"a step takes {_gib(given)} for state and batch, and {_gib(temporary)} for gradients and "
+        "activations",
+    )
+
+
+def device_memory() -> tuple[int, str]:
+    """Finds how many bytes each device of this process may use, and says what they are.
+
+    Devices of a CPU share the host's memory; a container's limit counts where it is lower. 0 where
+    nothing is known.
+    """
+    device, count = jax.local_devices()[0], jax.local_device_count()
+    if device.platform != "cpu":
+        stats = device.memory_stats() or {}
+        return stats.get("bytes_limit", 0), device.device_kind
+    known = [size for size in (_host_memory("MemTotal"), _container_limit()) if size]
+    return (min(known) // count if known else 0), "this host"
+
+
+def _compare(needed: int, what: str) -> None:
+    there, whose = device_memory()
+    if not there:
+        return
+    if needed > there:
+        raise ValueError(
+            f"{what}: {_gib(needed)} for each device, and {whose} has {_gib(there)}; {WAYS_OUT}"
+        )
+    if jax.default_backend() == "cpu":
+        available = (_host_memory("MemAvailable") or there) // jax.local_device_count()
+        if needed > available:
+            logging.warning("%s, and %s is free: other programs may be in the way", what,
+                            _gib(available))  # fmt: skip
+
+
+def _bytes_of(leaf, place) -> int:
+    size = leaf.dtype.itemsize
+    for axis in place.shard_shape(leaf.shape):
+        size *= axis
+    return size
+
+
+def _host_memory(name: str) -> int:
+    """Reads a line of /proc/meminfo, in bytes; 0 where there is none."""
+    path = pathlib.Path("/proc/meminfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return next((1024 * int(x.split()[1]) for x in lines if x.startswith(f"{name}:")), 0)
+
+
+def _container_limit() -> int:
+    """Reads the memory limit of this container (cgroup version 2, or 1), in bytes; 0 for none."""
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        path = pathlib.Path("/sys/fs/cgroup") / name
+        if path.exists():
+            text = path.read_text(encoding="utf-8").strip()
+            return int(text) if text.isdigit() else 0
+    return 0
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:,.2f} GiB"
