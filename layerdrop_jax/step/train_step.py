@@ -1,5 +1,7 @@
 """The state of training and the pure step that moves it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -9,6 +11,7 @@ from layerdrop_jax.core.nested import draw_depths
 from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.core.structured import rows_kept
 from layerdrop_jax.models.blocks import BlockConfig, Watch
+from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.step import rate_scores
 from layerdrop_jax.step.dropping import DropConfig, draw, restore_dropped
 from layerdrop_jax.step.flops import executed_flops, nominal_flops
@@ -261,3 +264,28 @@ def train_step(
         "layers_run": jax.tree.map(jnp.add, state["layers_run"], counts["layers"]),
     }
     return state, metrics
+
+
+def make_train_step(settings, task, optimizer: optax.GradientTransformation, **others):
+    """Binds `train_step` to a run: ``step(state, batch, teacher=None) -> (state, metrics)``.
+
+    Args:
+      settings: of the run, see `layerdrop_jax.runs.settings`.
+      task: what it is about, see `layerdrop_jax.tasks.task`.
+      optimizer: as `train_step` takes it.
+      others: arguments of `train_step` that differ from what the settings say, or ``teach``.
+    """
+    how = {
+        "graph": model_graph(settings.model),
+        "loss": task.loss,
+        "flops": task.flops,
+        "positions": task.positions,
+        "optimizer": optimizer,
+        "rates": settings.drop.rates(settings.model),
+        "drop": settings.drop,
+        "seed": settings.seed,
+        "smoothing": settings.train.label_smoothing,
+        "clip_norm": settings.optimizer.clip_norm,
+        "dropped_layers": settings.optimizer.dropped_layers,
+    }
+    return functools.partial(train_step, **how | others)

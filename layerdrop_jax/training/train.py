@@ -26,8 +26,7 @@ from layerdrop_jax.step import rate_scores, sharding
 from layerdrop_jax.step.dropping import describe_rates
 from layerdrop_jax.step.losses import Teacher
 from layerdrop_jax.step.optimizers import make_optimizer
-from layerdrop_jax.step.train_step import make_state
-from layerdrop_jax.step.train_step import train_step as pure_train_step
+from layerdrop_jax.step.train_step import make_state, make_train_step
 from layerdrop_jax.tasks.task import task_of
 from layerdrop_jax.training import memory, origin
 from layerdrop_jax.training.fitting import fit
@@ -119,21 +118,7 @@ def _train(settings, config, workdir, command):
     # The step, and whether it fits
     graph = model_graph(settings.model)
     train_step = jax.jit(
-        functools.partial(
-            pure_train_step,
-            graph=graph,
-            loss=task.loss,
-            flops=task.flops,
-            positions=task.positions,
-            optimizer=optimizer,
-            rates=rates,
-            drop=settings.drop,
-            seed=settings.seed,
-            smoothing=settings.train.label_smoothing,
-            clip_norm=settings.optimizer.clip_norm,
-            dropped_layers=settings.optimizer.dropped_layers,
-            teach=_teach(settings, beginning),
-        ),
+        make_train_step(settings, task, optimizer, teach=_teach(settings, beginning)),
         donate_argnums=0,
         out_shardings=(layout, sharding.replicated(mesh)),
     )

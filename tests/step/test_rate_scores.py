@@ -16,7 +16,7 @@ from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.runs.checkpoints import read_metadata
 from layerdrop_jax.step import rate_scores
 from layerdrop_jax.step.optimizers import make_optimizer
-from layerdrop_jax.step.train_step import make_state, train_step
+from layerdrop_jax.step.train_step import make_state, make_train_step
 from layerdrop_jax.tasks import language_modelling
 from layerdrop_jax.training import train
 from tests import tiny_run
@@ -46,19 +46,7 @@ def optimizer():
 @functools.cache
 def compiled(**drop):
     """step(state, batch, seed)."""
-    step = functools.partial(
-        train_step,
-        graph=model_graph(settings().model),
-        loss=language_modelling.loss,
-        flops=language_modelling.TASK.flops,
-        positions=language_modelling.positions,
-        optimizer=optimizer(),
-        rates=settings(**drop).drop.rates(settings().model),
-        drop=settings(**drop).drop,
-        smoothing=0.0,
-        clip_norm=0.0,
-        dropped_layers="momentum",
-    )
+    step = make_train_step(settings(**drop), language_modelling.TASK, optimizer(), clip_norm=0.0)
     return jax.jit(lambda state, batch, seed: step(state, batch, seed=seed))
 
 

@@ -16,10 +16,9 @@ from layerdrop_jax.models.params import abstract_params, count_params, make_para
 from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.step.dropping import draw
 from layerdrop_jax.step.flops import executed_flops, nominal_flops, seq2seq_flops
-from layerdrop_jax.step.losses import seq2seq_loss
 from layerdrop_jax.step.optimizers import make_optimizer
-from layerdrop_jax.step.train_step import make_state, train_step
-from layerdrop_jax.tasks import encoder_decoder
+from layerdrop_jax.step.train_step import make_state, make_train_step
+from layerdrop_jax.tasks import translation
 from tests import tiny_run
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -52,13 +51,10 @@ def compiled(*, dropout=0.0, dropped_layers="momentum", weight_decay=0.0, **drop
     """
     config = dataclasses.replace(settings().optimizer, weight_decay=weight_decay)
     optimizer = optax.chain(RECORDER, make_optimizer(config)[0])
-    step = functools.partial(
-        train_step,
-        graph=model_graph(settings(dropout).model),
-        loss=seq2seq_loss,
-        flops=seq2seq_flops,
-        positions=encoder_decoder.positions,
-        optimizer=optimizer,
+    step = make_train_step(
+        settings(dropout),
+        translation.TASK,
+        optimizer,
         drop=dataclasses.replace(settings().drop, **drop),
         clip_norm=0.0 if dropout else CLIP,
         dropped_layers=dropped_layers,
@@ -396,20 +392,8 @@ def test_freezing_leaves_what_ran_in_no_micro_batch_bit_for_bit():
 def test_flops_of_a_drop_path_that_computes_some_rows():
     """2 of 3 rows: two thirds of what the layers cost, and all of the output layer."""
     model = dataclasses.replace(settings().model, drop_path=0.3, drop_path_rows="kept")
-    step = functools.partial(
-        train_step,
-        graph=model_graph(model),
-        loss=seq2seq_loss,
-        flops=seq2seq_flops,
-        positions=encoder_decoder.positions,
-        optimizer=RECORDER,
-        rates=NONE_DROPPED,
-        drop=settings().drop,
-        seed=1,
-        smoothing=0.0,
-        clip_norm=0.0,
-        dropped_layers="momentum",
-    )
+    graph, free = model_graph(model), {"rates": NONE_DROPPED, "clip_norm": 0.0}
+    step = make_train_step(settings(), translation.TASK, RECORDER, graph=graph, **free)
     metrics = jax.jit(step)(make_state(model, params(), RECORDER, settings().drop, 1), BATCH)[1]
     costs = seq2seq_flops(model, FULL)
     layers = metrics["flops_nominal"] - A * costs["rest"]

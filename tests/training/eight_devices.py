@@ -12,11 +12,11 @@ import sys
 import jax
 import numpy as np
 
-from layerdrop_jax.models.params import make_params, model_graph
+from layerdrop_jax.models.params import make_params
 from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.step import sharding
 from layerdrop_jax.step.optimizers import make_optimizer
-from layerdrop_jax.step.train_step import make_state, train_step
+from layerdrop_jax.step.train_step import make_state, make_train_step
 from layerdrop_jax.tasks.task import task_of
 from tests import tiny_run
 
@@ -122,19 +122,7 @@ def runs(config, batch, layers, layouts):
     params = functools.partial(make_params, settings.model, 1)
     start = functools.partial(make_state, optimizer=optimizer, drop=settings.drop, seed=1)
     state = jax.jit(lambda: start(settings.model, params()))()
-    step = functools.partial(
-        train_step,
-        graph=model_graph(settings.model),
-        loss=task_of(settings).loss,
-        flops=task_of(settings).flops,
-        positions=task_of(settings).positions,
-        optimizer=optimizer,
-        drop=settings.drop,
-        seed=1,
-        smoothing=settings.train.label_smoothing,
-        clip_norm=1.0,
-        dropped_layers="momentum",
-    )
+    step = make_train_step(settings, task_of(settings), optimizer, seed=1, clip_norm=1.0)
     return {
         name: run(step, state, batch, layers, mesh, shard=shard)
         for name, (mesh, shard) in layouts.items()

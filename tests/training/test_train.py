@@ -243,7 +243,7 @@ def test_any_number_that_is_not_finite(name, log_every, every, text, tmp_path, m
         new = state | {"params": params, "step": state["step"] + 1}
         return new, metrics | {name: jnp.where(bad, jnp.inf, 1)}
 
-    monkeypatch.setattr(train, "pure_train_step", step)
+    monkeypatch.setattr(train, "make_train_step", lambda *_, **__: step)
     config = tiny_run.tiny_config(text, train={"log_every": log_every}, checkpoint={"every": every})
     assert_stopped(config, tmp_path, 7)
 
