@@ -1,0 +1,113 @@
+"""Every depth of one language model: nested training, LayerDrop, and networks of each depth.
+
+python experiments/any_depth.py --variant=demo --workdir=runs/studies
+"""
+
+import networks
+
+from layerdrop_jax.studies import study
+from layerdrop_jax.studies.results import by_depth, compare, curve, cut_to, figure, scores
+
+TITLE = "Any depth: nested training beside LayerDrop and networks of each depth"
+RATES = (0.0, 0.2, 0.5)
+DEPTHS = {"demo": (3, 4, 6, 9), "small": (4, 8, 12), "paper": (4, 8, 12)}
+
+
+def nested(variant):
+    """The network that learns at each of the depths; a sub-network is the first of its layers."""
+    depths = DEPTHS[variant]
+    return networks.language_model(
+        variant,
+        0.0,
+        name="lm_nested",
+        overrides={
+            "drop.method": "nested",
+            "drop.decoder_depths": ",".join(map(str, depths)),
+            "drop.sets": "first",
+            "drop.draws": len(depths),
+        },
+    )
+
+
+def runs(variant):
+    return [
+        nested(variant),
+        *(networks.language_model(variant, rate) for rate in RATES),
+        *(networks.language_model(variant, 0.0, depth=depth) for depth in DEPTHS[variant]),
+    ]
+
+
+def report(found, variant):
+    layers = networks.LM_LAYERS[variant]
+    ours = found.get(nested(variant).name, [])
+    cuts = {rate: found.get(networks.language_model(variant, rate).name, []) for rate in RATES}
+    own = {
+        depth: scores(
+            found.get(networks.language_model(variant, 0.0, depth=depth).name, []), cut_to(depth)
+        )
+        for depth in DEPTHS[variant]
+    }
+    whole = scores(cuts[0.0], cut_to(layers))
+    return {
+        "setting": networks.LM_SETTING[variant],
+        "tables": [],
+        "figures": [
+            figure(
+                "any_depth",
+                "One network cut to every depth",
+                "layers kept",
+                "valid perplexity",
+                [
+                    by_depth("nested", ours),
+                    by_depth("LayerDrop 0.2", cuts[0.2]),
+                    by_depth("LayerDrop 0.5", cuts[0.5]),
+                    by_depth("neither", cuts[0.0]),
+                    curve("from scratch at this depth", own | {layers: whole}),
+                ],
+                log=True,
+            )
+        ],
+        "claims": judge(ours, cuts, own, whole, layers),
+    }
+
+
+def judge(ours, cuts, own, whole, layers):
+    """Claims about the whole network, and about each depth that was trained for."""
+
+    def at(results, depth):
+        return scores(results, cut_to(depth))
+
+    claims = [
+        compare(
+            "Whole, a nested network is better than one with LayerDrop 0.2",
+            {"nested": at(ours, layers), "LayerDrop 0.2": at(cuts[0.2], layers)},
+            "lower",
+        ),
+        compare(
+            "Whole, it is better than one trained at full depth alone",
+            {"nested": at(ours, layers), "full depth alone": whole},
+            "lower",
+        ),
+    ]
+    for depth, values in own.items():
+        best = min((0.2, 0.5), key=lambda rate: sum(at(cuts[rate], depth)) or float("inf"))
+        claims.append(
+            compare(
+                f"Cut to {depth} layers it is better than the better of LayerDrop 0.2 and 0.5",
+                {"nested": at(ours, depth), f"LayerDrop {best:g}": at(cuts[best], depth)},
+                "lower",
+            )
+        )
+        if values:
+            claims.append(
+                compare(
+                    f"Cut to {depth} layers it is better than a network trained at that depth",
+                    {"nested": at(ours, depth), "from scratch": values},
+                    "lower",
+                )
+            )
+    return claims
+
+
+if __name__ == "__main__":
+    study.main(__file__, TITLE, runs, report)
