@@ -11,7 +11,6 @@
 Exit codes: 0 done; 1 error (-v=1 shows where); 75 saved, the same command goes on; 130 interrupted.
 """
 
-import json
 import shlex
 import signal
 import sys
@@ -22,7 +21,7 @@ if __name__ == "__main__":  # the imports below take a while, and nothing has be
 from absl import app, flags
 from ml_collections import config_flags
 
-from layerdrop_jax.commands.command_line import check_flags, in_one_line, parse_known
+from layerdrop_jax.commands.command_line import check_flags, given_keys, in_one_line, parse_known
 
 # What a mode needs is imported where the mode is: --help takes no JAX, and describe no data.
 
@@ -32,7 +31,7 @@ MODES = {  # what each reads beside --workdir
     "evaluate": CUT,
     "prune": (*CUT, "output"),
     "finetune": (*CUT, "output", "distributed", "config"),
-    "generate": (*CUT, "input", "output"),
+    "generate": (*CUT, "input", "input_format", "output"),
     "importance": ("set", "output"),
     "frontier": (*CUT, "budget_ms", "budget_params", "output"),
     "describe": ("config",),
@@ -43,6 +42,9 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "config file, variant a
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder")
 MODE = flags.DEFINE_enum("mode", "train", list(MODES), "what to do")
 INPUT = flags.DEFINE_string("input", "", "generate: file to read instead of standard input")
+INPUT_FORMAT = flags.DEFINE_enum(
+    "input_format", "text", ["text", "jsonl"], "generate: what a line of input is, text or JSON"
+)
 OUTPUT = flags.DEFINE_string("output", "", "generate: file to write; other modes: folder to make")
 STACKS = {s: flags.DEFINE_string(f"{s}_layers", None, LAYERS) for s in ("encoder", "decoder")}
 SET = flags.DEFINE_multi_string("set", [], "SECTION.KEY=VALUE, otherwise than the run's config")
@@ -91,11 +93,12 @@ def train(config, workdir, command, cut):
     if MODE.value == "train":
         from layerdrop_jax.training.train import train
 
-        train(config, workdir, command=command)
+        train(config, workdir, command=command, given=given_keys(sys.argv))
     else:
         from layerdrop_jax.commands.finetune import finetune
 
-        workdir = finetune(workdir, OUTPUT.value, command=command, config=config, **cut)
+        named = {"command": command, "config": config, "given": given_keys(sys.argv)}
+        workdir = finetune(workdir, OUTPUT.value, **named, **cut)
     if DISTRIBUTED.value:
         print("trained; now evaluate it on one host: --mode=evaluate")
     else:
@@ -124,7 +127,7 @@ def prune(workdir, command, cut):
 def generate(workdir, command, cut):
     from layerdrop_jax.commands.generate import generate
 
-    generate(workdir, INPUT.value, OUTPUT.value, **cut)
+    generate(workdir, INPUT.value, OUTPUT.value, input_format=INPUT_FORMAT.value, **cut)
 
 
 def importance(workdir, command, cut):
@@ -150,13 +153,18 @@ def describe(config, workdir):
     from layerdrop_jax.commands.describe import describe
     from layerdrop_jax.runs import folder as run_folder
     from layerdrop_jax.runs import settings
+    from layerdrop_jax.training.fitting import fit
 
-    print(describe(settings.parse(config or run_folder.read_config(workdir))))
+    parsed = settings.parse(fit(config) if config else run_folder.read_config(workdir))
+    settings.check_read(given_keys(sys.argv), parsed)
+    print(describe(parsed))
 
 
 def say(record, for_a_person):
     """Prints a result: as JSON for a script, as ``for_a_person()`` says it on a terminal."""
-    print(for_a_person() if sys.stdout.isatty() else json.dumps(record))
+    from layerdrop_jax.files import to_json
+
+    print(for_a_person() if sys.stdout.isatty() else to_json(record))
 
 
 def parse_flags(argv):

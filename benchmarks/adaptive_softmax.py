@@ -60,7 +60,9 @@ def main(argv=None):
         command = f"python -m benchmarks.adaptive_softmax {arguments_given}"
         results = {"command": command, "machine": about, "sizes": sizes}
         results |= measure(sizes, progress)
-    (arguments.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (arguments.out / "results.json").write_text(
+        json.dumps(results, indent=1, allow_nan=False) + "\n"
+    )
     text = report(results)
     (arguments.out / "report.md").write_text(text)
     print(text)

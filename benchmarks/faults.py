@@ -100,7 +100,7 @@ def main(argv=None) -> int:
         "killed": killed,
         "runs": runs,
     }
-    (workdir / "faults.json").write_text(json.dumps(record, indent=1) + "\n")
+    (workdir / "faults.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
     text = report(record)
     (workdir / "report.md").write_text(text)
     print(text)

@@ -95,7 +95,7 @@ def main(argv=None):
             results["memory"] += memory
         results["dropouts"] = dropout_times(arguments.widths[0], rounds, progress)
         results["compile"] = compile_times(rounds, progress)
-    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (out / "results.json").write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     text = report(results)
     (out / "report.md").write_text(text)
     plot(results, out / "step_cost.png")

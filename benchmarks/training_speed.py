@@ -48,7 +48,9 @@ def main(argv=None):
             for (name, rate), times in seconds.items()
         ],
     }
-    (arguments.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (arguments.out / "results.json").write_text(
+        json.dumps(results, indent=1, allow_nan=False) + "\n"
+    )
 
 
 def masks(rate: float) -> list[np.ndarray]:

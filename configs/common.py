@@ -2,6 +2,10 @@
 
 import ml_collections
 
+# Stands for a number that training takes from the text when it starts, and then writes into the
+# run's config.json; see layerdrop_jax/training/fitting.py.
+FROM_TEXT = -1
+
 
 def choose(variant, variants):
     """Builds the config of ``variant``; an unknown one is an error that lists the known ones.
@@ -221,6 +225,20 @@ def language_modelling(dataset, architecture):
     return config
 
 
+def from_text(config):
+    """Leaves sizes of vocabulary, rows and training to the text: for minutes on two CPU cores."""
+    config.data.vocab_size = FROM_TEXT
+    for name in ("batch_rows", "length", "max_length", "source_length", "target_length"):
+        if name in config.data:
+            config.data[name] = FROM_TEXT
+    config.data.workers = 0
+    config.optimizer.update({"warmup_updates": FROM_TEXT, "period_updates": FROM_TEXT})
+    config.train.update(
+        {"steps": FROM_TEXT, "accumulate": 1, "log_every": FROM_TEXT, "eval_every": FROM_TEXT}
+    )
+    config.checkpoint.update({"every": FROM_TEXT, "keep_last": 2, "average": 1})
+
+
 def encoder(task, architecture):
     """A config of an encoder, pre-trained or fine-tuned, with the reference's optimizer."""
     config = _common(task)
@@ -293,6 +311,7 @@ def summarisation(dataset, architecture):
     config.drop.update({"encoder": 0.2, "decoder": 0.2})
     config.drop.update({"encoder_depths": "", "decoder_depths": ""})
     config.prune.encoder = "all"
+    config.evaluate = ml_collections.ConfigDict({"rouge_tokenizer": "porter"})
     config.decode = ml_collections.ConfigDict(
         {
             "beam": 5,

@@ -1,9 +1,12 @@
 """Files that a run or a study writes and reads: whole or not at all, line by line."""
 
 import json
+import math
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+
+import numpy as np
 
 
 def write_atomically(path: str | os.PathLike, text: str) -> None:
@@ -32,8 +35,30 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
 
 
 def write_json(path: str | os.PathLike, content, *, indent: int = 2) -> None:
-    """Writes a JSON file as `write_atomically` does."""
-    write_atomically(path, json.dumps(content, indent=indent) + "\n")
+    """Writes a JSON file as `write_atomically` does, its content as `to_json`."""
+    write_atomically(path, to_json(content, indent=indent) + "\n")
+
+
+def to_json(record, **how) -> str:
+    """Writes a record as JSON that every reader takes: what is not finite becomes null.
+
+    Args:
+      record: what JSON can hold, and NumPy's numbers.
+      how: keywords of `json.dumps`.
+    """
+    return json.dumps(plain(record), allow_nan=False, **how)
+
+
+def plain(value):
+    """A value that JSON can hold."""
+    if isinstance(value, str | bool | None):
+        return value
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {name: plain(v) for name, v in value.items()}
+    value = np.asarray(value).item()
+    return value if math.isfinite(value) else None
 
 
 def read_json_lines(path: str | os.PathLike) -> Iterator[tuple[int, str, dict | None]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from configs import common
 from layerdrop_jax.commands.evaluate import evaluate
 from layerdrop_jax.commands.finetune import finetune
 from layerdrop_jax.commands.generate import generate
@@ -19,6 +20,7 @@ from layerdrop_jax.depth import frontier, importance, latency
 from layerdrop_jax.depth.prune import prune
 from layerdrop_jax.runs import settings
 from layerdrop_jax.step.optimizers import make_optimizer
+from layerdrop_jax.training import fitting
 from layerdrop_jax.training.train import train
 from tests import tiny_run
 from tests.tiny_run import quick_compile, tiny_config, tiny_lm_config, write_lines, write_text
@@ -52,18 +54,36 @@ def test_paper_is_the_default(name):
     assert get_config(name).to_dict() == get_config(name, "paper").to_dict()
 
 
+@pytest.fixture(scope="module")
+def own_text(tmp_path_factory):
+    """A folder with files of every kind that a user may bring."""
+    folder = tmp_path_factory.mktemp("own")
+    for write in (write_text, write_lines, tiny_run.write_labelled):
+        write(folder)
+    return folder
+
+
+def with_numbers(config, folder):
+    """A config as a run writes it: what it leaves to the text has been found there."""
+    config = config.to_dict()
+    if common.FROM_TEXT in settings.flatten(config["data"]).values():
+        config["data"] |= {"path": str(folder), "data_dir": str(folder / "prepared")}
+    return fitting.fit(config)
+
+
 @pytest.mark.parametrize(("name", "variant"), every_config())
-def test_config_is_locked_and_every_section_fits_its_dataclass(name, variant):
+def test_config_is_locked_and_every_section_fits_its_dataclass(name, variant, own_text):
     config = get_config(name, variant)
     assert config.is_locked
     with pytest.raises(AttributeError):
         config.optimizer.no_such_key = 1
-    assert dataclasses.asdict(settings.parse(config)) == config.to_dict()
+    found = with_numbers(config, own_text)
+    assert dataclasses.asdict(settings.parse(found)) == found
 
 
 @pytest.mark.parametrize(("name", "variant"), every_config())
-def test_a_stray_key_is_an_error(name, variant):
-    config = get_config(name, variant).to_dict()
+def test_a_stray_key_is_an_error(name, variant, own_text):
+    config = with_numbers(get_config(name, variant), own_text)
     config["train"]["no_such_key"] = 1
     with pytest.raises(ValueError, match="no_such_key"):
         settings.parse(config)

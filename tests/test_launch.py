@@ -352,6 +352,10 @@ ROBERTA = "--config=configs/roberta.py:demo"
         ([LM, "--config.data.dataset=books"], "unknown data.dataset 'books'; known: wikitext-103,"),
         ([ROBERTA, "--config.drop.decoder=0"], "config.drop has no 'decoder': it has encoder, exa"),
         ([ROBERTA, "--config.model.num_classes=2"], "model.num_classes=2: masked_lm has no classe"),
+        ([WMT, "--config.data.path=x"], "--config.data.path is given, but data.dataset='cldr'"),
+        ([WMT, "--config.optimizer.beta1=0.5", "--config.optimizer.name=nag"], "optimizer.beta1"),
+        (["--mode=evaluate", "--input_format=jsonl"], "does not read --input_format, which goes w"),
+        (["--mode=generate", "--input_format=json"], "flag --input_format=json"),
         (["--config=configs/glue.py:wnli"], "unknown variant 'wnli': it is one of mnli, qnli, qqp"),
     ],
 )
@@ -556,6 +560,7 @@ def test_every_mode_hands_its_flags_on(run_launch, unbroken, monkeypatch, tmp_pa
     task = ["--config=configs/glue.py:sst2", "--config.drop.encoder=0.125"]
     code, *_ = run_launch("--mode=finetune", workdir, output, *task)
     config = given["finetune"][1]["config"]
+    assert given["finetune"][1]["given"] == ["drop.encoder"]
     assert (code, config["task"], config["drop"]["encoder"]) == (0, "classification", 0.125)
     assert config["data"]["dataset"] == "glue/sst2"
 
@@ -563,7 +568,7 @@ def test_every_mode_hands_its_flags_on(run_launch, unbroken, monkeypatch, tmp_pa
 def test_errors_in_what_is_read_are_one_line(refused, unbroken, tmp_path):
     (tmp_path / "input").write_bytes(b"one\n\xff\n")
     generate = ["--mode=generate", f"--workdir={unbroken[0]}"]
-    assert "line 2 is not UTF-8" in refused(*generate, f"--input={tmp_path / 'input'}")
+    assert "line 2: not UTF-8" in refused(*generate, f"--input={tmp_path / 'input'}")
     assert "cannot read --input=" in refused(*generate, f"--input={tmp_path / 'absent'}")
     prune = ["--mode=prune", f"--workdir={unbroken[0]}"]
     assert "is in use" in refused(*prune, f"--output={tmp_path}")

@@ -147,6 +147,16 @@ def check_overrides(argv, load) -> dict:
     return config
 
 
+def given_keys(argv) -> list[str]:
+    """Lists the keys that ``--config.SECTION.KEY`` names on a command line, as SECTION.KEY."""
+    names = [argument.lstrip("-").partition("=")[0] for argument in argv if argument[:1] == "-"]
+    return [
+        name.partition(".")[2]
+        for name in names
+        if name.partition(".")[0] in ("config", "noconfig") and "." in name
+    ]
+
+
 def _is_config(file: pathlib.Path) -> bool:
     return file.is_file() and "get_config" in file.read_text(encoding="utf-8", errors="replace")
 

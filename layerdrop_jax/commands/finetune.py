@@ -2,6 +2,7 @@
 
 import copy
 import pathlib
+from collections.abc import Sequence
 
 from layerdrop_jax.core.strategy_table import parse_strategy
 from layerdrop_jax.depth import strategies
@@ -10,6 +11,7 @@ from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.runs.depth_settings import InitConfig
 from layerdrop_jax.runs.folder import check_folder, check_output, is_fresh, read_config
 from layerdrop_jax.runs.run import load_run
+from layerdrop_jax.training.fitting import fit
 from layerdrop_jax.training.train import train
 
 # Of a config's model: what a run that starts from another's network decides for itself.
@@ -17,8 +19,12 @@ OWN = ("num_classes", "pooler_dropout", "dropout", "attention_dropout", "activat
 OWN += ("drop_path", "drop_path_rows", "drop_block", "drop_block_size", "drop_connect")
 OWN += ("dtype", "saved")
 
+CUT = ("prune.encoder", "prune.decoder")  # what is kept is not cut once more
 
-def finetune(workdir, output, *, flags, changes, command: str, config=None) -> str:
+
+def finetune(
+    workdir, output, *, flags, changes, command: str, config=None, given: Sequence[str] = ()
+) -> str:
     """Trains the network of a run on, in a folder of its own, with the layers that flags choose.
 
     The new run's config is that of the run with what ``changes`` change; or, for another task,
@@ -33,13 +39,16 @@ def finetune(workdir, output, *, flags, changes, command: str, config=None) -> s
         Those of its section ``prune`` hold for the choice of layers too.
       command: what started it, for the report.
       config: of the new run; None is that of the run.
+      given: the keys of ``config`` that the user set by hand: each has to be read.
 
     Returns:
       the new run's folder.
 
     Raises:
-      what `train` raises; ValueError: an ``output`` that was begun otherwise.
+      what `train` raises; ValueError: an ``output`` that was begun otherwise, a key that would not
+        be read.
     """
+    check_adopted(given)
     output = output or f"{str(workdir).rstrip('/')}-finetuned"
     check_output(output)
     if is_fresh(pathlib.Path(output)):
@@ -48,15 +57,31 @@ def finetune(workdir, output, *, flags, changes, command: str, config=None) -> s
         begun = read_config(output)
         _check_begun(begun, workdir, output, flags)
         if config:
-            config = adopt(config, read_config(workdir))
+            config = fit(adopt(config, read_config(workdir)), output)
             for stack in InitConfig(**begun["init"]).chosen():
                 config["model"][f"{stack}_layers"] = begun["model"][f"{stack}_layers"]
                 config["prune"][stack] = begun["prune"][stack]
             config["model"]["share_layers"] = begun["model"]["share_layers"]
             config["init"] |= {name: begun["init"][name] for name in ("run", "layers")}
         config = settings_lib.change(config or begun, changes, tuple(begun))
-    train(config, output, command=command)
+    train(config, output, command=command, given=[*given, *(c.partition("=")[0] for c in changes)])
     return output
+
+
+def check_adopted(given: Sequence[str]) -> None:
+    """Raises a ValueError where a key was given that the run decides, whose network is trained on.
+
+    Args:
+      given: dotted names of keys of the new run's config.
+    """
+    for key in given:
+        section, _, name = key.partition(".")
+        theirs = section == "model" and name not in OWN
+        if theirs or key in ("data.vocab_size", "init.run", "init.layers", *CUT):
+            raise ValueError(
+                f"--config.{key} is given, but --mode=finetune takes that from the run in "
+                "--workdir and its --encoder_layers or --decoder_layers: leave it out"
+            )
 
 
 def adopt(config: dict, begun: dict) -> dict:
@@ -92,7 +117,7 @@ def _begin(workdir, output, flags, changes, config) -> dict:
     wanted = strategies.wanted(run, flags)
     inherited = not config
     own = {name: config["init"][name] for name in ("moments", "distill")} if config else {}
-    base = adopt(config, run.config) if config else run.config
+    base = fit(adopt(config, run.config), tokenizer=run.tokenizer) if config else run.config
     config = {**base, "init": base["init"] | {"run": str(workdir), "layers": ""}}
     config = settings_lib.change(config, changes, tuple(config))
     settings_lib.parse(config)

@@ -1,39 +1,53 @@
 """Lines of text in, lines of text out, with a run's folder."""
 
+import json
 import os
 import sys
 
+from layerdrop_jax.data.datasets.text import decode_lines, read_lines
 from layerdrop_jax.depth import strategies
 from layerdrop_jax.models.cut import masks
 from layerdrop_jax.runs.folder import check_output
 from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.tasks.task import task_of
 
+INPUT_FORMATS = ("text", "jsonl")
 
-def generate(workdir, source: str = "", target: str = "", *, flags=None, changes=()) -> None:
+
+def generate(
+    workdir,
+    source: str = "",
+    target: str = "",
+    *,
+    input_format: str = "text",
+    flags=None,
+    changes=(),
+) -> None:
     """Answers lines from a file or standard input, in order, one line each.
 
     What an answer is depends on the task: see `translation.answer`, `language_modelling.answer`.
 
     Args:
       workdir: a run's folder.
-      source: the file to read; "" is standard input.
+      source: the file to read, plain or .gz; "" is standard input.
       target: the file to write; "" is standard output.
+      input_format: what a line is, see `read_inputs`.
       flags: a strategy by stack, see `strategies`; a stack without one runs whole.
       changes: what to do otherwise than the run's config says, see `settings.change`.
 
     Raises:
-      ValueError: text that is not UTF-8; names the line.
+      ValueError: text that is not UTF-8, or not what ``input_format`` says; names the line.
       OSError: a file that cannot be read or written.
     """
     if target:
         check_output(target)
     run = load_run(workdir, changes)
-    lines = _read_lines(source)
+    task = task_of(run.settings)
+    inputs = read_inputs(source, input_format, task.columns(run))
     if target:
         _check_writable(target)  # before the work, not after it
     layers, _ = strategies.choose(run, strategies.wanted(run, flags or {}))
-    answers = task_of(run.settings).answer(run, lines, masks(run.settings.model, layers))
+    answers = task.answer(run, inputs, masks(run.settings.model, layers))
     text = "".join(line + "\n" for line in answers).encode()
     if not target:
         sys.stdout.buffer.write(text)
@@ -66,25 +80,62 @@ def _check_writable(target):
     raise OSError(f"cannot write --output={target}: {what}")
 
 
-def _read_lines(source):
+def read_inputs(source: str, input_format: str, columns: tuple[str, ...] | None) -> list:
+    """Reads the inputs of a task, one a line, each a text or, with ``columns``, a tuple of texts.
+
+    Args:
+      source: the file; "" is standard input.
+      input_format: ``text``: a line is a text as it stands, quotation marks and all; with
+        ``columns`` there is a tab between two texts. ``jsonl``: a line is JSON, a string; with
+        ``columns`` also a list of strings, or an object that has them by name.
+      columns: the names of the texts that each input has, in order; None where it is one text.
+
+    Raises:
+      ValueError: a line that is not such an input; names it.
+      OSError: a file that cannot be read.
+    """
     name = f"--input={source}" if source else "standard input"
     try:
-        if source:
-            with open(source, "rb") as file:
-                data = file.read()
-        else:
-            data = sys.stdin.buffer.read()
+        lines = read_lines(source) if source else list(decode_lines(sys.stdin.buffer, name))
     except OSError as error:
-        raise OSError(f"cannot read {name}: {error.strerror}") from error
-    data = data.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
-    # Split at newlines alone: str.splitlines would also split at characters inside a sentence.
-    raw = data.removesuffix(b"\n").split(b"\n") if data else []
-    lines = []
-    for number, line in enumerate(raw, 1):
-        try:
-            lines.append(line.removesuffix(b"\r").decode())
-        except UnicodeDecodeError as error:
+        raise OSError(f"cannot read {name}: {error.strerror or error}") from error
+    inputs = []
+    for number, line in enumerate(lines, 1):
+        place = f"{name}, line {number}"
+        if input_format == "jsonl":
+            found = _texts_of_json(line, columns or ("text",), place)
+        else:
+            found = tuple(line.split("\t")) if columns else (line,)
+        if columns and len(found) != len(columns):
             raise ValueError(
-                f"{name}, line {number} is not UTF-8: {error.reason} at byte {error.start}"
-            ) from error
-    return lines
+                f"{place} has {len(found)} texts, and the network was trained on "
+                f"{len(columns)} ({', '.join(columns)})"
+                + ("" if input_format == "jsonl" else ", with a tab between two")
+            )
+        inputs.append(found if columns else found[0])
+    return inputs
+
+
+def _texts_of_json(line: str, columns: tuple[str, ...], place: str) -> tuple[str, ...]:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{place}: --input_format=jsonl, and this is not JSON: {error}") from None
+    if isinstance(value, dict):
+        if value.keys() != set(columns):
+            raise ValueError(
+                f"{place} has the names {', '.join(value)}, and the network was trained on "
+                f"{', '.join(columns)}"
+            )
+        value = [value[column] for column in columns]
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, tuple | list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{place}: {line:.50} is no text: a JSON string is needed")
+    if len(columns) == 1 and len(texts) != 1:
+        raise ValueError(f"{place}: {line:.50} has {len(texts)} texts, and 1 is needed")
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{place}: {line:.50} is no text: {error.reason}") from None
+    return tuple(texts)

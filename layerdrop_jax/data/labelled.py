@@ -82,7 +82,8 @@ def load_examples(config: LabelledConfig, split: str) -> list[Example]:
         GLUE's test splits are hidden, and a tsv may have no test split.
 
     Raises:
-      ValueError: an unknown split, a file with errors, a set prepared in another file format.
+      ValueError: an unknown split, a file with errors, one whose texts are not named as those of
+        the training split, a set prepared in another file format.
       FileNotFoundError: missing files, or a set that has to be prepared by hand.
     """
     if config.dataset in glue.DATASETS:
@@ -90,7 +91,10 @@ def load_examples(config: LabelledConfig, split: str) -> list[Example]:
     elif config.dataset == "pystdlib_modules":
         found = pystdlib_modules.load_snippets(split)
     else:
-        found = tsv.read_labelled(tsv.find_split(config.dataset, config.path, split))
+        path = tsv.find_split(config.dataset, config.path, split)
+        # The files of SST-2 have one text each, and two names for it.
+        free = split == "train" or config.dataset == "sst2"
+        found = tsv.read_labelled(path, () if free else text_columns(config))
     if split == "train" and 0 < config.max_examples < len(found):
         # One order whatever the number, so that few examples are among the many.
         order = np.random.default_rng(0).permutation(len(found))
@@ -102,6 +106,21 @@ def load_examples(config: LabelledConfig, split: str) -> list[Example]:
             examples += [Example(*example) for example in chunk]
             advance(len(chunk))
     return examples
+
+
+def text_columns(config: LabelledConfig) -> tuple[str, ...]:
+    """Names the texts of an example, one or two, in the order in which a network reads them.
+
+    Files have their own names for them, and those of the training split decide.
+
+    Raises:
+      what `load_examples` raises, for the training split.
+    """
+    if config.dataset in glue.DATASETS:
+        return glue.task_of(config.dataset).texts
+    if config.dataset == "pystdlib_modules":
+        return ("text",)
+    return tsv.text_columns(tsv.find_split(config.dataset, config.path, "train"))
 
 
 def load_training(config: LabelledConfig) -> tuple[list[Example], tuple[str, ...]]:
@@ -299,7 +318,10 @@ def save_examples(folder: str | os.PathLike, split: str, examples: Sequence[Exam
     Raises:
       ValueError: a file that cannot be written.
     """
-    lines = [json.dumps(example._asdict(), ensure_ascii=False) + "\n" for example in examples]
+    lines = [
+        json.dumps(example._asdict(), ensure_ascii=False, allow_nan=False) + "\n"
+        for example in examples
+    ]
     write_atomically(_saved(folder, split), "".join(lines))
 
 
@@ -317,7 +339,7 @@ def load_saved_examples(folder: str | os.PathLike, split: str) -> list[Example]:
         )
     checksums.check(folder, f"data/{split}.jsonl")
     examples = []
-    for number, line in enumerate(text.iterate_lines(path), start=1):
+    for number, line in enumerate(text.iterate_lines(path, marked=False), start=1):
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
@@ -343,22 +365,36 @@ def _saved(folder: str | os.PathLike, split: str) -> str:
     return os.path.join(folder, "data", f"{split}.jsonl")
 
 
-def save_labels(folder: str | os.PathLike, names: Sequence[str]) -> None:
-    """Writes `folder/labels.json`, the classes in the order of the head's outputs.
+UNNAMED = (("text",), ("text1", "text2"))  # columns of runs that stored no names
+
+
+class Head(NamedTuple):
+    """labels: the classes in the order of the outputs, () for a number. columns: names of the texts
+    that an example has, in the order in which the network reads them."""
+
+    labels: tuple[str, ...]
+    columns: tuple[str, ...]
+
+
+def save_head(folder: str | os.PathLike, head: Head) -> None:
+    """Writes `folder/labels.json`, an object with `labels` and `columns`.
 
     Raises:
       ValueError: a file that cannot be written.
     """
-    content = json.dumps(list(names), ensure_ascii=False) + "\n"
+    content = json.dumps(head._asdict(), ensure_ascii=False, allow_nan=False) + "\n"
     write_atomically(os.path.join(folder, "labels.json"), content)
 
 
-def load_labels(folder: str | os.PathLike) -> tuple[str, ...]:
-    """The classes that `save_labels` wrote, () for a regression.
+def load_head(folder: str | os.PathLike) -> Head:
+    """Reads what `save_head` wrote.
+
+    Earlier versions wrote the list of labels alone; the number of texts is then that of the saved
+    validation split, and their names are `text`, or `text1` and `text2`.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: a file that is no list of names.
+      ValueError: a file with other content.
     """
     path = os.path.join(folder, "labels.json")
     if not os.path.isfile(path):
@@ -369,11 +405,33 @@ def load_labels(folder: str | os.PathLike) -> tuple[str, ...]:
     with open(path, "rb") as file:
         content = file.read()
     try:
-        names = json.loads(content)
+        found = json.loads(content)
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{path} is not a list of names but {names!r:.50}")
-    if len(set(names)) < len(names) or len(names) == 1:
-        raise ValueError(f"{path} names too few classes, or one of them twice: {names!r:.80}")
-    return tuple(names)
+    if isinstance(found, list):
+        found = {"labels": found, "columns": None}
+    if not isinstance(found, dict) or found.keys() != set(Head._fields):
+        raise ValueError(f"{path} is no object with {' and '.join(Head._fields)}: {found!r:.50}")
+    labels, columns = (_names(path, name, found[name]) for name in Head._fields)
+    if len(labels) == 1:
+        raise ValueError(f"{path} names one class: {labels[0]!r:.50}")
+    if columns is None:
+        columns = UNNAMED[len(load_saved_examples(folder, "valid")[0].texts) - 1]
+    if len(columns) not in (1, 2):
+        raise ValueError(f"{path} names {len(columns)} texts, not 1 or 2")
+    return Head(labels, columns)
+
+
+def _names(path: str, what: str, values) -> tuple[str, ...] | None:
+    if values is None and what == "columns":
+        return None
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{path}: {what} is not a list of names but {values!r:.50}")
+    if len(set(values)) < len(values):
+        raise ValueError(f"{path}: {what} has a name twice: {values!r:.80}")
+    return tuple(values)
+
+
+def load_labels(folder: str | os.PathLike) -> tuple[str, ...]:
+    """Reads the classes in the order of a head's outputs, () for a regression; see `load_head`."""
+    return load_head(folder).labels

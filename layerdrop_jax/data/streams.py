@@ -312,7 +312,7 @@ def save_texts(folder: str | os.PathLike, split: str, texts: Sequence[str]) -> N
     Raises:
       ValueError: a file that cannot be written.
     """
-    lines = [json.dumps(content, ensure_ascii=False) + "\n" for content in texts]
+    lines = [json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n" for content in texts]
     write_atomically(_saved(folder, split), "".join(lines))
 
 
@@ -328,7 +328,7 @@ def load_saved_texts(folder: str | os.PathLike, split: str) -> list[str]:
         raise FileNotFoundError(f"no texts at {path}; a run's folder holds those it is judged by")
     checksums.check(folder, f"data/{split}.jsonl")
     texts = []
-    for number, line in enumerate(text.iterate_lines(path), start=1):
+    for number, line in enumerate(text.iterate_lines(path, marked=False), start=1):
         try:
             texts.append(json.loads(line))
         except json.JSONDecodeError as error:

@@ -50,7 +50,11 @@ _WHITE_SPACE = r"[\s\x1c-\x1f]+"
 
 
 def train_tokenizer(
-    pairs: Sequence[tuple[str, str]], vocab_size: int, path: str | os.PathLike
+    pairs: Sequence[tuple[str, str]],
+    vocab_size: int,
+    path: str | os.PathLike,
+    *,
+    least: int = 0,
 ) -> tokenizers.Tokenizer:
     """Trains a joint BPE on both sides of `pairs`, writes it to `path` and returns it.
 
@@ -61,6 +65,7 @@ def train_tokenizer(
       pairs: (source, target) sentences of the training split.
       vocab_size: entries of the vocabulary, special symbols included; exact.
       path: the tokenizer.json to write; it appears complete or not at all.
+      least: how often two pieces must stand together to be merged.
 
     Raises:
       ValueError: a vocabulary that cannot hold the special symbols and the 256 bytes; a file
@@ -87,7 +92,7 @@ def train_tokenizer(
     )
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
     texts = (text for pair in pairs for text in pair)
-    return _train_bpe(tokenizer, texts, 2 * len(pairs), alphabet, vocab_size, path)
+    return _train_bpe(tokenizer, texts, 2 * len(pairs), alphabet, vocab_size, path, least=least)
 
 
 def train_word_vocabulary(
@@ -131,7 +136,11 @@ def train_word_vocabulary(
 
 
 def train_text_bpe(
-    texts: Sequence[str], vocab_size: int, path: str | os.PathLike
+    texts: Sequence[str],
+    vocab_size: int,
+    path: str | os.PathLike,
+    *,
+    least: int = 0,
 ) -> tokenizers.Tokenizer:
     """Trains a BPE that keeps text exactly, writes it to `path` and returns it.
 
@@ -142,6 +151,7 @@ def train_text_bpe(
       texts: of the training split.
       vocab_size: entries of the vocabulary, special symbols included; exact.
       path: the tokenizer.json to write; it appears complete or not at all.
+      least: how often two pieces must stand together to be merged.
 
     Raises:
       ValueError: a vocabulary that cannot hold the special symbols and the 256 bytes; a file
@@ -158,11 +168,15 @@ def train_text_bpe(
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    return _train_bpe(tokenizer, texts, len(texts), alphabet, vocab_size, path)
+    return _train_bpe(tokenizer, texts, len(texts), alphabet, vocab_size, path, least=least)
 
 
 def train_byte_bpe(
-    texts: Sequence[str], vocab_size: int, path: str | os.PathLike
+    texts: Sequence[str],
+    vocab_size: int,
+    path: str | os.PathLike,
+    *,
+    least: int = 0,
 ) -> tokenizers.Tokenizer:
     """Trains a BPE such as GPT-2's and RoBERTa's, writes it to `path` and returns it.
 
@@ -175,6 +189,7 @@ def train_byte_bpe(
       texts: of the training split.
       vocab_size: entries of the vocabulary, special symbols and `<mask>` included; exact.
       path: the tokenizer.json to write; it appears complete or not at all.
+      least: how often two pieces must stand together to be merged.
 
     Raises:
       ValueError: a vocabulary that cannot hold the special symbols and the 256 bytes; a file
@@ -186,7 +201,9 @@ def train_byte_bpe(
     tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return _train_bpe(tokenizer, texts, len(texts), alphabet, vocab_size, path, last=(MASK,))
+    return _train_bpe(
+        tokenizer, texts, len(texts), alphabet, vocab_size, path, last=(MASK,), least=least
+    )
 
 
 def _train_bpe(
@@ -197,10 +214,12 @@ def _train_bpe(
     vocab_size: int,
     path: str | os.PathLike,
     last: tuple[str, ...] = (),
+    least: int = 0,
 ) -> tokenizers.Tokenizer:
     """Learns the merges of a BPE from `count` texts, and writes it; it ends with symbols `last`."""
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(last),
+        min_frequency=least,
         special_tokens=list(SPECIAL_SYMBOLS),
         initial_alphabet=alphabet,
         show_progress=False,
@@ -276,6 +295,12 @@ def check_vocab_size(vocab_size: int) -> None:
         raise ValueError(
             f"data.vocab_size={vocab_size} is not from 1 to {LARGEST_VOCABULARY:,} entries"
         )
+
+
+def real_entries(tokenizer: tokenizers.Tokenizer) -> int:
+    """Counts the entries of a tokenizer that are not made up: what its text had to give."""
+    made_up = sum(bool(MADE_UP.fullmatch(entry)) for entry in tokenizer.get_vocab())
+    return tokenizer.get_vocab_size() - made_up
 
 
 def check_size(tokenizer: tokenizers.Tokenizer, vocab_size: int) -> None:

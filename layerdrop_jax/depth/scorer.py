@@ -10,9 +10,10 @@ from absl import logging
 from flax import nnx
 
 from layerdrop_jax.data import pipeline
-from layerdrop_jax.files import read_json_lines
+from layerdrop_jax.files import read_json_lines, to_json
 from layerdrop_jax.models.cut import masks
 from layerdrop_jax.models.params import hash_params, model_graph
+from layerdrop_jax.runs.metrics import check_scored
 from layerdrop_jax.runs.run import Run
 from layerdrop_jax.tasks.task import task_of
 
@@ -49,6 +50,8 @@ class Scorer:
         self.rows = len(chosen)
         self.batches = list(pipeline.eval_batches(run.settings.data, rows, numbers=chosen))
         self.tokens = sum(int(self._task.targets(b)[1].sum()) for b in self.batches)
+        rows = run.settings.prune.sample_rows
+        check_scored(self.tokens, "valid", f"prune.sample_rows={rows} rows of it have no target")
         self.evaluations = 0
         self.measured = {}
         # hashed on the host, before anything goes to a device
@@ -117,7 +120,7 @@ class Scorer:
             with self._path.open("ab+") as file:
                 if file.tell() and (file.seek(-1, 2), file.read(1))[1] != b"\n":
                     file.write(b"\n")  # after a line that was cut short
-                file.write(json.dumps(record).encode() + b"\n")
+                file.write(to_json(record).encode() + b"\n")
         except OSError as error:
             raise OSError(f"cannot write {self._path}: {error.strerror}") from error
 
@@ -133,6 +136,7 @@ def floor_nats(run: Run) -> float:
         targets, counted = map(np.asarray, task.targets(batch))
         found.append(targets[counted])
     targets = np.concatenate(found)
+    check_scored(targets.size, "valid", "it has no target")
     if np.issubdtype(targets.dtype, np.floating):
         return float(np.var(targets))
     _, counts = np.unique(targets, return_counts=True)

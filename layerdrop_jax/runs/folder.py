@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 
 import jax
+from absl import logging
 from jax.experimental import multihost_utils
 
 from layerdrop_jax.data import checksums, tokenizers
@@ -153,10 +154,18 @@ def make_tokenizer(workdir, train, texts, vocab_size: int, *, origin: str):
         write_atomically(path, text)
     elif needed:
         print(f"training a tokenizer of {vocab_size:,} entries", flush=True)
-        trained = train(texts, vocab_size, path)
-        made_up = sum(bool(tokenizers.MADE_UP.fullmatch(word)) for word in trained.get_vocab())
-        if made_up:
-            print(f"{made_up:,} of them are made up: the text has no more", flush=True)
+        fitting = tokenizers.real_entries(train(texts, vocab_size, path))
+        if 2 * fitting < vocab_size:
+            logging.warning(
+                "%s of the %s entries of data.vocab_size are made up, and cost parameters and time "
+                "for nothing: the text has no more than %d, so data.vocab_size=%d fits it",
+                f"{vocab_size - fitting:,}",
+                f"{vocab_size:,}",
+                fitting,
+                fitting,
+            )
+        elif fitting < vocab_size:
+            print(f"{vocab_size - fitting:,} of them are made up: the text has no more", flush=True)
     multihost_utils.sync_global_devices("the run's folder has its tokenizer")
     tokenizer = tokenizers.load_tokenizer(path)
     checksums.check(workdir, "tokenizer.json")

@@ -4,20 +4,18 @@ metrics.jsonl has one JSON object a line: "kind" ("train", "valid", "test", "dep
 and numbers. One that is not finite is written as null, so that every JSON reader can read the file.
 """
 
-import json
 import math
 import os
 import pathlib
 import time
 
 import jax
-import numpy as np
 from absl import logging
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
-from layerdrop_jax.files import read_json_lines
+from layerdrop_jax.files import plain, read_json_lines, to_json
 
 FILE = "metrics.jsonl"
 
@@ -25,6 +23,18 @@ FILE = "metrics.jsonl"
 def perplexity(nats: float) -> float:
     """exp of a mean -log p; of a hopeless one as much as a float holds."""
     return math.exp(min(nats, 700.0))
+
+
+def check_scored(items: int, split: str, why: str) -> None:
+    """Raises a ValueError that names a split of which nothing counts in its score.
+
+    Args:
+      items: how many tokens, texts or examples count.
+      split: its name.
+      why: what it lacks.
+    """
+    if not items:
+        raise ValueError(f"the {split} split has nothing to score: {why}")
 
 
 def read_metrics(run, *, required: bool = False) -> list[dict]:
@@ -82,7 +92,7 @@ class MetricWriter:
             # Only where a line must go: another process may be appending to the file.
             if len(kept) < len(records) or not _ends_a_line(path):
                 partial = path.with_suffix(".partial")
-                partial.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+                partial.write_text("".join(to_json(r) + "\n" for r in kept), encoding="utf-8")
                 os.replace(partial, path)
             self._file = path.open("a", encoding="utf-8")
             (path.parent / "tensorboard").mkdir(exist_ok=True)
@@ -108,8 +118,8 @@ class MetricWriter:
         """
         if self._file is None:
             return
-        values = {name: _plain(value) for name, value in values.items()}
-        line = json.dumps({"kind": kind, "step": int(step), **values})
+        values = {name: plain(value) for name, value in values.items()}
+        line = to_json({"kind": kind, "step": int(step), **values})
         scalars = {k: v for k, v in values.items() if isinstance(v, int | float)}
         try:
             print(line, file=self._file, flush=True)
@@ -132,13 +142,3 @@ def _ends_a_line(path) -> bool:
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read() == b"\n"
-
-
-def _plain(value):
-    """A value that JSON can hold."""
-    if isinstance(value, str | bool | None):
-        return value
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    value = np.asarray(value).item()
-    return value if math.isfinite(value) else None

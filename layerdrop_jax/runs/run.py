@@ -34,6 +34,7 @@ def load_run(workdir, changes=()) -> Run:
     workdir = pathlib.Path(workdir)
     config = settings.change(read_config(workdir), changes)
     parsed = settings.parse(config)
+    settings.check_read([change.partition("=")[0] for change in changes], parsed, "--set=")
     for stack in parsed.model.stacks:
         check_numbers(workdir, stack, parsed.model.depth(stack))
     tokenizer = tokenizers.load_tokenizer(workdir / "tokenizer.json")

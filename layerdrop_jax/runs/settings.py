@@ -15,7 +15,7 @@ from layerdrop_jax.data.streams import StreamConfig, check_windows
 from layerdrop_jax.data.summaries import SummaryConfig
 from layerdrop_jax.decoding.beam import BeamConfig
 from layerdrop_jax.decoding.sampling import SampleConfig
-from layerdrop_jax.models.blocks import check_sizes
+from layerdrop_jax.models.blocks import check_choice, check_sizes
 from layerdrop_jax.models.encoder import EncoderConfig
 from layerdrop_jax.models.lm import LMConfig
 from layerdrop_jax.models.seq2seq import Seq2SeqConfig
@@ -28,6 +28,7 @@ from layerdrop_jax.runs.depth_settings import (
 )
 from layerdrop_jax.step.dropping import DecoderDrop, EncoderDecoderDrop, EncoderDrop
 from layerdrop_jax.step.optimizers import OptimizerConfig
+from layerdrop_jax.tasks.scores.rouge import TOKENIZERS
 
 LARGEST, SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 
@@ -81,6 +82,21 @@ class WindowConfig:
         check_windows(self.length, self.context, self.break_mode)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RougeConfig:
+    """How answers are scored.
+
+    Attributes:
+      rouge_tokenizer: what ROUGE takes for words: ``porter``, the library's, for English;
+        ``words`` or ``characters``, for every script. See `layerdrop_jax.tasks.scores.rouge`.
+    """
+
+    rouge_tokenizer: str
+
+    def __post_init__(self):
+        check_choice("evaluate", "rouge_tokenizer", self.rouge_tokenizer, tuple(TOKENIZERS))
+
+
 # What may change between the start of a run and its resumption: nothing here moves a parameter
 # of a step already taken.
 CHANGEABLE = (
@@ -130,6 +146,7 @@ class SummarisationSettings:
     optimizer: OptimizerConfig
     train: TrainConfig
     checkpoint: CheckpointConfig
+    evaluate: RougeConfig
     decode: BeamConfig
     prune: EncoderDecoderPrune
     init: InitConfig
@@ -386,6 +403,76 @@ def parse(config: Mapping) -> Settings:
     if not 0 <= config["seed"] < 2**32:
         raise ValueError(f"seed={config['seed']} is not from 0 to {2**32 - 1:,}")
     return settings(**values)
+
+
+def unread(settings: Settings) -> dict[str, str]:
+    """Finds the keys that a run with these settings never looks at, and why, by dotted name.
+
+    They keep their values for the settings under which they count. Where prepared data lives
+    (``data.data_dir``) is not among them: it says nothing about a run.
+    """
+    data, model, optimizer, drop = settings.data, settings.model, settings.optimizer, settings.drop
+    found = {}
+
+    def never(section, names, why, when=True):
+        if when:
+            fields = {field.name for field in dataclasses.fields(getattr(settings, section))}
+            found.update({f"{section}.{name}": why for name in names.split() if name in fields})
+
+    sets = data.dataset.split("+")
+    of_files = not any(name in READ_FROM_FILES for name in sets)
+    never("data", "path", f"data.dataset={data.dataset!r} has its own text", of_files)
+    never("data", "seed", f"data.dataset={data.dataset!r} draws nothing", sets != ["cldr"])
+    name, schedule = f"optimizer.name={optimizer.name!r}", optimizer.schedule
+    never("optimizer", "momentum", name, optimizer.name == "adam")
+    never("optimizer", "beta1 beta2 epsilon", name, optimizer.name == "nag")
+    of_schedule = {
+        "inverse_sqrt": "min_rate period_updates period_mult period_shrink power",
+        "cosine": "power",
+        "polynomial": "period_mult period_shrink",
+    }
+    never("optimizer", of_schedule[schedule], f"optimizer.schedule={schedule!r}")
+    over_time = f"drop.over_time={drop.over_time!r}"
+    never("drop", "over_steps", over_time, drop.over_time == "constant")
+    nested = "sets draws smallest share teach encoder_depths decoder_depths together"
+    never("drop", nested, "drop.method='layerdrop'", drop.method == "layerdrop")
+    never("drop", "score_rate", "drop.score_units=0", not drop.score_units)
+    never("model", "drop_path_rows", "model.drop_path=0", not model.drop_path)
+    never("model", "drop_block_size", "model.drop_block=0", not model.drop_block)
+    adaptive = "adaptive_factor tie_projections adaptive_dropout adaptive_buffer "
+    adaptive += "adaptive_ignored_targets adaptive_padding_rows"
+    whole = not getattr(model, "adaptive_cutoffs", "")
+    never("model", adaptive, "model.adaptive_cutoffs is empty", whole)
+    headless = not getattr(model, "num_classes", 0)
+    never("model", "pooler_dropout", "model.num_classes=0", headless)
+    never("init", "temperature", "init.distill=0", not settings.init.distill)
+    decode = getattr(settings, "decode", None)
+    greedy = getattr(decode, "temperature", 1) == 0
+    never("decode", "top_k top_p seed", "decode.temperature=0", decode and greedy)
+    whole = getattr(decode, "normalize", True)
+    never("decode", "length_penalty", "decode.normalize=False", decode and not whole)
+    return found
+
+
+# The sets that are read from files in data.path.
+READ_FROM_FILES = ("text", "iwslt14", "multi30k", "wikitext-103", "wikitext-2", "sst2", "tsv")
+
+
+def check_read(keys, settings: Settings, flag: str = "--config.") -> None:
+    """Raises a ValueError where one of the keys that a user gave is not looked at, see `unread`.
+
+    Args:
+      keys: dotted names.
+      settings: of the run.
+      flag: by which they were given.
+    """
+    known = unread(settings)
+    for key in keys:
+        if key in known:
+            raise ValueError(
+                f"{flag}{key} is given, but {known[key]}, so nothing would read it: leave it out, "
+                "or change that"
+            )
 
 
 def _check_mapping(where, mapping):

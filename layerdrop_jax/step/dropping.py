@@ -135,6 +135,8 @@ class DropConfig:
                 "drop.method='nested' assigns them: choose one"
             )
 
+    together = False  # whether all stacks draw their depths as one; a field where there are two
+
     @property
     def depth_rule(self) -> str:
         """The rule that says which layers a depth keeps where nothing else is asked for."""

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from absl import flags as absl_flags
 from ml_collections import config_flags
 
-from layerdrop_jax.commands.command_line import check_overrides
-from layerdrop_jax.commands.finetune import adopt
+from layerdrop_jax.commands.command_line import check_overrides, given_keys
+from layerdrop_jax.commands.finetune import adopt, check_adopted
 from layerdrop_jax.core.strategy_table import parse_strategy
 from layerdrop_jax.runs import settings
 from layerdrop_jax.runs.folder import read_config
+from layerdrop_jax.training.fitting import fit
 
 # Where launch.py and configs/ are: every command is started there.
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -180,15 +181,20 @@ def _check_job(job, configs):
                 for text in value.split(";"):
                     parse_strategy(text)
         if command != job.commands[0]:  # it measures what the first trains
-            settings.parse(settings.change(configs[job.name], changes))
+            parsed = settings.parse(settings.change(configs[job.name], changes))
+            settings.check_read([c.partition("=")[0] for c in changes], parsed, "--set=")
             continue
         given = [a for a in command if a.startswith("--config")]
         config = load_config(given) if given else configs[job.after]
         if job.after:
-            config = adopt(config, configs[job.after]) if given else config
+            if given:
+                check_adopted(given_keys(given))
+                config = adopt(config, configs[job.after])
             config = config | {"init": config["init"] | {"run": job.after}}
             config = settings.change(config, changes, tuple(config))
-        settings.parse(config)
+        config = fit(config, job.workdir)
+        keys = [*given_keys(given), *(change.partition("=")[0] for change in changes)]
+        settings.check_read(keys, settings.parse(config), "")
         configs[job.name] = config
         if not job.after and (job.workdir / "config.json").exists():
             _check_same(read_config(job.workdir), config, job.workdir)

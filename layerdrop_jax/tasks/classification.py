@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +10,12 @@ from absl import logging
 from flax import nnx
 
 from layerdrop_jax.data import labelled, pipeline, tokenizers
+from layerdrop_jax.files import to_json
 from layerdrop_jax.models.cut import masks
 from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.progress import progress
 from layerdrop_jax.runs.folder import is_fresh, make_tokenizer, read_config
+from layerdrop_jax.runs.metrics import check_scored
 from layerdrop_jax.runs.run import Run
 from layerdrop_jax.runs.settings import ClassificationSettings
 from layerdrop_jax.step import losses
@@ -38,19 +39,19 @@ def prepare(settings, workdir):
     data = settings.data
     train, names = labelled.load_training(data)
     held_out = _held_out(data)
-    _check_texts(data, train, held_out)
     fresh = is_fresh(workdir)
     # Later the folder that it began with may be gone, and the rows' hash tells labels apart too.
-    _check_labels(settings, names, settings.init.run if fresh else "")
+    head = labelled.Head(names, labelled.text_columns(data))
+    _check_head(settings, head, settings.init.run if fresh else "")
     tokenizer = make_tokenizer(
         workdir, _train_tokenizer, train, data.vocab_size, origin=settings.init.run
     )
     rows = labelled.prepare_examples(data, tokenizer, train, names)
     # All of them: what cannot be scored is better known before training than after it.
-    held_out_rows = {
-        split: labelled.prepare_examples(data, tokenizer, examples, names)
-        for split, examples in held_out.items()
-    }
+    held_out_rows = {}
+    for split, examples in held_out.items():
+        check_scored(len(examples), split, f"{data.dataset} has no examples in it")
+        held_out_rows[split] = labelled.prepare_examples(data, tokenizer, examples, names)
     stats = rows.stats
     print(
         f"{stats['examples']:,} examples, {stats['tokens']:,} tokens; {stats['cut']:,} longer than "
@@ -61,7 +62,7 @@ def prepare(settings, workdir):
         # evaluate, prune and generate need nothing but the run's folder
         for split, examples in held_out.items():
             labelled.save_examples(workdir, split, examples)
-        labelled.save_labels(workdir, names)
+        labelled.save_head(workdir, head)
     return rows, held_out_rows["valid"]
 
 
@@ -70,8 +71,8 @@ def _train_tokenizer(examples, vocab_size, path):
     return tokenizers.train_byte_bpe(texts, vocab_size, path)
 
 
-def _check_labels(settings, names, begun):
-    outputs, data = settings.model.num_classes, settings.data.dataset
+def _check_head(settings, head, begun):
+    names, outputs, data = head.labels, settings.model.num_classes, settings.data.dataset
     if outputs != max(len(names), 1):
         what = ", ".join(names) if names else "numbers: a regression, which has one output"
         raise ValueError(
@@ -79,12 +80,15 @@ def _check_labels(settings, names, begun):
             f"model.num_classes={max(len(names), 1)}"
         )
     if begun and keeps_head(read_config(begun), settings):
-        theirs = labelled.load_labels(begun)
-        if theirs != tuple(names):
-            raise ValueError(
-                f"the head of {begun} has the labels {', '.join(theirs)}, and {data} has "
-                f"{', '.join(names)}: start from the network that was pre-trained"
-            )
+        theirs = labelled.load_head(begun)
+        for what in ("labels", "columns"):
+            their, our = getattr(theirs, what), getattr(head, what)
+            unnamed = their in labelled.UNNAMED and len(their) == len(our)
+            if their != our and not (what == "columns" and unnamed):
+                raise ValueError(
+                    f"the head of {begun} has the {what} {', '.join(their)}, and {data} has "
+                    f"{', '.join(our)}: start from the network that was pre-trained"
+                )
 
 
 def _held_out(data) -> dict:
@@ -104,17 +108,6 @@ def _held_out(data) -> dict:
             raise
         return found
     return found | ({"test": test} if labelled.has_labels(test) else {})
-
-
-def _check_texts(data, train, held_out):
-    """Raises a ValueError where some examples have one text and others two."""
-    wanted = len(train[0].texts)
-    for split, examples in held_out.items():
-        if len(examples[0].texts) != wanted:
-            raise ValueError(
-                f"the examples of {data.dataset} have {wanted} texts in the training split and "
-                f"{len(examples[0].texts)} in {split}: give every file the same columns"
-            )
 
 
 def fingerprint(rows) -> str:
@@ -222,22 +215,19 @@ def finish_request(settings, network, x_BxPxD):
     return network.classify(x_BxPxD)
 
 
-def answer(run: Run, lines, keep=None) -> list[str]:
-    """Classifies each line; an answer is a JSON object.
+def columns(run: Run) -> tuple[str, ...]:
+    """Names the texts that an input has, as the columns of the training files did."""
+    return labelled.load_head(run.workdir).columns
 
-    A line is a text, or two with a tab between them. The object holds ``label`` and
-    ``probabilities`` by label, or ``value`` where the labels are numbers.
 
-    Raises:
-      ValueError: a line with more than two texts.
+def answer(run: Run, inputs, keep=None) -> list[str]:
+    """Classifies each input, a tuple of texts as `columns` names them; answers are JSON objects.
+
+    The object holds ``label`` and ``probabilities`` by label, or ``value`` where the labels are
+    numbers.
     """
     data, names = run.settings.data, labelled.load_labels(run.workdir)
-    examples = []
-    for number, line in enumerate(lines, 1):
-        texts = tuple(line.split("\t"))
-        if len(texts) > 2:
-            raise ValueError(f"line {number} has {len(texts)} texts with tabs between, not 1 or 2")
-        examples.append(labelled.Example(texts, names[0] if names else 0.0))
+    examples = [labelled.Example(texts, names[0] if names else 0.0) for texts in inputs]
     if not examples:
         return []
     rows = labelled.prepare_examples(data, run.tokenizer, examples, names)
@@ -250,7 +240,7 @@ def answer(run: Run, lines, keep=None) -> list[str]:
     logits_RxC = make_classifier(run)(rows, keep, "classifying")
     scale = labelled.label_scale(data)
     said = [_said(logits_C, names, scale) for logits_C in logits_RxC]
-    return [json.dumps(one, ensure_ascii=False) for one in said]
+    return [to_json(one, ensure_ascii=False) for one in said]
 
 
 def _said(logits_C, names, scale) -> dict:
@@ -287,6 +277,7 @@ def outputs(model, batch, keep=None, watch=None):
 @functools.lru_cache(maxsize=8)
 def _read_rows(workdir, data, split, tokenizer):
     examples = labelled.load_saved_examples(workdir, split)
+    check_scored(len(examples), split, f"{workdir / 'data'} has no examples of it")
     return labelled.prepare_examples(data, tokenizer, examples, labelled.load_labels(workdir))
 
 
@@ -343,5 +334,6 @@ TASK = Task(
     start_request=start_request,
     finish_request=finish_request,
     answer=answer,
+    columns=columns,
     same_head=same_head,
 )

@@ -24,6 +24,7 @@ from layerdrop_jax.decoding.beam import beam_search, search_options
 from layerdrop_jax.models.cut import masks
 from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.runs.folder import is_fresh, make_tokenizer
+from layerdrop_jax.runs.metrics import check_scored
 from layerdrop_jax.runs.run import Run
 from layerdrop_jax.step import losses
 from layerdrop_jax.step.flops import seq2seq_flops
@@ -44,6 +45,8 @@ def prepare(settings, workdir, *, load_pairs, prepare_rows):
     tokenizer = make_tokenizer(
         workdir, tokenizers.train_tokenizer, pairs, data.vocab_size, origin=settings.init.run
     )
+    _check_scored("valid", valid)
+    _check_scored("test", test)
     rows, valid_rows = (
         _of_split(split, prepare_rows, data, tokenizer, of_split, **options)
         for split, of_split, options in (
@@ -101,9 +104,11 @@ def fingerprint(rows) -> str:
 def make_answerer(run: Run, *, max_source: int):
     """``answer_texts(texts, keep=None, description=None) -> (answers, cut)``, by beam search.
 
-    An answer is one line. ``keep`` is as in `Seq2Seq.__call__`; it is data, so one executable
-    serves every depth. ``cut`` holds the indices of the texts that had more than ``max_source``
-    tokens, eos included, and lost their end.
+    An answer is one line; that of a text without a token, such as a blank one, is empty, as such
+    pairs are left out of training. ``keep`` is as in `Seq2Seq.__call__`; it is data, so one
+    executable serves every depth. ``cut`` holds the indices of the texts that had more than
+    ``max_source`` tokens, eos included, and lost their end. Evaluation and generation both answer
+    by this function, so a score is that of the lines that generation writes.
     """
     settings, model = run.settings, run.settings.model
     graph = model_graph(model)
@@ -132,8 +137,10 @@ def make_answerer(run: Run, *, max_source: int):
     everything = masks(model, {})
 
     def answer_texts(texts, keep=None, description=None):
+        encoded = tokenizers.encode(run.tokenizer, texts)
+        filled = [number for number, ids in enumerate(encoded) if ids]
         decoded = decode_sentences(
-            tokenizers.encode(run.tokenizer, texts),
+            [encoded[number] for number in filled],
             functools.partial(decode, run.params, everything | (keep or {})),
             config=settings.decode,
             max_source=max_source,
@@ -141,9 +148,11 @@ def make_answerer(run: Run, *, max_source: int):
             description=description,
         )
         best = [n_best[0].tokens if n_best else [] for n_best in decoded.hypotheses]
-        answers = tokenizers.decode(run.tokenizer, best)
-        # Every byte is in the vocabulary, so a poor model can say a line break.
-        return [re.sub(r"[\r\n]+", " ", text) for text in answers], decoded.cut
+        answers = [""] * len(texts)
+        for number, text in zip(filled, tokenizers.decode(run.tokenizer, best), strict=True):
+            # Every byte is in the vocabulary, so a poor model can say a line break.
+            answers[number] = re.sub(r"[\r\n]+", " ", text)
+        return answers, [filled[index] for index in decoded.cut]
 
     return answer_texts
 
@@ -224,20 +233,14 @@ def answer(answer_texts, texts, keep=None, *, max_source: int) -> list[str]:
     A text with more tokens than ``max_source``, eos included, loses its end, and a warning names
     its line. ``keep`` is as in `make_answerer`.
     """
-    filled = [number for number, text in enumerate(texts) if text.strip()]
-    answers, cut = answer_texts([texts[n] for n in filled], keep, description="decoding")
+    answers, cut = answer_texts(texts, keep, description="decoding")
     for index in cut[:MOST_WARNINGS]:
         logging.warning(
-            "line %d has more than %d tokens: its end was cut off",
-            filled[index] + 1,
-            max_source - 1,
+            "line %d has more than %d tokens: its end was cut off", index + 1, max_source - 1
         )
     if len(cut) > MOST_WARNINGS:
         logging.warning("and so was that of %d lines more", len(cut) - MOST_WARNINGS)
-    results = [""] * len(texts)
-    for number, found in zip(filled, answers, strict=True):
-        results[number] = found
-    return results
+    return answers
 
 
 def positions(batch) -> dict:
@@ -278,7 +281,13 @@ SHARED = {
 def _held_out(run, split):
     """(sources, references) of a split, from the run's folder."""
     pairs = load_eval_text(run.workdir, split, languages=_sides(run.settings))
+    _check_scored(split, pairs)
     return tuple(list(side) for side in zip(*pairs, strict=True))
+
+
+def _check_scored(split, pairs):
+    filled = sum(bool(source.strip() and target.strip()) for source, target in pairs)
+    check_scored(filled, split, f"none of its {len(pairs):,} pairs has text on both sides")
 
 
 def _sides(settings):

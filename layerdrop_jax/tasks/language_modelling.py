@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import json
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +11,13 @@ from absl import logging
 from flax import nnx
 
 from layerdrop_jax.data import pipeline, streams, tokenizers
-from layerdrop_jax.data.datasets.text import quoted_text
 from layerdrop_jax.decoding.batching import padded_width
 from layerdrop_jax.decoding.sampling import continue_sequences
+from layerdrop_jax.files import to_json
 from layerdrop_jax.models.cut import masks
 from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.progress import progress
-from layerdrop_jax.runs.metrics import perplexity
+from layerdrop_jax.runs.metrics import check_scored, perplexity
 from layerdrop_jax.runs.run import Run
 from layerdrop_jax.runs.settings import LanguageModelSettings
 from layerdrop_jax.step import losses
@@ -28,6 +27,7 @@ from layerdrop_jax.tasks.depths import score_depths
 from layerdrop_jax.tasks.task import Score, Task
 from layerdrop_jax.tasks.text_runs import perplexity_rows, prepare_texts
 
+NOTHING = "it has no text"
 loss = losses.lm_loss
 
 
@@ -41,6 +41,7 @@ def prepare(settings, workdir):
         train_tokenizer=train[settings.data.tokenizer],
         make_blocks=streams.prepare_blocks,
         source_record=streams.source_record,
+        check=lambda split, rows: check_scored(len(rows.tokens), split, NOTHING),
     )
 
 
@@ -162,16 +163,14 @@ def finish_request(settings, network, state):
     return continue_sequences(network.step, log_probs_BxV, cache, keys_B, config)
 
 
-def answer(run: Run, lines, keep=None) -> list[str]:
-    """Continues each line; an answer is a JSON object with ``prompt`` and ``continuation``.
+def answer(run: Run, prompts, keep=None) -> list[str]:
+    """Continues each prompt; an answer is a JSON object with ``prompt`` and ``continuation``.
 
-    A line that is itself a JSON string ("def f(x):\\n") stands for the text in it, so that a prompt
-    can have several lines. ``keep`` is as in `LM.__call__`.
+    A prompt may have several lines, and may be blank. ``keep`` is as in `LM.__call__`.
     """
-    prompts = [quoted_text(line) for line in lines]
     continuations = make_continuer(run)(prompts, keep)
     return [
-        json.dumps({"prompt": prompt, "continuation": continuation}, ensure_ascii=False)
+        to_json({"prompt": prompt, "continuation": continuation}, ensure_ascii=False)
         for prompt, continuation in zip(prompts, continuations, strict=True)
     ]
 
@@ -269,6 +268,7 @@ def _windows(run, split):
     windows = run.settings.evaluate
     texts = streams.load_saved_texts(run.workdir, split)
     tokens, offsets = tokenizers.encode_texts(run.tokenizer, texts)
+    check_scored(len(tokens), split, NOTHING)
     return streams.Windows(
         tokens,
         offsets,

@@ -14,7 +14,7 @@ from layerdrop_jax.decoding.batching import padded_width
 from layerdrop_jax.models.cut import masks
 from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.progress import progress
-from layerdrop_jax.runs.metrics import perplexity
+from layerdrop_jax.runs.metrics import check_scored, perplexity
 from layerdrop_jax.runs.run import Run
 from layerdrop_jax.runs.settings import MaskedLMSettings
 from layerdrop_jax.step import losses, masking
@@ -24,6 +24,7 @@ from layerdrop_jax.tasks.depths import score_depths
 from layerdrop_jax.tasks.task import Score, Task
 from layerdrop_jax.tasks.text_runs import perplexity_rows, prepare_texts
 
+NOTHING = "of its few tokens none is masked (15 % are); give it more text"
 CANDIDATES = 5  # for each mask that is filled in
 SIGNATURE = "base:e|masked:15%|of them kept:10%,random:10%|seed:0"
 loss = losses.masked_lm_loss
@@ -38,7 +39,13 @@ def prepare(settings, workdir):
         train_tokenizer=tokenizers.train_byte_bpe,
         make_blocks=pretraining.prepare_blocks,
         source_record=pretraining.source_record,
+        check=functools.partial(_check_masked, settings.data),
     )
+
+
+def _check_masked(data, split, rows):
+    batches = pipeline.eval_batches(data, rows)
+    check_scored(any(np.asarray(targets(b)[1]).any() for b in batches), split, NOTHING)
 
 
 def fingerprint(rows) -> str:
@@ -104,6 +111,7 @@ def make_measure(run: Run):
                 sums.append(jax.device_get(step(run.params, keep, batch)))
                 advance(int((batch["tokens"] != PAD).any(axis=1).sum()))
         nll, tokens = np.sum(sums, axis=0, dtype=np.float64)
+        check_scored(tokens, split, NOTHING)
         return float(nll / tokens), int(tokens)
 
     return measure

@@ -1,16 +1,20 @@
 """Summaries and long answers as a task: long texts that are cut, short ones scored by ROUGE."""
 
 from layerdrop_jax.data import summaries
-from layerdrop_jax.data.datasets.text import quoted_text
 from layerdrop_jax.runs.run import Run
 from layerdrop_jax.runs.settings import SummarisationSettings
 from layerdrop_jax.tasks import encoder_decoder
-from layerdrop_jax.tasks.scores.rouge import rouge
+from layerdrop_jax.tasks.scores.rouge import rouge, warn_of_unseen
 from layerdrop_jax.tasks.task import Score, Task
 
 
 def prepare(settings, workdir):
-    """The packed rows of train and valid; a new folder is filled once all of it works."""
+    """Prepares the packed rows of train and valid; a new folder is filled once all of it works.
+
+    Warns before training of references that ROUGE would not see.
+    """
+    if settings.evaluate.rouge_tokenizer == "porter":
+        warn_of_unseen([target for _, target in summaries.load_pairs(settings.data, "test")])
     return encoder_decoder.prepare(
         settings,
         workdir,
@@ -28,31 +32,34 @@ def make_summariser(run: Run):
     return encoder_decoder.make_answerer(run, max_source=run.settings.data.max_source)
 
 
-def score(answers, references) -> list[dict]:
-    """ROUGE-1, -2 and -L with their signature, in one record; see `rouge.rouge`."""
-    return [rouge(answers, references)._asdict()]
+def make_score(run: Run):
+    """``score(answers, references) -> [record]``: ROUGE-1, -2, -L and signature, by its config."""
+    tokenizer = run.settings.evaluate.rouge_tokenizer
+
+    def score(answers, references) -> list[dict]:
+        return [rouge(answers, references, tokenizer=tokenizer)._asdict()]
+
+    return score
 
 
 def evaluate(run: Run) -> tuple[list[dict], list[dict]]:
     """ROUGE of the test split, whole and cut to every depth: see `encoder_decoder.evaluate`."""
-    return encoder_decoder.evaluate(run, make_summariser(run), score)
+    return encoder_decoder.evaluate(run, make_summariser(run), make_score(run))
 
 
 def make_quality(run: Run):
     """``quality(split, keep=None, description=None) -> {"rouge_1": ..., ...}`` of valid or test."""
-    return encoder_decoder.make_quality(run, make_summariser(run), score)
+    return encoder_decoder.make_quality(run, make_summariser(run), make_score(run))
 
 
 def answer(run: Run, lines, keep=None) -> list[str]:
     """Summarises, or answers, a text a line; an empty one stays empty.
 
-    A line that is itself a JSON string ("def f(x):\\n") stands for the text in it. One with more
-    than ``data.max_source`` tokens loses its end, and a warning names it. ``keep`` is as in
-    `make_summariser`.
+    One with more than ``data.max_source`` tokens loses its end, and a warning names it. ``keep`` is
+    as in `make_summariser`.
     """
-    texts = [quoted_text(line) for line in lines]
     return encoder_decoder.answer(
-        make_summariser(run), texts, keep, max_source=run.settings.data.max_source
+        make_summariser(run), lines, keep, max_source=run.settings.data.max_source
     )
 
 

@@ -106,7 +106,9 @@ class Task:
         by, float[B, T, ...], and which of it means something, bool[B, T].
       start_request, finish_request: ``(settings, network, ids_BxP)`` and ``(settings, network,
         what the first gave)``: what a depth is timed by.
-      answer: ``answer(run, lines, keep=None) -> lines``.
+      columns: ``columns(run)``, the names of the texts that an input has; None: it is one text.
+      answer: ``answer(run, inputs, keep=None) -> lines``, a line for each input: a text, or a tuple
+        of texts where there are ``columns``.
       scored: ``scored(model)``, the model's config as evaluation computes it.
       same_head: ``same_head(begun, settings)``, of a run that starts from one of the same task with
         the config ``begun``: whether it takes the head over.
@@ -129,6 +131,7 @@ class Task:
     start_request: Callable
     finish_request: Callable
     answer: Callable
+    columns: Callable = lambda run: None
     scored: Callable = lambda model: model
     same_head: Callable = lambda begun, settings: True
 

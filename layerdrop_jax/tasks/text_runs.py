@@ -7,7 +7,7 @@ from layerdrop_jax.files import write_json
 from layerdrop_jax.runs.folder import is_fresh, make_tokenizer
 
 
-def prepare_texts(settings, workdir, *, load, train_tokenizer, make_blocks, source_record):
+def prepare_texts(settings, workdir, *, load, train_tokenizer, make_blocks, source_record, check):
     """The blocks of train and valid; a new folder is filled once all of it works.
 
     Args:
@@ -17,6 +17,7 @@ def prepare_texts(settings, workdir, *, load, train_tokenizer, make_blocks, sour
       train_tokenizer: ``train_tokenizer(texts, vocab_size, path)`` writes one.
       make_blocks: ``make_blocks(data, tokenizer, texts)`` gives rows.
       source_record: ``source_record(data)`` tells the texts from others.
+      check: ``check(split, rows)`` raises a ValueError where a split has nothing to score.
     """
     data = settings.data
     texts, valid, test = (load(data, split) for split in ("train", "valid", "test"))
@@ -24,7 +25,11 @@ def prepare_texts(settings, workdir, *, load, train_tokenizer, make_blocks, sour
     tokenizer = make_tokenizer(
         workdir, train_tokenizer, texts, data.vocab_size, origin=settings.init.run
     )
-    rows, valid_rows = (make_blocks(data, tokenizer, split) for split in (texts, valid))
+    every = {"train": texts, "valid": valid, "test": test}
+    for split in ("train", "valid", "test"):
+        every[split] = make_blocks(data, tokenizer, every[split])
+        check(split, every[split])
+    rows = every["train"]
     stats = rows.stats
     print(
         f"{stats['texts']:,} texts, {stats['tokens']:,} tokens in {stats['rows']:,} blocks of "
@@ -36,7 +41,7 @@ def prepare_texts(settings, workdir, *, load, train_tokenizer, make_blocks, sour
         for split, held_out in (("valid", valid), ("test", test)):
             streams.save_texts(workdir, split, held_out)
         write_json(workdir / "data" / "source.json", source_record(data))
-    return rows, valid_rows
+    return rows, every["valid"]
 
 
 def perplexity_rows(line) -> list[tuple[str, str]]:

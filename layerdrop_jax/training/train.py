@@ -7,6 +7,7 @@ import os
 import pathlib
 import signal
 import threading
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ from layerdrop_jax.models.params import count_params, make_params, model_graph
 from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.runs.checkpoints import Checkpoints, saved_steps
 from layerdrop_jax.runs.folder import PRUNED, check_folder, held, is_fresh, write_config
-from layerdrop_jax.runs.metrics import MetricWriter, perplexity
+from layerdrop_jax.runs.metrics import MetricWriter, check_scored, perplexity
 from layerdrop_jax.step import rate_scores, sharding
 from layerdrop_jax.step.dropping import describe_rates
 from layerdrop_jax.step.losses import Teacher
@@ -28,6 +29,7 @@ from layerdrop_jax.step.optimizers import make_optimizer
 from layerdrop_jax.step.train_step import make_state, make_train_step
 from layerdrop_jax.tasks.task import task_of
 from layerdrop_jax.training import memory, origin
+from layerdrop_jax.training.fitting import fit
 from layerdrop_jax.training.hardware import hardware, peak_flops
 from layerdrop_jax.training.progress_line import Progress, Window
 
@@ -40,22 +42,26 @@ class Interrupted(Exception):
     later = True  # for the command line: the same command goes on
 
 
-def train(config, workdir, *, command: str) -> None:
+def train(config, workdir, *, command: str, given: Sequence[str] = ()) -> None:
     """Trains to ``train.steps``, from the last checkpoint in ``workdir`` where there is one.
 
     Args:
       config: mapping with the sections of `settings.Settings`.
       workdir: the run's folder, made if need be.
       command: what started it, for the report.
+      given: the keys of ``config`` that the user set by hand: each has to be read.
 
     Raises:
-      ValueError: a bad config, or one that does not fit the run found in ``workdir``.
+      ValueError: a bad config, or one that does not fit the run found in ``workdir``; a key given
+        that nothing would read.
       FloatingPointError: the loss is not finite; names the step and the checkpoint kept.
       Interrupted: SIGTERM or SIGINT; the state is saved.
       WorkerDied: one of data.workers; on a single host the state is saved.
       OSError: the folder cannot be written.
     """
+    config = fit(config, workdir)
     settings = settings_lib.parse(config)
+    settings_lib.check_read(given, settings)
     workdir = pathlib.Path(workdir)
     check_folder(workdir, config)  # before anything is written
     with held(workdir):
@@ -271,6 +277,7 @@ def _validate(valid_step, params, settings, rows, mesh) -> dict:
         found = [valid_step(params, sharding.shard_rows(batch, mesh, axis=0)) for batch in batches]
     sums, counts = zip(*jax.device_get(found), strict=True)
     count = np.sum(counts, dtype=np.float64)
+    check_scored(count, "valid", "no token or example of it counts")
     return {name: float(np.sum([s[name] for s in sums], dtype=np.float64) / count)
             for name in sums[0]}  # fmt: skip
 
@@ -308,15 +315,18 @@ def _numbers(task, sums, rate, peak):
       peak: FLOPs a second that would be a utilisation of 1.
     """
     tokens, steps, seconds = sums["tokens"], sums["steps"], sums["seconds"]
+    # Of a few short rows a masked language model may have had nothing to find.
+    added = [name for name in ("loss", "nll", "cut_nll") if name in sums]
+    mean = {name: sums[name] / tokens if tokens else math.nan for name in added}
     cut = {}
-    if "cut_nll" in sums:
-        nats = sums["cut_nll"] / tokens
+    if "cut_nll" in mean:
+        nats = mean["cut_nll"]
         cut = {f"cut_{name}": value for name, value in _with_perplexity(task, nats).items()}
         cut = {"cut_nats": nats, **cut}
     numbers = {
-        "loss": sums["loss"] / tokens,
-        "nats": sums["nll"] / tokens,  # without label smoothing, as validation has it
-        **_with_perplexity(task, sums["nll"] / tokens),
+        "loss": mean["loss"],
+        "nats": mean["nll"],  # without label smoothing, as validation has it
+        **_with_perplexity(task, mean["nll"]),
         **cut,
         "lr": float(rate),
         "words_per_second": tokens / seconds,

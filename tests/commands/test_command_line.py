@@ -11,6 +11,7 @@ from layerdrop_jax.commands.command_line import (
     EXIT_LATER,
     check_flags,
     check_overrides,
+    given_keys,
     in_one_line,
     parse_known,
     suggestion,
@@ -152,6 +153,12 @@ def test_an_override_of_nothing_is_explained(tmp_path, override, message, equals
         with pytest.raises(ValueError, match=message):
             check_overrides(argv, load)
     assert loaded == [f"{file}:variant"]
+
+
+def test_the_keys_that_were_given_are_known():
+    argv = ["launch.py", "--config=a.py:demo", "--config.train.steps=3", "-config.data.path", "x"]
+    argv += ["--noconfig.decode.normalize", "--configuration.x=3", "config.no.flag", "--workdir=w"]
+    assert given_keys(argv) == ["train.steps", "data.path", "decode.normalize"]
 
 
 @pytest.mark.parametrize("path", ["configs/wmd.py:demo", "configs", "configs/architectures.py"])

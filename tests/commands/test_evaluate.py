@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from layerdrop_jax.commands.evaluate import evaluate
+from layerdrop_jax.commands.generate import generate
 from layerdrop_jax.core.pruning import evenly_spaced
 from layerdrop_jax.data.tokenizers import load_tokenizer
 from layerdrop_jax.decoding.batching import Decoded, Hypothesis
@@ -18,8 +19,10 @@ from layerdrop_jax.runs.folder import write_config
 from layerdrop_jax.runs.metrics import read_metrics
 from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.tasks import encoder_decoder
-from layerdrop_jax.tasks.scores.bleu import sacre_bleu
+from layerdrop_jax.tasks.scores.bleu import bleu_scores, sacre_bleu
 from layerdrop_jax.tasks.translation import make_translator
+from layerdrop_jax.training.train import train
+from tests import tiny_run
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -77,6 +80,27 @@ def test_every_depth_is_measured(run, translate, sources, references):
 
 def keep_first(depth):
     return {"decoder": np.arange(4) < depth}
+
+
+def test_the_score_is_that_of_the_file_that_generate_writes(run, tmp_path):
+    """With blank lines, lines in quotation marks, and one that is too long."""
+    folder = shutil.copytree(run, tmp_path / "run")
+    odd = [("", ""), ('"one two"', '"eins zwei"'), (" ", "drei"), ("one " * 50, "eins " * 50)]
+    for language, side in zip(("en", "de"), zip(*odd, strict=True), strict=True):
+        path = folder / "data" / f"test.{language}"
+        lines = [line for pair in zip(lines_of(path), side * 3, strict=True) for line in pair]
+        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    found = evaluate(folder)
+    generate(folder, str(folder / "data" / "test.en"), str(tmp_path / "output"))
+    answers, references = lines_of(tmp_path / "output"), lines_of(folder / "data" / "test.de")
+    wanted = bleu_scores(answers, references).values()
+    assert [record["bleu"] for record in found] == [score.score for score in wanted]
+    assert (found[0]["sentences"], found[0]["cut"]) == (24, 3)
+    assert [answers[n] for n in (1, 5)] == ["", ""]
+    assert lines_of(folder / "data" / "test.hypotheses.de") == answers
+    # and so are those by which other choices of layers are compared
+    (choice,) = evaluate(folder, flags={"decoder": "all"})
+    assert choice["test_bleu"] == found[0]["bleu"]
 
 
 # Which parameters
@@ -152,6 +176,23 @@ def test_a_line_break_in_a_translation_is_a_space(run, monkeypatch):
 
 
 # What is refused
+
+
+def test_a_test_split_without_text_has_no_score(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "run")
+    (folder / "data" / "test.en").write_text("\n" * 12)
+    with pytest.raises(ValueError, match="the test split has nothing to score: none of its 12"):
+        evaluate(folder)
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_that_is_known_before_training(tmp_path, split):
+    text = tiny_run.write_text(tmp_path / "text")
+    count = (text / f"{split}.en").read_text().count("\n")
+    (text / f"{split}.de").write_text("\n" * count)
+    with pytest.raises(ValueError, match=f"the {split} split has nothing to score"):
+        train(tiny_run.tiny_config(text), tmp_path / "run", command="")
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -280,6 +280,16 @@ def test_protected_layers_are_named_anew_where_some_go(lm_run, config_of, tmp_pa
     assert config_of(folder, "drop.protect=0,1", layers="0,3")["drop"]["protect"] == "0,1"
 
 
+@pytest.mark.parametrize("key", ["model.embed_dim", "data.vocab_size", "init.run", "prune.decoder"])
+def test_what_the_run_decides_is_not_the_config_s_to_say(lm_run, tmp_path, key):
+    config, output = read_config(lm_run), str(tmp_path / "run")
+    with pytest.raises(ValueError, match=f"--config.{key} is given, but --mode=finetune takes"):
+        finetune(lm_run, output, flags={}, changes=[], command="", config=config, given=[key])
+    with pytest.raises(ValueError, match="optimizer.momentum is given, but optimizer.name='adam'"):
+        finetune(lm_run, output, flags={}, changes=["optimizer.momentum=0.5"], command="")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 def test_the_default_output_stands_beside_the_run(lm_run, monkeypatch):
     folders = []
     monkeypatch.setattr(finetune_lib, "train", lambda _, folder, **__: folders.append(folder))

@@ -1,12 +1,15 @@
 """Lines in, lines out: order, empty lines, line ends, long lines, and what cannot be read."""
 
+import gzip
 import io
+import json
+import re
 import sys
 import types
 
 import pytest
 
-from layerdrop_jax.commands.generate import generate
+from layerdrop_jax.commands.generate import generate, read_inputs
 
 SOURCES = ["three two", "", "nine", "one eight four", " ", "ten"]
 
@@ -79,6 +82,61 @@ def test_the_output_may_be_the_input(run, tmp_path, expected):
     assert path.read_text(encoding="utf-8") == expected
 
 
+def test_a_line_is_taken_as_it_stands_unless_json_is_asked_for(run, tmp_path, translate):
+    lines = ['"one two"', '"one\\ntwo"', '["one"]', "3"]
+    found = translated(run, tmp_path, "".join(line + "\n" for line in lines).encode())
+    assert found == "".join(text + "\n" for text in translate(lines)[0])
+    (tmp_path / "input").write_text("".join(line + "\n" for line in lines[:2]))
+    generate(run, str(tmp_path / "input"), str(tmp_path / "output"), input_format="jsonl")
+    wanted = translate(["one two", "one\ntwo"])[0]
+    assert (tmp_path / "output").read_text(encoding="utf-8") == "".join(t + "\n" for t in wanted)
+
+
+@pytest.mark.parametrize(
+    ("columns", "input_format", "line", "inputs"),
+    [
+        (None, "text", "a\tb", "a\tb"),
+        (None, "jsonl", '"a\\tb"', "a\tb"),
+        (("one",), "text", ' "a" ', (' "a" ',)),
+        (("one",), "text", "", ("",)),
+        (("one",), "jsonl", '"a\\tb"', ("a\tb",)),
+        (("one",), "jsonl", '["a"]', ("a",)),
+        (("one", "two"), "text", "a\tb", ("a", "b")),
+        (("one", "two"), "jsonl", '["a", "b\\tc"]', ("a", "b\tc")),
+        (("one", "two"), "jsonl", '{"two": "b", "one": "a"}', ("a", "b")),
+        (("one",), "text", "a\tb", "line 2 has 2 texts, and the network was trained on 1 (one)"),
+        (("one", "two"), "text", "a", "line 2 has 1 texts, and the network was trained on 2 (one"),
+        (("one", "two"), "text", "", "line 2 has 1 texts"),
+        (("one", "two"), "text", "a\tb\tc", "line 2 has 3 texts"),
+        (("one", "two"), "jsonl", '"a\\tb"', "line 2 has 1 texts"),
+        (("one", "two"), "jsonl", '{"two": "b"}', "line 2 has the names two, and the network was "),
+        (None, "jsonl", '["a", "b"]', "line 2: [\"a\", \"b\"] has 2 texts"),
+        (None, "jsonl", "a", "line 2: --input_format=jsonl, and this is not JSON"),
+        (None, "jsonl", "", "line 2: --input_format=jsonl, and this is not JSON"),
+        (None, "jsonl", "3", "line 2: 3 is no text"),
+        (None, "jsonl", "null", "line 2: null is no text"),
+        (None, "jsonl", '"\\ud800"', "line 2: \"\\ud800\" is no text: surrogates not allowed"),
+    ],
+)  # fmt: skip
+def test_what_an_input_is(tmp_path, columns, input_format, line, inputs):
+    first = "\t".join(columns or ("x",)) if input_format == "text" else json.dumps(columns or "x")
+    path = tmp_path / "input"
+    path.write_text(f"{first}\n{line}\n")
+    if isinstance(inputs, str) and inputs.startswith("line 2"):
+        with pytest.raises(ValueError, match=re.escape(inputs)) as caught:
+            read_inputs(str(path), input_format, columns)
+        assert f"--input={path}" in str(caught.value)
+        assert len(str(caught.value).splitlines()) == 1
+    else:
+        assert read_inputs(str(path), input_format, columns)[1] == inputs
+
+
+def test_a_compressed_input_is_read_by_its_suffix(tmp_path):
+    path = tmp_path / "input.gz"
+    path.write_bytes(gzip.compress("ü\n\n".encode()))
+    assert read_inputs(str(path), "text", None) == ["ü", ""]
+
+
 # What is refused
 
 
@@ -92,7 +150,7 @@ def refused(error, run, *paths):
 def test_text_that_is_not_utf8_is_named_by_its_line(run, tmp_path):
     (tmp_path / "input").write_bytes(b"one\ntwo \xff\n")
     message = refused(ValueError, run, tmp_path / "input", tmp_path / "output")
-    assert "input, line 2 is not UTF-8: invalid start byte at byte 4" in message
+    assert "input, line 2: not UTF-8 (byte 0xff at position 5 of the line)" in message
     assert not (tmp_path / "output").exists()
 
 

@@ -34,7 +34,7 @@ def folder(tmp_path):
     folder.mkdir()
     rows = "".join(f"{n}\t{'yes' if n % 3 else 'no'}\ttext {n}\n" for n in range(30))
     (folder / "train.tsv").write_text(f"id\tlabel\tsentence\n{rows}")
-    (folder / "dev.tsv").write_text("label\tcontent\nno\tü\n")
+    (folder / "dev.tsv").write_text("label\tsentence\nno\tü\n")
     return folder
 
 
@@ -227,17 +227,44 @@ def test_saved_names_come_back_in_their_order(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no label names at .*labels.json"):
         labelled.load_labels(tmp_path)
     for names in (("yes", "ü", "no"), ()):
-        labelled.save_labels(tmp_path, names)
+        head = labelled.Head(names, ("question", "passage"))
+        labelled.save_head(tmp_path, head)
+        assert labelled.load_head(tmp_path) == head
         assert labelled.load_labels(tmp_path) == names
     for content, message in (
         ("[", r"labels.json is not JSON"),
-        ('{"a": 1}', r"labels.json is not a list of names"),
-        ("[0, 1]", r"labels.json is not a list of names"),
-        ('["a", "a"]', r"labels.json names too few classes, or one of them twice"),
+        ('{"a": 1}', r"labels.json is no object with labels and columns"),
+        ("[0, 1]", r"labels.json: labels is not a list of names"),
+        ('["a", "a"]', r"labels.json: labels has a name twice"),
+        ('["a"]', r"labels.json names one class"),
+        ('{"labels": ["a", "b"], "columns": []}', r"labels.json names 0 texts"),
+        ('{"labels": ["a", "b"], "columns": ["c", "c"]}', r"labels.json: columns has a name twice"),
     ):
         (tmp_path / "labels.json").write_text(content)
         with pytest.raises(ValueError, match=message):
             labelled.load_labels(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("texts", "columns"), [(("a",), ("text",)), (("a", "b"), ("text1", "text2"))]
+)
+def test_a_list_of_labels_alone_is_an_earlier_version_s(tmp_path, texts, columns):
+    labelled.save_examples(tmp_path, "valid", [Example(texts, "yes")])
+    (tmp_path / "labels.json").write_text('["no", "yes"]')
+    assert labelled.load_head(tmp_path) == (("no", "yes"), columns)
+
+
+def test_texts_are_found_by_their_names(tmp_path):
+    (tmp_path / "train.tsv").write_text("label\tquestion\tpassage\nyes\tq\tp\n")
+    (tmp_path / "dev.tsv").write_text("id\tpassage\tlabel\tquestion\n7\tP\tno\tQ\n")
+    config = make_config(dataset="tsv", path=str(tmp_path))
+    assert labelled.text_columns(config) == ("question", "passage")
+    assert labelled.load_examples(config, "train") == [Example(("q", "p"), "yes")]
+    assert labelled.load_examples(config, "valid") == [Example(("Q", "P"), "no")]
+    for header in ("label\tquestion\tanswer", "label\tquestion\tid"):
+        (tmp_path / "dev.tsv").write_text(header + "\nno\tQ\t7\n")
+        with pytest.raises(ValueError, match=r"dev.tsv has the texts .*question, passage"):
+            labelled.load_examples(config, "valid")
 
 
 def test_sst2(data_dir, monkeypatch):

@@ -253,6 +253,9 @@ def test_a_runs_folder_holds_its_evaluation_text(tmp_path):
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["valid.de", "valid.en"]
     again = load_eval_text(tmp_path, "valid", languages=("en", "de"))
     assert again == [*pairs[:2], ("a b", "\u00a0c")]
+    marked = [("\ufeff\ufeffone", "\ufeffeins"), ("\ufefftwo", "zwei")]
+    save_eval_text(tmp_path, "valid", marked, languages=("en", "de"))
+    assert load_eval_text(tmp_path, "valid", languages=("en", "de")) == marked
     with pytest.raises(FileNotFoundError, match=r"test.en"):
         load_eval_text(tmp_path, "test", languages=("en", "de"))
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from layerdrop_jax.data import summaries, tokenizers
-from layerdrop_jax.data.datasets.text import quoted_text
 from layerdrop_jax.symbols import EOS
 
 SIZES = {"vocab_size": 331, "batch_rows": 2, "max_source": 7, "max_target": 5}
@@ -76,17 +75,3 @@ def test_cnn_dailymail_says_how_it_is_prepared(tmp_path):
         FileNotFoundError, match="cnn_dailymail is not prepared in .*:demo needs no"
     ):
         summaries.load_pairs(config, "train")
-
-
-@pytest.mark.parametrize(
-    ("line", "text"),
-    [
-        ('"def f():\\n  pass"', "def f():\n  pass"),
-        ('"Yes", he said', '"Yes", he said'),
-        ('"\\ud800"', '"\\ud800"'),
-        ("3", "3"),
-        ("", ""),
-    ],
-)
-def test_a_line_that_is_a_json_string_stands_for_its_text(line, text):
-    assert quoted_text(line) == text

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
+from layerdrop_jax import files
 from layerdrop_jax.runs import metrics
 from layerdrop_jax.training.progress_line import Progress, Window
 
@@ -32,6 +33,15 @@ def test_a_line_is_on_the_disk_before_write_returns(tmp_path):
     (line,) = lines_of(tmp_path / "new" / "run")
     assert json.loads(line) == {"kind": "train", "step": 3, "loss": 0.5, "words": 7, "note": "x"}
     writer.close()
+
+
+def test_a_record_is_json_for_every_reader():
+    record = {"a": float("nan"), "b": [np.float32("inf"), 1], "c": {"d": -np.inf, "e": "NaN"}}
+    text = files.to_json(record | {"f": True, "g": None, "h": np.int64(3)})
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        **{"a": None, "b": [None, 1], "c": {"d": None, "e": "NaN"}},
+        **{"f": True, "g": None, "h": 3},
+    }
 
 
 def test_every_json_reader_can_read_it(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 from layerdrop_jax.runs import settings
 from layerdrop_jax.step.dropping import describe_rates
+from layerdrop_jax.step.optimizers import make_optimizer
 from tests import tiny_run
 
 
@@ -92,7 +93,7 @@ def test_sections_become_dataclasses():
             "model.encoder_layers=3 is not a multiple of model.share_layers=2",
         ),
         (lm(model={"encoder_layers": 2}), "section model has no 'encoder_layers': it has activ"),
-        (lm(drop={"encoder": 0.1}), "section drop has no 'encoder': it has decoder, exact"),
+        (lm(drop={"encoder": 0.1}), "section drop has no 'encoder': it has decoder"),
         (lm(drop={"decoder": -0.1}), r"drop.decoder=-0.1 is not in \[0, 1\]"),
         (lm(drop={"protect": "4"}), "drop.protect='4', decoder: cannot protect layer 4"),
         (
@@ -262,3 +263,80 @@ def test_a_text_that_looks_like_a_number_stays_a_text(text):
     config = {"prune": {"decoder": "all"}}
     found = settings.change(config, [f"prune.decoder={text}"])
     assert found == {"prune": {"decoder": text}}
+
+
+# Keys that are given and not read
+
+NAG = {"name": "nag"}
+MASKED = tiny_run.tiny_masked_config(pathlib.Path("no-folder-is-read"))
+
+
+@pytest.mark.parametrize(
+    ("config", "key", "why"),
+    [
+        (changed(data={"dataset": "cldr"}), "data.path", "data.dataset='cldr'"),
+        (changed(), "data.seed", "data.dataset='text'"),
+        (lm(data={"dataset": "pystdlib"}), "data.path", "data.dataset='pystdlib'"),
+        (changed(), "optimizer.momentum", "optimizer.name='adam'"),
+        (changed(optimizer=NAG), "optimizer.epsilon", "optimizer.name='nag'"),
+        (changed(), "optimizer.power", "optimizer.schedule='cosine'"),
+        (changed(), "drop.over_steps", "drop.over_time='constant'"),
+        (changed(), "drop.score_rate", "drop.score_units=0"),
+        (changed(), "drop.teach", "drop.method='layerdrop'"),
+        (changed(), "model.drop_path_rows", "model.drop_path=0"),
+        (changed(), "model.drop_block_size", "model.drop_block=0"),
+        (changed(), "init.temperature", "init.distill=0"),
+        (changed(decode={"normalize": False}), "decode.length_penalty", "decode.normalize=False"),
+        (lm(decode={"temperature": 0}), "decode.top_p", "decode.temperature=0"),
+        (lm(model={"adaptive_cutoffs": ""}), "model.adaptive_factor", "adaptive_cutoffs is empty"),
+        (MASKED, "model.pooler_dropout", "model.num_classes=0"),
+    ],
+)
+def test_a_key_that_nothing_reads_is_named_with_the_reason(config, key, why):
+    parsed = settings.parse(config)
+    with pytest.raises(ValueError, match=f"--config.{key} is given, but .*{why}") as caught:
+        settings.check_read(["train.steps", key], parsed)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_keys_that_are_read_pass():
+    joined = {"dataset": "pystdlib+sst2"}
+    everything = settings.flatten(changed())
+    parsed = settings.parse(changed(data={"dataset": "cldr"}))
+    assert set(settings.unread(parsed)) < set(everything)
+    for config, keys in (
+        (changed(), ["data.path", "data.data_dir", "optimizer.period_updates"]),
+        (changed(data={"dataset": "cldr"}), ["data.seed"]),
+        (MASKED | {"data": MASKED["data"] | joined}, ["data.path"]),
+        (lm(optimizer=NAG | {"schedule": "polynomial"}), ["optimizer.momentum", "optimizer.power"]),
+        (changed(drop={"over_time": "warm-up"}), ["drop.over_steps"]),
+        (changed(drop={"score_units": 3}), ["drop.score_rate"]),
+        (lm(), ["model.adaptive_factor", "decode.top_p", "decode.seed"]),
+    ):
+        settings.check_read(keys, settings.parse(config))
+
+
+@pytest.mark.parametrize("name", ["adam", "nag"])
+@pytest.mark.parametrize("schedule", ["inverse_sqrt", "cosine", "polynomial"])
+def test_what_an_optimizer_does_not_read_changes_none_of_its_updates(name, schedule):
+    own = {"name": name, "schedule": schedule, "rate": 0.1, "warmup_updates": 2, "min_rate": 0.01}
+    own |= {"period_updates": 5, "warmup_init_rate": 1e-3}
+    others = {"momentum": 0.5, "beta1": 0.5, "beta2": 0.5, "epsilon": 0.1, "min_rate": 0.02}
+    others |= {"period_updates": 3, "period_mult": 2.0, "period_shrink": 0.5, "power": 2.0}
+
+    def updates(**values):
+        config = settings.parse(changed(optimizer=own | values)).optimizer
+        optimizer, _ = make_optimizer(config)
+        params = {"w": np.float32([1.0, -2.0])}
+        state, found = optimizer.init(params), []
+        for step in range(12):
+            grads = {"w": np.float32([0.1 * step - 0.3, 1.0])}
+            update, state = optimizer.update(grads, state, params)
+            found.append(np.asarray(update["w"]))
+        return np.stack(found)
+
+    unread = settings.unread(settings.parse(changed(optimizer=own)))
+    before = updates()
+    for key, value in others.items():
+        same = np.array_equal(before, updates(**{key: value}))
+        assert same == (f"optimizer.{key}" in unread), key

@@ -1,6 +1,7 @@
 """A pre-trained encoder, whole or cut, that learns classes or numbers; its labels and its head."""
 
 import json
+import re
 import shutil
 
 import jax
@@ -11,6 +12,7 @@ from flax import nnx
 from layerdrop_jax.commands import finetune as finetune_lib
 from layerdrop_jax.commands.evaluate import evaluate
 from layerdrop_jax.commands.finetune import adopt, finetune
+from layerdrop_jax.commands.generate import generate
 from layerdrop_jax.data import labelled, pipeline, tokenizers
 from layerdrop_jax.depth import scorer
 from layerdrop_jax.depth.prune import prune
@@ -308,22 +310,62 @@ def test_the_labels_stay_with_the_head(cut, tmp_path):
 
 def test_an_answer_names_the_label(cut):
     run = load_run(cut)
-    lines = ["one two", "ten nine eight\tone"]
-    answers = list(map(json.loads, classification.answer(run, lines)))
-    examples = [labelled.Example(tuple(line.split("\t")), "low") for line in lines]
+    texts = [("one two",), ("ten nine eight",)]
+    assert classification.columns(run) == ("one",)
+    answers = list(map(json.loads, classification.answer(run, texts)))
+    examples = [labelled.Example(of_line, "low") for of_line in texts]
     rows = labelled.prepare_examples(run.settings.data, run.tokenizer, examples, tiny_run.LABELS)
     shares = np.asarray(jax.nn.softmax(logits_of(run, rows)))
     for found, shares_C in zip(answers, shares, strict=True):
         assert list(found["probabilities"]) == list(tiny_run.LABELS)
         np.testing.assert_allclose(list(found["probabilities"].values()), shares_C, atol=2e-6)
         assert found["label"] == tiny_run.LABELS[shares_C.argmax()]
-    with pytest.raises(ValueError, match=r"^line 2 has 3 texts with tabs between, not 1 or 2$"):
-        classification.answer(run, ["one", "one\ttwo\tthree"])
     assert classification.answer(run, []) == []
 
 
+@pytest.mark.parametrize("name", ["cut", "regression"])
+def test_the_score_is_that_of_the_file_that_generate_writes(name, request, tmp_path):
+    """With blank texts, texts in quotation marks, and one that is too long."""
+    folder = shutil.copytree(request.getfixturevalue(name), tmp_path / "run")
+    examples = labelled.load_saved_examples(folder, "valid")
+    count, label = len(examples[0].texts), examples[0].label
+    odd = ["", '"one"', '"one two"', " ", "ten " * 40]
+    examples += [labelled.Example((text,) * count, label) for text in odd]
+    labelled.save_examples(folder, "valid", examples)
+    found = evaluate(folder)[0]
+    lines = ["\t".join(example.texts) + "\n" for example in examples]
+    (tmp_path / "input").write_text("".join(lines))
+    generate(folder, str(tmp_path / "input"), str(tmp_path / "output"))
+    answers = [json.loads(line) for line in (tmp_path / "output").read_text().splitlines()]
+    labels = [example.label for example in examples]
+    assert found["examples"] == len(answers) == 66
+    if name == "cut":
+        right = [answer["label"] == label for answer, label in zip(answers, labels, strict=True)]
+        assert found["score"] == pytest.approx(100 * np.mean(right))
+    else:
+        values = [answer["value"] for answer in answers]
+        assert found["score"] == pytest.approx(100 * np.corrcoef(values, labels)[0, 1], rel=1e-4)
+
+
+def test_an_input_has_as_many_texts_as_those_of_training(cut, regression, tmp_path):
+    for folder, line, message in (
+        (cut, "one\ttwo", "line 1 has 2 texts, and the network was trained on 1 (one)"),
+        (regression, "one two", "line 1 has 1 texts, and the network was trained on 2 (one, two)"),
+    ):
+        (tmp_path / "input").write_text(line + "\n")
+        with pytest.raises(ValueError, match=re.escape(message)):
+            generate(folder, str(tmp_path / "input"), str(tmp_path / "output"))
+
+
+def test_a_split_without_examples_has_no_score(cut, tmp_path):
+    folder = shutil.copytree(cut, tmp_path / "run")
+    (folder / "data" / "test.jsonl").write_text("")
+    with pytest.raises(ValueError, match="the test split has nothing to score: .*data has no"):
+        evaluate(folder)
+
+
 def test_a_text_that_is_too_long_is_told(cut, caplog):
-    classification.answer(load_run(cut), ["one", "one two " * 20])
+    classification.answer(load_run(cut), [("one",), ("one two " * 20,)])
     assert "1 lines have more than 19 tokens: their end was cut off" in caplog.text
 
 
@@ -350,10 +392,11 @@ def test_a_regression_is_scored_by_its_correlation(regression):
 
 def test_an_answer_of_a_regression_is_its_number(regression):
     run = load_run(regression)
-    line = "one\ttwo three"
-    (answer,) = map(json.loads, classification.answer(run, [line]))
+    texts = ("one", "two three")
+    assert classification.columns(run) == ("one", "two")
+    (answer,) = map(json.loads, classification.answer(run, [texts]))
     rows = labelled.prepare_examples(
-        run.settings.data, run.tokenizer, [labelled.Example(tuple(line.split("\t")), 0.0)], ()
+        run.settings.data, run.tokenizer, [labelled.Example(texts, 0.0)], ()
     )
     assert answer == {"value": pytest.approx(float(logits_of(run, rows)[0, 0]), rel=1e-4)}
 
@@ -392,6 +435,23 @@ def test_other_labels_than_the_heads_are_refused(cut, tmp_path):
     write_config(begun, theirs)
     message = refused(begun, tmp_path / "run", config)
     assert "has the labels high, low, middle, and tsv has high, low, medium: start" in message
+
+
+def test_other_texts_than_the_heads_are_refused(cut, tmp_path):
+    text = tiny_run.write_labelled(tmp_path / "text", SPLITS)
+    for path in text.glob("*.tsv"):
+        path.write_text(path.read_text(encoding="utf-8").replace("label\tone", "label\tother"))
+    config = tiny_run.tiny_classification_config(text, **QUICK)
+    begun = shutil.copytree(cut, tmp_path / "begun")
+    theirs = read_config(begun)
+    theirs["data"]["path"] = str(text)
+    (begun / "config.json").write_text(json.dumps(theirs))
+    assert "has the columns one, and tsv has other" in refused(begun, tmp_path / "run", config)
+    (begun / "labels.json").write_text(
+        json.dumps(tiny_run.LABELS)
+    )  # an earlier version's: no names
+    tune(begun, tmp_path / "run", config, "train.steps=1")
+    assert labelled.load_head(tmp_path / "run") == (tiny_run.LABELS, ("other",))
 
 
 def test_a_head_of_another_size_than_the_labels_is_refused(parent, config, tmp_path):
@@ -452,7 +512,7 @@ def test_an_output_that_began_otherwise_is_left_alone(parent, cut, config):
     [
         ("test", ("low", "lower"), "the label 'lower' is not among those of training, high, low"),
         ("dev", ("label", "id"), "the validation split of tsv has no labels: its file needs"),
-        ("dev", None, "have 1 texts in the training split and 2 in valid: give every file"),
+        ("dev", None, "dev.tsv has the texts one, two, and the training split has one"),
     ],
 )
 def test_what_could_not_be_scored_is_refused_before_training(

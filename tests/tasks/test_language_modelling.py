@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from flax import nnx
 
 from layerdrop_jax.commands.evaluate import evaluate
+from layerdrop_jax.commands.generate import generate
 from layerdrop_jax.data import streams, tokenizers
 from layerdrop_jax.decoding.sampling import filter_log_probs
 from layerdrop_jax.depth.prune import prune
@@ -203,10 +205,47 @@ def test_another_seed_samples_another_text(run):
     assert len(texts) == 5
 
 
-def test_an_answer_is_json_and_a_prompt_may_be(run):
-    lines = ["one two", r'"one\ntwo"', '"no json']
-    answers = [json.loads(line) for line in answer(run, lines)]
-    assert [a["prompt"] for a in answers] == ["one two", "one\ntwo", '"no json']
+def test_the_score_is_that_of_the_file_that_generate_writes(run, folder, tmp_path):
+    """How often the likeliest next word is right: by the rows of evaluation, and by lines."""
+    texts = [
+        '"one two three four"',
+        "five six seven",
+        '"',
+        '"eight nine ten"',
+        "",
+        "two three four",
+    ]
+    log_probs, lines, wanted, right = log_probs_of(run), [], [], []
+    for text in texts:
+        tokens, offsets = tokenizers.encode_texts(run.tokenizer, [text])
+        (row,) = streams.Windows(tokens, offsets, length=29, context=0, break_mode="none")
+        log_p_TxV = np.array(log_probs(row["input"][None]))[0]
+        log_p_TxV[:, PAD] = -np.inf
+        for place in range(len(tokens)):
+            best = int(np.argmax(log_p_TxV[place]))
+            right.append(best == row["target"][place])
+            wanted.append(language_modelling._text(run, [best]))
+            lines += tokenizers.decode(run.tokenizer, [tokens[:place]])
+    (tmp_path / "input").write_text("".join(line + "\n" for line in lines))
+    changes = ["decode.temperature=0", "decode.max_tokens=1", "decode.stop_at_eos=false"]
+    generate(folder, str(tmp_path / "input"), str(tmp_path / "output"), changes=changes)
+    answers = [json.loads(line) for line in (tmp_path / "output").read_text().splitlines()]
+    assert [answer["prompt"] for answer in answers] == lines
+    assert [answer["continuation"] for answer in answers] == wanted
+    assert any(right)  # otherwise there were no score to compare
+
+
+def test_a_split_without_text_has_no_score(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "run")
+    (copy / "data" / "test.jsonl").write_text("")
+    with pytest.raises(ValueError, match="the test split has nothing to score: it has no text"):
+        evaluate(copy)
+
+
+def test_an_answer_is_json_and_its_prompt_as_it_was_given(run):
+    prompts = ["one two", "one\ntwo", '"in quotation marks"']
+    answers = [json.loads(line) for line in answer(run, prompts)]
+    assert [a["prompt"] for a in answers] == prompts
     assert all(isinstance(a["continuation"], str) and len(a) == 2 for a in answers)
 
 

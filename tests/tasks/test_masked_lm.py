@@ -12,7 +12,8 @@ import pytest
 from flax import nnx
 
 from layerdrop_jax.commands.evaluate import evaluate
-from layerdrop_jax.data import pipeline, tokenizers
+from layerdrop_jax.commands.generate import generate
+from layerdrop_jax.data import pipeline, pretraining, tokenizers
 from layerdrop_jax.depth import frontier, importance, latency
 from layerdrop_jax.depth.prune import prune
 from layerdrop_jax.depth.scorer import Scorer, floor_nats
@@ -203,6 +204,35 @@ def test_what_is_known_without_looking_is_the_entropy_of_what_is_asked(run):
     assert floor_nats(run) == pytest.approx(-np.sum(shares * np.log(shares)))
 
 
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_a_split_in_which_nothing_is_masked_is_known_before_training(tmp_path, monkeypatch, split):
+    text = tiny_run.write_lines(tmp_path / "text")
+    (text / f"{split}.txt").write_text("one\n")
+    draw = masking.row_keys
+    monkeypatch.setattr(masked_lm, "targets", lambda batch: without_short_rows(draw, batch))
+    with pytest.raises(ValueError, match=f"the {split} split has nothing to score: .*masked"):
+        train(tiny_run.tiny_masked_config(text), tmp_path / "run", command="")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def without_short_rows(draw, batch):
+    """As by a draw that hides nothing of a row with few tokens."""
+    masked = masking.mask_tokens(draw(None, batch), batch["tokens"], 331)
+    long_B = (np.asarray(batch["tokens"]) != PAD).sum(axis=1) > 4
+    return masked.target_BxM, (np.asarray(masked.weight_BxM) > 0) & long_B[:, None]
+
+
+def test_a_score_of_nothing_is_an_error_and_no_number(masked_run, monkeypatch):
+    found = load_run(masked_run)
+    monkeypatch.setattr(masking, "SHARE", 0.0)  # floor(0 + u) tokens of a row
+    data = dataclasses.replace(found.settings.data, batch_rows=5)  # nothing compiled before
+    measure = masked_lm.make_measure(
+        found._replace(settings=dataclasses.replace(found.settings, data=data))
+    )
+    with pytest.raises(ValueError, match="the valid split has nothing to score"):
+        measure("valid")
+
+
 # Filling masks in
 
 
@@ -226,6 +256,32 @@ def test_masks_are_filled_by_the_likeliest_words(run, log_probs):
     assert answer["text"] == tokenizers.decode(run.tokenizer, [wanted[1:]])[0]
     assert answer["text"].startswith("one two")
     assert " four\tfive" in answer["text"]
+
+
+def test_the_score_is_that_of_the_file_that_generate_writes(run, masked_run, log_probs, tmp_path):
+    """Of each word of some lines, hidden in turn: its likeliest word by the rows of evaluation."""
+    texts = ['"one two three"', "four five six", '"', '"seven']
+    lines, wanted = [], []
+    for text in texts:
+        (ids,) = tokenizers.encode(run.tokenizer, [text])
+        row = pretraining.prepare_blocks(run.settings.data, run.tokenizer, [text])[0]["tokens"]
+        for place in range(len(ids)):
+            pieces = tokenizers.decode(run.tokenizer, [ids[:place], ids[place + 1 :]])
+            lines.append(f"{MASK}".join(pieces))
+            hidden = np.full((1, 32), PAD, np.int32)
+            hidden[0, : len(row)] = row
+            hidden[0, 1 + place] = 330
+            log_p_V = log_probs(hidden)[0, 1 + place]
+            best = 4 + int(np.argmax(log_p_V[4:330]))
+            (word,) = tokenizers.decode(run.tokenizer, [[best]])
+            wanted.append((word, float(np.exp(log_p_V[best]))))
+    (tmp_path / "input").write_text("".join(line + "\n" for line in lines))
+    generate(masked_run, str(tmp_path / "input"), str(tmp_path / "output"))
+    answers = [json.loads(line) for line in (tmp_path / "output").read_text().splitlines()]
+    best = [answer["masks"][0][0] for answer in answers]
+    assert [one["token"] for one in best] == [word for word, _ in wanted]
+    np.testing.assert_allclose([b["probability"] for b in best], [p for _, p in wanted], atol=2e-6)
+    assert len({round(share, 4) for _, share in wanted}) > 4  # or other ids had the same ones
 
 
 def test_what_follows_a_mask_is_there_though_an_end_were_likelier(run):

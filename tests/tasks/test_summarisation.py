@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import shutil
 
 import pytest
 
@@ -65,6 +66,25 @@ def test_the_answers_kept_are_those_scored(run):
     assert test["sentences"] == len(hypotheses)
 
 
+def test_the_score_is_that_of_the_file_that_generate_writes(run, tmp_path):
+    """With blank lines, and lines in quotation marks."""
+    folder = shutil.copytree(run, tmp_path / "run")
+    for language, odd in (("en", ["", '"one two"', '"']), ("de", ["", '"eins zwei"', '"'])):
+        path = folder / "data" / f"test.{language}"
+        lines = [line for pair in zip(lines_of(path), odd * 4, strict=True) for line in pair]
+        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    (found,) = evaluate(folder)
+    generate(folder, str(folder / "data" / "test.en"), str(tmp_path / "output"))
+    answers = lines_of(tmp_path / "output")
+    expected = rouge(answers, lines_of(folder / "data" / "test.de"))._asdict()
+    assert {name: found[name] for name in expected} == expected
+    assert answers[1] == ""
+    # The way of scoring is the config's, and may change.
+    evaluate(folder, changes=["evaluate.rouge_tokenizer=characters"])
+    signature = of_kind(folder, "test")[-1]["signature"]
+    assert "tok:characters" in signature
+
+
 def test_every_depth_has_all_scores(run):
     (test,) = of_kind(run, "test")
     whole, half = of_kind(run, "depth")
@@ -96,9 +116,9 @@ def test_the_search_obeys_its_limits(run):
 
 
 def test_a_json_line_is_a_text_of_several_lines(run, tmp_path):
-    lines = ["one two", json.dumps("one\n  two"), ""]
+    lines = [json.dumps(text) for text in ("one two", "one\n  two", "")]
     (tmp_path / "input").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    generate(run, str(tmp_path / "input"), str(tmp_path / "output"))
+    generate(run, str(tmp_path / "input"), str(tmp_path / "output"), input_format="jsonl")
     plain, quoted, empty = lines_of(tmp_path / "output")
     assert plain == quoted  # white space of any length is one space to the tokenizer
     assert empty == ""

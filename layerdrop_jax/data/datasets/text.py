@@ -10,7 +10,6 @@ import abc
 import dataclasses
 import gzip
 import hashlib
-import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from types import MappingProxyType
 import tensorflow_datasets as tfds
 
 SPLITS = ("train", "valid", "test")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -205,33 +205,40 @@ def find_file(folder: str | os.PathLike, name: str) -> str:
     raise FileNotFoundError(f"neither {name} nor {name}.gz is in {folder}")
 
 
-def read_lines(path: str | os.PathLike) -> list[str]:
-    """The lines of a UTF-8 file, plain or gzip, without line ends (LF or CR LF).
+def read_lines(path: str | os.PathLike, *, marked: bool = True) -> list[str]:
+    """Reads the lines of a UTF-8 file, plain or gzip, without line ends (LF or CR LF).
+
+    Args:
+      path: the file; one that ends in .gz is decompressed.
+      marked: whether byte-order marks at the head are left out. The files of a run's folder have
+        none of their own, so there they are text.
 
     Raises:
       ValueError: bytes that are not UTF-8 (names the line), or a damaged gzip file.
     """
-    return list(iterate_lines(path))
+    return list(iterate_lines(path, marked=marked))
 
 
-def iterate_lines(path: str | os.PathLike) -> Iterator[str]:
+def iterate_lines(path: str | os.PathLike, *, marked: bool = True) -> Iterator[str]:
     """Yields what `read_lines` returns, and raises what it raises, a line at a time."""
     try:
         with gzip.open(path) if str(path).endswith(".gz") else open(path, "rb") as file:
-            yield from decode_lines(file, path)
+            yield from decode_lines(file, path, marked=marked)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is not a whole gzip file: {error}") from error
 
 
-def decode_lines(lines: Iterable[bytes], name: str | os.PathLike) -> Iterator[str]:
-    """Yields lines of UTF-8 as text, without line ends and without a byte-order mark.
+def decode_lines(
+    lines: Iterable[bytes], name: str | os.PathLike, *, marked: bool = True
+) -> Iterator[str]:
+    """Yields lines of UTF-8 as text, without line ends and byte-order marks, see `read_lines`.
 
     Raises:
       ValueError: bytes that are not UTF-8; the message has `name` and the line.
     """
     for number, line in enumerate(lines, start=1):
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
+        while number == 1 and marked and line.startswith(BYTE_ORDER_MARK):
+            line = line.removeprefix(BYTE_ORDER_MARK)
         line = line.removesuffix(b"\n").removesuffix(b"\r")
         try:
             yield line.decode("utf-8")
@@ -242,32 +249,19 @@ def decode_lines(lines: Iterable[bytes], name: str | os.PathLike) -> Iterator[st
             ) from None
 
 
-def quoted_text(line: str) -> str:
-    """The text that a line stands for: what it says as a JSON string, or else the line itself.
-
-    So a text of several lines can stand in one: "def f(x):\\n    return x".
-    """
-    if line.startswith('"'):
-        try:
-            content = json.loads(line)
-            content.encode()  # half of a surrogate pair is no text
-        except ValueError:
-            return line
-        return content
-    return line
-
-
 def read_parallel(
-    folder: str | os.PathLike, stem: str, source: str, target: str
+    folder: str | os.PathLike, stem: str, source: str, target: str, *, marked: bool = True
 ) -> Iterator[tuple[str, str]]:
-    """The sentence pairs of `stem.source` and `stem.target` in `folder`.
+    """Reads the sentence pairs of `stem.source` and `stem.target` in `folder`.
+
+    `marked` is as in `read_lines`.
 
     Raises:
       FileNotFoundError: a missing file.
       ValueError: an empty file, files of different lengths, or text that is not UTF-8.
     """
     paths = [find_file(folder, f"{stem}.{language}") for language in (source, target)]
-    sides = [read_lines(path) for path in paths]
+    sides = [read_lines(path, marked=marked) for path in paths]
     check_parallel(paths, sides)
     return zip(*sides, strict=True)
 

@@ -5,6 +5,7 @@ Nothing is quoted: a quotation mark in a field is a character like any other.
 
 import math
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -32,12 +33,7 @@ def read_tsv(path: str | os.PathLike) -> list[dict[str, str]]:
         lines.pop()
     if not lines:
         raise ValueError(f"{path} is empty: it needs a header and a line for each example")
-    names = lines[0].split("\t")
-    if not all(names) or len(set(names)) < len(names):
-        raise ValueError(
-            f"{path}, line 1: {lines[0]!r:.80} is no header; it needs the columns' names, each "
-            "once, with tabs between them"
-        )
+    names = _header(path, lines[0])
     if len(lines) == 1:
         raise ValueError(f"{path} has a header and nothing below it")
     rows = []
@@ -52,34 +48,72 @@ def read_tsv(path: str | os.PathLike) -> list[dict[str, str]]:
     return rows
 
 
-def read_labelled(path: str | os.PathLike) -> list[tuple[tuple[str, ...], str | float | None]]:
+def _header(path, line: str) -> list[str]:
+    names = line.split("\t")
+    if not all(names) or len(set(names)) < len(names):
+        raise ValueError(
+            f"{path}, line 1: {line!r:.80} is no header; it needs the columns' names, each "
+            "once, with tabs between them"
+        )
+    return names
+
+
+def text_columns(path: str | os.PathLike) -> tuple[str, ...]:
+    """Reads which columns of a file are texts: one or two names, in the file's order.
+
+    Raises:
+      what `read_labelled` raises of a header.
+    """
+    texts, _ = _columns(path, _header(path, next(text.iterate_lines(path), "")))
+    return texts
+
+
+def _columns(path, names: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
+    """The names of a file's texts, and that of its label's column, None where it has none."""
+    texts = tuple(name for name in names if name not in NUMBERING and name not in LABELS)
+    given = [name for name in LABELS if name in names]
+    if len(texts) not in (1, 2) or len(given) > 1:
+        raise ValueError(
+            f"{path} has the columns {', '.join(names)}; it needs `label` (or `score`, a number) "
+            "and one or two texts"
+        )
+    return texts, given[0] if given else None
+
+
+def read_labelled(
+    path: str | os.PathLike, columns: tuple[str, ...] = ()
+) -> list[tuple[tuple[str, ...], str | float | None]]:
     """The (texts, label) of each line: texts to be classified, one or two.
 
     The column `label` has the names of classes; a column `score` instead has numbers, for a
     regression. Columns named `idx`, `index` or `id` are passed over, and the one or two that are
-    left are the texts, in their order and under any name. Without `label` and `score`, labels
-    are None.
+    left are the texts, under any name and in their order or, with `columns`, in the order of
+    these. Without `label` and `score`, labels are None.
+
+    Args:
+      path: the file.
+      columns: the names of the texts that it must have, in whatever order; () takes any.
 
     Raises:
-      what `read_tsv` raises, and ValueError: other than one or two texts, an empty label, a
-        score that is no number which float32 holds.
+      what `read_tsv` raises, and ValueError: other than one or two texts, or other ones than
+        `columns`, an empty label, a score that is no number which float32 holds.
     """
     rows = read_tsv(path)
-    texts = [name for name in rows[0] if name not in NUMBERING and name not in LABELS]
-    given = [name for name in LABELS if name in rows[0]]
-    if len(texts) not in (1, 2) or len(given) > 1:
+    texts, given = _columns(path, list(rows[0]))
+    columns = columns or texts
+    if set(texts) != set(columns):
         raise ValueError(
-            f"{path} has the columns {', '.join(rows[0])}; it needs `label` (or `score`, a number) "
-            "and one or two texts"
+            f"{path} has the texts {', '.join(texts)}, and the training split has "
+            f"{', '.join(columns)}: give the columns of every file the same names"
         )
     examples = []
     for number, row in enumerate(rows, start=2):
-        label = row[given[0]] if given else None
+        label = row[given] if given else None
         if label == "":
-            raise ValueError(f"{path}, line {number}: the {given[0]} is empty")
-        if given == ["score"]:
+            raise ValueError(f"{path}, line {number}: the {given} is empty")
+        if given == "score":
             label = _finite(label, f"{path}, line {number}")
-        examples.append((tuple(row[name] for name in texts), label))
+        examples.append((tuple(row[name] for name in columns), label))
     return examples
 
 

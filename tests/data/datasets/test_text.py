@@ -56,6 +56,8 @@ def test_gzip_carriage_returns_a_byte_order_mark_and_no_last_line_end(folder, lo
     (folder / "valid.en.gz").write_bytes(gzip.compress(b"one\r\ntwo\r\n"))
     (folder / "valid.de").write_bytes("\ufeffeins\nzwei".encode())
     assert list(load("valid")) == [("one", "eins"), ("two", "zwei")]
+    (folder / "valid.de").write_bytes("\ufeff\ufeffeins\n\ufeffzwei".encode())
+    assert list(load("valid")) == [("one", "eins"), ("two", "\ufeffzwei")]
 
 
 def test_an_edited_file_is_never_served_stale(folder, load):

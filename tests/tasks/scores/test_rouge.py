@@ -2,8 +2,8 @@
 
 import pytest
 
+from layerdrop_jax.tasks.scores import rouge as rouge_lib
 from layerdrop_jax.tasks.scores.rouge import rouge
-from layerdrop_jax.tasks.summarisation import score
 
 REFERENCE = "the cats sat on the red mat"
 
@@ -28,10 +28,38 @@ def test_the_score_is_the_mean_over_examples_not_over_words():
     assert found[:3] == pytest.approx((100 / 3,) * 3)
 
 
-def test_a_task_s_record_has_all_three():
-    (record,) = score(["a b"], ["a b"])
-    assert list(record) == ["rouge_1", "rouge_2", "rouge_l", "signature"]
-    assert record["rouge_l"] == 100
+@pytest.mark.parametrize(
+    ("tokenizer", "text", "pieces"),
+    [
+        ("words", "Die Tür, ist ZU_2 हिन्दी", ["die", "tür", "ist", "zu", "2", "हिन्दी"]),
+        ("characters", "Tür हि。", ["t", "ü", "r", "हि"]),
+    ],
+)
+def test_tokenizers_for_every_script(tokenizer, text, pieces):
+    make, _ = rouge_lib.TOKENIZERS[tokenizer]
+    assert make().tokenize(text) == pieces
+
+
+@pytest.mark.parametrize("text", ["кошка сидит на коврике", "猫は敷物の上に座った"])
+def test_text_that_the_library_cannot_see_is_told_once_with_the_way_out(text, caplog):
+    rouge_lib._warn_once.cache_clear()
+    told = "evaluate.rouge_tokenizer=porter keeps"
+    for _ in range(2):
+        assert rouge([text], [text]).rouge_l == 0
+    rouge([text, "one"], ["two", text])
+    assert caplog.text.count(told) == 1
+    for tokenizer in ("words", "characters"):
+        found = rouge([text], [text], tokenizer=tokenizer)
+        assert found.rouge_l == 100
+        assert f"tok:{tokenizer}" in found.signature
+    assert caplog.text.count(told) == 1
+
+
+def test_text_that_the_library_sees_is_no_warning(caplog):
+    rouge_lib._warn_once.cache_clear()
+    rouge(["one"], ["Zwölf Boxkämpfer jagen Viktor, 12 Uhr"])
+    rouge(["one"], ["... !"])
+    assert not caplog.text
 
 
 def test_lines_without_references_are_refused():
