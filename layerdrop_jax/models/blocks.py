@@ -4,6 +4,7 @@ import dataclasses
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from layerdrop_jax.core.randomness import named_key
@@ -109,6 +110,15 @@ class BlockConfig:
     def depth(self, stack: str) -> int:
         """The number of layers of a stack, N."""
         return getattr(self, f"{stack}_layers")
+
+    def attention_flops(self, queries: int, keys: int) -> int:
+        """Counts the FLOPs of an attention sub-layer for one row, forward."""
+        projections = 4 * self.embed_dim**2 * (queries + keys)  # q and out; k and v
+        return projections + 4 * self.embed_dim * queries * keys  # scores, weighted values
+
+    def ffn_flops(self, tokens: int) -> int:
+        """Counts the FLOPs of a feed-forward sub-layer for one row, forward."""
+        return 4 * self.embed_dim * self.ffn_dim * tokens
 
     def stored_layers(self, stack: str) -> int:
         """The number of layers with weights of their own: the length of axis 0 of a stack."""
@@ -289,6 +299,72 @@ class Watch:
     def __init__(self, look):
         self.look = look
         self.seen = {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class How:
+    """How a network runs: which layers, what is dropped inside them, who looks on.
+
+    Attributes:
+      keep: bool[N] by stack; a stack that is absent runs whole.
+      groups: what is dropped inside the layers, by stack, see `EncoderLayer`; a stack that is
+        absent drops nothing there.
+      key: PRNG key of the dropouts; None, as in evaluation, drops nothing.
+      mode: how `skip_scan` runs the stacks.
+      watch: a `Watch`, or None.
+    """
+
+    keep: dict | None = None
+    groups: dict | None = None
+    key: jax.Array | None = None
+    mode: str = "skip"
+    watch: Watch | None = None
+
+    def named(self, name: str) -> "How":
+        """Returns the same with the key of a part of the network."""
+        return (
+            self if self.key is None else dataclasses.replace(self, key=named_key(self.key, name))
+        )
+
+    def kept(self, stack: str, num_layers: int):
+        """Returns which layers of a stack run, bool[N]."""
+        keep_N = (self.keep or {}).get(stack)
+        return jnp.ones(num_layers, bool) if keep_N is None else keep_N
+
+
+WHOLE = How()  # every layer, nothing dropped
+
+
+def run_layers(model, stack: str, x, layer_call, how: How):
+    """Runs a stack of a network by its name.
+
+    Args:
+      model: the network, with the stack under that name.
+      stack: its name.
+      x: what enters the first layer.
+      layer_call: ``layer_call(layer, x, key, groups) -> x``.
+      how: which layers, and how.
+
+    Returns:
+      what leaves the last layer.
+    """
+
+    def step(layer, x, key, groups):
+        return layer_call(layer, x, key, groups), None
+
+    x, seen = run_stack(
+        getattr(model, stack),
+        x,
+        how.kept(stack, model.config.depth(stack)),
+        step,
+        key=how.key,
+        mode=how.mode,
+        extra=(how.groups or {}).get(stack),
+        look=how.watch and partial(how.watch.look, stack),
+    )
+    if how.watch:
+        how.watch.seen[stack] = seen
+    return x
 
 
 def run_stack(layers, x, keep_N, step, *, key=None, mode="skip", extra=None, look=None):

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from layerdrop_jax.models.blocks import BlockConfig
-from layerdrop_jax.models.params import abstract_params, count_params
+from layerdrop_jax.models.params import abstract_params, count_params, stack_of
 
 
 def cut_model(model: BlockConfig, layers: dict) -> tuple[BlockConfig, dict]:
@@ -52,9 +52,7 @@ def take_rows(tree, rows: dict):
     """
 
     def take(path, leaf):
-        for entry in path:
-            if getattr(entry, "key", None) in rows:
-                return leaf[np.asarray(rows[entry.key], np.intp)]
-        return leaf
+        found = stack_of(path, rows)
+        return leaf[np.asarray(rows[found[0]], np.intp)] if found else leaf
 
     return jax.tree_util.tree_map_with_path(take, tree)

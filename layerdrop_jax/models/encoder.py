@@ -1,7 +1,6 @@
 """The encoder with a head, with the reference's semantics (fairseq's RoBERTa)."""
 
 import dataclasses
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +10,10 @@ from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.models.blocks import (
     BlockConfig,
     EncoderLayer,
+    How,
     check_sizes,
     make_stack,
-    run_stack,
+    run_layers,
 )
 from layerdrop_jax.models.embeddings import Embedding, Positions
 from layerdrop_jax.models.layers import ACTIVATIONS, dropout, layer_norm, linear
@@ -58,6 +58,18 @@ class EncoderConfig(BlockConfig):
     def make_model(self, rngs):
         return Encoder(self, rngs=rngs)
 
+    def row_flops(self, length: int, outputs: int) -> dict:
+        """Counts the FLOPs of one row, forward, as `Seq2SeqConfig.row_flops` does.
+
+        Args:
+          length: tokens of the row.
+          outputs: how many of them the head reads; a classification head reads one.
+        """
+        dim = self.embed_dim
+        rest = outputs * (dim * dim + dim * (self.num_classes or self.vocab_size))
+        layer = [self.attention_flops(length, length), self.ffn_flops(length)]
+        return {"encoder": layer, "rest": 2 * rest}
+
 
 class Encoder(nnx.Module):
     """Embedding, a stack of self-attention and FFN layers, and a head."""
@@ -77,38 +89,22 @@ class Encoder(nnx.Module):
         if config.num_classes:
             self.classification_head = ClassificationHead(config, rngs=rngs)
 
-    def __call__(self, ids_BxT, *, keep=None, groups=None, key=None, mode="skip", watch=None):
+    def __call__(self, ids_BxT, **how):
         """Features [B, T, D]: what the head reads. Those of padding mean nothing.
 
         Args:
           ids_BxT: ids, padded anywhere; no token sees padding, and positions do not count it.
-          keep: ``{"encoder": bool[N]}``; None or absent runs every layer.
-          groups: ``{"encoder": ...}``, what is dropped inside the layers, see `EncoderLayer`.
-          key: PRNG key of the dropouts; None, as in evaluation, drops nothing.
-          mode: how `skip_scan` runs the stack.
-          watch: a `Watch`, or None.
+          how: of `How`; the stack is ``encoder``.
         """
-        (batch, length), config = ids_BxT.shape, self.config
+        (batch, length), how = ids_BxT.shape, How(**how)
         real_BxT = ids_BxT != PAD
         mask_BxTxT = jnp.broadcast_to(real_BxT[:, None], (batch, length, length))
-        keep_N = (keep or {}).get("encoder")
 
-        def step(layer, x_BxTxD, key, groups):
-            return layer(x_BxTxD, mask_BxTxT, key, groups, mode), None
+        def layer_call(layer, x_BxTxD, key, groups):
+            return layer(x_BxTxD, mask_BxTxT, key, groups, how.mode)
 
-        x_BxTxD, seen = run_stack(
-            self.encoder,
-            self._embed(ids_BxT, real_BxT, key),
-            jnp.ones(config.encoder_layers, bool) if keep_N is None else keep_N,
-            step,
-            key=key,
-            mode=mode,
-            extra=(groups or {}).get("encoder"),
-            look=watch and partial(watch.look, "encoder"),
-        )
-        if watch:
-            watch.seen["encoder"] = seen
-        return x_BxTxD
+        x_BxTxD = self._embed(ids_BxT, real_BxT, how.key)
+        return run_layers(self, "encoder", x_BxTxD, layer_call, how)
 
     def logits(self, features):
         """The masked language model's logits, float32 [..., V].

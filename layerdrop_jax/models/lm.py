@@ -1,21 +1,22 @@
 """The decoder-only language model, with the reference's semantics (fairseq's transformer_lm)."""
 
 import dataclasses
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from layerdrop_jax.core.randomness import named_key
-from layerdrop_jax.models.adaptive import AdaptiveEmbedding, AdaptiveSoftmax
+from layerdrop_jax.models.adaptive import AdaptiveEmbedding, AdaptiveSoftmax, bands
 from layerdrop_jax.models.attention import causal_mask, heads_first
 from layerdrop_jax.models.blocks import (
     BlockConfig,
     EncoderLayer,
+    How,
     check_choice,
     check_sizes,
     make_stack,
+    run_layers,
     run_stack,
 )
 from layerdrop_jax.models.embeddings import POSITIONS, Embedding, Positions, check_sinusoids
@@ -88,6 +89,22 @@ class LMConfig(BlockConfig):
     def make_model(self, rngs):
         return LM(self, rngs=rngs)
 
+    def row_flops(self, length: int) -> dict:
+        """Counts the FLOPs of one row, forward, as `Seq2SeqConfig.row_flops` does.
+
+        The tables of an adaptive softmax's tails are counted for the share ``adaptive_buffer`` of
+        the tokens: how many there are depends on the text.
+        """
+        dim, rest = self.embed_dim, self.embed_dim * self.vocab_size
+        if self.cutoffs:
+            first, *tails = bands(self.vocab_size, self.cutoffs, self.adaptive_factor, dim)
+            rest = dim * (first[1] + len(tails))
+            for start, stop, width in tails:
+                rest += dim * width + self.adaptive_buffer * width * (stop - start)
+            rest += sum(width * dim for _, _, width in (first, *tails))  # the input's projections
+        layer = [self.attention_flops(length, length), self.ffn_flops(length)]
+        return {"decoder": layer, "rest": 2 * rest * length}
+
 
 class LM(nnx.Module):
     """Embedding, a stack of causal self-attention and FFN layers, and an output layer."""
@@ -116,38 +133,23 @@ class LM(nnx.Module):
         if config.final_norm:
             self.decoder_norm = layer_norm(config, rngs)
 
-    def __call__(self, ids_BxT, *, keep=None, groups=None, key=None, mode="skip", watch=None):
+    def __call__(self, ids_BxT, **how):
         """Hidden states [B, T, D]: what the output layer reads.
 
         Padding may follow a row's tokens; they do not see it, and its states mean nothing.
 
         Args:
           ids_BxT: ids of the tokens before those to predict; position t sees 0 to t.
-          keep: ``{"decoder": bool[N]}``; None or absent runs every layer.
-          groups: ``{"decoder": ...}``, what is dropped inside the layers, see `EncoderLayer`.
-          key: PRNG key of the dropouts; None, as in evaluation, drops nothing.
-          mode: how `skip_scan` runs the stack.
-          watch: a `Watch`, or None.
+          how: of `How`; the stack is ``decoder``.
         """
-        batch, length = ids_BxT.shape
+        (batch, length), how = ids_BxT.shape, How(**how)
         mask_BxTxT = jnp.broadcast_to(causal_mask(length), (batch, length, length))
 
-        def step(layer, x_BxTxD, key, groups):
-            return layer(x_BxTxD, mask_BxTxT, key, groups, mode), None
+        def layer_call(layer, x_BxTxD, key, groups):
+            return layer(x_BxTxD, mask_BxTxT, key, groups, how.mode)
 
-        x_BxTxD, seen = run_stack(
-            self.decoder,
-            self._embed(ids_BxT, jnp.arange(length)[None], key),
-            self._layers_kept(keep),
-            step,
-            key=key,
-            mode=mode,
-            extra=(groups or {}).get("decoder"),
-            look=watch and partial(watch.look, "decoder"),
-        )
-        if watch:
-            watch.seen["decoder"] = seen
-        return self.finish(x_BxTxD)
+        x_BxTxD = self._embed(ids_BxT, jnp.arange(length)[None], how.key)
+        return self.finish(run_layers(self, "decoder", x_BxTxD, layer_call, how))
 
     def nll(self, x_BxTxD, target_BxT, weight_BxT, key=None):
         """-log p of each target, float32 [B, T], in nats; 0 where the weight is 0.
@@ -191,7 +193,7 @@ class LM(nnx.Module):
         """
         batch, length = ids_BxP.shape
         mask_BxPxP = jnp.broadcast_to(causal_mask(length), (batch, length, length))
-        keep_N = self._layers_kept(keep)
+        keep_N = How(keep=keep).kept("decoder", self.config.decoder_layers)
 
         def run_layer(layer, x_BxPxD, _, __):
             now = ()
@@ -261,10 +263,6 @@ class LM(nnx.Module):
         x = self.config.embed_dim**0.5 * self.embedding(ids) + self.positions(positions)
         x = x.astype(self.config.dtype)
         return dropout(x, self.config.dropout, None if key is None else named_key(key, "embedding"))
-
-    def _layers_kept(self, keep):
-        keep_N = (keep or {}).get("decoder")
-        return jnp.ones(self.config.decoder_layers, bool) if keep_N is None else keep_N
 
     def finish(self, x):
         """Turns what the last layer gives into what the output layer reads."""

@@ -1,6 +1,7 @@
 """The parameters of a model: made, counted, hashed, and put back into it."""
 
 import hashlib
+import itertools
 
 import jax
 import numpy as np
@@ -24,6 +25,26 @@ def abstract_params(config: BlockConfig) -> dict:
 def model_graph(config: BlockConfig):
     """What turns parameters into a model: ``nnx.merge(model_graph(config), params)``."""
     return nnx.graphdef(nnx.eval_shape(lambda: config.make_model(nnx.Rngs(0))))
+
+
+def stack_of(path, stacks) -> tuple[str, str] | None:
+    """Finds the stack of layers that a leaf of a tree belongs to.
+
+    In trees of parameters, of moments, or of both, the arrays of a stack lie below its name, with
+    the layers on axis 0.
+
+    Args:
+      path: of the leaf, from `jax.tree_util.tree_map_with_path`.
+      stacks: names of stacks.
+
+    Returns:
+      ``(stack, the name below it)``; None for what is no layer's.
+    """
+    names = [getattr(entry, "key", None) for entry in path]
+    for stack, below in itertools.pairwise((*names, "")):
+        if stack in stacks:
+            return stack, below
+    return None
 
 
 def count_params(params) -> int:

@@ -1,7 +1,6 @@
 """The encoder-decoder Transformer, with the reference's semantics (fairseq v0.9.0 and v0.10.0)."""
 
 import dataclasses
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +9,15 @@ from flax import nnx
 from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.models.attention import causal_mask, heads_first, segment_mask
 from layerdrop_jax.models.blocks import (
+    WHOLE,
     BlockConfig,
     DecoderLayer,
     EncoderLayer,
+    How,
     check_choice,
     check_sizes,
     make_stack,
+    run_layers,
     run_stack,
 )
 from layerdrop_jax.models.embeddings import POSITIONS, Embedding, Positions, check_sinusoids
@@ -67,6 +69,27 @@ class Seq2SeqConfig(BlockConfig):
     def make_model(self, rngs):
         return Seq2Seq(self, rngs=rngs)
 
+    def row_flops(self, source: int, target: int) -> dict:
+        """Counts the FLOPs of one row, forward, padding included.
+
+        Args:
+          source, target: tokens of the row on each side.
+
+        Returns:
+          for one layer of each stack the FLOPs of its sub-layers, and as ``rest`` those of what
+          always runs, the output layer.
+        """
+        decoder = (
+            self.attention_flops(target, target),
+            self.attention_flops(target, source),
+            self.ffn_flops(target),
+        )
+        return {
+            "encoder": [self.attention_flops(source, source), self.ffn_flops(source)],
+            "decoder": list(decoder),
+            "rest": 2 * self.embed_dim * self.target_vocab_size * target,
+        }
+
 
 class Seq2Seq(nnx.Module):
     """Encoder and decoder over packed rows; also the steps of a decoder with a cache."""
@@ -99,30 +122,19 @@ class Seq2Seq(nnx.Module):
         """Computes the logits float32 [B, T, V] of a batch of packed rows; arguments: `states`."""
         return self.logits(self.states(batch, **how))
 
-    def states(self, batch, *, keep=None, groups=None, key=None, mode="skip", watch=None):
+    def states(self, batch, **how):
         """Computes what the output layer reads, [B, T, D], for a batch of packed rows.
 
         Args:
           batch: the arrays of a batch, see `layerdrop_jax.data.packing`.
-          keep: ``{"encoder": bool[N], "decoder": bool[N]}``; a stack that is absent runs whole.
-          groups: for each stack what is dropped inside its layers, see `EncoderLayer`; a stack
-            that is absent drops nothing there.
-          key: PRNG key of the dropouts; None, as in evaluation, drops nothing.
-          mode: how `skip_scan` runs the stacks.
-          watch: a `Watch`, or None.
+          how: of `How`; the stacks are ``encoder`` and ``decoder``.
         """
-        keep, groups = keep or {}, groups or {}
-        encoder_key = None if key is None else named_key(key, "encoder")
-        decoder_key = None if key is None else named_key(key, "decoder")
+        how = How(**how)
         memory_BxSxD = self.encode(
             batch["source"],
             batch["source_segment"],
             batch["source_position"],
-            keep=keep.get("encoder"),
-            groups=groups.get("encoder"),
-            key=encoder_key,
-            mode=mode,
-            watch=watch,
+            how.named("encoder"),
         )
         return self.decode(
             batch["target_input"],
@@ -130,46 +142,20 @@ class Seq2Seq(nnx.Module):
             batch["target_position"],
             memory_BxSxD,
             batch["source_segment"],
-            keep=keep.get("decoder"),
-            groups=groups.get("decoder"),
-            key=decoder_key,
-            mode=mode,
-            watch=watch,
+            how.named("decoder"),
         )
 
-    def encode(
-        self,
-        ids_BxS,
-        segment_BxS,
-        position_BxS,
-        *,
-        keep=None,
-        groups=None,
-        key=None,
-        mode="skip",
-        watch=None,
-    ):
+    def encode(self, ids_BxS, segment_BxS, position_BxS, how: How = WHOLE):
         """The encoder's output [B, S, D]; values at padding are without meaning."""
         mask_BxSxS = segment_mask(segment_BxS, segment_BxS)
         x_BxSxD = self._embed(
-            self.source_embedding(ids_BxS), self.source_positions(position_BxS), key
+            self.source_embedding(ids_BxS), self.source_positions(position_BxS), how.key
         )
 
-        def step(layer, x_BxSxD, key, groups):
-            return layer(x_BxSxD, mask_BxSxS, key, groups, mode), None
+        def layer_call(layer, x_BxSxD, key, groups):
+            return layer(x_BxSxD, mask_BxSxS, key, groups, how.mode)
 
-        x_BxSxD, seen = run_stack(
-            self.encoder,
-            x_BxSxD,
-            _all_layers(self.config.encoder_layers) if keep is None else keep,
-            step,
-            key=key,
-            mode=mode,
-            extra=groups,
-            look=watch and partial(watch.look, "encoder"),
-        )
-        if watch:
-            watch.seen["encoder"] = seen
+        x_BxSxD = run_layers(self, "encoder", x_BxSxD, layer_call, how)
         return self.encoder_norm(x_BxSxD) if self.config.norm == "pre" else x_BxSxD
 
     def decode(
@@ -179,37 +165,20 @@ class Seq2Seq(nnx.Module):
         position_BxT,
         memory_BxSxD,
         memory_segment_BxS,
-        *,
-        keep=None,
-        groups=None,
-        key=None,
-        mode="skip",
-        watch=None,
+        how: How = WHOLE,
     ):
         """The decoder's output [B, T, D] under teacher forcing."""
         mask_BxTxT = segment_mask(segment_BxT, segment_BxT) & causal_mask(ids_BxT.shape[1])
         memory_mask_BxTxS = segment_mask(segment_BxT, memory_segment_BxS)
         x_BxTxD = self._embed(
-            self._target_embedding(ids_BxT), self.target_positions(position_BxT), key
+            self._target_embedding(ids_BxT), self.target_positions(position_BxT), how.key
         )
 
-        def step(layer, x_BxTxD, key, groups):
+        def layer_call(layer, x_BxTxD, key, groups):
             masks = (mask_BxTxT, memory_mask_BxTxS)
-            return layer(x_BxTxD, memory_BxSxD, *masks, key, groups, mode), None
+            return layer(x_BxTxD, memory_BxSxD, *masks, key, groups, how.mode)
 
-        x_BxTxD, seen = run_stack(
-            self.decoder,
-            x_BxTxD,
-            _all_layers(self.config.decoder_layers) if keep is None else keep,
-            step,
-            key=key,
-            mode=mode,
-            extra=groups,
-            look=watch and partial(watch.look, "decoder"),
-        )
-        if watch:
-            watch.seen["decoder"] = seen
-        return self.finish(x_BxTxD)
+        return self.finish(run_layers(self, "decoder", x_BxTxD, layer_call, how))
 
     def finish(self, x_BxTxD):
         """Turns what the decoder's last layer gives into what the output layer reads."""
@@ -231,11 +200,9 @@ class Seq2Seq(nnx.Module):
           max_length: the most tokens that will be decoded.
           keep: as in `__call__`; kept with the cache for the steps to come.
         """
-        keep = keep or {}
-        config = self.config
-        memory_BxSxD = self.encode(ids_BxS, segment_BxS, position_BxS, keep=keep.get("encoder"))
-        keep_N = keep.get("decoder")
-        keep_N = _all_layers(config.decoder_layers) if keep_N is None else keep_N
+        config, how = self.config, How(keep=keep)
+        memory_BxSxD = self.encode(ids_BxS, segment_BxS, position_BxS, how)
+        keep_N = how.kept("decoder", config.decoder_layers)
 
         def project(layer, carry, _, __):
             return carry, jax.tree.map(heads_first, layer.cross_attn.keys_values(memory_BxSxD))
@@ -319,7 +286,3 @@ class Seq2Seq(nnx.Module):
         x = self.config.embed_dim**0.5 * tokens + positions
         x = x.astype(self.config.dtype)
         return dropout(x, self.config.dropout, None if key is None else named_key(key, "embedding"))
-
-
-def _all_layers(num_layers: int):
-    return jnp.ones(num_layers, bool)

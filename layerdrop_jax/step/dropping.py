@@ -18,6 +18,7 @@ from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.core.skip_scan import MODES
 from layerdrop_jax.core.structured import GROUPS, rescale, sample_groups, survival
 from layerdrop_jax.models.blocks import BlockConfig, check_choice, check_sizes
+from layerdrop_jax.models.params import stack_of
 
 METHODS = ("layerdrop", "nested")
 INSIDE = tuple(group for group in GROUPS if group != "layers")  # a layer
@@ -320,15 +321,14 @@ def restore_dropped(new, old, ran: dict, model: BlockConfig):
     """
 
     def select(path, new, old):
-        names = [getattr(entry, "key", None) for entry in path]
-        for stack in ran:
-            if stack in names:
-                sublayer = names[names.index(stack) + 1].removesuffix("_norm")
-                ran_N = ran[stack][:, model.stacks[stack].SUBLAYERS.index(sublayer)]
-                # Weights that several layers share have run where one of them has.
-                ran_N = ran_N.reshape(-1, model.share_layers).any(axis=1)
-                return jnp.where(ran_N.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-        return new
+        found = stack_of(path, ran)
+        if found is None:
+            return new
+        stack, below = found
+        sublayer = model.stacks[stack].SUBLAYERS.index(below.removesuffix("_norm"))
+        # Weights that several layers share have run where one of them has.
+        ran_N = ran[stack][:, sublayer].reshape(-1, model.share_layers).any(axis=1)
+        return jnp.where(ran_N.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
     return jax.tree_util.tree_map_with_path(select, new, old)
 

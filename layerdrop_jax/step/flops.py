@@ -6,14 +6,27 @@ that report utilisation count them; a product computed again in the backward pas
 
 import jax.numpy as jnp
 
-from layerdrop_jax.models.adaptive import bands
 from layerdrop_jax.step.masking import most_masked
 
 FORWARD_AND_BACKWARD = 3  # the backward pass has two products for each of the forward pass
 
 
+def of_batch(row_flops: dict, rows: int) -> dict:
+    """Counts the FLOPs of a micro-batch, forward and backward, from those of one row forward.
+
+    Args:
+      row_flops: of the model's config: for one layer of each stack the FLOPs of its sub-layers,
+        and as ``rest`` those of what always runs.
+      rows: of the micro-batch.
+    """
+    factor = float(FORWARD_AND_BACKWARD * rows)
+    layers = {stack: flops for stack, flops in row_flops.items() if stack != "rest"}
+    costs = {stack: [factor * flops for flops in layer] for stack, layer in layers.items()}
+    return costs | {"rest": factor * row_flops["rest"]}
+
+
 def seq2seq_flops(config, batch: dict) -> dict:
-    """FLOPs of an encoder-decoder over one micro-batch of packed rows, padding included.
+    """Counts the FLOPs of an encoder-decoder over one micro-batch of packed rows.
 
     Args:
       config: `Seq2SeqConfig`.
@@ -24,71 +37,31 @@ def seq2seq_flops(config, batch: dict) -> dict:
       each sub-layer, and those of what always runs, the output layer.
     """
     rows, source = batch["source"].shape
-    target = batch["target_input"].shape[1]
-    factor = float(FORWARD_AND_BACKWARD * rows)
-    encoder = [_attention(config, source, source), _ffn(config, source)]
-    cross = _attention(config, target, source)
-    decoder = [_attention(config, target, target), cross, _ffn(config, target)]
-    return {
-        "encoder": [factor * flops for flops in encoder],
-        "decoder": [factor * flops for flops in decoder],
-        "rest": factor * 2 * config.embed_dim * config.target_vocab_size * target,
-    }
+    return of_batch(config.row_flops(source, batch["target_input"].shape[1]), rows)
 
 
 def lm_flops(config, batch: dict) -> dict:
-    """As `seq2seq_flops`, of a language model: ``{"decoder": [...], "rest": float}``.
-
-    The tables of an adaptive softmax's tails are counted for the share ``adaptive_buffer`` of the
-    tokens: how many there are depends on the text.
+    """Counts, as `seq2seq_flops`, those of a language model: ``{"decoder": [...], "rest": float}``.
 
     Args:
       config: `LMConfig`.
       batch: arrays, or their shapes.
     """
     rows, length = batch["input"].shape
-    factor = float(FORWARD_AND_BACKWARD * rows)
-    layer = [_attention(config, length, length), _ffn(config, length)]
-    dim, rest = config.embed_dim, config.embed_dim * config.vocab_size
-    if config.cutoffs:
-        first, *tails = bands(
-            config.vocab_size, config.cutoffs, config.adaptive_factor, config.embed_dim
-        )
-        rest = dim * (first[1] + len(tails))
-        for start, stop, width in tails:
-            rest += dim * width + config.adaptive_buffer * width * (stop - start)
-        rest += sum(width * dim for _, _, width in (first, *tails))  # the input's projections
-    return {
-        "decoder": [factor * flops for flops in layer],
-        "rest": factor * 2 * rest * length,
-    }
+    return of_batch(config.row_flops(length), rows)
 
 
 def encoder_flops(config, batch: dict) -> dict:
-    """As `seq2seq_flops`, of an encoder and its head: ``{"encoder": [...], "rest": float}``.
+    """Counts, as `seq2seq_flops`, those of an encoder and its head.
 
     Args:
       config: `EncoderConfig`.
       batch: arrays, or their shapes.
     """
     rows, length = batch["tokens"].shape
-    factor = float(FORWARD_AND_BACKWARD * rows)
-    dim = config.embed_dim
-    if config.num_classes:
-        rest = dim * dim + dim * config.num_classes
-    else:
-        rest = most_masked(length) * (dim * dim + dim * config.vocab_size)
-    layer = [_attention(config, length, length), _ffn(config, length)]
-    return {"encoder": [factor * flops for flops in layer], "rest": factor * 2 * rest}
-
-
-def _attention(config, queries, keys):
-    projections = 4 * config.embed_dim**2 * (queries + keys)  # q and out; k and v
-    return projections + 4 * config.embed_dim * queries * keys  # scores, weighted values
-
-
-def _ffn(config, tokens):
-    return 4 * config.embed_dim * config.ffn_dim * tokens
+    return of_batch(
+        config.row_flops(length, 1 if config.num_classes else most_masked(length)), rows
+    )
 
 
 def executed_flops(costs: dict, ran: dict, row_share: float = 1.0):

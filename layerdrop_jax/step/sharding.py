@@ -15,6 +15,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from layerdrop_jax.models.params import stack_of
+
 
 def make_mesh():
     """A mesh of all devices of all processes along the axis ``data``."""
@@ -42,7 +44,7 @@ def state_sharding(state, mesh, *, stacks, shard: bool):
         # What the draws depend on is whole everywhere, like the draws.
         if not shard or getattr(path[0], "key", None) == "scores":
             return replicated(mesh)
-        stacked = any(getattr(entry, "key", None) in stacks for entry in path)
+        stacked = stack_of(path, stacks) is not None
         axes = [n for n in range(int(stacked), array.ndim) if array.shape[n] % mesh.size == 0]
         if not axes:
             return replicated(mesh)

@@ -89,7 +89,7 @@ class Task:
       name: as configs have it.
       settings: the dataclass of a whole config, see `layerdrop_jax.runs.settings`.
       score: what its networks are compared by.
-      loss: of a micro-batch, as `layerdrop_jax.step.train_step` asks for it.
+      loss: of a micro-batch, a `layerdrop_jax.step.losses.Loss`.
       flops: ``flops(model, batch)``, what the layers of a micro-batch cost, and the rest.
       positions: ``positions(batch)``, bool[B, T] by stack: where there are tokens, not padding.
       validation: ``validation(network, batch) -> (sums by name, count)``; ``loss`` is among them.

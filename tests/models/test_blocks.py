@@ -9,7 +9,14 @@ from flax import nnx
 from layerdrop_jax.core.skip_scan import MODES
 from layerdrop_jax.core.structured import rescale, sample_groups, survival
 from layerdrop_jax.models.attention import Attention, causal_mask, segment_mask
-from layerdrop_jax.models.blocks import DecoderLayer, EncoderLayer, Watch, make_stack, run_stack
+from layerdrop_jax.models.blocks import (
+    DecoderLayer,
+    EncoderLayer,
+    How,
+    Watch,
+    make_stack,
+    run_stack,
+)
 from layerdrop_jax.models.layers import FeedForward
 from tests.compiling import fast_jit
 from tests.models.networks import (
@@ -159,8 +166,9 @@ def layer_by_layer(share, params):
     target_mask_BxTxT = segment_mask(segment_BxT, segment_BxT) & causal_mask(segment_BxT.shape[1])
     memory_mask_BxTxS = segment_mask(segment_BxT, segment_BxS)
     # A stack in which no layer runs gives what enters it.
-    encode = fast_jit(lambda *source: model.encode(*source, keep=jnp.zeros(2, bool)))
-    decode = fast_jit(lambda *target: model.decode(*target, keep=jnp.zeros(4, bool)))
+    none = How(keep={"encoder": jnp.zeros(2, bool), "decoder": jnp.zeros(4, bool)})
+    encode = fast_jit(lambda *source: model.encode(*source, none))
+    decode = fast_jit(lambda *target: model.decode(*target, none))
     graphs = {stack: nnx.graphdef(getattr(model, stack)) for stack in ("encoder", "decoder")}
     step = fast_jit(
         lambda stack, layer, *arguments: nnx.merge(graphs[stack], layer)(*arguments),

@@ -15,6 +15,7 @@ from flax import nnx
 
 from layerdrop_jax.core.skip_scan import MODES
 from layerdrop_jax.interop.fairseq import seq2seq_params
+from layerdrop_jax.models.blocks import How
 from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.step.losses import label_smoothed_nll
 from tests.compiling import fast_jit
@@ -101,15 +102,12 @@ def check(arrays, config, mode, patterns, smoothing=0.1):
     @functools.partial(jax.value_and_grad, has_aux=True)
     def differentiate(params, batch, keep):
         model = nnx.merge(graph, params)
-        memory = model.encode(
-            *(batch[name] for name in SOURCE_FIELDS), keep=keep["encoder"], mode=mode
-        )
+        memory = model.encode(*(batch[name] for name in SOURCE_FIELDS), How(keep=keep, mode=mode))
         x_BxTxD = model.decode(
             *(batch[f"target_{name}"] for name in ("input", "segment", "position")),
             memory,
             batch["source_segment"],
-            keep=keep["decoder"],
-            mode=mode,
+            How(keep=keep, mode=mode),
         )
         logits = model.logits(x_BxTxD)
         weight_BxT = (batch["target_segment"] > 0).astype(jnp.float32)

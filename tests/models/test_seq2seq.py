@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from layerdrop_jax.core.skip_scan import MODES
+from layerdrop_jax.models.blocks import How
 from layerdrop_jax.models.seq2seq import Seq2Seq
 from layerdrop_jax.step.losses import label_smoothed_nll
 from tests.compiling import fast_jit
@@ -175,10 +176,8 @@ def test_embeddings_are_scaled_and_dropped():
     @fast_jit
     def embedded(key):
         """What enters the first layer, which no layer changes here."""
-        source = model.encode(tokens, ones, counted, keep=drop_all["encoder"], key=key)
-        target = model.decode(
-            tokens, ones, counted, source, ones, keep=drop_all["decoder"], key=key
-        )
+        source = model.encode(tokens, ones, counted, How(keep=drop_all, key=key))
+        target = model.decode(tokens, ones, counted, source, ones, How(keep=drop_all, key=key))
         return source, target
 
     whole = jax.device_get(embedded(None))

@@ -22,8 +22,8 @@ from layerdrop_jax.runs.depth_settings import EncoderPrune, InitConfig
 from layerdrop_jax.runs.folder import is_fresh, make_tokenizer
 from layerdrop_jax.runs.settings import TrainConfig
 from layerdrop_jax.step.dropping import EncoderDrop
-from layerdrop_jax.step.flops import encoder_flops
-from layerdrop_jax.step.losses import label_smoothed_nll
+from layerdrop_jax.step.flops import of_batch
+from layerdrop_jax.step.losses import Loss, label_smoothed_nll
 from layerdrop_jax.step.optimizers import OptimizerConfig
 from layerdrop_jax.symbols import PAD
 from layerdrop_jax.tasks.depths import score_depths
@@ -127,12 +127,25 @@ def saved_rows(run, split):
 
 
 # The step -----------------------------------------------------------------------------------------
-def loss(model, batch, *, smoothing, teacher=None, **how):
-    """Sums the loss over the numbers of a micro-batch."""
-    del teacher  # it has none
-    logits_BxTxV = model.logits(model(batch["tokens"], **how))
+def read(model, batch, *, key=None, noise=True, **how):
+    """Computes what the output layer reads."""
+    return model(batch["tokens"], key=key if noise else None, **how)
+
+
+def score(model, x_BxTxD, batch, *, smoothing, theirs=None, teacher=None, key=None):
+    """Sums the loss over the numbers of a micro-batch; a teacher is not for this task."""
+    logits_BxTxV = model.logits(x_BxTxD)
     sums = label_smoothed_nll(logits_BxTxV, batch["target"], batch["weight"], smoothing)
     return *sums, jnp.sum(batch["weight"])
+
+
+loss = Loss(read, lambda model, x_BxTxD, batch, *, key=None: x_BxTxD, score)
+
+
+def flops(model, batch):
+    """Counts what a micro-batch costs; the output layer reads every position."""
+    rows, length = batch["tokens"].shape
+    return of_batch(model.row_flops(length, length), rows)
 
 
 def positions(batch):
@@ -208,7 +221,7 @@ TASK = Task(
         watched=(("right", max),),
     ),
     loss=loss,
-    flops=encoder_flops,
+    flops=flops,
     positions=positions,
     validation=validation,
     prepare=prepare,
