@@ -28,9 +28,11 @@ from layerdrop_jax.runs.depth_settings import (
 )
 from layerdrop_jax.step.dropping import DecoderDrop, EncoderDecoderDrop, EncoderDrop
 from layerdrop_jax.step.optimizers import OptimizerConfig
-from layerdrop_jax.tasks.scores.rouge import TOKENIZERS
 
 LARGEST, SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
+
+
+ROUGE_TOKENIZERS = ("porter", "words", "characters")  # of `tasks.scores.rouge`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,7 @@ class RougeConfig:
     rouge_tokenizer: str
 
     def __post_init__(self):
-        check_choice("evaluate", "rouge_tokenizer", self.rouge_tokenizer, tuple(TOKENIZERS))
+        check_choice("evaluate", "rouge_tokenizer", self.rouge_tokenizer, ROUGE_TOKENIZERS)
 
 
 # What may change between the start of a run and its resumption: nothing here moves a parameter
