@@ -173,7 +173,7 @@ def label_names(config: LabelledConfig, examples: Sequence[Example]) -> tuple[st
 
 
 def task_metrics(config: LabelledConfig, names: Sequence[str]) -> tuple[str, ...]:
-    """What `tasks/scores/glue_metrics.py` should measure, the most important one first.
+    """What `scores/glue_metrics.py` should measure, the most important one first.
 
     Args:
       config: names the set.

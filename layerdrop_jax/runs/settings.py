@@ -26,13 +26,11 @@ from layerdrop_jax.runs.depth_settings import (
     EncoderPrune,
     InitConfig,
 )
+from layerdrop_jax.scores.rouge import TOKENIZERS
 from layerdrop_jax.step.dropping import DecoderDrop, EncoderDecoderDrop, EncoderDrop
 from layerdrop_jax.step.optimizers import OptimizerConfig
 
 LARGEST, SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
-
-
-ROUGE_TOKENIZERS = ("porter", "words", "characters")  # of `tasks.scores.rouge`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,13 +88,13 @@ class RougeConfig:
 
     Attributes:
       rouge_tokenizer: what ROUGE takes for words: ``porter``, the library's, for English;
-        ``words`` or ``characters``, for every script. See `layerdrop_jax.tasks.scores.rouge`.
+        ``words`` or ``characters``, for every script. See `layerdrop_jax.scores.rouge`.
     """
 
     rouge_tokenizer: str
 
     def __post_init__(self):
-        check_choice("evaluate", "rouge_tokenizer", self.rouge_tokenizer, ROUGE_TOKENIZERS)
+        check_choice("evaluate", "rouge_tokenizer", self.rouge_tokenizer, tuple(TOKENIZERS))
 
 
 # What may change between the start of a run and its resumption: nothing here moves a parameter
@@ -421,10 +419,11 @@ def unread(settings: Settings) -> dict[str, str]:
             fields = {field.name for field in dataclasses.fields(getattr(settings, section))}
             found.update({f"{section}.{name}": why for name in names.split() if name in fields})
 
-    sets = data.dataset.split("+")
-    of_files = not any(name in READ_FROM_FILES for name in sets)
-    never("data", "path", f"data.dataset={data.dataset!r} has its own text", of_files)
-    never("data", "seed", f"data.dataset={data.dataset!r} draws nothing", sets != ["cldr"])
+    if hasattr(data, "dataset"):  # a task from outside may have one source alone
+        sets = data.dataset.split("+")
+        of_files = not any(name in READ_FROM_FILES for name in sets)
+        never("data", "path", f"data.dataset={data.dataset!r} has its own text", of_files)
+        never("data", "seed", f"data.dataset={data.dataset!r} draws nothing", sets != ["cldr"])
     name, schedule = f"optimizer.name={optimizer.name!r}", optimizer.schedule
     never("optimizer", "momentum", name, optimizer.name == "adam")
     never("optimizer", "beta1 beta2 epsilon", name, optimizer.name == "nag")

@@ -18,11 +18,11 @@ from layerdrop_jax.runs.folder import is_fresh, make_tokenizer, read_config
 from layerdrop_jax.runs.metrics import check_scored
 from layerdrop_jax.runs.run import Run
 from layerdrop_jax.runs.settings import ClassificationSettings
+from layerdrop_jax.scores.glue_metrics import scores as glue_scores
 from layerdrop_jax.step import losses
 from layerdrop_jax.step.flops import encoder_flops
 from layerdrop_jax.symbols import PAD
 from layerdrop_jax.tasks.depths import score_depths
-from layerdrop_jax.tasks.scores.glue_metrics import scores as glue_scores
 from layerdrop_jax.tasks.task import Score, Task, keeps_head
 
 # Of GLUE's sets only MNLI has more than one split to score on.

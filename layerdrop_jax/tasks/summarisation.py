@@ -3,8 +3,8 @@
 from layerdrop_jax.data import summaries
 from layerdrop_jax.runs.run import Run
 from layerdrop_jax.runs.settings import SummarisationSettings
+from layerdrop_jax.scores.rouge import rouge, warn_of_unseen
 from layerdrop_jax.tasks import encoder_decoder
-from layerdrop_jax.tasks.scores.rouge import rouge, warn_of_unseen
 from layerdrop_jax.tasks.task import Score, Task
 
 

@@ -3,8 +3,8 @@
 from layerdrop_jax.data.pairs import load_pairs, prepare_rows
 from layerdrop_jax.runs.run import Run
 from layerdrop_jax.runs.settings import TranslationSettings
+from layerdrop_jax.scores.bleu import bleu_scores
 from layerdrop_jax.tasks import encoder_decoder
-from layerdrop_jax.tasks.scores.bleu import bleu_scores
 from layerdrop_jax.tasks.task import Score, Task
 
 

@@ -18,8 +18,8 @@ from layerdrop_jax.runs.checkpoints import restore_params
 from layerdrop_jax.runs.folder import write_config
 from layerdrop_jax.runs.metrics import read_metrics
 from layerdrop_jax.runs.run import load_run
+from layerdrop_jax.scores.bleu import bleu_scores, sacre_bleu
 from layerdrop_jax.tasks import encoder_decoder
-from layerdrop_jax.tasks.scores.bleu import bleu_scores, sacre_bleu
 from layerdrop_jax.tasks.translation import make_translator
 from layerdrop_jax.training.train import train
 from tests import tiny_run

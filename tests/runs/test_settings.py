@@ -162,7 +162,7 @@ def test_every_float_of_every_section_is_finite_as_float32(task, value):
     config = make(pathlib.Path("no-folder-is-read"))
     floats = [
         (section.name, field.name)
-        for section in dataclasses.fields(settings.TASKS[task])
+        for section in dataclasses.fields(settings.find_task(task).settings)
         if dataclasses.is_dataclass(section.type)
         for field in dataclasses.fields(section.type)
         if field.type is float

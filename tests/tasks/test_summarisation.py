@@ -13,8 +13,8 @@ from layerdrop_jax.data import tokenizers
 from layerdrop_jax.runs import settings
 from layerdrop_jax.runs.metrics import read_metrics
 from layerdrop_jax.runs.run import load_run
+from layerdrop_jax.scores.rouge import rouge
 from layerdrop_jax.tasks import encoder_decoder, summarisation
-from layerdrop_jax.tasks.scores.rouge import rouge
 from layerdrop_jax.tasks.task import task_of
 from layerdrop_jax.training.train import train
 from tests import tiny_run

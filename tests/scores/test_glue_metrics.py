@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from layerdrop_jax.tasks.scores import glue_metrics
+from layerdrop_jax.scores import glue_metrics
 
 ALL_CLASSES = ("accuracy", "f1", "matthews")
 CORRELATIONS = ("pearson", "spearman")

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from layerdrop_jax.tasks.scores.bleu import (
+from layerdrop_jax.scores.bleu import (
     bleu_scores,
     sacre_bleu,
     split_compounds,
