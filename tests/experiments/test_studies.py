@@ -20,6 +20,9 @@ CURVES = {
     "lm_rate_0.2": lambda left: 18 + (12 - left) ** 2 / 2,
     "lm_rate_0.5": lambda left: 22 + (12 - left) ** 2 / 8,
     "lm_data_driven_0.5": lambda left: 22 + (12 - left) ** 2 / 8,
+    "lm_nested": lambda left: 10 + 12 - left,
+    "lm_depth_9": lambda left: 50 + 9 - left,
+    "lm_depth_4": lambda left: 80 + 4 - left,
     "lm_depth_6": lambda left: 60 + 6 - left,
     "lm_depth_6_rate_0.2": lambda left: 55 + 6 - left,
     "lm_depth_3": lambda left: 90 + 3 - left,
@@ -113,7 +116,8 @@ def made_up(run, seed, folder, agrees):
         task, key = (MT, "bleu") if run.name in BLEU else (SUM, "rouge_l")
         test = max(scores)
     else:
-        deepest = 3 if "depth_3" in run.name else 6 if "depth_6" in run.name else 12
+        scratch = [depth for depth in (3, 4, 6, 9) if f"depth_{depth}" in run.name]
+        deepest = scratch[0] if scratch else 12
         deepest = 6 if "finetuned" in run.name else deepest
         scores = {
             n: turn(CURVES[run.name.removesuffix("_updates")](n)) for n in range(1, deepest + 1)
