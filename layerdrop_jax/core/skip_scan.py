@@ -128,6 +128,11 @@ def _trace_step(f, init, x):
 
     def step(consts, carry, x):
         leaves = jax.core.eval_jaxpr(jaxpr.jaxpr, consts, *jax.tree.leaves((carry, x)))
+        # What f returns as a plain number, such as True, comes out of the jaxpr as one.
+        leaves = [
+            a if hasattr(a, "dtype") else jnp.asarray(a, aval.dtype)
+            for a, aval in zip(leaves, jaxpr.out_avals, strict=True)
+        ]
         return tuple(jax.tree.unflatten(out_tree, leaves))
 
     return init, step, jaxpr.consts

@@ -11,12 +11,14 @@ import multiprocessing.resource_tracker
 import os
 import queue
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
 SECONDS_BETWEEN_LOOKS = 0.5  # at the workers, while a batch is waited for
 SECONDS_TO_CLOSE = 30  # then they are killed; Grain gives each 25
 CLOSED = object()  # the answer to a call of close
+QUIET = "ignore:resource_tracker"  # as -W takes it: its warnings begin so
 PREFIX = "grain-process-prefetch"  # of the names that Grain gives its workers
 
 
@@ -41,6 +43,17 @@ def stay_with_parent(index: int, count: int) -> None:
     threading.Thread(target=leave, daemon=True).start()
 
 
+def _start_tracker():
+    """Starts the process that cleans up after workers; it says nothing of those that were killed.
+
+    Its interpreter is told so by a flag. Started later, by Grain, it would unblock the signals of
+    the thread that starts it.
+    """
+    if QUIET not in sys.warnoptions:
+        sys.warnoptions.append(QUIET)
+    multiprocessing.resource_tracker.ensure_running()
+
+
 class Watched:
     """An iterator whose elements come from worker processes; `next` raises where one has died."""
 
@@ -53,8 +66,7 @@ class Watched:
         self._calls, self._answers = queue.SimpleQueue(), queue.SimpleQueue()
         self._workers, self._iterator = [], None
         self._others = set(_workers())
-        # Its start would unblock the signals of the thread that it is called from.
-        multiprocessing.resource_tracker.ensure_running()
+        _start_tracker()
         threading.Thread(target=self._work, daemon=True, name="data workers").start()
         self._call(start)
         self._iterator = self._answer()

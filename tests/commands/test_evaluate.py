@@ -11,6 +11,7 @@ import pytest
 from layerdrop_jax.commands.evaluate import evaluate
 from layerdrop_jax.commands.generate import generate
 from layerdrop_jax.core.pruning import evenly_spaced
+from layerdrop_jax.data import checksums
 from layerdrop_jax.data.tokenizers import load_tokenizer
 from layerdrop_jax.decoding.batching import Decoded, Hypothesis
 from layerdrop_jax.models.params import count_params
@@ -85,6 +86,7 @@ def keep_first(depth):
 def test_the_score_is_that_of_the_file_that_generate_writes(run, tmp_path):
     """With blank lines, lines in quotation marks, and one that is too long."""
     folder = shutil.copytree(run, tmp_path / "run")
+    checksums.unseal(folder)  # its files are changed by hand
     odd = [("", ""), ('"one two"', '"eins zwei"'), (" ", "drei"), ("one " * 50, "eins " * 50)]
     for language, side in zip(("en", "de"), zip(*odd, strict=True), strict=True):
         path = folder / "data" / f"test.{language}"
@@ -180,6 +182,7 @@ def test_a_line_break_in_a_translation_is_a_space(run, monkeypatch):
 
 def test_a_test_split_without_text_has_no_score(run, tmp_path):
     folder = shutil.copytree(run, tmp_path / "run")
+    checksums.unseal(folder)  # its files are changed by hand
     (folder / "data" / "test.en").write_text("\n" * 12)
     with pytest.raises(ValueError, match="the test split has nothing to score: none of its 12"):
         evaluate(folder)

@@ -247,6 +247,18 @@ def test_a_stack_of_no_layers_hands_the_carry_on(mode):
     assert gradient["kernel"].shape == (0, D, D)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_step_may_return_a_plain_number(mode):
+    keep = jnp.array([True, False, True])
+
+    def total(x):
+        return skip_scan(lambda c, x: (c * x, (True, 2.0)), x, jnp.ones(3), keep, mode=mode)
+
+    _, (flags, twos) = jax.grad(total, has_aux=True)(1.0)
+    np.testing.assert_array_equal(flags, keep)
+    np.testing.assert_array_equal(twos, 2.0 * keep)
+
+
 def test_mask_mode_may_keep_other_layers_for_each_example():
     keep_NxB = np.array([[1, 0, 1], [0, 0, 1], [1, 0, 1], [1, 0, 0], [0, 0, 1]], bool)
     floats, rest = make_problem()

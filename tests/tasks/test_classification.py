@@ -13,7 +13,7 @@ from layerdrop_jax.commands import finetune as finetune_lib
 from layerdrop_jax.commands.evaluate import evaluate
 from layerdrop_jax.commands.finetune import adopt, finetune
 from layerdrop_jax.commands.generate import generate
-from layerdrop_jax.data import labelled, pipeline, tokenizers
+from layerdrop_jax.data import checksums, labelled, pipeline, tokenizers
 from layerdrop_jax.depth import scorer
 from layerdrop_jax.depth.prune import prune
 from layerdrop_jax.models.params import count_params, make_params, model_graph
@@ -327,6 +327,7 @@ def test_an_answer_names_the_label(cut):
 def test_the_score_is_that_of_the_file_that_generate_writes(name, request, tmp_path):
     """With blank texts, texts in quotation marks, and one that is too long."""
     folder = shutil.copytree(request.getfixturevalue(name), tmp_path / "run")
+    checksums.unseal(folder)  # its files are changed by hand
     examples = labelled.load_saved_examples(folder, "valid")
     count, label = len(examples[0].texts), examples[0].label
     odd = ["", '"one"', '"one two"', " ", "ten " * 40]
@@ -359,6 +360,7 @@ def test_an_input_has_as_many_texts_as_those_of_training(cut, regression, tmp_pa
 
 def test_a_split_without_examples_has_no_score(cut, tmp_path):
     folder = shutil.copytree(cut, tmp_path / "run")
+    checksums.unseal(folder)  # its files are changed by hand
     (folder / "data" / "test.jsonl").write_text("")
     with pytest.raises(ValueError, match="the test split has nothing to score: .*data has no"):
         evaluate(folder)
@@ -443,6 +445,7 @@ def test_other_texts_than_the_heads_are_refused(cut, tmp_path):
         path.write_text(path.read_text(encoding="utf-8").replace("label\tone", "label\tother"))
     config = tiny_run.tiny_classification_config(text, **QUICK)
     begun = shutil.copytree(cut, tmp_path / "begun")
+    checksums.unseal(begun)  # its files are changed by hand
     theirs = read_config(begun)
     theirs["data"]["path"] = str(text)
     (begun / "config.json").write_text(json.dumps(theirs))

@@ -12,7 +12,7 @@ from flax import nnx
 
 from layerdrop_jax.commands.evaluate import evaluate
 from layerdrop_jax.commands.generate import generate
-from layerdrop_jax.data import streams, tokenizers
+from layerdrop_jax.data import checksums, streams, tokenizers
 from layerdrop_jax.decoding.sampling import filter_log_probs
 from layerdrop_jax.depth.prune import prune
 from layerdrop_jax.models.params import count_params, model_graph
@@ -237,6 +237,7 @@ def test_the_score_is_that_of_the_file_that_generate_writes(run, folder, tmp_pat
 
 def test_a_split_without_text_has_no_score(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "run")
+    checksums.unseal(copy)  # its files are changed by hand
     (copy / "data" / "test.jsonl").write_text("")
     with pytest.raises(ValueError, match="the test split has nothing to score: it has no text"):
         evaluate(copy)
