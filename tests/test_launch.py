@@ -524,15 +524,15 @@ def test_every_mode_hands_its_flags_on(run_launch, unbroken, monkeypatch, tmp_pa
 
     choice = {"verdict": "fine", "depths": [], "choice": None}
     choice["budget"] = {"ms": None, "parameters": None}
-    training, analysis = "layerdrop_jax.training", "layerdrop_jax.analysis"
-    monkeypatch.setattr(f"{training}.importance.measure", take("importance", {}))
-    monkeypatch.setattr(f"{training}.frontier.measure", take("frontier", choice))
-    monkeypatch.setattr(f"{training}.finetune.finetune", take("finetune", "new"))
+    package = "layerdrop_jax"
+    monkeypatch.setattr(f"{package}.depth.importance.measure", take("importance", {}))
+    monkeypatch.setattr(f"{package}.depth.frontier.measure", take("frontier", choice))
+    monkeypatch.setattr(f"{package}.commands.finetune.finetune", take("finetune", "new"))
     for home, name in (
-        (f"{analysis}.importance", "write_importance"),
-        (f"{analysis}.frontier", "write_frontier"),
-        (f"{analysis}.report", "write_report"),
-        (f"{training}.evaluate", "evaluate"),
+        (f"{package}.reports.importance_page", "write_importance"),
+        (f"{package}.reports.frontier_page", "write_frontier"),
+        (f"{package}.reports.run_report", "write_report"),
+        (f"{package}.commands.evaluate", "evaluate"),
     ):
         monkeypatch.setattr(f"{home}.{name}", take(name, [{"of": name}]))
     workdir, output = f"--workdir={unbroken[0]}", f"--output={tmp_path / 'output'}"

@@ -58,7 +58,7 @@ def check_folder(workdir, config):
             )
     # A start that failed or was killed leaves what it had written before config.json.
     elif workdir.is_dir() and any(
-        path.name not in ("tokenizer.json", "labels.json", "data", PRUNED, LOCK)
+        path.name not in ("tokenizer.json", "labels.json", "data", checksums.FILE, PRUNED, LOCK)
         and path.suffix != ".tmp"
         for path in workdir.iterdir()
     ):

@@ -235,6 +235,7 @@ def _begun_only_if_it_fits(workdir, fresh):
     except ValueError:
         if fresh and jax.process_index() == 0:
             (workdir / "config.json").unlink(missing_ok=True)
+            checksums.unseal(workdir)
         raise
 
 
