@@ -25,7 +25,8 @@ from layerdrop_jax.studies import cells
 from layerdrop_jax.studies.report import fenced, markdown_table, read_records
 
 FILES = ("README.md",) + tuple(
-    f"docs/{name}.md" for name in ("studies", "depth_on_demand", "encoders", "summarisation")
+    f"docs/{name}.md"
+    for name in ("studies", "depth_on_demand", "encoders", "summarisation", "any_depth")
 )
 RESULTS = "experiments/results"
 OPEN = re.compile(r"^<!-- results: (.+?) -->[ \t]*\n", re.MULTILINE)
