@@ -28,7 +28,8 @@ class DataConfig:
       dataset: one of DATASETS.
       source: language code of the source side, as in the file names or as a Babel locale.
       target: language code of the target side.
-      data_dir: where prepared TFDS sets live; "" is TFDS's default, ~/tensorflow_datasets.
+      data_dir: where prepared sets live; "" is the folder ``data`` of the user's cache, see
+        `layerdrop_jax.data.cache`, and for TFDS's own sets its default, ~/tensorflow_datasets.
       path: folder of the user's files (text, iwslt14, multi30k); "" for multi30k means
         $LAYERDROP_DATA/multi30k, and the other sets do not look at it.
       seed: of the sentences that cldr makes; the other sets do not look at it.
@@ -177,7 +178,7 @@ def load_eval_text(folder: str | os.PathLike, split: str, *, languages) -> list[
       FileNotFoundError: they are not there.
       ValueError: files that were changed into empty, unequal or undecodable ones.
     """
-    pairs = list(text.read_parallel(os.path.join(folder, "data"), split, *languages))
+    pairs = list(text.read_parallel(os.path.join(folder, "data"), split, *languages, marked=False))
     for language in languages:
         checksums.check(folder, f"data/{split}.{language}")
     return pairs
