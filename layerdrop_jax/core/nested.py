@@ -66,8 +66,9 @@ def draw_depths(key: jax.Array, tables: dict, *, draws: int, smallest: bool, tog
     Args:
       key: PRNG key of the micro-batch.
       tables: for each stack that is cut its `keep_table`, the smallest depth first.
-      draws: how many rows of a table are drawn, each at most once and all with the same chance; all
-        of them where there are no more. The smallest is not drawn where it runs anyway.
+      draws: how many rows of a table are drawn, all with the same chance and none twice before all
+        were drawn; no more than the longest table has. The smallest is not drawn where it runs
+        anyway, unless a stack has no other.
       smallest: whether the smallest of every stack runs too, first.
       together: whether the stacks draw one row number for all, which needs tables of one length, or
         each its own.
@@ -76,10 +77,18 @@ def draw_depths(key: jax.Array, tables: dict, *, draws: int, smallest: bool, tog
       for each stack bool[P, N], P sub-networks.
     """
     keep, least = {}, int(smallest)
-    draws = min(draws, *(len(table_PxN) - least for table_PxN in tables.values()))
+    draws = num_subnetworks(tables, draws=draws, smallest=smallest) - least
     for number, (stack, table_PxN) in enumerate(tables.items()):
         own = key if together else jax.random.fold_in(key, number)
-        drawn = least + jax.random.permutation(own, len(table_PxN) - least)[:draws]
+        begin = least if len(table_PxN) > least else 0
+        order = begin + jax.random.permutation(own, len(table_PxN) - begin)
+        drawn = jnp.resize(order, (draws,))
         first = jnp.arange(least, dtype=drawn.dtype)
         keep[stack] = jnp.asarray(table_PxN)[jnp.concatenate([first, drawn])]
     return keep
+
+
+def num_subnetworks(tables: dict, *, draws: int, smallest: bool) -> int:
+    """Counts the sub-networks of a micro-batch; arguments as `draw_depths`."""
+    longest = max(len(table_PxN) for table_PxN in tables.values())
+    return int(smallest) + min(draws, longest - int(smallest))

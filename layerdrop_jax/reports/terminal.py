@@ -1,49 +1,37 @@
 """Results as short tables for a person at a terminal; scripts read the same as JSON."""
 
-from layerdrop_jax.reports import run_plots
+from layerdrop_jax.reports.run_plots import depth_sets
+from layerdrop_jax.runs.folder import read_config
 from layerdrop_jax.runs.metrics import read_metrics
+from layerdrop_jax.runs.settings import find_task
 
 
 def scores_table(workdir, scores) -> str:
     """Says what ``--mode=evaluate`` found: a line for each score, and one for each depth.
 
     Args:
-      workdir: the run's folder, whose metrics have the depths.
+      workdir: the run's folder, whose config has the task and whose metrics have the depths.
       scores: what `evaluate` returned.
     """
+    of = find_task(read_config(workdir)["task"]).score
     rows = [("layers", "split", "score", "value")]
     for record in scores:
         stacks = {k.removesuffix("_layers"): v for k, v in record.items() if k.endswith("_layers")}
         if not stacks:
-            key = _key(record)
-            name = record.get("metric") or run_plots.NAMES.get(key, key)
-            signature = record.get("signature", "")
-            kind = f", {signature.partition('|')[0]}" if key == "bleu" else ""
-            kind += ", compounds split" if "compounds:split" in signature else ""
-            kind = kind.replace(", nrefs:1", ", sacreBLEU")
-            rows.append(("all", record.get("split", "test"), f"{name}{kind}", _number(record[key])))
+            kind = of.kind_of(record)
+            name = of.label if kind == of.label else f"{of.label}, {kind}"
+            rows.append(("all", record.get("split", of.split), name, _number(record[of.key])))
             continue
         layers = ", ".join(f"{len(kept)} {stack}" for stack, kept in stacks.items())
         for split in ("valid", "test"):
-            for measure in run_plots.MEASURES:
-                value = record.get(f"{split}_{measure.key}")
-                if value is not None:
-                    name = run_plots.NAMES.get(measure.key, measure.key)
-                    rows.append((layers, split, name, _number(value)))
+            if (value := record.get(f"{split}_{of.key}")) is not None:
+                rows.append((layers, split, of.label, _number(value)))
     if not any(name.endswith("_layers") for record in scores for name in record):
-        rows += _depth_rows(read_metrics(workdir))
+        for layers, (record,) in reversed(depth_sets([read_metrics(workdir)], of.key).items()):
+            stack = "decoder" if "decoder_layers" in record else "encoder"
+            split = record.get("split", of.depths)
+            rows.append((f"{len(layers)} {stack}", split, of.label, _number(record[of.key])))
     return columns(rows)
-
-
-def _depth_rows(records) -> list[tuple]:
-    measure, sets = run_plots.depth_measure([records]), run_plots.depth_sets([records])
-    rows = []
-    for layers, (record,) in reversed(sets.items()):
-        stack = "decoder" if "decoder_layers" in record else "encoder"
-        name = run_plots.NAMES.get(measure.key, measure.key)
-        split = record.get("split", "test")
-        rows.append((f"{len(layers)} {stack}", split, name, _number(record[measure.key])))
-    return rows
 
 
 def pruned_table(record) -> str:
@@ -59,7 +47,7 @@ def pruned_table(record) -> str:
 def frontier_table(record) -> str:
     """Says what ``--mode=frontier`` measured: the verdict, and a line for each depth."""
     key = record["quality"]["key"]
-    rows = [("", "layers", f"valid {run_plots.NAMES.get(key, key)}", "kept", "ms", "parameters")]
+    rows = [("", "layers", record["quality"]["name"], "kept", "ms", "parameters")]
     for number, depth in enumerate(record["depths"]):
         rows.append(
             (
@@ -74,10 +62,6 @@ def frontier_table(record) -> str:
     if record["choice"] is None:
         rows = [row[1:] for row in rows]
     return f"{columns(rows)}\n{record['verdict']}"
-
-
-def _key(record) -> str:
-    return next(measure.key for measure in run_plots.MEASURES if measure.key in record)
 
 
 def _number(value) -> str:

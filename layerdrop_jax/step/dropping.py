@@ -12,7 +12,7 @@ import numpy as np
 
 from layerdrop_jax.core import drop_schedule
 from layerdrop_jax.core.drop_schedule import drop_rates, rate_at, sample_keep
-from layerdrop_jax.core.nested import keep_table, parse_depths
+from layerdrop_jax.core.nested import keep_table, num_subnetworks, parse_depths
 from layerdrop_jax.core.pruning import RULES
 from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.core.skip_scan import MODES
@@ -357,7 +357,7 @@ def describe_rates(settings) -> list[str]:
                 line += f"; {group} {_rates_text(rates[group])}"
         if stack in tables:
             depths = tables[stack].sum(axis=1)
-            number = min(drop.draws + drop.smallest, len(depths))
+            number = num_subnetworks(tables, draws=drop.draws, smallest=drop.smallest)
             line += f"; nested, {number} of depths {', '.join(map(str, depths))} beside the whole"
             if drop.by_exits(settings.model):
                 line += ", from its own run"

@@ -90,6 +90,11 @@ def test_the_smallest_runs_first_and_is_not_drawn_again():
     only = draw({"decoder": keep_table(8, (2,))}, draws=1, smallest=True, together=False)
     assert only["decoder"].shape == (DRAWS, 1, 8)
     assert np.all(only["decoder"].sum(axis=2) == 2)
+    tables["encoder"] = keep_table(4, (1,))  # one depth does not hold the other stack back
+    both = draw(tables, draws=1, smallest=True, together=False)
+    assert np.all(both["encoder"].sum(axis=2) == 1)
+    close(shares(both["decoder"].sum(axis=2)[:, 1], (3, 5)), 1 / 2)
+    del tables["encoder"]
     every = draw(tables, draws=9, smallest=False, together=False)["decoder"].sum(axis=2)
     assert np.all(np.sort(every) == (2, 3, 5))
 

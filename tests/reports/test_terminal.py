@@ -1,6 +1,9 @@
 """Results as a person at a terminal sees them."""
 
+import pytest
+
 from layerdrop_jax.reports import terminal
+from layerdrop_jax.runs.folder import write_config
 from layerdrop_jax.runs.metrics import MetricWriter
 
 
@@ -9,6 +12,7 @@ def lines(text):
 
 
 def test_scores_and_depths_have_a_line_each(tmp_path):
+    write_config(tmp_path, {"task": "translation"})
     writer = MetricWriter(tmp_path)
     for layers, bleu in (((0, 1), 7.25), ((0,), 2.5)):
         writer.write("depth", 3, {"decoder_layers": list(layers), "bleu": bleu})
@@ -25,20 +29,29 @@ def test_scores_and_depths_have_a_line_each(tmp_path):
     ]
 
 
-def test_splits_and_metrics_are_named(tmp_path):
-    scores = [
-        {"split": "valid", "perplexity": 1234.5, "nats": 7.1},
-        {"split": "test", "score": 99.0, "metric": "f1", "examples": 3},
-        {"split": "test", "rouge_1": 1.0, "rouge_2": 2.0, "rouge_l": None},
-    ]
-    assert lines(terminal.scores_table(tmp_path, scores))[1:] == [
-        ["all", "valid", "perplexity", "1,234.50"],
-        ["all", "test", "f1", "99.00"],
-        ["all", "test", "ROUGE-L", "not", "finite"],
-    ]
+@pytest.mark.parametrize(
+    ("task", "score", "said"),
+    [
+        (
+            "language_modelling",
+            {"split": "valid", "perplexity": 1234.5, "nats": 7.1},
+            "valid perplexity 1,234.50",
+        ),
+        (
+            "classification",
+            {"split": "test", "score": 99.0, "metric": "f1"},
+            "test score, f1 99.00",
+        ),
+        ("summarisation", {"rouge_1": 1.0, "rouge_l": None}, "test ROUGE-L, ROUGE not finite"),
+    ],
+)
+def test_splits_and_metrics_are_named(tmp_path, task, score, said):
+    write_config(tmp_path, {"task": task})
+    assert lines(terminal.scores_table(tmp_path, [score]))[1:] == [["all", *said.split()]]
 
 
 def test_chosen_layers_have_their_scores_of_both_splits_and_no_depths(tmp_path):
+    write_config(tmp_path, {"task": "translation"})
     writer = MetricWriter(tmp_path)
     writer.write("depth", 3, {"decoder_layers": [0], "bleu": 1.0})
     writer.close()
@@ -74,7 +87,8 @@ def test_a_frontier_marks_the_choice():
         }
         for count in (2, 1)
     ]
-    record = {"quality": {"key": "bleu"}, "choice": 1, "verdict": "Fine.", "depths": depths}
+    quality = {"key": "bleu", "name": "valid BLEU"}
+    record = {"quality": quality, "choice": 1, "verdict": "Fine.", "depths": depths}
     rows = lines(terminal.frontier_table(record))
     assert rows[1] == ["2", "decoder", "6.00", "100%", "2.5", "2,000"]
     assert rows[2] == ["chosen", "1", "decoder", "3.00", "50%", "1.2", "1,000"]
