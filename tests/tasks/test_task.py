@@ -1,7 +1,6 @@
 """A task is one declared object: one from outside the project does all that the project's do."""
 
 import importlib
-import json
 import pathlib
 import shutil
 
@@ -14,6 +13,7 @@ from layerdrop_jax.depth.prune import prune
 from layerdrop_jax.reports.frontier_page import write_frontier
 from layerdrop_jax.reports.run_report import write_report
 from layerdrop_jax.runs import settings
+from layerdrop_jax.runs.folder import read_config
 from layerdrop_jax.runs.metrics import read_metrics
 from layerdrop_jax.studies import results
 from layerdrop_jax.tasks.task import Score
@@ -42,7 +42,7 @@ def config(tmp_path, monkeypatch):
 def test_a_task_from_outside_trains_is_cut_scored_and_reported(config, tmp_path, monkeypatch):
     run, small = tmp_path / "run", tmp_path / "small"
     train(config, run, command="python launch.py")
-    assert json.loads((run / "config.json").read_text()) == config  # the loop writes it
+    assert read_config(run) == config  # the loop writes it
     valid, test = evaluate(run)
     assert (valid["split"], test["split"]) == ("valid", "test")
     assert test["right"] > 80  # of ten numbers, nine are wrong

@@ -1,6 +1,5 @@
 """The loop: what it leaves behind, that stopping changes nothing, and what it refuses."""
 
-import json
 import os
 import resource
 import shutil
@@ -32,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 def test_the_folder_stands_alone(run, config, text):
-    assert json.loads((run / "config.json").read_text()) == config
+    assert read_config(run) == config
     for split in ("valid", "test"):
         for language in ("en", "de"):
             name = f"{split}.{language}"
