@@ -183,7 +183,8 @@ def test_the_frontier_and_the_importance_of_layers(copy, run, monkeypatch):
     (depth,) = record["depths"]
     assert depth["layers"] == {"encoder": [0, 2]}
     assert depth["perplexity"] == pytest.approx(lines_of(copy, "depth")[2]["perplexity"])
-    assert record["quality"] == {"key": "perplexity", "split": "valid"}
+    quality = {"key": "perplexity", "name": "valid perplexity", "better": "lower", "log": True}
+    assert record["quality"] == quality
     assert record["request"]["beam"] == 1
     assert record["sample"] == {"rows": 5, "tokens": sample.tokens}
     assert record["floor_nats"] == floor_nats(run)
