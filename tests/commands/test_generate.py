@@ -164,7 +164,7 @@ def test_files_that_cannot_be_opened_are_named(run, tmp_path, monkeypatch):
     (tmp_path / "input").write_text("one\n")
     message = refused(OSError, run, tmp_path / "input", tmp_path / "no" / "output")
     assert f"cannot write --output={tmp_path / 'no' / 'output'}: " in message
-    assert message.endswith(f"or {tmp_path / 'no'} is not writable")
+    assert message.endswith(f"there is no folder {tmp_path / 'no'}")
     assert "it is a folder" in refused(OSError, run, tmp_path / "input", tmp_path)
 
 
