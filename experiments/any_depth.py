@@ -98,14 +98,13 @@ def judge(ours, cuts, own, whole, layers):
                 "lower",
             )
         )
-        if values:
-            claims.append(
-                compare(
-                    f"Cut to {depth} layers it is better than a network trained at that depth",
-                    {"nested": at(ours, depth), "from scratch": values},
-                    "lower",
-                )
+        claims.append(
+            compare(
+                f"Cut to {depth} layers it is better than a network trained at that depth",
+                {"nested": at(ours, depth), "from scratch": values},
+                "lower",
             )
+        )
     return claims
 
 

@@ -69,7 +69,7 @@ def knows(run, layers=WHOLE):
 
 
 def lines_of(folder):
-    return (folder / SCORES).read_text(encoding="utf-8").splitlines()
+    return (folder / SCORES).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
 
 
 def plain_nats(run, layers, sample):

@@ -13,6 +13,7 @@ from flax import nnx
 from layerdrop_jax.core.strategy_table import STRATEGIES, parse_strategy, takes_depth
 from layerdrop_jax.depth import importance, strategies
 from layerdrop_jax.depth.scorer import Scorer
+from layerdrop_jax.models.blocks import How
 from layerdrop_jax.models.params import abstract_params, model_graph
 from layerdrop_jax.runs.checkpoints import restore_params, write_params
 from layerdrop_jax.runs.run import load_run
@@ -247,16 +248,17 @@ def states_behind(network, stack, depth, batch):
     """What the first ``depth`` layers of a stack make of a batch, before any final norm."""
     keep_N = jnp.arange(network.config.depth(stack)) < depth
     if "input" in batch:
-        network._finish = lambda x_BxTxD: x_BxTxD
+        network.finish = lambda x_BxTxD: x_BxTxD
         return network(batch["input"], keep={"decoder": keep_N})
+    how = How(keep={stack: keep_N})
     source = [batch[f"source{name}"] for name in ("", "_segment", "_position")]
     if stack == "encoder":
         network.encoder_norm = lambda x_BxSxD: x_BxSxD
-        return network.encode(*source, keep=keep_N)
+        return network.encode(*source, how)
     memory_BxSxD = network.encode(*source)
     network.decoder_norm = lambda x_BxTxD: x_BxTxD
     target = [batch[f"target_{name}"] for name in ("input", "segment", "position")]
-    return network.decode(*target, memory_BxSxD, batch["source_segment"], keep=keep_N)
+    return network.decode(*target, memory_BxSxD, batch["source_segment"], how)
 
 
 def test_gradient_importance_is_the_slope_of_the_loss_by_the_scale(planted):
