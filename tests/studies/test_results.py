@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 
+from layerdrop_jax.runs.folder import write_config
 from layerdrop_jax.studies import results
 from layerdrop_jax.studies.jobs import Job
 from layerdrop_jax.studies.results import Result
@@ -26,7 +27,7 @@ def test_a_job_that_is_done_is_read_from_its_folder(tmp_path):
         ("launch.py", "--workdir=my runs/a", "--config=configs/wmt.py:demo"),
         ("launch.py", "--mode=evaluate", "--decoder_layers=all;first:2", '--set=a="$b"'),
     )
-    (tmp_path / "config.json").write_text('{"task": "translation", "seed": 3}')
+    write_config(tmp_path, {"task": "translation", "seed": 3})
     (tmp_path / "metrics.jsonl").write_text('{"kind": "start", "step": 0}\n{"kind": "tr')
     found = results.read(Job("net_seed_3", "net", 3, tmp_path, commands, ""))
     assert (found.run, found.seed, found.config["seed"], found.workdir) == ("net", 3, 3, tmp_path)
