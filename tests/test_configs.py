@@ -19,6 +19,7 @@ from layerdrop_jax.data import labelled
 from layerdrop_jax.depth import frontier, importance, latency
 from layerdrop_jax.depth.prune import prune
 from layerdrop_jax.runs import settings
+from layerdrop_jax.step.dropping import describe_rates
 from layerdrop_jax.step.optimizers import make_optimizer
 from layerdrop_jax.training import fitting
 from layerdrop_jax.training.train import train
@@ -176,6 +177,7 @@ def test_every_leaf_is_read(tmp_path, monkeypatch):
         train(config, tmp_path / "run", command="")
         evaluate(tmp_path / "run")
         cut_and_go_on(tmp_path / "run", monkeypatch)
+        describe_nested(config)
         make_every_optimizer(config)
     assert unread(classes, reads) == []
 
@@ -199,6 +201,7 @@ def test_every_leaf_of_a_language_model_is_read(tmp_path, monkeypatch):
         evaluate(tmp_path / "run")
         generate(tmp_path / "run", str(tmp_path / "prompts"), str(tmp_path / "output"))
         cut_and_go_on(tmp_path / "run", monkeypatch)
+        describe_nested(config)
         make_every_optimizer(config)
         train(plain, tmp_path / "plain", command="")
     assert unread(classes, reads) == []
@@ -229,6 +232,7 @@ def test_every_leaf_of_an_encoder_is_read(tmp_path, monkeypatch):
         evaluate(tuned)
         cut_and_go_on(tmp_path / "classifier", monkeypatch, stack="encoder")
         read_glue(other, monkeypatch)
+        describe_nested(other)
         make_every_optimizer(other)
     assert unread(classes, reads) == []
 
@@ -255,6 +259,18 @@ def read_glue(config, monkeypatch):
     monkeypatch.setattr(labelled.glue, "open_examples", lambda *_: [(("one",), "entailment")])
     config = {**config, "data": config["data"] | {"dataset": "glue/rte"}}
     assert labelled.load_examples(settings.parse(config).data, "valid")
+
+
+def describe_nested(config):
+    """LayerDrop alone draws no sub-networks, so the run's keys of `nested` are read here."""
+    changed = {name: dict(section) for name, section in config.items() if isinstance(section, dict)}
+    changed = {**config, **changed}
+    for stack in ("encoder", "decoder"):
+        if stack in config["drop"]:
+            changed["drop"][stack] = 0.0
+            changed["model"][f"{stack}_layers"] = 3
+    changed["drop"] |= {"method": "nested", "score_rate": 0.0, "score_units": 0}
+    assert any("nested" in line for line in describe_rates(settings.parse(changed)))
 
 
 def make_every_optimizer(config):

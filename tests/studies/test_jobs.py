@@ -156,7 +156,7 @@ def test_a_mistake_is_named_with_its_run(root, run, message):
 
 def test_an_unknown_variant_is_an_error():
     job = plan([network(config="configs/wmt.py:huge", overrides={})], "out")[0]
-    with pytest.raises(ValueError, match="net_seed_1: unknown variant 'huge': it is one of paper"):
+    with pytest.raises(ValueError, match="net_seed_1: .*unknown variant 'huge'"):
         check([job])
 
 
