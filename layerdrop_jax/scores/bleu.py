@@ -4,13 +4,11 @@ The paper reports the tokenized kind, of fairseq's scorer, and for WMT en-de aft
 splitting, which typically gives larger numbers. Numbers of different kinds do not compare.
 """
 
-import collections
-import math
 import re
 from typing import NamedTuple
 
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
-MAX_ORDER = 4
+NO_MATCH = "<unk>\ufdd0"  # holds a code point that no text may use
 
 
 class Bleu(NamedTuple):
@@ -57,10 +55,18 @@ def sacre_bleu(hypotheses, references):
 
     Raises ValueError where there are no lines, or not as many references as hypotheses.
     """
+    return _by_sacrebleu(hypotheses, references)
+
+
+def _by_sacrebleu(hypotheses, references, **how):
     import sacrebleu.metrics  # here: importing it takes a while
 
-    _check(hypotheses, references)
-    metric = sacrebleu.metrics.BLEU()
+    if len(hypotheses) != len(references) or not references:
+        raise ValueError(
+            f"BLEU needs a hypothesis for each reference and at least one; got {len(hypotheses)} "
+            f"hypotheses and {len(references)} references"
+        )
+    metric = sacrebleu.metrics.BLEU(**how)
     result = metric.corpus_score(list(hypotheses), [list(references)])
     return Bleu(
         score=result.score,
@@ -82,29 +88,10 @@ def tokenized_bleu(hypotheses, references):
 
     Raises ValueError where there are no lines, or not as many references as hypotheses.
     """
-    _check(hypotheses, references)
-    matches, counts, lengths = [0] * MAX_ORDER, [0] * MAX_ORDER, [0, 0]
-    for hypothesis, reference in zip(hypotheses, references, strict=True):
-        found, wanted = _tokens(hypothesis), _tokens(reference)
-        # None is no token of a hypothesis.
-        wanted = [None if token == UNKNOWN else token for token in wanted]
-        lengths[0] += len(found)
-        lengths[1] += len(wanted)
-        for n in range(1, MAX_ORDER + 1):
-            ngrams = _ngrams(found, n)
-            counts[n - 1] += ngrams.total()
-            matches[n - 1] += (ngrams & _ngrams(wanted, n)).total()
-    precisions = [match / count if count else 0.0 for match, count in zip(matches, counts)]
-    brevity_penalty = min(1.0, math.exp(1 - lengths[1] / lengths[0]))
-    geometric_mean = math.prod(precisions) ** (1 / MAX_ORDER)
-    return Bleu(
-        score=100 * brevity_penalty * geometric_mean,
-        precisions=tuple(100 * p for p in precisions),
-        brevity_penalty=brevity_penalty,
-        hypothesis_length=lengths[0],
-        reference_length=lengths[1],
-        signature="tokenized|case:mixed|tok:none",
-    )
+    found = [" ".join(_tokens(line)) for line in hypotheses]
+    wanted = [" ".join(map(_matchable, _tokens(line))) for line in references]
+    how = {"tokenize": "none", "smooth_method": "none", "force": True}
+    return _by_sacrebleu(found, wanted, **how)._replace(signature="tokenized|case:mixed|tok:none")
 
 
 def tokenize_13a(lines):
@@ -144,13 +131,6 @@ def _tokens(line):
     return tokens[first:end]
 
 
-def _ngrams(tokens, n):
-    return collections.Counter(zip(*(tokens[i:] for i in range(n)), strict=False))
-
-
-def _check(hypotheses, references):
-    if len(hypotheses) != len(references) or not references:
-        raise ValueError(
-            f"BLEU needs a hypothesis for each reference and at least one; got {len(hypotheses)} "
-            f"hypotheses and {len(references)} references"
-        )
+def _matchable(token):
+    """A token of a reference; one that no hypothesis has in place of ``<unk>``."""
+    return NO_MATCH if token == UNKNOWN else token
