@@ -107,6 +107,32 @@ class BlockConfig:
         """The stack that is cut to every depth where depths are compared: the last one."""
         return list(self.stacks)[-1]
 
+    @property
+    def importers(self) -> dict:
+        """Functions ``f(state, config) -> parameters``, by the library whose weights they read."""
+        return {}
+
+    def import_params(self, library: str, state: dict) -> dict:
+        """Makes the network's parameters of another library's weights.
+
+        Args:
+          library: whose names and shapes the state has, a key of ``importers``.
+          state: arrays by that library's names, see its function in `layerdrop_jax.interop`.
+
+        Returns:
+          Nested dict as `make_params` gives, float32, the layers on axis 0.
+
+        Raises:
+          ValueError: a library that is not known for this kind of network, or a state that is not
+            of the network that the config describes.
+        """
+        if library not in self.importers:
+            raise ValueError(
+                f"library={library!r} has no weights for {type(self).__name__}: "
+                f"{', '.join(self.importers) or 'none'} can be read"
+            )
+        return self.importers[library](state, self)
+
     def depth(self, stack: str) -> int:
         """The number of layers of a stack, N."""
         return getattr(self, f"{stack}_layers")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layerdrop_jax.core.randomness import named_key
+from layerdrop_jax.interop import fairseq, huggingface
 from layerdrop_jax.models.blocks import (
     BlockConfig,
     EncoderLayer,
@@ -54,6 +55,10 @@ class EncoderConfig(BlockConfig):
     @property
     def stacks(self):
         return {"encoder": EncoderLayer}
+
+    @property
+    def importers(self):
+        return {"fairseq": fairseq.encoder_params, "huggingface": huggingface.encoder_params}
 
     def make_model(self, rngs):
         return Encoder(self, rngs=rngs)

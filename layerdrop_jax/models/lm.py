@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layerdrop_jax.core.randomness import named_key
+from layerdrop_jax.interop import fairseq
 from layerdrop_jax.models.adaptive import AdaptiveEmbedding, AdaptiveSoftmax, bands
 from layerdrop_jax.models.attention import causal_mask, heads_first
 from layerdrop_jax.models.blocks import (
@@ -85,6 +86,10 @@ class LMConfig(BlockConfig):
     @property
     def stacks(self):
         return {"decoder": EncoderLayer}
+
+    @property
+    def importers(self):
+        return {"fairseq": fairseq.lm_params}
 
     def make_model(self, rngs):
         return LM(self, rngs=rngs)

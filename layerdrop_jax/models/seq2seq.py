@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layerdrop_jax.core.randomness import named_key
+from layerdrop_jax.interop import fairseq
 from layerdrop_jax.models.attention import causal_mask, heads_first, segment_mask
 from layerdrop_jax.models.blocks import (
     WHOLE,
@@ -65,6 +66,10 @@ class Seq2SeqConfig(BlockConfig):
     @property
     def stacks(self):
         return {"encoder": EncoderLayer, "decoder": DecoderLayer}
+
+    @property
+    def importers(self):
+        return {"fairseq": fairseq.seq2seq_params}
 
     def make_model(self, rngs):
         return Seq2Seq(self, rngs=rngs)

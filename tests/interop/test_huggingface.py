@@ -8,7 +8,6 @@ import pytest
 from flax import nnx
 
 from configs import architectures
-from layerdrop_jax.interop.huggingface import encoder_params
 from layerdrop_jax.models.blocks import Watch
 from layerdrop_jax.models.encoder import EncoderConfig
 from layerdrop_jax.models.params import abstract_params, model_graph
@@ -36,7 +35,8 @@ def config_of(name):
 def test_states_and_logits(recorded, name):
     config, wanted = config_of(name), part(recorded, f"{name}/")
     ids, real = recorded["ids"], recorded["ids"] != PAD
-    graph, params = model_graph(config), encoder_params(part(wanted, "weights/"), config)
+    graph = model_graph(config)
+    params = config.import_params("huggingface", part(wanted, "weights/"))
     shapes = jax.tree.map(lambda a: (a.shape, a.dtype), abstract_params(config))
     assert jax.tree.map(lambda a: (a.shape, a.dtype), params) == shapes
 
@@ -60,11 +60,16 @@ def test_an_output_matrix_of_its_own_is_an_error(recorded):
     state = part(recorded, "masked_lm/weights/")
     state["lm_head.decoder.weight"] = state["lm_head.decoder.weight"] + 1
     with pytest.raises(ValueError, match="lm_head.weight is not the table of the embeddings"):
-        encoder_params(state, config_of("masked_lm"))
+        config_of("masked_lm").import_params("huggingface", state)
 
 
 def test_a_missing_weight_is_an_error(recorded):
     state = part(recorded, "masked_lm/weights/")
     del state["roberta.encoder.layer.2.intermediate.dense.bias"]
     with pytest.raises(ValueError, match="lacks encoder.sentence_encoder.layers.2.fc1.bias"):
-        encoder_params(state, config_of("masked_lm"))
+        config_of("masked_lm").import_params("huggingface", state)
+
+
+def test_an_unknown_library_is_an_error():
+    with pytest.raises(ValueError, match="'torch'.* EncoderConfig: fairseq, huggingface"):
+        config_of("masked_lm").import_params("torch", {})
