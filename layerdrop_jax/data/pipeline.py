@@ -11,6 +11,7 @@ import numpy as np
 from absl import flags, logging
 
 from layerdrop_jax.data import packing, workers
+from layerdrop_jax.progress import progress
 
 if typing.TYPE_CHECKING:
     import grain  # in the functions that use it: it takes two seconds to import
@@ -159,6 +160,16 @@ def eval_batches(
         batch = [rows[number] for number in numbers[first : first + local_rows]]
         batch += [padding] * (local_rows - len(batch))
         yield {name: np.stack([row[name] for row in batch]) for name in padding}
+
+
+def counted_batches(
+    description: str, config, rows: packing.PackedRows
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields what `eval_batches` does, under a bar named ``description`` that counts the rows."""
+    with progress(description, len(rows)) as advance:
+        for number, batch in enumerate(eval_batches(config, rows)):
+            yield batch
+            advance(min(config.batch_rows, len(rows) - number * config.batch_rows))
 
 
 def _local_rows(config, process_count: int) -> int:

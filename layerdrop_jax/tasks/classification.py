@@ -13,7 +13,6 @@ from layerdrop_jax.data import labelled, pipeline, tokenizers
 from layerdrop_jax.files import to_json
 from layerdrop_jax.models.cut import masks
 from layerdrop_jax.models.params import model_graph
-from layerdrop_jax.progress import progress
 from layerdrop_jax.runs.folder import is_fresh, make_tokenizer, read_config
 from layerdrop_jax.runs.metrics import check_scored
 from layerdrop_jax.runs.run import Run
@@ -169,10 +168,8 @@ def make_classifier(run: Run):
 
     def classify(rows, keep=None, description=""):
         keep, found = everything | (keep or {}), []
-        with progress(description, len(rows)) as advance:
-            for batch in pipeline.eval_batches(run.settings.data, rows):
-                found.append(jax.device_get(step(run.params, keep, batch["tokens"])))
-                advance(int(batch["weight"].sum()))
+        for batch in pipeline.counted_batches(description, run.settings.data, rows):
+            found.append(jax.device_get(step(run.params, keep, batch["tokens"])))
         return np.concatenate(found)[: len(rows)]
 
     return classify

@@ -122,11 +122,9 @@ def make_measure(run: Run):
     def measure(windows, keep=None, description=""):
         keep, scored = everything | (keep or {}), int(np.diff(windows.starts).max())
         total = 0.0
-        with progress(description, len(windows)) as advance:
-            for batch in pipeline.eval_batches(run.settings.evaluate, windows):
-                nll_BxS = jax.device_get(step(run.params, keep, batch, scored))
-                total += float(np.sum(nll_BxS, dtype=np.float64))
-                advance(int(batch["weight"].any(axis=1).sum()))  # not the rows of padding
+        for batch in pipeline.counted_batches(description, run.settings.evaluate, windows):
+            nll_BxS = jax.device_get(step(run.params, keep, batch, scored))
+            total += float(np.sum(nll_BxS, dtype=np.float64))
         return total / len(windows.tokens)
 
     return measure

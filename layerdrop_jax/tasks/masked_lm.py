@@ -106,10 +106,8 @@ def make_measure(run: Run):
 
     def measure(split, keep=None, description=""):
         keep, sums = everything | (keep or {}), []
-        with progress(description, len(rows(split))) as advance:
-            for batch in pipeline.eval_batches(run.settings.data, rows(split)):
-                sums.append(jax.device_get(step(run.params, keep, batch)))
-                advance(int((batch["tokens"] != PAD).any(axis=1).sum()))
+        for batch in pipeline.counted_batches(description, run.settings.data, rows(split)):
+            sums.append(jax.device_get(step(run.params, keep, batch)))
         nll, tokens = np.sum(sums, axis=0, dtype=np.float64)
         check_scored(tokens, split, NOTHING)
         return float(nll / tokens), int(tokens)
