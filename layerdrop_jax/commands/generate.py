@@ -41,7 +41,7 @@ def generate(
     """
     if target:
         check_output(target)
-    run = load_run(workdir, changes)
+    run = load_run(workdir, changes, sections=("decode", "prune"))
     task = task_of(run.settings)
     inputs = read_inputs(source, input_format, task.columns(run))
     if target:

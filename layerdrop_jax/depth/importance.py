@@ -46,7 +46,7 @@ def measure(workdir, changes=(), *, output: str = "", command: str) -> dict:
     """
     if output:
         check_output(output)
-    run = load_run(workdir, changes)
+    run = load_run(workdir, changes, sections=("prune",))
     folder = pathlib.Path(output or run.workdir)
     folder.mkdir(parents=True, exist_ok=True)
     if not any(map(run.settings.model.depth, run.settings.model.stacks)):

@@ -21,18 +21,19 @@ class Run(typing.NamedTuple):
     steps: list
 
 
-def load_run(workdir, changes=()) -> Run:
+def load_run(workdir, changes=(), *, sections=settings.CHANGED_AFTER) -> Run:
     """Reads config, tokenizer and parameters: the mean of the last checkpoints, or the best.
 
     Args:
       workdir: the folder.
       changes: what to do otherwise than its config says, see `settings.change`.
+      sections: of the config, those that the caller reads and a change may name.
 
     Raises:
       FileNotFoundError, ValueError, OSError: not a run's folder, or one that does not fit itself.
     """
     workdir = pathlib.Path(workdir)
-    config = settings.change(read_config(workdir), changes)
+    config = settings.change(read_config(workdir), changes, sections)
     parsed = settings.parse(config)
     settings.check_read([change.partition("=")[0] for change in changes], parsed, "--set=")
     for stack in parsed.model.stacks:

@@ -97,6 +97,8 @@ class RougeConfig:
         check_choice("evaluate", "rouge_tokenizer", self.rouge_tokenizer, tuple(TOKENIZERS))
 
 
+# The sections that say how a trained network is used.
+CHANGED_AFTER = ("decode", "evaluate", "prune")
 # What may change between the start of a run and its resumption: nothing here moves a parameter
 # of a step already taken.
 CHANGEABLE = (
@@ -514,7 +516,7 @@ def differences(old: Mapping, new: Mapping) -> list[str]:
     ]
 
 
-def change(config: Mapping, changes, sections=("decode", "evaluate", "prune")) -> dict:
+def change(config: Mapping, changes, sections=CHANGED_AFTER) -> dict:
     """A copy of a run's config with some other values in some of its sections.
 
     Args:

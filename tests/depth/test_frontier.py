@@ -12,6 +12,7 @@ from flax import nnx
 from layerdrop_jax.depth import frontier, latency
 from layerdrop_jax.depth.prune import cut, prune
 from layerdrop_jax.depth.scorer import Scorer, floor_nats
+from layerdrop_jax.models.cut import params_of
 from layerdrop_jax.models.params import count_params, model_graph
 from layerdrop_jax.reports.frontier_page import write_frontier
 from layerdrop_jax.runs import settings as settings_lib
@@ -125,21 +126,28 @@ def test_one_depth_of_a_translation(run, tmp_path):
     assert frontier.summary(record)["choice"] == depth
 
 
+def test_a_budget_below_any_depth_is_refused_first(folder, tmp_path):
+    with pytest.raises(ValueError, match="--budget_params=5 .* without any layer .* parameters"):
+        frontier.measure(folder, flags={}, budget_params=5, output=str(tmp_path / "a"), command="")
+    assert not (tmp_path / "a").exists()
+
+
 def test_a_budget_that_is_too_small_loses_nothing(folder, tmp_path):
+    least = params_of(load_run(folder).settings.model, {"decoder": ()})
     record = frontier.measure(
         folder,
         flags={"decoder": "1"},
         changes=["prune.batch=1"],
-        budget_params=5,
+        budget_params=least,
         output=str(tmp_path),
         command="",
     )
-    with pytest.raises(ValueError, match="no depth keeps --budget_params=5: the fastest takes"):
+    with pytest.raises(ValueError, match=f"no depth keeps --budget_params={least}: "):
         frontier.summary(record)
     assert "None of these depths fits" in write_frontier(record, tmp_path).read_text()
     record = json.loads((tmp_path / frontier.FILE).read_text(encoding="utf-8"))
     assert [depth["layers"] for depth in record["depths"]] == [{"decoder": [0]}]
-    assert (record["budget"], record["choice"]) == ({"ms": None, "parameters": 5}, None)
+    assert (record["budget"], record["choice"]) == ({"ms": None, "parameters": least}, None)
 
 
 # Which depths

@@ -107,3 +107,10 @@ def test_stopped_it_goes_on_where_it_was(measured, tmp_path, monkeypatch):
     assert (tmp_path / "elsewhere" / importance.FILE).exists()
     named = [json.dumps(json.loads(line)["layers"]) for line in lines]
     assert all(a != b for a, b in itertools.combinations(named, 2))
+
+
+def test_a_setting_that_no_measure_reads_is_refused(run, tmp_path):
+    output = str(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"--set=decode\.beam=1 is not .* one of prune\."):
+        importance.measure(run, ["decode.beam=1"], output=output, command="")
+    assert not (tmp_path / "elsewhere").exists()
