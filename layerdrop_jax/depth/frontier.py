@@ -61,7 +61,7 @@ def measure(
         check_output(output)
     run = load_run(workdir, changes)
     task, model, prune = task_of(run.settings), run.settings.model, run.settings.prune
-    least = params_of(model, {stack: () for stack in model.stacks})
+    least = params_of(model, dict.fromkeys(model.stacks, ()))
     if budget_params is not None and budget_params < least:
         raise ValueError(
             f"--budget_params={budget_params} is kept by no depth: without any layer the network "
