@@ -7,20 +7,22 @@ import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported, for child processes too
-# What a test prepares or compiles by default is not the user's; child processes inherit this too.
-os.environ["LAYERDROP_CACHE"] = tempfile.mkdtemp(prefix="layerdrop-tests-")
+# What a test prepares or compiles by default is not the user's; workers and child processes
+# inherit this from the first process.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["LAYERDROP_CACHE"] = tempfile.mkdtemp(prefix="layerdrop-tests-")
+    atexit.register(shutil.rmtree, os.environ["LAYERDROP_CACHE"], ignore_errors=True)
 
 import jax
 import pytest
 
+from layerdrop_jax.reports import style
 from tests import tiny_run
 
 pytest_plugins = ["tests.trained"]  # the runs that are trained once, for all tests
 
 # An accidental [D] + [B, D] broadcast is an error here; code that means it writes [None].
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-atexit.register(shutil.rmtree, os.environ["LAYERDROP_CACHE"], ignore_errors=True)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -45,9 +47,10 @@ def data_dir() -> Path:
     return outside_folder("LAYERDROP_DATA", SHARED / "data")
 
 
-@pytest.fixture(scope="session")
-def compile_cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("compiled")
+@pytest.fixture(scope="session", autouse=True)
+def small_pictures():
+    """Draws every picture with few dots: a test looks at what is in it."""
+    style.STYLE["savefig.dpi"] = 60
 
 
 @pytest.fixture(scope="module")

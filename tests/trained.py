@@ -1,5 +1,11 @@
-"""A small run of each task, trained and evaluated once, for all tests that read a run's folder."""
+"""A small run of each task, trained and evaluated once, for all tests that read a run's folder.
 
+Once for all worker processes: the first one that asks for a folder makes it, and the others wait.
+"""
+
+import os
+
+import filelock
 import pytest
 
 from layerdrop_jax.commands.evaluate import evaluate
@@ -10,9 +16,33 @@ from tests import tiny_run
 
 
 @pytest.fixture(scope="session")
-def text(tmp_path_factory):
+def shared_folder(tmp_path_factory):
+    """A folder of this start of pytest: the same for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def compile_cache(shared_folder):
+    return shared_folder / "compiled"
+
+
+def made_once(folder, make):
+    """The folder, after ``make(folder)`` in one of the workers."""
+    done = folder.with_name(f"{folder.name}.done")
+    with filelock.FileLock(f"{folder}.lock"):
+        if not done.exists():
+            make(folder)
+            done.touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text(shared_folder):
     """A folder of parallel files."""
-    return tiny_run.write_text(tmp_path_factory.mktemp("text"))
+    return made_once(shared_folder / "text", tiny_run.write_text)
 
 
 @pytest.fixture(scope="session")
@@ -21,36 +51,41 @@ def config(text):
 
 
 @pytest.fixture(scope="session")
-def run(config, tmp_path_factory, compile_cache):
+def run(config, shared_folder, compile_cache):
     """A run's folder after training and evaluation. Tests change copies of it only."""
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    with tiny_run.quick_compile(compile_cache):
-        train(config, folder, command="python launch.py 'as it was typed'")
-        evaluate(folder)
-    return folder
+
+    def make(folder):
+        with tiny_run.quick_compile(compile_cache):
+            train(config, folder, command="python launch.py 'as it was typed'")
+            evaluate(folder)
+
+    return made_once(shared_folder / "run", make)
 
 
 @pytest.fixture(scope="session")
-def lm_text(tmp_path_factory):
+def lm_text(shared_folder):
     """A folder of files of lines."""
-    return tiny_run.write_lines(tmp_path_factory.mktemp("lines"))
+    return made_once(shared_folder / "lines", tiny_run.write_lines)
 
 
 @pytest.fixture(scope="session")
-def lm_run(lm_text, tmp_path_factory, compile_cache):
+def lm_run(lm_text, shared_folder, compile_cache):
     """A language model's folder after training and evaluation. Tests change copies of it only."""
-    folder = tmp_path_factory.mktemp("runs") / "lm"
-    with tiny_run.quick_compile(compile_cache):
-        train(tiny_run.tiny_lm_config(lm_text), folder, command="python launch.py")
-        evaluate(folder)
-    return folder
+
+    def make(folder):
+        with tiny_run.quick_compile(compile_cache):
+            train(tiny_run.tiny_lm_config(lm_text), folder, command="python launch.py")
+            evaluate(folder)
+
+    return made_once(shared_folder / "lm", make)
 
 
 @pytest.fixture(scope="session")
-def masked_text(tmp_path_factory):
+def masked_text(shared_folder):
     """A folder of files of lines; for more masks the held-out ones are longer."""
     sizes = (("train", 199), ("valid", 61), ("test", 31))
-    return tiny_run.write_lines(tmp_path_factory.mktemp("masked_lines"), sizes)
+    folder = shared_folder / "masked_lines"
+    return made_once(folder, lambda folder: tiny_run.write_lines(folder, sizes))
 
 
 @pytest.fixture(scope="session")
@@ -59,13 +94,15 @@ def masked_config(masked_text):
 
 
 @pytest.fixture(scope="session")
-def masked_run(masked_config, tmp_path_factory, compile_cache):
+def masked_run(masked_config, shared_folder, compile_cache):
     """A pre-trained encoder's folder, evaluated too. Tests change copies of it only."""
-    folder = tmp_path_factory.mktemp("runs") / "masked"
-    with tiny_run.quick_compile(compile_cache):
-        train(masked_config, folder, command="python launch.py")
-        evaluate(folder)
-    return folder
+
+    def make(folder):
+        with tiny_run.quick_compile(compile_cache):
+            train(masked_config, folder, command="python launch.py")
+            evaluate(folder)
+
+    return made_once(shared_folder / "masked", make)
 
 
 @pytest.fixture(scope="session")

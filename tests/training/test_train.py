@@ -4,6 +4,7 @@ import os
 import resource
 import shutil
 import signal
+import types
 
 import jax
 import jax.numpy as jnp
@@ -229,9 +230,21 @@ def test_an_absurd_learning_rate(text, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["loss", "grad_norm", "param_norm"])
-@pytest.mark.parametrize(("log_every", "every"), [(1, 6), (20, 1), (20, 6)])
-def test_any_number_that_is_not_finite(name, log_every, every, text, tmp_path, monkeypatch):
-    """It is seen before it is logged, before it is saved, and otherwise one step later."""
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_any_number_that_is_not_finite(name, value):
+    closed = []
+    kept = types.SimpleNamespace(close=lambda: closed.append(True), latest_step=lambda: 6)
+    metrics = dict.fromkeys(("loss", "grad_norm", "param_norm"), jnp.float32(1))
+    train._check_finite(metrics, 7, kept)
+    with pytest.raises(FloatingPointError, match=f"step 7 .*{value}.* of step 6 is kept"):
+        train._check_finite(metrics | {name: jnp.float32(value)}, 7, kept)
+    assert closed == [True]
+
+
+@pytest.mark.parametrize(("name", "every"), [("grad_norm", 1), ("param_norm", 6)])
+def test_it_is_seen_before_it_is_saved_and_otherwise_one_step_later(
+    name, every, text, tmp_path, monkeypatch
+):
     names = ["loss", "nll", "tokens", "encoder_layers", "decoder_layers", "flops", "flops_nominal"]
 
     def step(state, batch, teacher, **_):
@@ -243,7 +256,7 @@ def test_any_number_that_is_not_finite(name, log_every, every, text, tmp_path, m
         return new, metrics | {name: jnp.where(bad, jnp.inf, 1)}
 
     monkeypatch.setattr(train, "make_train_step", lambda *_, **__: step)
-    config = tiny_run.tiny_config(text, train={"log_every": log_every}, checkpoint={"every": every})
+    config = tiny_run.tiny_config(text, train={"log_every": 20}, checkpoint={"every": every})
     assert_stopped(config, tmp_path, 7)
 
 
