@@ -1,10 +1,7 @@
 """Metrics: what is written can be read, resuming leaves no line of a step taken twice."""
 
-import io
 import json
-import re
 import struct
-import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +10,6 @@ from tensorboardX.proto import event_pb2
 
 from layerdrop_jax import files
 from layerdrop_jax.runs import metrics
-from layerdrop_jax.training.progress_line import Progress, Window
 
 
 def lines_of(run):
@@ -124,115 +120,3 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(writer._board, "flush", full)
     with pytest.raises(OSError, match="cannot write .*metrics.jsonl: No space left on device"):
         writer.write("train", 1, {"loss": 1.0})
-
-
-def test_window_sums_and_share_of_waiting():
-    window = Window()
-    for step in range(1, 4):
-        with window.waiting():
-            time.sleep(0.02)
-        time.sleep(0.02)
-        window.add({"loss": jnp.float32(0.1), "words": jnp.int32(step)})
-    closed = window.close()
-    assert closed["words"] == 6
-    assert closed["loss"] == pytest.approx(0.3, rel=1e-6)
-    assert closed["steps"] == 3
-    assert closed["seconds"] >= 0.12
-    assert 0.06 / closed["seconds"] <= closed["data_wait"] <= 0.06 / 0.12 + 0.3
-    # the next window starts empty
-    window.add({"loss": jnp.float32(2.0), "words": jnp.int32(5)})
-    closed = window.close()
-    assert (closed["loss"], closed["words"], closed["steps"]) == (2, 5, 1)
-    assert closed["data_wait"] == 0
-
-
-def test_window_adds_in_float64():
-    window = Window()
-    window.add({"words": jnp.float32(2**24)})
-    for _ in range(3):
-        window.add({"words": jnp.float32(1)})
-    assert window.close()["words"] == 2**24 + 3
-
-
-NUMBERS = {"loss": 4.1234, "lr": 5e-4, "words_per_second": 12345.6}
-
-
-def run_progress(file, steps, **options):
-    with Progress(1000, file=file, **options) as progress:
-        for step in steps:
-            progress.update(step, **NUMBERS, layers=[9.6, 4.75])
-            if step == 20:
-                with progress.paused():
-                    progress.print("[valid] loss 3")
-
-
-def test_without_a_terminal_there_are_plain_lines():
-    file = io.StringIO()
-    run_progress(file, [10, 20, 30, 1000], seconds=0.0)
-    begins, *lines = file.getvalue().splitlines()
-    assert begins == "compiling"
-    assert len(lines) == 5
-    assert "\x1b" not in file.getvalue()
-    assert lines[2] == "[valid] loss 3"
-    del lines[2]
-    assert len({len(line) for line in lines}) == 1, lines  # aligned
-    for text in (
-        "step    10/1,000",
-        "loss  4.123",
-        "lr 5.0e-04",
-        "layers  9.6+4.8",
-        "12,346 words/s",
-    ):
-        assert text in lines[0]
-
-
-def test_plain_lines_are_seconds_apart_and_the_last_step_is_shown():
-    file = io.StringIO()
-    run_progress(file, [10, 30, 40, 1000], seconds=60.0)
-    assert [line.split("/")[0] for line in file.getvalue().splitlines()] == [
-        "compiling",
-        "step    10",
-        "step 1,000",
-    ]
-
-
-def test_time_left_leaves_out_compilation_and_pauses(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
-    file = io.StringIO()
-    with Progress(1000, start=100, file=file, seconds=0.0) as progress:
-
-        def update(step):
-            progress.update(step, **NUMBERS, layers=[12, 6])
-
-        now[0] += 500  # compiles
-        update(101)
-        with progress.paused():
-            now[0] += 300
-        now[0] += 10
-        update(111)  # 1 step a second, 889 to go
-    assert re.findall(r"(\S+) left", file.getvalue())[-1] == "14:49"
-
-
-def test_on_a_terminal_there_is_a_bar(monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "80")
-    file = Terminal()
-    run_progress(file, [10, 20, 1000])
-    last = [x for x in re.split(r"[\r\n]|\x1b\[\S*?[A-Za-z]", file.getvalue()) if "loss" in x][-1]
-    assert last.strip() == (
-        "step 1,000/1,000 0:00 left loss 4.123 lr 5.0e-04 layers 9.6+4.8 12,346 words/s"
-    )
-    assert len(last) <= 80
-
-
-def test_a_pause_is_not_part_of_the_window():
-    window = Window()
-    with window.paused():
-        time.sleep(0.2)
-    window.add({"loss": 1.0})
-    assert window.close()["seconds"] < 0.1
