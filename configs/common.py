@@ -37,6 +37,7 @@ def _common(task):
             "over_time": "constant",
             "over_steps": 4000,
             "rescale": False,
+            "row_groups": 1,
             "score_units": 0,
             "score_rate": 0.003,
             "mode": "skip",

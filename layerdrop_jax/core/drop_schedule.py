@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-SCHEDULES = ("constant", "linear", "exponential")
-TIME_SCHEDULES = ("constant", "warm-up", "progressive")
+SCHEDULES = ("constant", "linear", "linear-from-zero", "exponential")
+TIME_SCHEDULES = ("constant", "warm-up", "progressive", "early", "late", "decay", "plateau")
+PLATEAU = 0.8  # of its steps; the rest is the way down
 
 
 def drop_rates(num_layers: int, rate, schedule: str = "constant", protect=()) -> jax.Array:
@@ -15,8 +16,10 @@ def drop_rates(num_layers: int, rate, schedule: str = "constant", protect=()) ->
 
     * ``constant``: rate. The paper's LayerDrop.
     * ``linear``: rate (i + 1) / N. Stochastic depth, Huang et al. 2016, equation 4.
+    * ``linear-from-zero``: rate i / (N - 1). The first layer is never dropped, so it cannot be cut
+      away later either. A stack of one layer is a first layer: 0.
     * ``exponential``: rate (exp(i ln 2 / (N - 1)) - 1): 0 for the first layer, rate for the last.
-      LayerSkip, Elhoushi et al. 2024, equation 2. A stack of one layer is a first layer: 0.
+      LayerSkip, Elhoushi et al. 2024, equation 2. A stack of one layer: 0.
 
     Args:
       num_layers: N, 0 included.
@@ -38,6 +41,8 @@ def drop_rates(num_layers: int, rate, schedule: str = "constant", protect=()) ->
         scale = np.ones(num_layers)
     elif schedule == "linear":
         scale = (layer + 1) / max(num_layers, 1)
+    elif schedule == "linear-from-zero":
+        scale = layer / max(num_layers - 1, 1)
     elif schedule == "exponential":
         scale = np.expm1(layer * np.log(2) / max(num_layers - 1, 1))
     else:
@@ -59,11 +64,20 @@ def rate_at(step, schedule: str = "constant", steps: int = 1) -> jax.Array:
     * ``progressive``: 1 - exp(-100 step / steps). Progressive layer dropping, Zhang and He 2020:
       their keep rate is theta(t) = (1 - theta) exp(-gamma t) + theta with gamma = 100 / T, so that
       the drop rate 1 - theta(t) is (1 - theta) times this.
+    * ``early``: 1 before step ``steps``, and 0 from there on: every layer runs. Early dropout,
+      Liu et al. 2023 (arXiv 2303.01500), for networks that underfit.
+    * ``late``: 0 before step ``steps``, and 1 from there on. Late dropout, from the same paper, for
+      networks that overfit.
+    * ``decay``: 1 - step / steps, from 1 at step 0 to 0 at ``steps``, and 0 from there on. The
+      linear form of early dropout in the same paper.
+    * ``plateau``: 1 for the first four fifths of ``steps``, then down to 0 in a straight line. Runs
+      of modded-nanogpt hold for 400 steps, go down over 100 and end with every layer.
 
     Args:
       step: steps done so far; may be traced.
       schedule: one of `TIME_SCHEDULES`.
-      steps: how long the warm-up takes, or the length T of training in ``progressive``, at least 1.
+      steps: how long the warm-up takes, the length T of training in ``progressive``, or the step at
+        which ``early``, ``late``, ``decay`` and ``plateau`` arrive; at least 1.
 
     Returns:
       A float32 scalar in [0, 1].
@@ -80,6 +94,14 @@ def rate_at(step, schedule: str = "constant", steps: int = 1) -> jax.Array:
         return jnp.minimum(progress, 1)
     if schedule == "progressive":
         return -jnp.expm1(-100 * progress)
+    if schedule == "early":
+        return jnp.float32(progress < 1)
+    if schedule == "late":
+        return jnp.float32(progress >= 1)
+    if schedule == "decay":
+        return jnp.maximum(1 - progress, 0)
+    if schedule == "plateau":
+        return jnp.clip((1 - progress) / (1 - PLATEAU), 0, 1)
     raise ValueError(
         f"time schedule {schedule!r} is unknown: it is one of {', '.join(TIME_SCHEDULES)}"
     )

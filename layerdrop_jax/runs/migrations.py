@@ -19,7 +19,12 @@ def _to_version_2(config):
         config["evaluate"] = {"rouge_tokenizer": "porter"}
 
 
-STEPS = (_to_version_2,)
+def _to_version_3(config):
+    """Adds row groups: all rows of a micro-batch had one draw."""
+    config["drop"]["row_groups"] = 1
+
+
+STEPS = (_to_version_2, _to_version_3)
 VERSION = len(STEPS) + 1
 
 

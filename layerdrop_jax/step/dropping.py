@@ -42,6 +42,8 @@ class DropConfig:
       over_time: how the rates grow over training, see `rate_at`.
       over_steps: how many steps that takes.
       rescale: divide what runs by its chance to run, as Stochastic Depth does.
+      row_groups: groups that the rows of a micro-batch are cut into, each with a draw of its own:
+        as many keep masks as groups, and each group pays for its own layers alone.
       score_units: hidden units of the function that scores layers by their activations, for Data
         Driven pruning: the rate of each layer is learned, and a stack's rate is their mean. 0:
         all rates are given. See `layerdrop_jax.core.learned_rates`.
@@ -72,6 +74,7 @@ class DropConfig:
     over_time: str
     over_steps: int
     rescale: bool
+    row_groups: int
     score_units: int
     score_rate: float
     mode: str
@@ -90,6 +93,7 @@ class DropConfig:
         for name in (*self.stacks, *INSIDE):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"drop.{name}={getattr(self, name)} is not in [0, 1]")
+        check_sizes("drop", self, ("row_groups",))
         if self.over_steps < 1:
             raise ValueError(f"drop.over_steps={self.over_steps} is not 1 or more")
         if self.exact and self.rescale:
@@ -362,9 +366,26 @@ def describe_rates(settings) -> list[str]:
             if drop.by_exits(settings.model):
                 line += ", from its own run"
         if drop.over_time != "constant":
-            line += f"; {drop.over_time} over {drop.over_steps:,} steps"
-        lines.append(line + ("; rescaled" if drop.rescale else ""))
+            depth = mean_depth(drop, rates["layers"], settings.train.steps)
+            line += f"; {drop.over_time} over {drop.over_steps:,} steps, mean depth {depth:.2f}"
+        line += "; rescaled" if drop.rescale else ""
+        line += f"; {drop.row_groups} draws a micro-batch" if drop.row_groups > 1 else ""
+        lines.append(line)
     return lines
+
+
+def mean_depth(drop: DropConfig, rates_N, steps: int) -> float:
+    """Computes how many layers of a stack run in a step, the mean over a run.
+
+    Args:
+      drop: says how the rates change over time.
+      rates_N: drop rates before that, float32[N].
+      steps: of the run.
+    """
+    factors_T = rate_at(jnp.arange(steps), drop.over_time, drop.over_steps)
+    rates_TxN = factors_T[:, None] * rates_N[None]
+    depths_T = jax.vmap(exact_depth)(rates_TxN) if drop.exact else jnp.sum(1 - rates_TxN, axis=1)
+    return float(jnp.mean(depths_T))
 
 
 def _rates_text(rates_N) -> str:

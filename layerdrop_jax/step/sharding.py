@@ -77,11 +77,12 @@ def gather_outside(stacks, params: dict) -> dict:
     }
 
 
-def check_rows(rows: int, mesh) -> None:
-    """Raises a ValueError where ``rows`` do not split evenly over the devices."""
-    if rows % mesh.size:
+def check_rows(rows: int, mesh, groups: int) -> None:
+    """Raises a ValueError where ``rows`` do not split evenly over groups and devices."""
+    if rows % (groups * mesh.size):
         raise ValueError(
-            f"data.batch_rows={rows} does not split over {mesh.size} devices: use a multiple"
+            f"data.batch_rows={rows} does not split over {mesh.size} device(s) in "
+            f"drop.row_groups={groups} group(s): use a multiple of {groups * mesh.size}"
         )
 
 

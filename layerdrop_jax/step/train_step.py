@@ -66,7 +66,8 @@ def train_step(
 
     Args:
       state: from `make_state`.
-      batch: arrays [A, B, length]; A micro-batches of B rows.
+      batch: arrays [A, B, length]; A micro-batches of B rows, each cut into ``drop.row_groups``,
+        which are then micro-batches of their own.
       teacher: the teacher's parameters, if there is one. What it computes is not in the FLOPs.
       graph: from `model_graph`.
       loss: the task's, a `losses.Loss`.
@@ -92,6 +93,7 @@ def train_step(
     """
     step_key = jax.random.fold_in(jax.random.key(seed), state["step"])
     config = nnx.merge(graph, state["params"]).config
+    batch = jax.tree.map(functools.partial(split_rows, groups=drop.row_groups), batch)
     num_micro, rows = jax.tree.leaves(batch)[0].shape[:2]
     first = jax.tree.map(lambda a: a[0], batch)
     costs = flops(config, first)
@@ -264,6 +266,22 @@ def train_step(
         "layers_run": jax.tree.map(jnp.add, state["layers_run"], counts["layers"]),
     }
     return state, metrics
+
+
+def split_rows(a_AxB___, groups: int):
+    """Cuts the rows of each micro-batch into groups.
+
+    Args:
+      a_AxB___: an array of a batch.
+      groups: G, which divides B.
+
+    Returns:
+      [A * G, B / G, ...]. A group has every G-th row, so that where rows are split over devices
+      each device has as many rows of every group.
+    """
+    micro, rows, *rest = a_AxB___.shape
+    a_AxRxG___ = a_AxB___.reshape(micro, rows // groups, groups, *rest)
+    return jnp.moveaxis(a_AxRxG___, 2, 1).reshape(micro * groups, rows // groups, *rest)
 
 
 def make_train_step(settings, task, optimizer: optax.GradientTransformation, **others):

@@ -71,7 +71,7 @@ def train(config, workdir, *, command: str, given: Sequence[str] = ()) -> None:
 def _train(settings, config, workdir, command):
     task = task_of(settings)
     mesh = sharding.make_mesh()
-    sharding.check_rows(settings.data.batch_rows, mesh)
+    sharding.check_rows(settings.data.batch_rows, mesh, settings.drop.row_groups)
     if mesh.size > 1 and settings.model.drop_path and settings.model.drop_path_rows == "kept":
         raise ValueError(
             f"model.drop_path_rows='kept' picks rows across {mesh.size} devices: use 'all' there"
@@ -202,7 +202,8 @@ def _train(settings, config, workdir, command):
                 _check_finite(metrics, step, checkpoints)
             if log or step == last or stopping:
                 numbers = _numbers(task, window.close(), rate(step - 1), peak)
-                numbers |= _depths(state["layers_run"], step * settings.train.accumulate)
+                drawn = step * settings.train.accumulate * settings.drop.row_groups
+                numbers |= _depths(state["layers_run"], drawn)
                 numbers |= _learned_rates(rates_of, state)
                 _log(numbers, step, writer, progress)
             valid_loss = None
@@ -343,10 +344,10 @@ def _numbers(task, sums, rate, peak):
     return numbers | {name: sums[name] for name in ("tokens", "steps", "seconds", "data_wait")}
 
 
-def _depths(layers_run, micro_batches):
-    """The effective depth of each stack since the run began: layers run in a micro-batch, mean."""
+def _depths(layers_run, draws):
+    """The effective depth of each stack since the run began: the mean over its draws."""
     return {
-        f"{stack}_depth": int(np.sum(jax.device_get(run_N))) / micro_batches
+        f"{stack}_depth": int(np.sum(jax.device_get(run_N))) / draws
         for stack, run_N in layers_run.items()
     }
 

@@ -38,6 +38,7 @@ def assert_frequency(observed, probability):
 def test_rates_by_schedule():
     np.testing.assert_array_equal(drop_rates(3, 0.2), np.float32([0.2, 0.2, 0.2]))
     np.testing.assert_allclose(drop_rates(5, 0.5, "linear"), [0.1, 0.2, 0.3, 0.4, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(drop_rates(3, 0.5, "linear-from-zero"), [0, 0.25, 0.5], rtol=1e-6)
     np.testing.assert_allclose(
         drop_rates(3, 0.4, "exponential"), [0, 0.4 * (2**0.5 - 1), 0.4], rtol=1e-6
     )
@@ -45,7 +46,7 @@ def test_rates_by_schedule():
 
 
 def test_rates_of_short_stacks():
-    for schedule in ("constant", "linear", "exponential"):
+    for schedule in SCHEDULES:
         assert drop_rates(0, 0.3, schedule).shape == (0,)
     np.testing.assert_allclose(drop_rates(1, 0.3, "linear"), [0.3], rtol=1e-6)
     np.testing.assert_array_equal(drop_rates(1, 0.3, "exponential"), [0])
@@ -68,7 +69,7 @@ def test_rate_outside_the_unit_interval_is_an_error(rate):
 
 
 def test_unknown_schedule_and_unknown_layer_are_errors():
-    with pytest.raises(ValueError, match="'cubic' is unknown.*constant, linear, exponential"):
+    with pytest.raises(ValueError, match="'cubic' is unknown.*exponential"):
         drop_rates(3, 0.1, "cubic")
     with pytest.raises(ValueError, match="protect layer 3: there are 3"):
         drop_rates(3, 0.1, protect=(3,))
@@ -82,14 +83,18 @@ def test_unknown_schedule_and_unknown_layer_are_errors():
         ("constant", 1, {0: 1, 1: 1, 10**6: 1}),
         ("warm-up", 1, {0: 0, 1: 1, 2: 1}),
         ("warm-up", 7, {0: 0, 3: 3 / 7, 7: 1, 8: 1, 2**31 - 1: 1}),
+        ("early", 7, {0: 1, 6: 1, 7: 0, 2**31 - 1: 0}),
+        ("late", 7, {0: 0, 6: 0, 7: 1, 2**31 - 1: 1}),
+        ("decay", 8, {0: 1, 2: 0.75, 8: 0, 2**31 - 1: 0}),
+        ("plateau", 500, {0: 1, 400: 1, 450: 0.5, 475: 0.25, 500: 0, 2**31 - 1: 0}),
         ("progressive", 1000, {0: 0, 1: 1 - np.exp(-0.1), 10: 1 - np.exp(-1), 2**31 - 1: 1}),
     ],
 )
 def test_rate_at_a_step_whether_static_or_traced(schedule, steps, expected):
     for step, value in expected.items():
-        np.testing.assert_allclose(rate_at(step, schedule, steps), value, rtol=1e-6)
+        np.testing.assert_allclose(rate_at(step, schedule, steps), value, rtol=1e-6, atol=1e-6)
     traced = jax.jit(jax.vmap(lambda step: rate_at(step, schedule, steps)))(np.array([*expected]))
-    np.testing.assert_allclose(traced, [*expected.values()], rtol=1e-6)
+    np.testing.assert_allclose(traced, [*expected.values()], rtol=1e-6, atol=1e-6)
     scalar = rate_at(3, schedule, steps)
     assert scalar.shape == ()
     assert scalar.dtype == jnp.float32
@@ -110,6 +115,7 @@ def test_unknown_time_schedule_and_no_steps_are_errors():
 
 
 TIMES = {"constant": (3, 1, 1), "warm-up": (2, 8, 0.25), "progressive": (1, 100, 1 - np.exp(-1))}
+TIMES |= {"early": (6, 7, 1), "late": (6, 7, 0), "decay": (2, 8, 0.75), "plateau": (9, 10, 0.5)}
 
 
 @pytest.mark.parametrize("over_depth", SCHEDULES)
@@ -121,7 +127,7 @@ def test_every_schedule_drops_each_layer_with_its_rate(over_depth, over_time):
             drop_rates(3, rate, over_depth, protect=(1,)) * rate_at(step, over_time, steps)
         )
     )(0.8, step)
-    first, last = {"constant": (1, 1), "linear": (1 / 3, 1), "exponential": (0, 1)}[over_depth]
+    first, last = {"constant": (1, 1), "linear": (1 / 3, 1)}.get(over_depth, (0, 1))
     expected = 0.8 * multiplier * np.array([first, 0, last])
     assert_frequency(1 - draw(rates, seed=step).mean(0), expected)
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from layerdrop_jax.core.drop_schedule import rate_at
+from layerdrop_jax.core.drop_schedule import SCHEDULES, TIME_SCHEDULES, rate_at
 from layerdrop_jax.models.params import abstract_params
 from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.step import dropping
@@ -125,19 +125,39 @@ def test_the_layers_are_the_same_whatever_else_is_dropped():
     assert (same_rate[:, 0] != alone[:, 0]).any(), "stacks share a key"
 
 
-@pytest.mark.parametrize("over_time", ["constant", "warm-up", "progressive"])
+@pytest.mark.parametrize("over_time", TIME_SCHEDULES)
 def test_rates_over_time(over_time):
     drop = config(decoder=0.5, heads=0.3, ffns=0.4, over_time=over_time, over_steps=200)
-    factors = []
-    for step in (0, 1, 50, 1000):
+    for step in (0, 1, 170, 1000):
         factor = float(rate_at(step, over_time, 200))
         keep, groups, _ = draws(drop, "decoder", step=step, seed=step)
         assert_frequency(keep, 1 - 0.5 * factor)
         assert_frequency(groups["heads"], 1 - 0.3 * factor)
         assert_frequency(groups["sublayers"][:, :, 2], 1 - 0.4 * factor)
-        factors.append(factor)
-    assert factors[-1] == pytest.approx(1)
-    assert (factors[0] == 1) == (over_time == "constant")
+
+
+@pytest.mark.parametrize(
+    ("over_time", "mean"),
+    [("constant", 1), ("warm-up", 0.9), ("early", 0.2), ("late", 0.8), ("decay", 0.1)]
+    + [("plateau", 0.18)],
+)
+def test_the_mean_depth_of_a_run_is_announced(over_time, mean):
+    """Of a run that is five times as long as the schedule."""
+    drop = config(decoder=0.5, over_time=over_time, over_steps=100)
+    rates_N = drop.rates(model())["decoder"]["layers"]
+    depth = dropping.mean_depth(drop, rates_N, 500)
+    # A sum over a hundred steps is within half a step of the area below a straight line.
+    assert depth == pytest.approx(4 - 4 * 0.5 * mean, abs=4 * 0.5 * 0.5 / 500 + 1e-5)
+    train = dataclasses.replace(settings().train, steps=500)
+    changed = dataclasses.replace(settings(), drop=drop, train=train)
+    line = dropping.describe_rates(changed)[1]
+    assert (f", mean depth {depth:.2f}" in line) == (over_time != "constant")
+
+
+def test_the_mean_depth_of_exact_draws():
+    drop = config(decoder=0.8, over_time="early", over_steps=3, exact=True)
+    rates_N = drop.rates(model())["decoder"]["layers"]
+    assert dropping.mean_depth(drop, rates_N, 4) == (3 * 1 + 4) / 4
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0])
@@ -155,7 +175,9 @@ def test_rate_0_and_rate_1(rate, exact, layers):
 
 
 def test_one_layer_by_every_schedule():
-    for schedule, kept in (("constant", 0.4), ("linear", 0.4), ("exponential", 1)):
+    kept_by = {"constant": 0.4, "linear": 0.4, "linear-from-zero": 1, "exponential": 1}
+    assert kept_by.keys() == {*SCHEDULES}
+    for schedule, kept in kept_by.items():
         drop = config(decoder=0.6, schedule=schedule)
         assert_frequency(draws(drop, "decoder", decoder_layers=1)[0], kept)
         protected = dataclasses.replace(drop, protect="-1")

@@ -62,7 +62,8 @@ def test_four_devices_take_the_steps_of_one(run, config, tmp_path, compile_cache
     )
     assert child.returncode == 0, child.stderr
     assert child.stdout.splitlines()[-1] == (
-        "data.batch_rows=6 does not split over 4 devices: use a multiple"
+        "data.batch_rows=6 does not split over 4 device(s) in drop.row_groups=1 group(s): use a "
+        "multiple of 4"
     )
     assert not (tmp_path / "run-uneven").exists()
     one, four = (
@@ -76,14 +77,18 @@ def test_four_devices_take_the_steps_of_one(run, config, tmp_path, compile_cache
         np.testing.assert_allclose([r[name] for r in four], [r[name] for r in one], rtol=1e-3)
 
 
-@pytest.mark.parametrize(("rows", "fits"), [(12, True), (6, True), (4, False), (7, False)])
-def test_rows_split_evenly_or_not_at_all(rows, fits):
+@pytest.mark.parametrize(
+    ("rows", "groups", "fits"),
+    [(12, 1, True), (6, 1, True), (12, 2, True), (4, 1, False), (7, 1, False), (6, 2, False)],
+)
+def test_rows_split_evenly_or_not_at_all(rows, groups, fits):
     mesh = types.SimpleNamespace(size=6)
     if fits:
-        sharding.check_rows(rows, mesh)
+        sharding.check_rows(rows, mesh, groups)
         return
-    with pytest.raises(ValueError, match=f"data.batch_rows={rows} does not split over 6 devices"):
-        sharding.check_rows(rows, mesh)
+    message = f"data.batch_rows={rows} .* 6 device.* drop.row_groups={groups}.* of {6 * groups}"
+    with pytest.raises(ValueError, match=message):
+        sharding.check_rows(rows, mesh, groups)
 
 
 def test_arrays_are_split_along_their_largest_axis_but_not_over_layers():

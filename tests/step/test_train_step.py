@@ -169,6 +169,28 @@ def test_accumulated_gradient_is_that_of_all_rows_at_once_then_clipped():
     assert clipped == [True, False]
 
 
+def test_row_groups_are_micro_batches_with_draws_of_their_own():
+    """Group g has the rows g, g + G, ...; its draw is that of a micro-batch in its place."""
+    grouped, state = compiled(row_groups=B)
+    plain, _ = compiled()
+    apart = {
+        name: np.concatenate([micro[None, g::B] for micro in a for g in range(B)])
+        for name, a in BATCH.items()
+    }
+    assert apart["target_segment"].shape[:2] == (A * B, 1)
+    whole, found = grouped(state, BATCH, rates=HALF_DROPPED)
+    wanted, metrics = plain(state, apart, rates=HALF_DROPPED)
+    assert_close(grads_of(whole), grads_of(wanted), rtol=1e-6, atol=1e-7)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-6, err_msg=name)
+    assert metrics["decoder_layers"] not in (0, LAYERS["decoder"])  # the draws differ
+    # Nothing dropped, the groups add up to the micro-batches that they were cut out of.
+    _, found = grouped(state, BATCH)
+    _, metrics = plain(state, BATCH)
+    for name in ("loss", "nll", "tokens", "grad_norm", "flops_nominal"):
+        np.testing.assert_allclose(found[name], metrics[name], rtol=1e-5, err_msg=name)
+
+
 def test_metrics_are_sums_over_micro_batches():
     step, state = compiled()
     parts = [step(state, stacked(micro, PADDING))[1] for micro in (FULL, SPARSE)]
