@@ -69,7 +69,7 @@ def main(argv=None):
 
 
 def measure(sizes, progress) -> dict:
-    """Seconds of every call, and what each executable asks for in memory."""
+    """Measures the seconds of every call, and what each executable asks for in memory."""
     vocab_size, tokens, dim = sizes["vocabulary"], sizes["tokens"], sizes["width"]
     x_BxTxD = jax.random.normal(jax.random.key(0), (1, tokens, dim)).astype(sizes["dtype"])
     zipf_BxT = zipf_targets(vocab_size, tokens)
@@ -123,7 +123,7 @@ def measure(sizes, progress) -> dict:
 
 
 def zipf_targets(vocab_size, tokens):
-    """int32 [1, tokens] ids, the word of rank r with a frequency in proportion to 1/r."""
+    """Draws ids, int32 [1, tokens]; the word of rank r has a frequency proportional to 1/r."""
     share_V = 1 / np.arange(1, vocab_size - FIRST_WORD + 1)
     draw = np.random.default_rng(0)
     words = draw.choice(len(share_V), (1, tokens), p=share_V / share_V.sum())
@@ -131,7 +131,7 @@ def zipf_targets(vocab_size, tokens):
 
 
 def full(vocab_size, dim):
-    """(parameters, loss) of one table."""
+    """Makes two functions for one table: one makes its parameters, one computes the loss."""
 
     def make():
         return Embedding(vocab_size, dim, rngs=nnx.Rngs(0))
@@ -147,7 +147,7 @@ def full(vocab_size, dim):
 
 
 def adaptive(sizes, buffer):
-    """(parameters, loss) of bands, tables and projections tied."""
+    """Makes the same two functions for bands, with tables and projections tied."""
     shape = (sizes["vocabulary"], sizes["width"], tuple(sizes["cutoffs"]), sizes["factor"])
 
     def make():
@@ -168,7 +168,7 @@ def adaptive(sizes, buffer):
 
 
 def report(results) -> str:
-    """The table of report.md."""
+    """Writes the text of report.md, with its table."""
     calls = {row["variant"]: row for row in results["calls"]}
     memory = {row["variant"]: row for row in results["memory"]}
     sizes = results["sizes"]

@@ -115,7 +115,10 @@ def main(argv=None) -> int:
 
 
 def sweep_command(folder, arguments) -> list[str]:
-    """The sweep: the runs differ in their text alone, so that they share what is compiled."""
+    """Writes the command of the sweep.
+
+    Its runs differ in their text alone, so that they share what is compiled.
+    """
     seeds = ",".join(str(seed) for seed in range(1, arguments.runs + 1))
     return [
         *(sys.executable, "experiments/sweep.py", "--config=configs/wmt.py:demo"),
@@ -128,12 +131,12 @@ def sweep_command(folder, arguments) -> list[str]:
 
 
 def plan_kills(count, seconds, draw) -> list[tuple[float, str]]:
-    """(seconds since the kill before, "run" or "sweep") of each kill.
+    """Plans each kill as (seconds since the kill before, "run" or "sweep").
 
     Args:
-      count: of kills. A fifth and at least two are the sweep's; half, where there are fewer than
-        four.
-      seconds: that the sweep takes when it is left alone.
+      count: the number of kills. A fifth, and at least two, hit the sweep itself; half do where
+        there are fewer than four.
+      seconds: how long the sweep takes when it is left alone.
       draw: a `random.Random`.
     """
     sweeps = draw.sample(range(count), max(2, count // 5) if count >= 4 else count // 2)
@@ -149,18 +152,18 @@ def sweep(folder, arguments, plan, draw, advance) -> dict:
     """Runs the sweep to its end, with kills on the way.
 
     Args:
-      folder: of the sweep.
-      arguments: the command line's.
+      folder: folder of the sweep.
+      arguments: those of the command line.
       plan: from `plan_kills`.
       draw: a `random.Random`.
-      advance: of a `progress` over runs.
+      advance: the function of a `progress` over runs.
 
     Returns:
-      {"seconds", "starts": how often the sweep was, "kills": [{"seconds", "killed", "runs", "at"}],
-      "attempts": {run: how often it was started}}
+      {"seconds", "starts": how often the sweep was started, "kills": [{"seconds", "killed", "runs",
+      "at"}], "attempts": {run: how often it was started}}
 
     Raises:
-      SystemExit: the sweep ended otherwise than well.
+      SystemExit: the sweep ended with an error.
     """
     folder.mkdir(parents=True)
     log, command = folder / "sweep.log", sweep_command(folder, arguments)
@@ -217,7 +220,7 @@ def sweep(folder, arguments, plan, draw, advance) -> dict:
 
 
 def children(parent: int) -> dict[int, str]:
-    """The runs that a process has started and that live: {process: the name of the run}."""
+    """Finds the live runs that a process has started: {process: the name of the run}."""
     found = {}
     for path in pathlib.Path("/proc").glob("[0-9]*"):
         try:
@@ -232,7 +235,7 @@ def children(parent: int) -> dict[int, str]:
 
 
 def differences(run, other) -> list[str]:
-    """In what the ends of two runs differ, bit for bit; [] where they do not."""
+    """Lists what differs, bit for bit, between the ends of two runs; [] where nothing does."""
     (step, state), (other_step, other_state) = final_state(run), final_state(other)
     found = [] if step == other_step else [f"the last step: {step} and {other_step}"]
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
@@ -247,7 +250,7 @@ def differences(run, other) -> list[str]:
 
 
 def final_state(run) -> tuple[int, dict]:
-    """The last checkpoint: (step, parameters, moments and the rest of the state)."""
+    """Reads the last checkpoint: (step, parameters, moments and the rest of the state)."""
     settings = settings_lib.parse(read_config(run))
     optimizer, _ = make_optimizer(settings.optimizer)
 
@@ -259,7 +262,10 @@ def final_state(run) -> tuple[int, dict]:
 
 
 def lines(run) -> dict[tuple, dict]:
-    """What metrics.jsonl says but for times, by kind, step and what is scored; the last counts."""
+    """Reads what metrics.jsonl says, except times, by kind, step and what is scored.
+
+    Where several lines agree in these, the last one counts.
+    """
     found = {}
     for record in read_metrics(run):
         if record["kind"] in ("train", "valid", "test", "depth"):
@@ -270,7 +276,7 @@ def lines(run) -> dict[tuple, dict]:
 
 
 def report(record) -> str:
-    """report.md."""
+    """Writes the text of report.md."""
     alone, killed, runs = record["alone"], record["killed"], record["runs"]
     equal = sum(not run["differences"] for run in runs)
     sweeps = sum(kill["killed"] == "sweep" for kill in killed["kills"])

@@ -23,7 +23,7 @@ LAYERS, VOCABULARY, ROWS, LENGTH, HEAD_SIZE = 16, 8000, 8, 128, 64
 
 
 def block_config(width: int, **changes) -> BlockConfig:
-    """Layers of a given width, four times that inside the FFN, without any dropout."""
+    """Makes the config of layers of a width, four times that inside the FFN, without dropout."""
     names = {field.name for field in dataclasses.fields(BlockConfig)}
     fields = {k: v for k, v in architectures.transformer_wmt_en_de.items() if k in names}
     fields |= {"norm": "pre", "dropout": 0.0, "embed_dim": width, "ffn_dim": 4 * width}
@@ -41,7 +41,7 @@ class LM(nnx.Module):
         self.norm = layer_norm(config, rngs)
 
     def __call__(self, ids_BxT, run, key=None):
-        """Logits [B, T, V]; ``run(layers, x, mask_BxTxT)`` runs the stack."""
+        """Computes logits [B, T, V]; ``run(layers, x, mask_BxTxT)`` runs the stack."""
         config = self.config
         x_BxTxD = config.embed_dim**0.5 * self.embedding(ids_BxT)
         x_BxTxD = dropout(x_BxTxD, config.dropout, key)
@@ -51,7 +51,10 @@ class LM(nnx.Module):
 
 
 def skipping(keep_N, mode, key=None, rates=None):
-    """Runs a stack by `run_stack`, also dropping the groups inside layers that have ``rates``."""
+    """Makes a function that runs a stack by `run_stack`.
+
+    It also drops the groups inside layers that have ``rates``.
+    """
 
     def run(layers, x_BxTxD, mask_BxTxT):
         heads = layers.config.attention_heads
@@ -69,7 +72,10 @@ def skipping(keep_N, mode, key=None, rates=None):
 
 
 def scanning(kept):
-    """Runs the layers ``kept``, known when compiling, by `lax.scan`: what skipping is held to."""
+    """Makes a function that runs the layers ``kept`` by `lax.scan`.
+
+    The layers are known when it is compiled: skipping is measured against this.
+    """
 
     def run(layers, x_BxTxD, mask_BxTxT):
         graphdef, params = nnx.split(layers)
@@ -88,9 +94,10 @@ def scanning(kept):
 
 
 def make(config, num_layers=None):
-    """(start, train_step): ``train_step(start(), ids, targets, key, make_run) -> (state, loss)``.
+    """Makes (start, train_step): functions that make the first state and update it.
 
-    ``make_run(key)`` gives what runs the stack; the state is parameters and Adam's moments.
+    ``train_step(start(), ids, targets, key, make_run) -> (state, loss)``; ``make_run(key)`` gives
+    what runs the stack. The state is parameters and Adam's moments.
     """
     num_layers = LAYERS if num_layers is None else num_layers
     optimizer, _ = make_optimizer(OptimizerConfig(schedule="inverse_sqrt", rate=1e-4))
@@ -120,7 +127,7 @@ def make(config, num_layers=None):
 
 
 def batch():
-    """(ids, targets), int32 [B, T], of random tokens."""
+    """Draws (ids, targets), int32 [B, T], of random tokens."""
     rng = np.random.default_rng(0)
     return tuple(
         jnp.asarray(rng.integers(0, VOCABULARY, (ROWS, LENGTH)), jnp.int32) for _ in range(2)
@@ -128,11 +135,11 @@ def batch():
 
 
 def kept_layers(rate: float) -> tuple[int, ...]:
-    """The layers left at a rate: as many as are expected, rounded, spread evenly."""
+    """Lists the layers left at a rate: as many as are expected, rounded, spread evenly."""
     count = round(LAYERS * (1 - rate))
     return tuple(i * LAYERS // count for i in range(count))
 
 
 def mask(kept):
-    """bool[N] of the layers kept."""
+    """Makes a mask bool[N] of the layers kept."""
     return np.isin(np.arange(LAYERS), kept)

@@ -51,7 +51,7 @@ def main(argv=None):
 
 
 def profile_jax(width, keep, count):
-    """(milliseconds of a step, milliseconds by kind)."""
+    """Measures (milliseconds of a step, milliseconds by kind)."""
     ids, target = lm.batch()
     start, step = lm.make(lm.block_config(width))
 
@@ -85,7 +85,7 @@ def profile_jax(width, keep, count):
 
 
 def kinds_of_instructions(text) -> dict:
-    """instruction -> kind, read off a compiled program; loops and calls have none of their own."""
+    """Reads {instruction: kind} off a compiled program; loops and calls have no kind."""
     bodies, found, body = collections.defaultdict(set), {}, None
     for line in text.splitlines():
         if line.endswith("{"):
@@ -108,7 +108,7 @@ def kinds_of_instructions(text) -> dict:
 
 
 def profile_torch(width, keep, count):
-    """(milliseconds of a step, milliseconds by PyTorch's own names)."""
+    """Measures (milliseconds of a step, milliseconds by PyTorch's own names)."""
     from torch.profiler import ProfilerActivity, profile
 
     from benchmarks import torch_lm

@@ -124,7 +124,7 @@ def machine() -> dict:
 
 
 def step_times(width, rounds, progress):
-    """Seconds of every kind of step at every rate, and the memory of each executable."""
+    """Measures every kind of step at every rate, in seconds, and each executable's memory."""
     ids, target = lm.batch()
     key = jax.random.key(0)
     kept = {rate: lm.kept_layers(rate) for rate in RATES}
@@ -189,13 +189,13 @@ def timed_step(train_step, make_run, state, ids, target, key, *arguments):
 
 
 def passing_by(layers, x_BxTxD, mask_BxTxT):
-    """The stack of the static network that has no layers left."""
+    """Passes x on: the stack of the static network that has no layers left."""
     del layers, mask_BxTxT
     return x_BxTxD
 
 
 def dropout_times(width, rounds, progress):
-    """Seconds of a step with each structured dropout alone, at the rates 0.2 and 0.5."""
+    """Measures the seconds of a step with each structured dropout alone, at rates 0.2 and 0.5."""
     ids, target = lm.batch()
     start, _ = lm.make(lm.block_config(width))
     holder = {"state": start()}
@@ -234,7 +234,7 @@ def dropout_times(width, rounds, progress):
 
 
 def compile_times(rounds, progress):
-    """Seconds to compile a step of 12 and of 96 layers, in turn."""
+    """Measures the seconds to compile a step of 12 and of 96 layers, in turn."""
     ids, target = lm.batch()
     calls = {}
     for num_layers in (12, 96):
@@ -254,7 +254,7 @@ def compile_times(rounds, progress):
 
 
 def interleaved(calls, rounds, progress, text):
-    """Seconds of each call, in rounds, each of which begins with another one.
+    """Measures the seconds of each call, in rounds, each of which begins with another call.
 
     A call that does not follow another of the same name is made once untimed: the memory that its
     executable asks for has gone back to the system meanwhile, and getting it again can take half
@@ -278,7 +278,7 @@ def interleaved(calls, rounds, progress, text):
 
 
 def executable(name):
-    """What tells the executable of a call by its name, (variant, rate)."""
+    """Names the executable that a call runs, given the call's name, (variant, rate)."""
     return name[0] if isinstance(name, tuple) and name[0] in MODES else name
 
 
@@ -287,7 +287,7 @@ def executable(name):
 
 
 def ratio(rows, other) -> tuple[float, float, float]:
-    """(median, lower quartile, upper quartile) of the ratio of two rows, round by round."""
+    """Computes median, lower and upper quartile of the ratio of two rows, round by round."""
     ratios = np.divide(rows["seconds"], other["seconds"])
     return tuple(np.percentile(ratios, (50, 25, 75)))
 
@@ -298,7 +298,7 @@ def shown(numbers) -> str:
 
 
 def report(results) -> str:
-    """The tables of report.md."""
+    """Writes the text of report.md, with its tables."""
     machine = results["machine"]
     steps = {(r["width"], r["variant"], r["rate"]): r for r in results["steps"]}
     widths = sorted({width for width, _, _ in steps})
@@ -379,7 +379,7 @@ def table(head, rows):
 
 
 def plot(results, path) -> None:
-    """Step time against the share of layers dropped, a panel for each width."""
+    """Draws step time against the share of layers dropped, a panel for each width."""
     names = ["static", "skip", "cond", "mask", "torch", "torch.compile"]
     steps = {(r["width"], r["variant"], r["rate"]): r for r in results["steps"]}
     widths = sorted({width for width, _, _ in steps})

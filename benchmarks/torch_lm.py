@@ -49,7 +49,10 @@ class LM(nn.Module):
 
 
 def make_step(width: int, *, compiled: bool):
-    """``step(keep)``: one update with Adam, done when it returns. ``keep``: a bool per layer."""
+    """Makes ``step(keep)``, one update with Adam, done when it returns.
+
+    ``keep`` has a bool for each layer.
+    """
     torch.manual_seed(0)
     model = LM(width).to(DEVICE)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, betas=(0.9, 0.98), fused=True)

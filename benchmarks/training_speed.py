@@ -54,7 +54,7 @@ def main(argv=None):
 
 
 def masks(rate: float) -> list[np.ndarray]:
-    """bool[N] keep masks with drawn layers, whose mean number of layers is the expected one."""
+    """Draws keep masks, bool[N], whose mean number of layers is the expected one."""
     rng = np.random.default_rng(round(100 * rate))
     total = round(MASKS * lm.LAYERS * (1 - rate))
     counts = [(total + i) // MASKS for i in range(MASKS)]
@@ -65,7 +65,7 @@ def masks(rate: float) -> list[np.ndarray]:
 
 
 def make_calls(width, progress) -> dict:
-    """{(variant, rate): a function that takes a step with each mask of the rate}."""
+    """Makes {(variant, rate): a function that takes a step with each mask of the rate}."""
     torch_names = ["torch"] if importlib.util.find_spec("torch") else []
     task = progress.add_task("compiling", total=len(MODES) + len(torch_names))
     ids, target = lm.batch()

@@ -35,22 +35,22 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
 
 
 def write_json(path: str | os.PathLike, content, *, indent: int = 2) -> None:
-    """Writes a JSON file as `write_atomically` does, its content as `to_json`."""
+    """Writes content as a JSON file, by way of `to_json` and `write_atomically`."""
     write_atomically(path, to_json(content, indent=indent) + "\n")
 
 
 def to_json(record, **how) -> str:
-    """Writes a record as JSON that every reader takes: what is not finite becomes null.
+    """Turns a record into JSON that every reader takes: numbers that are not finite become null.
 
     Args:
-      record: what JSON can hold, and NumPy's numbers.
+      record: values that JSON can hold, and NumPy's numbers.
       how: keywords of `json.dumps`.
     """
     return json.dumps(plain(record), allow_nan=False, **how)
 
 
 def plain(value):
-    """A value that JSON can hold."""
+    """Turns a value into one that JSON can hold."""
     if isinstance(value, str | bool | None):
         return value
     if isinstance(value, list | tuple):
@@ -64,12 +64,12 @@ def plain(value):
 def read_json_lines(path: str | os.PathLike) -> Iterator[tuple[int, str, dict | None]]:
     """Reads a file of JSON objects, one a line, to which another process may be appending.
 
-    What follows the last line break is a line that is being written, or that a kill has cut short:
-    it is left out.
+    It leaves out what follows the last line break: a line that is still being written, or that a
+    kill has cut short.
 
     Yields:
-      ``(number, line, object)`` for each line, from 1; the object is None where it is none.
-      Nothing where there is no such file.
+      ``(number, line, object)`` for each line, numbered from 1; the object is None where the line
+      holds none. Nothing where there is no such file.
     """
     path = pathlib.Path(path)
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else ()
@@ -84,6 +84,6 @@ def read_json_lines(path: str | os.PathLike) -> Iterator[tuple[int, str, dict | 
 def refuse_constant(name: str):
     """Raises a ValueError for NaN and Infinity, which Python reads as JSON and JSON does not have.
 
-    It is the ``parse_constant`` of `json.loads`.
+    It serves as the ``parse_constant`` of `json.loads`.
     """
     raise ValueError(f"{name} is not JSON")

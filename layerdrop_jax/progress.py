@@ -15,11 +15,11 @@ PATIENCE = 5.0  # seconds; what ends earlier shows no bar
 def progress(what: str, total: int | None) -> Iterator[Callable]:
     """Yields a function that counts steps done; a bar on standard error appears after a while.
 
-    ``advance(count, what=None)``; with ``what`` the bar says that from then on.
+    Call it as ``advance(count, what=None)``; from a call with ``what`` on, the bar shows that text.
 
     Args:
-      what: is being done, in a word or two.
-      total: steps, None where it is not known.
+      what: what is being done, in a word or two.
+      total: the number of steps, None where it is not known.
     """
     bar = rich.progress.Progress(
         *rich.progress.Progress.get_default_columns(),

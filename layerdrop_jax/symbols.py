@@ -7,5 +7,5 @@ MASK = "<mask>"  # the last entry of a vocabulary for masked language modelling
 
 
 def mask_id(vocab_size: int) -> int:
-    """Returns the id of `MASK` in a vocabulary of so many entries."""
+    """Returns the id of `MASK` in a vocabulary of ``vocab_size`` entries."""
     return vocab_size - 1

@@ -10,7 +10,7 @@ PLATEAU = 0.8  # of its steps; the rest is the way down
 
 
 def drop_rates(num_layers: int, rate, schedule: str = "constant", protect=()) -> jax.Array:
-    """The drop rate of each layer, before any layer is drawn.
+    """Computes the drop rate of each layer, before any layer is drawn.
 
     With i counted from 0 and N layers:
 
@@ -57,7 +57,7 @@ def drop_rates(num_layers: int, rate, schedule: str = "constant", protect=()) ->
 
 
 def rate_at(step, schedule: str = "constant", steps: int = 1) -> jax.Array:
-    """What the drop rates are multiplied by at a step of training.
+    """Computes the factor by which the drop rates are multiplied at a step of training.
 
     * ``constant``: 1.
     * ``warm-up``: step / steps, from 0 at step 0 to 1 at ``steps``, and 1 from there on.
@@ -108,15 +108,16 @@ def rate_at(step, schedule: str = "constant", steps: int = 1) -> jax.Array:
 
 
 def sample_keep(key: jax.Array, rates, *, exact=None) -> jax.Array:
-    """Draws the layers that run: layer i does where u_i > rates[i].
+    """Draws the layers that run: layer i runs where u_i > rates[i].
 
-    u is jax.random.uniform(key, [N]). As in the reference, u and the rates are compared in float32
-    and u = rate drops; a rate of 0 keeps even where u = 0, and a rate of 1 always drops, as u < 1.
+    u is jax.random.uniform(key, [N]). As in the reference, u and the rates are compared in float32,
+    and a layer with u = rate is dropped. A layer with rate 0 is kept even where u = 0, and a layer
+    with rate 1 is always dropped, as u < 1.
 
-    With ``exact=k`` just k layers run. They are drawn one after the other without replacement, with
-    probabilities proportional to the odds of being kept, (1 - rate) / rate, among those left (the
-    Gumbel top-k draw). Equal rates give every set of k layers the same chance. Layers with rate 0
-    are taken before any other, layers with rate 1 after all others.
+    With ``exact=k`` exactly k layers run. They are drawn one after the other, without replacement,
+    with probabilities proportional to the odds of being kept, (1 - rate) / rate, among those left
+    (the Gumbel top-k draw). Equal rates give every set of k layers the same chance. Layers with
+    rate 0 are taken before any other, layers with rate 1 after all others.
 
     Args:
       key: a PRNG key.

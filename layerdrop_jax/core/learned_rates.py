@@ -29,12 +29,12 @@ import jax.numpy as jnp
 
 
 def init_scorer(key, dim: int, units: int) -> dict:
-    """The function that scores layers; at first it gives all of them the same score.
+    """Makes the function that scores layers; at first it gives all of them the same score.
 
     Args:
       key: a PRNG key.
-      dim: D, numbers in an activation.
-      units: hidden units U.
+      dim: D, the size of an activation.
+      units: U, the number of hidden units.
 
     Returns:
       ``{"hidden": float32[D, U], "bias": float32[U], "out": float32[U]}``.
@@ -47,10 +47,10 @@ def init_scorer(key, dim: int, units: int) -> dict:
 
 
 def layer_scores(scorer: dict, activation_NxD) -> jax.Array:
-    """The scores of layers, float32[N], before the softmax.
+    """Computes the scores of layers, float32[N], before the softmax.
 
-    Activations are divided by their root mean square over the stack: how strong a layer is beside
-    the others stays visible, the unit does not.
+    Activations are divided by their root mean square over the stack: a score can depend on how
+    strong a layer is beside the others, but not on the unit of the activations.
     """
     square = jnp.mean(jnp.sum(activation_NxD**2, axis=1))
     unit_NxD = activation_NxD * jax.lax.rsqrt(jnp.maximum(square, 1e-12))
@@ -58,7 +58,9 @@ def layer_scores(scorer: dict, activation_NxD) -> jax.Array:
 
 
 def learned_rates(score_N, rate) -> jax.Array:
-    """The drop rates, of mean ``rate``: odds of being kept in proportion to softmax(score).
+    """Computes drop rates with mean ``rate`` from the scores of layers.
+
+    The odds that a layer is kept are proportional to softmax(score).
 
     Args:
       score_N: scores, differentiable.
@@ -89,9 +91,9 @@ def learned_rates(score_N, rate) -> jax.Array:
 
 
 def log_probability(keep_N, rates_N) -> jax.Array:
-    """log P(keep) where each layer is dropped on its own, with its rate; a float32 scalar.
+    """Computes log P(keep), a float32 scalar, where each layer is dropped on its own at its rate.
 
-    A layer whose rate is 0 or 1 has no choice, and no part in it.
+    A layer whose rate is 0 or 1 has no choice, and adds nothing to it.
     """
     free_N = (rates_N > 0) & (rates_N < 1)
     rates_N = jnp.where(free_N, rates_N, 0.5)  # the logarithm of the others must have a gradient

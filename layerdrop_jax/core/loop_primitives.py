@@ -20,35 +20,36 @@ _SECOND = (
 
 
 def reverse_only(tree):
-    """The tree, whose first derivative is an error when it is taken in forward mode.
+    """Returns the tree unchanged; its first derivative raises ValueError in forward mode.
 
-    Reverse mode only transposes the tangents and never computes them; so it is their computation,
-    eager, batched or lowered, that raises ValueError. The first derivative uses this up: a second
-    one, forward over reverse, sees nothing of it.
+    Reverse mode transposes the tangents and never computes them, so the error is put into their
+    computation, be it eager, batched or lowered. The first derivative uses the mark up: a second
+    one, forward over reverse, does not meet it.
     """
     return _apply(reverse_only_p, tree)
 
 
 def never_transposed(tree):
-    """The tree, whose derivative of any order raises ValueError when it is taken in reverse."""
+    """Returns the tree unchanged; its derivative of any order raises ValueError in reverse mode."""
     return _apply(never_transposed_p, tree)
 
 
 def unwritten(row, num_rows, operands):
-    """``num_rows`` rows like ``row`` that hold whatever memory held: `lax.empty` for a buffer.
+    """Allocates ``num_rows`` rows like ``row`` without writing to them, as `lax.empty` does.
 
-    What `lax.empty` lacks: the rows have the mesh axes of ``row``, those of `jax.shard_map` over
-    which it varies and those of an explicit sharding; and `jax.vmap` gives them a batch axis only
-    where one of the arrays ``operands`` has one. `lax.empty` always gets one, after which no result
-    of the loop counts as the same for the whole batch, as `jax.hessian` requires.
+    Two things differ from `lax.empty`. The rows have the mesh axes of ``row``: those of
+    `jax.shard_map` over which it varies, and those of an explicit sharding. And `jax.vmap` gives
+    them a batch axis only where one of the arrays ``operands`` has one. `lax.empty` would always
+    get one, and then no result of the loop would count as the same for the whole batch, as
+    `jax.hessian` requires.
     """
     return unwritten_p.bind(row, *jax.tree.leaves(operands), num_rows=num_rows)
 
 
 def marked(tangent, reached):
-    """The tangent; ``reached()`` is called where its cotangent is not symbolically zero.
+    """Returns the tangent, and calls ``reached()`` where its cotangent is not symbolically zero.
 
-    That is while `jax.linear_transpose` of what the tangent went into is traced.
+    The call comes while JAX traces the `jax.linear_transpose` of a function of the tangent.
     """
     return marked_p.bind(tangent, reached=reached)
 
@@ -62,7 +63,7 @@ def _apply(primitive, tree):
 
 
 def _make(name):
-    """A primitive that is the identity on any number of arrays."""
+    """Makes a primitive that is the identity on any number of arrays."""
     primitive = Primitive(name)
     primitive.multiple_results = True
     primitive.def_impl(lambda *arrays: list(arrays))

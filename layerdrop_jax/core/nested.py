@@ -23,7 +23,7 @@ def parse_depths(text: str, num_layers: int) -> tuple[int, ...]:
       The depths, ascending, each from 1 to N - 1.
 
     Raises:
-      ValueError: a text that is no such list, or a depth outside 1 to N - 1.
+      ValueError: the text is not such a list, or a depth lies outside 1 to N - 1.
     """
     if not text.strip():
         return tuple(range(max(num_layers // 4, 1), num_layers))
@@ -65,16 +65,16 @@ def draw_depths(key: jax.Array, tables: dict, *, draws: int, smallest: bool, tog
 
     Args:
       key: PRNG key of the micro-batch.
-      tables: for each stack that is cut its `keep_table`, the smallest depth first.
-      draws: how many rows of a table are drawn, all with the same chance and none twice before all
-        were drawn; no more than the longest table has. The smallest is not drawn where it runs
-        anyway, unless a stack has no other.
-      smallest: whether the smallest of every stack runs too, first.
-      together: whether the stacks draw one row number for all, which needs tables of one length, or
-        each its own.
+      tables: the `keep_table` of each stack that is cut, the smallest depth first.
+      draws: how many rows are drawn of each table, at most as many as the longest table has. All
+        rows have the same chance, and none is drawn twice before all were drawn once. Where the
+        smallest runs anyway it is not drawn as well, unless a stack has no other.
+      smallest: whether the smallest sub-network of every stack runs too, as the first.
+      together: whether all stacks use the same row numbers, which needs tables of one length;
+        otherwise each stack draws its own.
 
     Returns:
-      for each stack bool[P, N], P sub-networks.
+      bool[P, N] for each stack; P is the number of sub-networks.
     """
     keep, least = {}, int(smallest)
     draws = num_subnetworks(tables, draws=draws, smallest=smallest) - least
@@ -89,6 +89,6 @@ def draw_depths(key: jax.Array, tables: dict, *, draws: int, smallest: bool, tog
 
 
 def num_subnetworks(tables: dict, *, draws: int, smallest: bool) -> int:
-    """Counts the sub-networks of a micro-batch; arguments as `draw_depths`."""
+    """Counts the sub-networks of a micro-batch; the arguments are those of `draw_depths`."""
     longest = max(len(table_PxN) for table_PxN in tables.values())
     return int(smallest) + min(draws, longest - int(smallest))

@@ -12,11 +12,11 @@ import numpy as np
 
 
 def every_other(num_layers: int, rate: float) -> tuple[int, ...]:
-    """The paper's rule, Every Other: the layers kept when a share ``rate`` of them is pruned.
+    """Lists the layers that the paper's rule, Every Other, keeps when it prunes a share ``rate``.
 
-    Depth is counted from 1, and the layers at depth d with d = 0 modulo floor(1 / rate) go: at rate
-    0.5 sixteen layers become 0, 2, 4, ..., 14, at rate 0.1 every tenth layer goes. The floor makes
-    the rule coarse: any rate in (1/3, 1/2] drops every second layer.
+    Depth d is counted from 1, and the layers with d = 0 modulo floor(1 / rate) are dropped. At
+    rate 0.5 sixteen layers become 0, 2, 4, ..., 14; at rate 0.1 every tenth layer is dropped. The
+    floor makes the rule coarse: any rate in (1/3, 1/2] drops every second layer.
 
     Raises:
       ValueError: a rate outside [0, 0.5]; above one half the rule would drop every layer.
@@ -33,34 +33,35 @@ def every_other(num_layers: int, rate: float) -> tuple[int, ...]:
 
 
 def evenly_spaced(num_layers: int, keep: int) -> tuple[int, ...]:
-    """``keep`` layers spread over the whole depth, the first one included.
+    """Spreads ``keep`` layers over the whole depth, the first layer included.
 
     The j-th layer kept is floor(j num_layers / keep): 12 layers cut to 3 keep 0, 4, 8. Where
     ``num_layers`` is a multiple of m, keeping a share 1 - 1/m agrees with ``every_other`` at 1/m.
 
-    Raises, as the rules below do:
-      ValueError: ``keep`` outside 0 to ``num_layers``.
+    Raises:
+      ValueError: ``keep`` lies outside 0 to ``num_layers``. The rules below raise the same.
     """
     check_keep(num_layers, keep)
     return tuple(j * num_layers // keep for j in range(keep))
 
 
 def first(num_layers: int, keep: int) -> tuple[int, ...]:
-    """The first ``keep`` layers; Fan et al. 2020, Figure 4, find it harmful."""
+    """Keeps the first ``keep`` layers; Fan et al. 2020, Figure 4, find this harmful."""
     check_keep(num_layers, keep)
     return tuple(range(keep))
 
 
 def last(num_layers: int, keep: int) -> tuple[int, ...]:
-    """The last ``keep`` layers; Fan et al. 2020, Figure 4, find it harmful."""
+    """Keeps the last ``keep`` layers; Fan et al. 2020, Figure 4, find this harmful."""
     check_keep(num_layers, keep)
     return tuple(range(num_layers - keep, num_layers))
 
 
 def ends(num_layers: int, keep: int) -> tuple[int, ...]:
-    """Half of ``keep`` from either end, one more from the front where it is odd.
+    """Keeps half of the ``keep`` layers at either end, one more in front where ``keep`` is odd.
 
-    The middle goes: Fan et al. 2020, Figure 5, find the first and the last layers to matter most.
+    The middle is dropped: Fan et al. 2020, Figure 5, find that the first and the last layers
+    matter most.
     """
     check_keep(num_layers, keep)
     front = (keep + 1) // 2
@@ -68,23 +69,30 @@ def ends(num_layers: int, keep: int) -> tuple[int, ...]:
 
 
 def random_layers(num_layers: int, keep: int, seed) -> tuple[int, ...]:
-    """``keep`` layers, every set with the same chance; ``seed`` as `np.random.default_rng`'s."""
+    """Draws ``keep`` layers, every set with the same chance.
+
+    ``seed`` is what `np.random.default_rng` takes.
+    """
     check_keep(num_layers, keep)
     drawn = np.random.default_rng(seed).choice(num_layers, keep, replace=False)
     return tuple(sorted(int(layer) for layer in drawn))
 
 
 def spread(num_layers: int, keep: int) -> tuple[int, ...]:
-    """Every Other where it reaches that depth, evenly spaced layers elsewhere: `every_depth`."""
+    """Keeps the layers that `every_depth` lists at this depth.
+
+    Where Every Other reaches the depth they are its layers, elsewhere evenly spaced ones.
+    """
     check_keep(num_layers, keep)
     return {len(layers): layers for _, layers in every_depth(num_layers)}.get(keep, ())
 
 
 def nested(num_layers: int, keep: int) -> tuple[int, ...]:
-    """The first ``keep`` layers in an order that halves the widest gap: each set holds the smaller.
+    """Keeps the first ``keep`` layers of one fixed order, so that each set holds the smaller ones.
 
-    Layer 0 comes first, then the middle of the widest gap between layers that are in, the end of
-    the stack counted as one; of equal gaps the first. 12 layers begin 0, 6, 3, 9, 1.
+    The order begins with layer 0 and then always takes the middle of the widest gap between layers
+    that are in, of equal gaps the first. The end of the stack counts as a layer that is in. Of 12
+    layers it takes 0, 6, 3, 9, 1 first.
     """
     check_keep(num_layers, keep)
     layers = [0][:keep]
@@ -96,7 +104,7 @@ def nested(num_layers: int, keep: int) -> tuple[int, ...]:
 
 
 def top_layers(score_N, keep: int) -> tuple[int, ...]:
-    """The ``keep`` layers with the highest scores; of equal ones the first."""
+    """Chooses the ``keep`` layers with the highest scores; of equal ones the first."""
     score_N = np.asarray(score_N, np.float64)
     check_keep(score_N.size, keep)
     return tuple(sorted(int(layer) for layer in np.argsort(-score_N, kind="stable")[:keep]))
@@ -109,10 +117,11 @@ def check_keep(num_layers: int, keep: int) -> None:
 
 
 def every_depth(num_layers: int, rule: str = "spread") -> list[tuple[str, tuple[int, ...]]]:
-    """Lists a choice of layers for each depth, deep first, and the rule that it comes from.
+    """Lists a choice of layers for each depth, deepest first, and the rule that it comes from.
 
-    By ``spread``: where Every Other reaches a depth, its layers; of several rates that of the
-    layers which are spaced evenly, else the smallest. Elsewhere, evenly spaced ones.
+    ``spread`` takes the layers of Every Other where this rule reaches a depth. Where several rates
+    reach it, the rate whose layers are evenly spaced counts, else the smallest rate. Elsewhere
+    ``spread`` takes evenly spaced layers.
 
     Args:
       num_layers: N.
@@ -139,10 +148,10 @@ def every_depth(num_layers: int, rule: str = "spread") -> list[tuple[str, tuple[
 
 
 def check_layers(layers, num_layers: int) -> tuple[int, ...]:
-    """``layers`` as a tuple of ints, known to name layers of a stack of ``num_layers``.
+    """Checks that ``layers`` name layers of a stack of ``num_layers``; makes them a tuple of ints.
 
     Raises:
-      ValueError: a layer that is duplicate, out of order, negative or too large.
+      ValueError: a layer is named twice, out of order, negative or too large.
     """
     layers = tuple(operator.index(layer) for layer in layers)
     for layer in layers:
@@ -160,7 +169,7 @@ def check_layers(layers, num_layers: int) -> tuple[int, ...]:
 
 
 def take_layers(stacked, layers):
-    """The parameters of the sub-network that keeps ``layers``.
+    """Takes the parameters of the sub-network that keeps ``layers`` out of a stack.
 
     Args:
       stacked: pytree whose leaves carry N layers on axis 0.

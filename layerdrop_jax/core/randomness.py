@@ -6,7 +6,7 @@ import jax
 
 
 def named_key(key, *names: str):
-    """The key that belongs to ``names`` under ``key``."""
+    """Derives the key that belongs to ``names`` under ``key``."""
     for name in names:
         key = jax.random.fold_in(key, zlib.crc32(name.encode()))
     return key

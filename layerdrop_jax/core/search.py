@@ -19,9 +19,9 @@ Score = Callable[[tuple[int, ...]], float]  # of the layers kept; lower is bette
 
 
 def greedy_elimination(score: Score, num_layers: int, keep: int) -> tuple[int, ...]:
-    """Takes one layer out at a time, that whose absence leaves the best score.
+    """Takes out one layer at a time: the one whose absence leaves the best score.
 
-    Costs num_layers + (num_layers - 1) + ... + (keep + 1) evaluations.
+    This costs num_layers + (num_layers - 1) + ... + (keep + 1) evaluations.
     """
     layers = tuple(range(num_layers))
     while len(layers) > keep:
@@ -30,19 +30,20 @@ def greedy_elimination(score: Score, num_layers: int, keep: int) -> tuple[int, .
 
 
 def search_cost(num_layers: int, keep: int, budget: int) -> int:
-    """The most evaluations that `search` makes."""
+    """Computes the largest number of evaluations that `search` may make."""
     return min(math.comb(num_layers, keep), budget)
 
 
 def search(score: Score, num_layers: int, keep: int, *, budget: int, seed) -> tuple[int, ...]:
-    """The set of ``keep`` layers with the best score among those tried.
+    """Finds the set of ``keep`` layers with the best score among those that it tries.
 
     Args:
-      score: of a set of layers.
-      num_layers: of the stack.
-      keep: how many stay.
-      budget: the most sets to score; as many as there are, if that is fewer, are all scored.
-      seed: of the random sets.
+      score: gives the score of a set of layers; lower is better.
+      num_layers: the number of layers of the stack.
+      keep: how many layers stay.
+      budget: the largest number of sets to score. Where there are no more sets than that, all of
+        them are scored.
+      seed: seed of the random sets.
 
     Raises:
       ValueError: see `check_budget`.
@@ -76,14 +77,15 @@ def check_budget(num_layers: int, keep: int, budget: int) -> None:
 
 
 def elimination_cost(num_layers: int, keep: int) -> int:
-    """The evaluations of `greedy_elimination`."""
+    """Counts the evaluations that `greedy_elimination` makes."""
     return sum(range(keep + 1, num_layers + 1))
 
 
 def _candidates(found, num_layers, keep, start, seed) -> Iterator[tuple[int, ...]]:
-    """Sets to score: descents by exchange of one layer, from ``start``, then from random sets.
+    """Yields sets to score: descents from ``start``, then from random sets.
 
-    Endless. Whatever it yields has its score in ``found`` when it goes on.
+    Each step of a descent exchanges one layer. The generator never ends, and the caller puts the
+    score of each set into ``found`` before it asks for the next.
     """
     layers = start
     for number in itertools.count():
@@ -104,5 +106,5 @@ def _candidates(found, num_layers, keep, start, seed) -> Iterator[tuple[int, ...
 
 
 def without(layers: tuple[int, ...], layer: int) -> tuple[int, ...]:
-    """``layers`` but for one of them."""
+    """Leaves one layer out of ``layers``."""
     return tuple(other for other in layers if other != layer)

@@ -60,8 +60,8 @@ def skip_scan(f: Callable, init, xs, keep, *, mode: str = "skip", policy=None):
 
     Raises:
       ValueError: an unknown mode, or a ``keep`` whose shape does not fit ``xs``. In mode ``skip``
-        also where a derivative is taken that it lacks: forward mode first (jvp, jacfwd, linearize)
-        or reverse mode twice (grad of grad); and a ``keep`` that differs between the devices of
+        also a derivative that this mode lacks: forward mode first (jvp, jacfwd, linearize) or
+        reverse mode twice (grad of grad); and a ``keep`` that differs between the devices of
         `jax.shard_map`.
       TypeError: ``f`` returns no pair, or a carry of another structure, shape or type than it was
         given. A weakly typed first carry (a Python scalar) takes the type that ``f`` returns.
@@ -170,7 +170,7 @@ def _name(a):
 
 
 def _varying(a):
-    """The axes of `jax.shard_map` along which the devices have values of their own."""
+    """Finds the axes of `jax.shard_map` along which the devices have values of their own."""
     aval = a if isinstance(a, jax.core.AbstractValue) else jax.typeof(a)
     return aval.mat.varying if hasattr(aval, "mat") else getattr(aval, "vma", frozenset())
 
@@ -204,7 +204,7 @@ def _mask_step(f, carry, x_and_keep):
 
 
 def _skip(step, consts, init, xs, keep, policy):
-    """A loop of ``sum(keep)`` trips, with the rule for its reverse."""
+    """Runs a loop of ``sum(keep)`` trips, which has a rule for its reverse."""
     # Everything that f closes over is an argument, so that the rule can return its gradient.
     saving_step = step
     if policy is not None:
@@ -261,7 +261,7 @@ def _forward_and_save(step, consts, init, xs, keep):
 
 
 def _backward(step, consts, init, xs, keep, saved, ct_carry, ct_ys):
-    """The cotangents of consts, init and xs; None where one is symbolically zero."""
+    """Computes the cotangents of consts, init and xs; None where one is symbolically zero."""
     order, count = _kept_first(keep)
     first = _inexact(init)
     ct_carry, ct_ys = _differentiable(ct_carry), _differentiable(ct_ys)
@@ -300,7 +300,7 @@ def _backward(step, consts, init, xs, keep, saved, ct_carry, ct_ys):
 
 
 def _run(num_steps, count, body, state):
-    """``count`` trips of the loop's body."""
+    """Runs ``count`` trips of the loop's body."""
     if num_steps == 1:
         # A sub-layer. A branch neither carries its weights' gradients nor adds zeros to them.
         return lax.cond(count > 0, partial(body, 0), lambda state: state, state)
@@ -308,17 +308,20 @@ def _run(num_steps, count, body, state):
 
 
 def _kept_first(keep):
-    """The step indices with the kept ones first, in order, and how many are kept."""
+    """Lists the step indices with the kept ones first, in order, and counts the kept ones."""
     return jnp.argsort(~keep, stable=True), jnp.sum(keep, dtype=jnp.int32)
 
 
 def _trace_linear(step, consts, init, xs):
     """Traces `jax.linearize` of one step.
 
-    Returns (run, shapes, tree, origins): ``run(consts, carry, x) -> (out, saved)``, the step and
-    what has to be saved of it; the shapes of that; the tree of its tangent map, which maps the
-    tangents of the inexact leaves of (consts, carry, x) to those of the inexact leaves of what the
-    step returns; and where each leaf of that tree comes from.
+    Returns (run, shapes, tree, origins):
+
+    * ``run(consts, carry, x) -> (out, saved)``: the step, and what has to be saved of it;
+    * the shapes of these;
+    * the tree of the step's tangent map, which maps the tangents of the inexact leaves of
+      (consts, carry, x) to those of the inexact leaves of what the step returns;
+    * where each leaf of that tree comes from.
     """
     layout = []
 
@@ -354,8 +357,8 @@ def _trace_pullback(step, consts, init, xs, saved, in_carry, in_ys):
     ``in_carry`` and ``in_ys`` say which are not, for the inexact leaves of the last carry and of y.
 
     Returns (pull_back, in_consts, in_carry, in_x): ``pull_back(consts, x, saved, ct_carry, ct_y) ->
-    (ct_consts, ct_carry, ct_x)``, lists of the cotangents that are not symbolically zero after any
-    number of steps; and which those are.
+    (ct_consts, ct_carry, ct_x)`` gives lists of the cotangents that are not symbolically zero after
+    any number of steps, and the other three say which leaves these belong to.
     """
     _, ((_, y), _), tree, origins = _trace_linear(step, consts, init, xs)
     x = _step_avals(xs)
@@ -437,12 +440,12 @@ def _inexact(tree):
 
 
 def _differentiable(cotangents):
-    """The leaves of a tree of cotangents without the float0 ones, which hold no data."""
+    """Lists the leaves of a tree of cotangents, but the float0 ones, which hold no data."""
     return [a for a in jax.tree.leaves(cotangents) if a.dtype != float0]
 
 
 def _replace_inexact(leaves, tree):
-    """The tree with its inexact leaves replaced, in order."""
+    """Replaces the inexact leaves of a tree, in order."""
     leaves = iter(leaves)
     return jax.tree.map(lambda a: next(leaves) if _is_inexact(a) else a, tree)
 
@@ -452,7 +455,7 @@ def _only(flags, values):
 
 
 def _with_none(cotangents, flags, tree):
-    """The flagged cotangents of a tree's inexact leaves, in the tree, and None for all others."""
+    """Puts the flagged cotangents in a tree, where its inexact leaves are, and None elsewhere."""
     cotangents, flags = iter(cotangents), iter(flags)
     return jax.tree.map(
         lambda a: next(cotangents) if _is_inexact(a) and next(flags) else None, tree

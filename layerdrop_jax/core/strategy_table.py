@@ -134,7 +134,10 @@ STRATEGIES = {
 
 
 class Strategy(typing.NamedTuple):
-    """How to choose the layers of a stack. value: a depth; every_other a rate; explicit, layers."""
+    """How to choose the layers of a stack.
+
+    value: a depth; for ``every_other`` a rate, for ``explicit`` the layers, for ``all`` None.
+    """
 
     name: str
     value: typing.Any
@@ -151,7 +154,7 @@ class Strategy(typing.NamedTuple):
 
 
 def forms() -> tuple[str, ...]:
-    """Lists what `parse_strategy` reads, for a reader."""
+    """Lists the forms that `parse_strategy` reads, as text for people."""
     short = ("a depth such as 6", "layers such as 0,2,4")
     named = (name + f":{entry.form}" * bool(entry.read) for name, entry in STRATEGIES.items())
     return (*short, *named)
@@ -166,7 +169,7 @@ def parse_strategy(text: str) -> Strategy:
     """Reads what a text from a config or a command line asks to keep, in one of `forms`.
 
     Raises:
-      ValueError: an unknown form, or a number that is none.
+      ValueError: the form is unknown, or a value is not the number that it should be.
     """
     name, colon, value = text.strip().partition(":")
     if not colon and name not in STRATEGIES:
@@ -193,6 +196,6 @@ def choose_layers(strategy: Strategy, stack: Stack) -> tuple[int, ...]:
     """Chooses the layers of a stack.
 
     Raises:
-      ValueError: a depth, rate or layers that do not fit the stack.
+      ValueError: the depth, rate or layers do not fit the stack.
     """
     return strategy.entry.choose(stack, strategy.value)

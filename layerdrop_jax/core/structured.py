@@ -65,13 +65,13 @@ def sample_groups(key: jax.Array, rates: dict, *, num_sublayers: int, num_heads:
 
 
 def survival(rates: dict, *, num_sublayers: int) -> jax.Array:
-    """The probability that each sub-layer runs: it does where all groups that cover it are kept.
+    """Computes the probability that each sub-layer runs: that all groups which cover it are kept.
 
     Heads cover no sub-layer: attention runs without the heads that are dropped.
 
     Args:
-      rates: float[N] for any of `GROUPS`, at least one; may be traced. The rates of layers that are
-        drawn with ``exact=k`` are not probabilities, and do not belong here.
+      rates: float[N] for any of `GROUPS`, at least one; may be traced. Rates of layers that are
+        drawn with ``exact=k`` do not belong here: they are not probabilities.
       num_sublayers: S, the last one being the feed-forward network.
 
     Returns:
@@ -95,11 +95,11 @@ def survival(rates: dict, *, num_sublayers: int) -> jax.Array:
 
 
 def rescale(survival_NxS: jax.Array) -> jax.Array:
-    """What the sub-layers that run are multiplied by, so that each has its mean over the draws.
+    """Computes factors, [N, S], for sub-layers that run, so that each has its mean over the draws.
 
     Huang et al. 2016 multiply by the survival probability in evaluation; Pham et al. 2019 (for the
-    sub-layers of Transformers) and Zhang and He 2020 divide by it in training, as here. 1 where a
-    sub-layer never runs.
+    sub-layers of Transformers) and Zhang and He 2020 divide by it in training, as here. The factor
+    is 1 where a sub-layer never runs.
     """
     return 1 / jnp.where(survival_NxS > 0, survival_NxS, 1)
 
@@ -110,10 +110,11 @@ def drop_heads(out_BxTxHxK: jax.Array, keep_H: jax.Array) -> jax.Array:
 
 
 def drop_path(key: jax.Array, x_B___: jax.Array, rate) -> jax.Array:
-    """DropPath: zeroes the residual branch of whole examples, scales the others by 1 / (1 - rate).
+    """Zeroes the residual branch of whole examples, scales the others by 1 / (1 - rate): DropPath.
 
-    The name is that of Larsson et al. 2017 (FractalNet), who drop the paths that enter a join; a
-    draw for each example and residual branch is what vision Transformers call by it, as timm does.
+    The name comes from Larsson et al. 2017 (FractalNet), who drop the paths that enter a join. In
+    vision Transformers, as in timm, it means one draw for each example and residual branch; so it
+    does here.
 
     Args:
       key: a PRNG key.
@@ -121,7 +122,7 @@ def drop_path(key: jax.Array, x_B___: jax.Array, rate) -> jax.Array:
       rate: the probability that an example is dropped, in [0, 1]; may be traced.
 
     Returns:
-      As ``x_B___``.
+      An array like ``x_B___``.
     """
     keep_B = sample_keep(key, jnp.full(x_B___.shape[0], rate, jnp.float32))
     keep_B___ = keep_B.reshape(-1, *(1 for _ in x_B___.shape[1:]))
@@ -129,7 +130,7 @@ def drop_path(key: jax.Array, x_B___: jax.Array, rate) -> jax.Array:
 
 
 def rows_kept(num_rows: int, rate: float) -> int:
-    """How many of ``num_rows`` rows `drop_path_rows` computes."""
+    """Counts the rows that `drop_path_rows` computes of ``num_rows``."""
     if rate >= 1:
         return 0
     # 10 * (1 - 0.8) is a little less than 2.
@@ -137,25 +138,26 @@ def rows_kept(num_rows: int, rate: float) -> int:
 
 
 def drop_path_rows(key: jax.Array, branch, x_B___: jax.Array, rate: float) -> jax.Array:
-    """DropPath that computes the branch only for the examples it keeps: x + branch(x), in the mean.
+    """Computes a branch only for the examples that DropPath keeps: x + branch(x), in the mean.
 
     Oquab et al. 2024 (DINOv2): k = max(floor(B (1 - rate)), 1) rows are drawn without
     replacement, and what the branch makes of them is scaled by B / k and added. The number of rows
     is fixed, so every row has the mean of the plain residual at any rate below 1, and shapes are
     static. At rate 1 no row is computed.
 
-    Rows are taken by number: of a batch that is sharded over devices they would cross them. Split
-    the batch by device and map this over the parts, each with a key of its own.
+    Rows are taken by number, so in a batch that is sharded over devices they would move from one
+    device to another. Split such a batch by device and map this function over the parts, each with
+    a key of its own.
 
     Args:
       key: a PRNG key.
       branch: ``branch(x_rows, rows) -> residual``, of the shape of ``x_rows``; ``rows``, int32[k],
-        ascending, says which rows these are, to take the same of masks.
+        ascending, says which rows these are, so that the branch can take the same rows of masks.
       x_B___: examples on axis 0, at least one.
       rate: the share of examples to drop, in [0, 1]; static.
 
     Returns:
-      As ``x_B___``.
+      An array like ``x_B___``.
 
     Raises:
       ValueError: a rate outside [0, 1].
@@ -176,7 +178,7 @@ def drop_path_rows(key: jax.Array, branch, x_B___: jax.Array, rate: float) -> ja
 
 
 def drop_block(key: jax.Array, x_BxTxD: jax.Array, rate, block: int) -> jax.Array:
-    """DropBlock: zeroes blocks of positions that follow each other, through all channels.
+    """Zeroes blocks of positions that follow each other, through all channels: DropBlock.
 
     Ghiasi et al. 2018, in one dimension, with one mask per row. A block begins at each position
     with probability gamma, on its own, and blocks may overlap. Two things differ from the paper:
@@ -184,9 +186,9 @@ def drop_block(key: jax.Array, x_BxTxD: jax.Array, rate, block: int) -> jax.Arra
     * Blocks also begin in the ``block`` - 1 positions before a row, and reach over its end. Within
       the row every position lies in ``block`` possible blocks, at the ends too, and is dropped
       with probability 1 - (1 - gamma)^block.
-    * gamma = 1 - (1 - rate)^(1 / block) makes that the rate. The paper's gamma, close to
-      rate / block, counts overlaps twice: of a long row it drops 1 - (1 - rate / block)^block,
-      0.41 in place of 0.5 with blocks of 4.
+    * gamma = 1 - (1 - rate)^(1 / block) makes this the rate. The paper's gamma, close to
+      rate / block, counts overlaps twice: of a long row it drops a share
+      1 - (1 - rate / block)^block, which is 0.41 in place of 0.5 with blocks of 4.
 
     What is left of a row is scaled by T / (positions left), as in the paper, but row by row: a row
     does not depend on the others in its batch. A row of which nothing is left is zero.
@@ -198,7 +200,7 @@ def drop_block(key: jax.Array, x_BxTxD: jax.Array, rate, block: int) -> jax.Arra
       block: the length of a block, 1 to T. With 1 this drops single positions.
 
     Returns:
-      As ``x_BxTxD``.
+      An array like ``x_BxTxD``.
 
     Raises:
       ValueError: a block that is shorter than 1 or longer than a row.
@@ -217,21 +219,20 @@ def drop_block(key: jax.Array, x_BxTxD: jax.Array, rate, block: int) -> jax.Arra
 
 
 def drop_connect(key: jax.Array, params, rate):
-    """DropConnect: zeroes single weights, and scales the others by 1 / (1 - rate).
+    """Zeroes single weights and scales the others by 1 / (1 - rate): DropConnect.
 
     Wan et al. 2013, with three differences: one draw serves the whole batch rather than each
-    example; biases and the parameters of norms are left alone; and evaluation takes the mean of the
-    weights, for which they are scaled here, in place of the paper's Gaussian samples.
+    example; biases and the parameters of norms are left alone; and weights are scaled
+    here so that evaluation takes their mean, where the paper takes Gaussian samples.
 
     Args:
-      key: a PRNG key. The draw of each weight goes by its path: what else is in the tree
-        does not matter.
+      key: a PRNG key. The draw of each weight depends on its path, not on what else is in the tree.
       params: a pytree of the parameters of one layer. Weights are the floating leaves of rank 2 and
         more; with the layers of a stack on axis 0 biases would count as weights.
       rate: the probability that a weight is dropped, in [0, 1]; may be traced.
 
     Returns:
-      As ``params``.
+      A pytree like ``params``.
     """
 
     def drop(path, leaf):
@@ -245,7 +246,7 @@ def drop_connect(key: jax.Array, params, rate):
 
 
 def _inverse(keep, dtype):
-    """1 / keep, and 1 where nothing is kept: a gradient must not meet 0 * inf there."""
+    """Computes 1 / keep, and 1 where nothing is kept: a gradient must not meet 0 * inf there."""
     keep = jnp.asarray(keep, jnp.float32)
     return (1 / jnp.where(keep > 0, keep, 1)).astype(dtype)
 

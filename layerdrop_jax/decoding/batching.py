@@ -20,7 +20,8 @@ SHORTEST_WIDTH = 16
 class Hypothesis(NamedTuple):
     """One translation. tokens: ids without `</s>`; token_scores: one more than tokens, for `</s>`.
 
-    score: natural log, divided by the length as the search was told; a sum of token_scores if not.
+    score: the sum of token_scores, in natural logs, divided by a power of the length if the search
+    was told so.
     """
 
     tokens: list[int]
@@ -39,9 +40,10 @@ class Decoded(NamedTuple):
 
 
 def length_limit(source_length, *, config, max_positions):
-    """Most tokens before `</s>` for a source of `source_length` tokens (`</s>` included).
+    """Computes the largest number of tokens before `</s>` for a source of `source_length` tokens.
 
-    `max_positions` is the number of positions the decoder has; one of them is for `</s>`.
+    The source's `</s>` counts. `max_positions` is the number of positions that the decoder has; one
+    of them is for `</s>`.
     """
     wanted = int(config.max_length_a * source_length + config.max_length_b)
     return max(1, min(wanted, max_positions - 1))
@@ -59,10 +61,10 @@ def decode_sentences(
     config: the `BeamConfig` of the search.
     max_source: most source tokens the model takes, `</s>` included; longer sentences are cut to it.
     max_positions: positions the decoder has.
-    description: shows a progress bar with this text.
+    description: the text of a progress bar; None shows none.
 
-    The result for a sentence does not depend on the others. Raises ValueError where max_source or
-    max_positions is below 2.
+    The result for a sentence does not depend on the others. ValueError is raised where max_source
+    or max_positions is below 2.
     """
     for name, value in (("max_source", max_source), ("max_positions", max_positions)):
         if value < 2:
@@ -93,7 +95,7 @@ def decode_sentences(
 
 
 def padded_width(length: int, limit: int) -> int:
-    """The width of a batch whose longest row has ``length`` tokens: a power of two, or the limit.
+    """Chooses a batch's width for rows of up to ``length`` tokens: a power of two, or the limit.
 
     Few widths mean few compilations.
     """

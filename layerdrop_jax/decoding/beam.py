@@ -119,7 +119,7 @@ class _State(NamedTuple):
 
 
 def search_options(config):
-    """The keyword arguments of `beam_search` that a `BeamConfig` holds."""
+    """Collects the keyword arguments of `beam_search` that a `BeamConfig` holds."""
     options = dataclasses.asdict(config)
     for name in ("max_length_a", "max_length_b", "batch_tokens"):
         del options[name]
@@ -139,7 +139,7 @@ def beam_search(
     unknown_penalty=0.0,
     normalize=True,
 ):
-    """Runs the search to its end and returns `Hypotheses`, each sentence's sorted by score.
+    """Runs the search to its end; returns `Hypotheses`, those of each sentence sorted by score.
 
     step_fn(cache, parents_BxM, tokens_BxM, step) -> (logits_BxMxV, cache): row (b, m) continues
         what was row (b, parents[b, m]) the step before, with tokens[b, m] as its newest token;
@@ -155,7 +155,7 @@ def beam_search(
     hypotheses (length 0). Deterministic: of equal scores the lower beam, then the lower token wins.
 
     Raises ValueError at trace time where the vocabulary has too few tokens for the beam, or the
-    buffer no room.
+    buffer has no room.
     """
     if beam < 1 or no_repeat_ngram < 0 or no_repeat_ngram == 1:
         BeamConfig(beam=beam, no_repeat_ngram=no_repeat_ngram)  # says what is wrong
@@ -217,7 +217,7 @@ def _start(cache, batch, beam, width):
 
 
 def _best(sums_BxMxV, count):
-    """The `count` best continuations of each sentence: sums, beams and tokens, each [B, count]."""
+    """Finds each sentence's `count` best continuations: sums, beams and tokens, each [B, count]."""
     batch = len(sums_BxMxV)
     # Best of each beam, then best of those: the same as ranking all M x V, without the long rows.
     sums_BxMxC, tokens_BxMxC = jax.lax.top_k(sums_BxMxV, count)
@@ -227,7 +227,7 @@ def _best(sums_BxMxV, count):
 
 
 def _finish(state, sums_BxC, beams_BxC, tokens_BxC, *, limit_B, length_penalty, normalize):
-    """Adds the continuations that end, and may, to what is finished."""
+    """Adds continuations that end, if they rank among the first M, to what is finished."""
     beam = state.parents_BxM.shape[1]
     sums_BxM, beams_BxM = sums_BxC[:, :beam], beams_BxC[:, :beam]
     # A sentence that is done adds nothing: it has no place left, or since its limit no live beam.
@@ -259,7 +259,7 @@ def _finish(state, sums_BxC, beams_BxC, tokens_BxC, *, limit_B, length_penalty, 
 
 
 def _continue(state, sums_BxC, beams_BxC, tokens_BxC):
-    """The M best continuations that do not end become the live beams."""
+    """Turns the M best continuations that do not end into the live beams."""
     beam = state.parents_BxM.shape[1]
     ends_BxC = (tokens_BxC == EOS) & (sums_BxC > -jnp.inf)
     # Of equals top_k takes the lower index, so these are the M best that go on. At most one per
@@ -273,7 +273,7 @@ def _continue(state, sums_BxC, beams_BxC, tokens_BxC):
 
 
 def _extended(state, sums_BxM, beams_BxM, tokens_BxM):
-    """Histories of the given beams with one more token each."""
+    """Extends the histories of the given beams by one token each."""
     position = state.step + 1
     index = beams_BxM[:, :, None]
     tokens_BxMxT = jnp.take_along_axis(state.tokens_BxMxT, index, axis=1)

@@ -19,13 +19,13 @@ def allowed_log_probs(
     no_repeat_ngram=0,
     unknown_penalty=0.0,
 ):
-    """Log-probabilities [B, M, V], float32, of the next token; -inf for what may not come.
+    """Computes log-probabilities [B, M, V], float32, of the next token; -inf for what may not come.
 
     tokens_BxMxT: the history; positions 0 .. step count, position 0 is the `</s>` it starts from.
-    limit_B: at this step a sentence may only end. It wins over `min_length`.
+    limit_B: the step from which on a sentence may only end. It wins over `min_length`.
     no_repeat_ngram: 0, or the length of the n-grams that may occur once in the history; static.
 
-    `<pad>` never comes, and NaN is impossible.
+    `<pad>` never comes, and a log-probability of NaN counts as -inf.
     """
     log_probs_BxMxV = jax.nn.log_softmax(logits_BxMxV.astype(jnp.float32))
     log_probs_BxMxV = jnp.where(jnp.isnan(log_probs_BxMxV), -jnp.inf, log_probs_BxMxV)
@@ -41,7 +41,10 @@ def allowed_log_probs(
 
 
 def _repeats(tokens_BxMxT, step, n, vocabulary):
-    """bool [B, M, V]: the token would complete an n-gram that positions 0 .. step already hold."""
+    """Marks, as bool [B, M, V], the tokens that would repeat an n-gram.
+
+    These complete an n-gram that positions 0 .. step already hold.
+    """
     batch, beam, width = tokens_BxMxT.shape
     windows = width - n + 1
     # Out of range only while the history is shorter than n - 1; then no window lies inside it.

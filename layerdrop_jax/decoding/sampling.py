@@ -50,9 +50,10 @@ class SampleConfig:
 
 
 def filter_log_probs(log_probs_BxV, *, temperature: float, top_k: int, top_p: float):
-    """log p up to a constant after temperature, top-k and top-p, in that order; -inf where cut.
+    """Filters log p by temperature, top-k and top-p, in that order; -inf where a token is cut.
 
-    Tokens as likely as the last one kept are kept too, so that ties do not hang on their order.
+    What stays is log p up to a constant. Tokens as likely as the last one kept are kept too, so
+    that ties do not hang on their order.
     """
     scores_BxV = log_probs_BxV / temperature
     if top_k and top_k < scores_BxV.shape[-1]:
@@ -73,8 +74,8 @@ def continue_sequences(step_fn, log_probs_BxV, cache, key_B, config: SampleConfi
 
     Args:
       step_fn: ``step_fn(cache, token_B, step) -> (log_probs_BxV, cache)``.
-      log_probs_BxV: of the first token, float32.
-      cache: of the step function.
+      log_probs_BxV: log p of the first token, float32.
+      cache: the cache that the step function takes.
       key_B: a PRNG key for each sequence: what is drawn for it depends on nothing else.
       config: how to choose.
 

@@ -25,8 +25,8 @@ def seq2seq_params(state: dict, config) -> dict:
       Nested dict as `nnx.to_pure_dict` gives, float32, the layers on axis 0.
 
     Raises:
-      ValueError: a weight that the config calls for is missing, or the state is of a deeper
-        network than the config.
+      ValueError: a weight that the config calls for is missing, or the state's network is deeper
+        than the config's.
     """
     params = {
         "source_embedding": {"table": _take(state, "encoder.embed_tokens.weight")},
@@ -103,7 +103,7 @@ def encoder_params(state: dict, config) -> dict:
 
     Raises:
       ValueError: as `seq2seq_params`; or the output matrix is not the input's; or the config has a
-        classification head, and the state none or several.
+        classification head, and the state has none or several.
     """
     state = {_current_name(key): array for key, array in state.items()}
     at = "encoder.sentence_encoder"

@@ -26,11 +26,11 @@ SMALLEST_BUFFER = 8
 
 
 def bands(vocab_size: int, cutoffs, factor: int, dim: int) -> tuple[tuple[int, int, int], ...]:
-    """``(start, stop, width)`` of each band: the ids from start to stop - 1, and their width.
+    """Lists ``(start, stop, width)`` of each band: the ids from start to stop - 1, and their width.
 
     Raises:
-      ValueError: cutoffs that are none, do not increase or do not leave words for every band, or a
-        band of width 0.
+      ValueError: there are no cutoffs, they do not increase or leave a band without words, or a
+        band has width 0.
     """
     bounds = (0, *cutoffs, vocab_size)
     shown = ",".join(str(cutoff) for cutoff in cutoffs)
@@ -58,7 +58,7 @@ class AdaptiveEmbedding(nnx.Module):
     Args:
       vocab_size: V.
       dim: D, and the width of band 0.
-      cutoffs: where the bands end, but the last.
+      cutoffs: where the bands end, except for the last.
       factor: by which each band is narrower than the one before.
       padding_rows: whether row 1 of every band has no gradient from the input. It is id 1, padding,
         in band 0 alone, where it never has one; the reference (v0.9.0) had it so in all.
@@ -78,7 +78,7 @@ class AdaptiveEmbedding(nnx.Module):
             setattr(self, f"projection_{band}", _xavier((width, dim), rngs))
 
     def __call__(self, ids):
-        """float32 [..., D] for ids of any shape; not scaled."""
+        """Computes embeddings, float32 [..., D], of ids of any shape; they are not scaled."""
         embedded = 0.0
         for band, (start, stop, _) in enumerate(self.bands):
             # Every band reads a row for every token, and the rows of other bands' tokens are
@@ -160,7 +160,7 @@ class AdaptiveSoftmax(nnx.Module):
                 setattr(self, f"table_{band}", _xavier((stop - start, width), rngs))
 
     def nll(self, embedding, x_BxTxD, target_BxT, weight_BxT, key=None):
-        """-log p of every target.
+        """Computes -log p of every target.
 
         Args:
           embedding: the `AdaptiveEmbedding` with the tied weights.
@@ -194,7 +194,7 @@ class AdaptiveSoftmax(nnx.Module):
         return jnp.where(counts_GxM, nll_GxM, 0).reshape(target_BxT.shape)
 
     def log_probs(self, embedding, x):
-        """log p of every word, float32 [..., V], without dropout."""
+        """Computes log p of every word, float32 [..., V], without dropout."""
         x = x.astype(self.dtype)
         words, clusters = self._head_logits(embedding, x)
         lse = _head_lse(words, clusters)[..., None]
@@ -209,20 +209,20 @@ class AdaptiveSoftmax(nnx.Module):
         return getattr(embedding if self.tie_weights else self, f"table_{band}")[...]
 
     def _projection(self, embedding, band):
-        """[width, D]."""
+        """Returns the projection between the model's width and a band's, [width, D]."""
         if self.tie_projections:
             return getattr(embedding, f"projection_{band}")[...]
         return getattr(self, f"projection_{band}")[...].T
 
     def _head_logits(self, embedding, x):
-        """Of the words of band 0, and of the clusters: joining them would copy both."""
+        """Computes logits of band 0's words, and of the clusters: joining them would copy both."""
         if self.tie_weights:
             return _logits(x, embedding.table_0[...]), _logits(x, self.clusters[...].T)
         logits, num_words = _logits(x, self.head[...].T), self.bands[0][1]
         return logits[..., :num_words], logits[..., num_words:]
 
     def _head_nll(self, embedding, x_GxMxD, target_GxM):
-        """-log p of a word of band 0, or of a word's cluster."""
+        """Computes -log p of a word of band 0, or of a word's cluster."""
         words_GxMxV, clusters_GxMxB = self._head_logits(embedding, x_GxMxD)
         starts_B = jnp.array([start for start, _, _ in self.bands[1:]])
         band_GxM = jnp.searchsorted(starts_B, target_GxM, side="right")
@@ -231,10 +231,10 @@ class AdaptiveSoftmax(nnx.Module):
         return _head_lse(words_GxMxV, clusters_GxMxB) - picked_GxM
 
     def _tail_nll(self, table_VxW, hidden_GxMxW, local_GxM, mine_GxM):
-        """-log p of the tokens ``mine`` within a tail, 0 of the others.
+        """Computes -log p of the tokens ``mine`` within a tail, and 0 for the others.
 
         The tail's tokens are moved to the front, and the whole is cut into buffers of C tokens a
-        group. `skip_scan` runs those that hold a token of the tail: ceil(count / C) of them.
+        group. `skip_scan` runs the buffers that hold a token of the tail: ceil(count / C) of them.
         """
         groups, tokens = mine_GxM.shape
         size = min(tokens, max(SMALLEST_BUFFER, math.ceil(self.buffer * tokens)))
@@ -279,7 +279,7 @@ def _product(x, kernel_DxF, dtype):
 
 
 def _logits(x, table_VxW):
-    """``x`` times the transposed table, float32, as `Embedding.logits`."""
+    """Computes ``x`` times the transposed table, float32, as `Embedding.logits` does."""
     x_MxW = x.reshape(-1, x.shape[-1])
     table_VxW = table_VxW.astype(x.dtype)
     logits_MxV = jnp.einsum("mw,vw->mv", x_MxW, table_VxW, preferred_element_type=jnp.float32)
@@ -287,7 +287,7 @@ def _logits(x, table_VxW):
 
 
 def _pick(logits, index):
-    """logits[..., index]; an index past the end picks the last."""
+    """Picks logits[..., index]; an index past the end picks the last."""
     return jnp.take_along_axis(logits, index[..., None], axis=-1, mode="clip")[..., 0]
 
 
@@ -296,7 +296,7 @@ def _head_lse(words, clusters):
 
 
 def _row_groups(rows: int) -> int:
-    """The devices that rows are split over, under a mesh with an axis ``data``; else 1."""
+    """Counts the devices that rows are split over, under a mesh with an axis ``data``; else 1."""
     mesh = jax.sharding.get_abstract_mesh()
     size = mesh.shape["data"] if "data" in mesh.auto_axes else 1
     return size if rows % size == 0 else 1

@@ -40,7 +40,7 @@ class Attention(nnx.Module):
         self.out_proj = linear(config, dim, dim, rngs, kernel_init=xavier_uniform)
 
     def keys_values(self, memory_BxSxD):
-        """The keys and values of a memory, each [B, S, H, K]."""
+        """Computes the keys and values of a memory, each [B, S, H, K]."""
         return self._heads(self.k_proj(memory_BxSxD)), self._heads(self.v_proj(memory_BxSxD))
 
     def attend(self, x_BxTxD, k_BxSxHxK, v_BxSxHxK, mask_BxTxS, key=None, keep_H=None):
@@ -64,8 +64,8 @@ class Attention(nnx.Module):
           x_BxMxD: one new token for each of M hypotheses.
           k_BxHxSxK, v_BxHxSxK: the cache, heads first: it is read where it lies.
           mask_BxMxS: the entries of the cache that each hypothesis sees.
-          now: the keys and values [B, M, H, K] of the new tokens themselves, of which each
-            hypothesis sees its own; None in cross-attention.
+          now: the keys and values [B, M, H, K] of the new tokens themselves; each hypothesis
+            sees its own. None in cross-attention.
         """
         q_BxMxHxK = self._heads(self.q_proj(x_BxMxD)) * self._head_size**-0.5
         scores_BxHxMxS = jnp.einsum("bmhk,bhsk->bhms", q_BxMxHxK, k_BxHxSxK).astype(jnp.float32)
@@ -94,7 +94,7 @@ class Attention(nnx.Module):
 
 
 def _weighted_values(rate, q_BxTxHxK, k_BxSxHxK, v_BxSxHxK, mask_BxTxS, key):
-    """softmax(q k^T) v over the keys that ``mask`` lets through; [B, T, H, K]."""
+    """Computes softmax(q k^T) v, [B, T, H, K], over the keys that ``mask`` lets through."""
     # Heads first: batched products over leading axes are about twice as fast on CPU.
     q_BxHxTxK, k_BxHxSxK, v_BxHxSxK = (
         jnp.swapaxes(a, 1, 2) for a in (q_BxTxHxK, k_BxSxHxK, v_BxSxHxK)
@@ -107,15 +107,15 @@ def _weighted_values(rate, q_BxTxHxK, k_BxSxHxK, v_BxSxHxK, mask_BxTxS, key):
 
 
 def heads_first(x_BxSxHxK):
-    """[B, H, S, K], as caches are kept."""
+    """Moves heads in front of positions, [B, H, S, K], as caches are kept."""
     return jnp.swapaxes(x_BxSxHxK, 1, 2)
 
 
 def segment_mask(query_BxT, key_BxS):
-    """True where query and key belong to the same segment of a packed row; 0 is padding."""
+    """Makes a mask bool[B, T, S], True where query and key share a segment; 0 is padding."""
     return (query_BxT[:, :, None] == key_BxS[:, None, :]) & (key_BxS[:, None, :] > 0)
 
 
 def causal_mask(length: int):
-    """bool[1, T, T], True where the key is not after the query."""
+    """Makes a mask bool[1, T, T], True where the key is not after the query."""
     return jnp.tril(jnp.ones((1, length, length), bool))

@@ -116,15 +116,15 @@ class BlockConfig:
         """Makes the network's parameters of another library's weights.
 
         Args:
-          library: whose names and shapes the state has, a key of ``importers``.
+          library: the library whose names and shapes the state has, a key of ``importers``.
           state: arrays by that library's names, see its function in `layerdrop_jax.interop`.
 
         Returns:
           Nested dict as `make_params` gives, float32, the layers on axis 0.
 
         Raises:
-          ValueError: a library that is not known for this kind of network, or a state that is not
-            of the network that the config describes.
+          ValueError: the library is not known for this kind of network, or the state is not that
+            of the network which the config describes.
         """
         if library not in self.importers:
             raise ValueError(
@@ -134,7 +134,7 @@ class BlockConfig:
         return self.importers[library](state, self)
 
     def depth(self, stack: str) -> int:
-        """The number of layers of a stack, N."""
+        """Counts the layers of a stack, N."""
         return getattr(self, f"{stack}_layers")
 
     def attention_flops(self, queries: int, keys: int) -> int:
@@ -147,7 +147,7 @@ class BlockConfig:
         return 4 * self.embed_dim * self.ffn_dim * tokens
 
     def stored_layers(self, stack: str) -> int:
-        """The number of layers with weights of their own: the length of axis 0 of a stack."""
+        """Counts the layers with weights of their own: the length of axis 0 of a stack."""
         return self.depth(stack) // self.share_layers
 
 
@@ -207,7 +207,7 @@ class _SubLayers(nnx.Module):
         return x_BxTxD
 
     def _add(self, norm, x_BxTxD, function, key, scale):
-        """Post-norm LN(x + drop(f(x))), pre-norm x + drop(f(LN(x)))."""
+        """Adds a sub-layer: post-norm LN(x + drop(f(x))), pre-norm x + drop(f(LN(x)))."""
         config, pre = self.config, self.config.norm == "pre"
         names = ("inside", "out", "block", "path")
         keys = {name: None if key is None else named_key(key, name) for name in names}
@@ -253,7 +253,7 @@ class EncoderLayer(_SubLayers):
         return self._run(x_BxTxD, (self_attention, self._feed_forward), key, groups, mode)
 
     def step(self, x_BxTxD, self_attention):
-        """The layer with attention over a cache: the argument maps [B, T, D] to [B, T, D]."""
+        """Runs the layer with attention over a cache: the argument maps [B, T, D] to [B, T, D]."""
         functions = (lambda x, *_, **__: self_attention(x), self._feed_forward)
         return self._run(x_BxTxD, functions, None, None, "skip")
 
@@ -293,7 +293,7 @@ class DecoderLayer(_SubLayers):
         return self._run(x_BxTxD, functions, key, groups, mode)
 
     def step(self, x_BxTxD, self_attention, cross_attention):
-        """The layer with attention over caches: both arguments map [B, T, D] to [B, T, D]."""
+        """Runs the layer with attention over caches: both arguments map [B, T, D] to [B, T, D]."""
         functions = (
             lambda x, *_, **__: self_attention(x),
             lambda x, *_, **__: cross_attention(x),
@@ -303,12 +303,12 @@ class DecoderLayer(_SubLayers):
 
 
 def _take(a_B___, rows):
-    """The rows of a batch that a sub-layer computes."""
+    """Takes the rows of a batch that a sub-layer computes."""
     return a_B___ if rows is None else a_B___[rows]
 
 
 def make_stack(make_layer, num_layers: int, rngs):
-    """``num_layers`` layers, 0 or more, as one module: they are on axis 0 of every parameter."""
+    """Makes one module of ``num_layers`` layers, 0 or more, on axis 0 of every parameter."""
     keys = jax.random.split(rngs.params(), num_layers)
     return nnx.vmap(lambda key: make_layer(nnx.Rngs(params=key)))(keys)
 
@@ -319,7 +319,7 @@ class Watch:
     ``look(stack, before, after)`` is called where a layer of the stack of that name runs, with what
     enters the layer and what leaves it, and gives a pytree of arrays. ``seen`` then has for each
     stack these trees with the layers on axis 0, zeros where a layer did not run. All of it belongs
-    to one trace: what leaves a jitted function, or a gradient's, has to be returned from there.
+    to one trace: a function that is jitted or differentiated has to return what is used outside.
     """
 
     def __init__(self, look):
@@ -347,7 +347,7 @@ class How:
     watch: Watch | None = None
 
     def named(self, name: str) -> "How":
-        """Returns the same with the key of a part of the network."""
+        """Returns the same `How` with the key of a named part of the network."""
         return (
             self if self.key is None else dataclasses.replace(self, key=named_key(self.key, name))
         )
@@ -366,13 +366,13 @@ def run_layers(model, stack: str, x, layer_call, how: How):
 
     Args:
       model: the network, with the stack under that name.
-      stack: its name.
+      stack: the stack's name.
       x: what enters the first layer.
       layer_call: ``layer_call(layer, x, key, groups) -> x``.
-      how: which layers, and how.
+      how: which layers run, and how.
 
     Returns:
-      what leaves the last layer.
+      What leaves the last layer.
     """
 
     def step(layer, x, key, groups):
@@ -407,7 +407,7 @@ def run_stack(layers, x, keep_N, step, *, key=None, mode="skip", extra=None, loo
       look: ``look(before, after)``, what a `Watch` wants of each layer; it takes the place of y.
 
     Returns:
-      ``(x, ys)``, as `skip_scan`.
+      ``(x, ys)``, as `skip_scan` returns them.
     """
     config = layers.config
     graphdef, params = nnx.split(layers)

@@ -10,17 +10,18 @@ from layerdrop_jax.models.params import abstract_params, count_params, stack_of
 
 
 def cut_model(model: BlockConfig, layers: dict) -> tuple[BlockConfig, dict]:
-    """The config of the network that keeps some layers, and where its weights come from.
+    """Makes the config of the network that keeps some layers, and says where its weights come from.
 
-    Weights that layers share stay shared where whole chunks of them are kept, and are repeated
-    otherwise.
+    Layers that share weights go on sharing them where whole chunks of such layers are kept;
+    otherwise the weights are repeated.
 
     Args:
       model: config of the whole network.
       layers: for each stack the layers kept, in order.
 
     Returns:
-      ``(config, rows)``; rows has for each stack the rows of the whole network's parameters.
+      ``(config, rows)``; rows lists for each stack the rows to take of the whole network's
+      parameters.
     """
     share = model.share_layers
     chunks = {stack: [layer // share for layer in kept] for stack, kept in layers.items()}
@@ -32,19 +33,19 @@ def cut_model(model: BlockConfig, layers: dict) -> tuple[BlockConfig, dict]:
 
 
 def masks(model: BlockConfig, layers: dict) -> dict:
-    """bool[N] for each stack, True at the layers kept; a stack that is absent runs whole."""
+    """Makes a mask bool[N] for each stack, True at the layers kept; an absent stack runs whole."""
     kept = {stack: layers.get(stack, range(model.depth(stack))) for stack in model.stacks}
     return {stack: np.isin(np.arange(model.depth(stack)), list(kept[stack])) for stack in kept}
 
 
 def params_of(model: BlockConfig, layers: dict) -> int:
-    """The parameters of the network that keeps some layers; a stack that is absent stays whole."""
+    """Counts the parameters of the network that keeps some layers; an absent stack stays whole."""
     kept = {stack: range(model.depth(stack)) for stack in model.stacks} | layers
     return count_params(abstract_params(cut_model(model, kept)[0]))
 
 
 def take_rows(tree, rows: dict):
-    """A tree like the parameters, with some rows of each stack's arrays.
+    """Takes some rows of each stack's arrays out of a tree like the parameters.
 
     Args:
       tree: parameters, or anything in which the arrays of a stack lie below its name.

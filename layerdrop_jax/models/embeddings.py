@@ -14,7 +14,10 @@ POSITION_OFFSET = PAD + 1
 
 
 def _table(rngs, shape, *, zero_padding=True):
-    """N(0, D^-0.5), the row for padding zero unless the table is an output layer alone."""
+    """Draws a table from N(0, D^-0.5).
+
+    The row for padding is zero, unless the table is an output layer alone.
+    """
     table = jax.random.normal(rngs.params(), shape, jnp.float32) * shape[1] ** -0.5
     return nnx.Param(table.at[PAD].set(0) if zero_padding else table)
 
@@ -29,7 +32,10 @@ class Embedding(nnx.Module):
         return self.table[...][ids]
 
     def logits(self, x_BxTxD):
-        """``x`` times the transposed table, float32 [B, T, V]; not rescaled, no bias."""
+        """Computes logits, float32 [B, T, V]: ``x`` times the transposed table.
+
+        They are not rescaled, and there is no bias.
+        """
         table_VxD = self.table[...].astype(x_BxTxD.dtype)
         # Not rounded to the type of the computation: 8 bits cannot tell likely words apart.
         # One axis of tokens: over two XLA transposes the gradient of all logits, on CPU.
@@ -39,7 +45,7 @@ class Embedding(nnx.Module):
 
 
 def sinusoids(num_rows: int, dim: int, padding_id: int | None = PAD) -> np.ndarray:
-    """The reference's table float32 [num_rows, dim]: all sines, then all cosines.
+    """Computes the reference's table, float32 [num_rows, dim]: all sines, then all cosines.
 
     Its frequencies are exp(-j ln(10000) / (dim/2 - 1)): the divisor is dim/2 - 1, where Vaswani et
     al. (2017) have dim/2. The padding row is zero, and so is the last column of an odd dim.
@@ -72,6 +78,6 @@ class Positions(nnx.Module):
             self.table = _table(rngs, self.shape)
 
     def __call__(self, position):
-        """The embeddings of positions counted from 0; ids past the table are the caller's fault."""
+        """Looks up embeddings of positions counted from 0; callers keep them within the table."""
         table = self.table[...] if self.kind == "learned" else jnp.asarray(sinusoids(*self.shape))
         return table[position + POSITION_OFFSET]

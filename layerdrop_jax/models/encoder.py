@@ -95,11 +95,11 @@ class Encoder(nnx.Module):
             self.classification_head = ClassificationHead(config, rngs=rngs)
 
     def __call__(self, ids_BxT, **how):
-        """Features [B, T, D]: what the head reads. Those of padding mean nothing.
+        """Computes the features [B, T, D] that the head reads; those of padding mean nothing.
 
         Args:
           ids_BxT: ids, padded anywhere; no token sees padding, and positions do not count it.
-          how: of `How`; the stack is ``encoder``.
+          how: fields of `How`; the stack is ``encoder``.
         """
         (batch, length), how = ids_BxT.shape, How(**how)
         real_BxT = ids_BxT != PAD
@@ -112,16 +112,16 @@ class Encoder(nnx.Module):
         return run_layers(self, "encoder", x_BxTxD, layer_call, how)
 
     def logits(self, features):
-        """The masked language model's logits, float32 [..., V].
+        """Computes the masked language model's logits, float32 [..., V].
 
         Args:
-          features: [..., D], from `__call__`; all of them, or those of the masked positions alone,
-            [M, D]: over a large vocabulary the others cost much and nobody reads them.
+          features: [..., D], from `__call__`; all of them, or only those of the masked positions,
+            [M, D]. Over a large vocabulary the others cost much, and nobody reads them.
         """
         return self.lm_head(features, self.embedding)
 
     def classify(self, features_BxTxD, key=None):
-        """The logits of the classes, float32 [B, C], from the first token of each row.
+        """Computes the logits of the classes, float32 [B, C], from the first token of each row.
 
         Args:
           features_BxTxD: from `__call__`.
@@ -156,7 +156,8 @@ class MaskedLMHead(nnx.Module):
 class ClassificationHead(nnx.Module):
     """Dropout, a linear map, tanh, dropout, a linear map; all in float32.
 
-    It reads one token a row: its cost is nothing, and 8 bits would be too few for a regression.
+    It reads one token a row, so it costs next to nothing, and a bfloat16's 8 bits would be too few
+    for a regression.
     """
 
     def __init__(self, config: EncoderConfig, *, rngs):
@@ -179,9 +180,10 @@ class ClassificationHead(nnx.Module):
 
 
 def _draw_normal(model: nnx.Module, rngs) -> None:
-    """Draws every weight of a model again: N(0, 0.02), biases and the rows of padding zero.
+    """Draws every weight of a model again from N(0, 0.02); biases and the rows of padding are zero.
 
-    As the reference does, once a model is built; the layers' own initial values are translation's.
+    The reference does so once a model is built; the initial values of the layers themselves are
+    those of translation.
     """
 
     def draw(path, a):

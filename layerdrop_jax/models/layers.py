@@ -36,7 +36,7 @@ _product.defvjp(_product_forward, _product_backward)
 
 
 def _last_axis_product(x, kernel_DxF, dimension_numbers, precision=None, **_):
-    """`lax.dot_general` for the one case that a linear map has: x's last axis, the kernel's first.
+    """Computes `lax.dot_general` in a linear map's one case: x's last axis, the kernel's first.
 
     It has a gradient, and a gradient's gradient, but no forward mode of its own.
     """
@@ -47,7 +47,7 @@ def _last_axis_product(x, kernel_DxF, dimension_numbers, precision=None, **_):
 
 
 def linear(config, in_dim: int, out_dim: int, rngs, *, kernel_init=xavier_uniform, bias_init=None):
-    """``y = x W + b``; W float32 [in_dim, out_dim], computed in ``config.dtype``."""
+    """Makes a map ``y = x W + b``, W float32 [in_dim, out_dim], computed in ``config.dtype``."""
     return nnx.Linear(
         in_dim,
         out_dim,
@@ -61,7 +61,7 @@ def linear(config, in_dim: int, out_dim: int, rngs, *, kernel_init=xavier_unifor
 
 
 def layer_norm(config, rngs):
-    """Layer norm over the model width."""
+    """Makes a layer norm over the model width."""
     return nnx.LayerNorm(
         config.embed_dim,
         epsilon=LAYER_NORM_EPSILON,
@@ -85,10 +85,10 @@ def dropout(x, rate: float, key):
 
 
 def split_rows(a, axis: int = 0):
-    """Keeps the rows of a batch, on ``axis``, where they are, under a mesh with an axis ``data``.
+    """Keeps a batch's rows (axis ``axis``) on their devices, under a mesh with an axis ``data``.
 
-    Weights may be split over the same axis. The partitioner should then move one layer's weights,
-    and left to itself it moves rows too.
+    Weights may be split over the same axis. The partitioner should then move only the weights of
+    one layer; left to itself it moves rows too.
     """
     if "data" not in jax.sharding.get_abstract_mesh().auto_axes:
         return a

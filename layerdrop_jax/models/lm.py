@@ -98,7 +98,7 @@ class LMConfig(BlockConfig):
         """Counts the FLOPs of one row, forward, as `Seq2SeqConfig.row_flops` does.
 
         The tables of an adaptive softmax's tails are counted for the share ``adaptive_buffer`` of
-        the tokens: how many there are depends on the text.
+        the tokens, as the true share depends on the text.
         """
         dim, rest = self.embed_dim, self.embed_dim * self.vocab_size
         if self.cutoffs:
@@ -139,13 +139,13 @@ class LM(nnx.Module):
             self.decoder_norm = layer_norm(config, rngs)
 
     def __call__(self, ids_BxT, **how):
-        """Hidden states [B, T, D]: what the output layer reads.
+        """Computes the hidden states [B, T, D] that the output layer reads.
 
         Padding may follow a row's tokens; they do not see it, and its states mean nothing.
 
         Args:
           ids_BxT: ids of the tokens before those to predict; position t sees 0 to t.
-          how: of `How`; the stack is ``decoder``.
+          how: fields of `How`; the stack is ``decoder``.
         """
         (batch, length), how = ids_BxT.shape, How(**how)
         mask_BxTxT = jnp.broadcast_to(causal_mask(length), (batch, length, length))
@@ -157,7 +157,7 @@ class LM(nnx.Module):
         return self.finish(run_layers(self, "decoder", x_BxTxD, layer_call, how))
 
     def nll(self, x_BxTxD, target_BxT, weight_BxT, key=None):
-        """-log p of each target, float32 [B, T], in nats; 0 where the weight is 0.
+        """Computes -log p of each target, float32 [B, T], in nats; 0 where the weight is 0.
 
         Args:
           x_BxTxD: from `__call__`.
@@ -173,11 +173,14 @@ class LM(nnx.Module):
         return jnp.where(weight_BxT > 0, nll_BxT, 0.0)
 
     def logits(self, x_BxTxD):
-        """Logits float32 [B, T, V]; not of an adaptive softmax, which has none over all words."""
+        """Computes logits, float32 [B, T, V].
+
+        An adaptive softmax has no logits over all words: use `nll` or `log_probs` there.
+        """
         return (self.embedding if self.config.tie_embeddings else self.output).logits(x_BxTxD)
 
     def log_probs(self, x_BxTxD):
-        """log p of every token, float32 [B, T, V]."""
+        """Computes log p of every token, float32 [B, T, V]."""
         if self.config.cutoffs:
             return self.output.log_probs(self.embedding, x_BxTxD)
         return jax.nn.log_softmax(self.logits(x_BxTxD))
@@ -189,9 +192,9 @@ class LM(nnx.Module):
 
         Args:
           ids_BxP: prompts that begin with eos, padded at the end.
-          length_B: int32, tokens of each, eos included.
+          length_B: int32, the number of tokens of each prompt, eos included.
           max_tokens: the most tokens that will follow.
-          keep: as in `__call__`; kept with the cache for the steps to come.
+          keep: as in `__call__`; the cache holds it for the steps to come.
 
         Returns:
           (log p of the first token that follows, float32 [B, V], cache).
@@ -224,10 +227,10 @@ class LM(nnx.Module):
         return self._next(last_Bx1xD), cache
 
     def step(self, cache, token_B, step):
-        """One decoding step.
+        """Takes one decoding step.
 
         Args:
-          cache: from `start_cache` or the step before.
+          cache: from `start_cache` or from the step before.
           token_B: the tokens chosen last.
           step: int32 scalar, 0 for the first token after the prompt.
 

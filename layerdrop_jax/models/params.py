@@ -12,18 +12,18 @@ from layerdrop_jax.models.blocks import BlockConfig
 
 
 def make_params(config: BlockConfig, seed: int) -> dict:
-    """Initial parameters: nested dict, float32, the layers of a stack on axis 0."""
+    """Makes the initial parameters: nested dict, float32, the layers of a stack on axis 0."""
     model = config.make_model(nnx.Rngs(params=named_key(jax.random.key(seed), "params")))
     return nnx.to_pure_dict(nnx.state(model))
 
 
 def abstract_params(config: BlockConfig) -> dict:
-    """The shapes and types of `make_params`, without allocating them."""
+    """Computes the shapes and types of `make_params`, without allocating the arrays."""
     return jax.eval_shape(lambda: make_params(config, 0))
 
 
 def model_graph(config: BlockConfig):
-    """What turns parameters into a model: ``nnx.merge(model_graph(config), params)``."""
+    """Makes the graph that turns parameters into a model: ``nnx.merge(graph, params)``."""
     return nnx.graphdef(nnx.eval_shape(lambda: config.make_model(nnx.Rngs(0))))
 
 
@@ -34,11 +34,11 @@ def stack_of(path, stacks) -> tuple[str, str] | None:
     the layers on axis 0.
 
     Args:
-      path: of the leaf, from `jax.tree_util.tree_map_with_path`.
+      path: path of the leaf, from `jax.tree_util.tree_map_with_path`.
       stacks: names of stacks.
 
     Returns:
-      ``(stack, the name below it)``; None for what is no layer's.
+      ``(stack, the name below it)``; None for a leaf that belongs to no layer.
     """
     names = [getattr(entry, "key", None) for entry in path]
     for stack, below in itertools.pairwise((*names, "")):
@@ -48,12 +48,12 @@ def stack_of(path, stacks) -> tuple[str, str] | None:
 
 
 def count_params(params) -> int:
-    """Numbers in a tree of arrays or shapes."""
+    """Counts the numbers in a tree of arrays or shapes."""
     return sum(a.size for a in jax.tree.leaves(params))
 
 
 def hash_params(params) -> str:
-    """SHA-256 over the names and bytes of a tree's leaves."""
+    """Computes the SHA-256, in hexadecimal, of the names and bytes of a tree's leaves."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         digest.update(jax.tree_util.keystr(path).encode())

@@ -81,8 +81,8 @@ class Seq2SeqConfig(BlockConfig):
           source, target: tokens of the row on each side.
 
         Returns:
-          for one layer of each stack the FLOPs of its sub-layers, and as ``rest`` those of what
-          always runs, the output layer.
+          For each stack the FLOPs of the sub-layers of one layer; as ``rest`` those of the output
+          layer, which always runs.
         """
         decoder = (
             self.attention_flops(target, target),
@@ -124,7 +124,7 @@ class Seq2Seq(nnx.Module):
             self.decoder_norm = layer_norm(config, rngs)
 
     def __call__(self, batch, **how):
-        """Computes the logits float32 [B, T, V] of a batch of packed rows; arguments: `states`."""
+        """Computes logits, float32 [B, T, V], of packed rows; takes the arguments of `states`."""
         return self.logits(self.states(batch, **how))
 
     def states(self, batch, **how):
@@ -132,7 +132,7 @@ class Seq2Seq(nnx.Module):
 
         Args:
           batch: the arrays of a batch, see `layerdrop_jax.data.packing`.
-          how: of `How`; the stacks are ``encoder`` and ``decoder``.
+          how: fields of `How`; the stacks are ``encoder`` and ``decoder``.
         """
         how = How(**how)
         memory_BxSxD = self.encode(
@@ -151,7 +151,7 @@ class Seq2Seq(nnx.Module):
         )
 
     def encode(self, ids_BxS, segment_BxS, position_BxS, how: How = WHOLE):
-        """The encoder's output [B, S, D]; values at padding are without meaning."""
+        """Computes the encoder's output, [B, S, D]; values at padding have no meaning."""
         mask_BxSxS = segment_mask(segment_BxS, segment_BxS)
         x_BxSxD = self._embed(
             self.source_embedding(ids_BxS), self.source_positions(position_BxS), how.key
@@ -172,7 +172,7 @@ class Seq2Seq(nnx.Module):
         memory_segment_BxS,
         how: How = WHOLE,
     ):
-        """The decoder's output [B, T, D] under teacher forcing."""
+        """Computes the decoder's output, [B, T, D], under teacher forcing."""
         mask_BxTxT = segment_mask(segment_BxT, segment_BxT) & causal_mask(ids_BxT.shape[1])
         memory_mask_BxTxS = segment_mask(segment_BxT, memory_segment_BxS)
         x_BxTxD = self._embed(
@@ -190,7 +190,7 @@ class Seq2Seq(nnx.Module):
         return self.decoder_norm(x_BxTxD) if self.config.norm == "pre" else x_BxTxD
 
     def logits(self, x_BxTxD):
-        """Logits float32 [B, T, V] of decoder outputs."""
+        """Computes logits, float32 [B, T, V], of decoder outputs."""
         own = self.config.share_embeddings == "none"
         return (self.output if own else self._target_embedding).logits(x_BxTxD)
 
@@ -203,7 +203,7 @@ class Seq2Seq(nnx.Module):
           ids_BxS, segment_BxS, position_BxS: one sentence a row, padded.
           beam: hypotheses for each sentence, M.
           max_length: the most tokens that will be decoded.
-          keep: as in `__call__`; kept with the cache for the steps to come.
+          keep: as in `__call__`; the cache holds it for the steps to come.
         """
         config, how = self.config, How(keep=keep)
         memory_BxSxD = self.encode(ids_BxS, segment_BxS, position_BxS, how)
@@ -227,10 +227,10 @@ class Seq2Seq(nnx.Module):
         }
 
     def step(self, cache, parents_BxM, tokens_BxM, step):
-        """One decoding step for beams of hypotheses.
+        """Takes one decoding step for beams of hypotheses.
 
         Args:
-          cache: from `start_cache` or the step before.
+          cache: from `start_cache` or from the step before.
           parents_BxM: for each hypothesis, the one of the step before that it continues.
           tokens_BxM: the token each hypothesis ends with.
           step: int32 scalar, 0 at the first token.

@@ -150,7 +150,7 @@ class DropConfig:
         """Lists the sub-networks of nested training.
 
         Returns:
-          for each stack that is cut bool[P, N], the smallest depth first; {} for LayerDrop.
+          bool[P, N] for each stack that is cut, the smallest depth first; {} for LayerDrop.
 
         Raises:
           ValueError: depths that a stack does not have.
@@ -179,10 +179,11 @@ class DropConfig:
         return tables
 
     def by_exits(self, model: BlockConfig) -> bool:
-        """Whether the sub-networks are beginnings of the whole network's one run.
+        """Says whether the sub-networks are beginnings of the whole network's one run.
 
-        They are where each has the first layers of the last stack and no layer is dropped: what
-        they compute is known once the whole network has run, and only output layers are left.
+        They are where only the last stack is cut, each sub-network keeps its first layers, and
+        nothing is dropped. One run of the whole network then computes all that they compute, but
+        their output layers.
         """
         nothing = not any(getattr(self, name) for name in (*self.stacks, *INSIDE))
         return (
@@ -211,7 +212,7 @@ class DropConfig:
         return tuple(name for name in names if f"{name}_depths" in names)
 
     def protected(self) -> tuple[int, ...]:
-        """``protect`` as numbers."""
+        """Reads ``protect`` as numbers."""
         try:
             return tuple(int(number) for number in self.protect.split(",") if self.protect.strip())
         except ValueError:
@@ -220,11 +221,11 @@ class DropConfig:
             ) from None
 
     def rates(self, model: BlockConfig) -> dict:
-        """The drop rates of a model before `over_time`: for each stack those of the groups in use.
+        """Computes the drop rates of each stack's groups in use, before `over_time` scales them.
 
         Returns:
-          ``{"encoder": {"layers": float32[N], ...}, "decoder": ...}``; of the groups other than
-          layers only those whose rate is not 0.
+          ``{"encoder": {"layers": float32[N], ...}, "decoder": ...}``; groups other than layers are
+          there only where their rate is not 0.
 
         Raises:
           ValueError: a layer to protect that a stack does not have.
@@ -274,8 +275,8 @@ def draw(key, stack: str, rates: dict, step, *, drop: DropConfig, model: BlockCo
     """Draws what one micro-batch runs of a stack.
 
     Args:
-      key: of the micro-batch.
-      stack: its name.
+      key: key of the micro-batch.
+      stack: the stack's name.
       rates: float32[N] for each group in use, from `DropConfig.rates`.
       step: updates made so far; may be traced.
       drop: the config.
@@ -304,15 +305,15 @@ def draw(key, stack: str, rates: dict, step, *, drop: DropConfig, model: BlockCo
 
 
 def exact_depth(rates_N):
-    """The layers that are expected to run, rounded to a whole number, a half upwards.
+    """Counts the layers that are expected to run, rounded to a whole number, a half upwards.
 
-    A half counts as one where float32 falls a little short of it: 5 layers at rate 0.3 run 4.
+    A half that comes out a little smaller in float32 still rounds up: 5 layers at rate 0.3 run 4.
     """
     return jnp.floor(jnp.sum(1 - rates_N) + 0.5 + 1e-4)
 
 
 def restore_dropped(new, old, ran: dict, model: BlockConfig):
-    """Takes the rows of sub-layers that did not run from ``old``: ``dropped_layers="freeze"``.
+    """Takes from ``old`` the rows of sub-layers that did not run: ``dropped_layers="freeze"``.
 
     Args:
       new, old: trees of parameters, of moments, or of both; below the name of a stack come the
@@ -338,7 +339,7 @@ def restore_dropped(new, old, ran: dict, model: BlockConfig):
 
 
 def describe_rates(settings) -> list[str]:
-    """A line for each stack: its layers, the rate of each group in each, how many run on average.
+    """Writes a line for each stack: its layers, the rates of its groups, how many run on average.
 
     Args:
       settings: `settings.Settings`.

@@ -15,9 +15,9 @@ def of_batch(row_flops: dict, rows: int) -> dict:
     """Counts the FLOPs of a micro-batch, forward and backward, from those of one row forward.
 
     Args:
-      row_flops: of the model's config: for one layer of each stack the FLOPs of its sub-layers,
+      row_flops: from the model's config: for one layer of each stack the FLOPs of its sub-layers,
         and as ``rest`` those of what always runs.
-      rows: of the micro-batch.
+      rows: the number of rows of the micro-batch.
     """
     factor = float(FORWARD_AND_BACKWARD * rows)
     layers = {stack: flops for stack, flops in row_flops.items() if stack != "rest"}
@@ -41,18 +41,21 @@ def seq2seq_flops(config, batch: dict) -> dict:
 
 
 def lm_flops(config, batch: dict) -> dict:
-    """Counts, as `seq2seq_flops`, those of a language model: ``{"decoder": [...], "rest": float}``.
+    """Counts the FLOPs of a language model over one micro-batch, as `seq2seq_flops` does.
 
     Args:
       config: `LMConfig`.
       batch: arrays, or their shapes.
+
+    Returns:
+      ``{"decoder": [...], "rest": float}``.
     """
     rows, length = batch["input"].shape
     return of_batch(config.row_flops(length), rows)
 
 
 def encoder_flops(config, batch: dict) -> dict:
-    """Counts, as `seq2seq_flops`, those of an encoder and its head.
+    """Counts the FLOPs of an encoder and its head over one micro-batch, as `seq2seq_flops` does.
 
     Args:
       config: `EncoderConfig`.
@@ -65,7 +68,7 @@ def encoder_flops(config, batch: dict) -> dict:
 
 
 def executed_flops(costs: dict, ran: dict, row_share: float = 1.0):
-    """FLOPs of the sub-layers that ran, and of what always runs.
+    """Counts the FLOPs of the sub-layers that ran, and of what always runs.
 
     Args:
       costs: from `seq2seq_flops` or `lm_flops`.
@@ -77,7 +80,7 @@ def executed_flops(costs: dict, ran: dict, row_share: float = 1.0):
 
 
 def nominal_flops(costs: dict, num_layers: dict) -> float:
-    """FLOPs of a micro-batch in which every layer runs.
+    """Counts the FLOPs of a micro-batch in which every layer runs.
 
     Args:
       costs: from `seq2seq_flops` or `lm_flops`.

@@ -15,9 +15,9 @@ TOKENS_AT_A_TIME = 512  # whose distributions over the vocabulary are in memory 
 class Teacher(typing.NamedTuple):
     """A network whose distributions a loss pulls towards: see `divergence`.
 
-    model: the network, whole. weight: its share of the loss, in [0, 1]. temperature: by which both
-    networks' logits are divided. states: what its output layer reads on the batch at hand, where
-    that is known; None: it is computed, without dropout.
+    model: the network, whole. weight: its share of the loss, in [0, 1]. temperature: the number by
+    which both networks' logits are divided. states: what the teacher's output layer reads on the
+    batch at hand; where it is None it is computed, without dropout.
     """
 
     model: typing.Any
@@ -26,7 +26,7 @@ class Teacher(typing.NamedTuple):
     states: typing.Any = None
 
     def mix(self, loss, divergence):
-        """The loss with the teacher's share in it."""
+        """Mixes the teacher's share into a loss."""
         return (1 - self.weight) * loss + self.weight * divergence
 
 
@@ -130,7 +130,7 @@ def _read_masked_lm(model, batch, *, key=None, noise=True, **how):
 
 
 def _leave_masked_lm(model, x_BxTxD, batch, *, key=None):
-    """The output layer sees the masked places alone."""
+    """Takes the masked places alone, the only ones that the output layer reads."""
     place_BxM = _masked(model, batch, key).place_BxM
     return jnp.take_along_axis(x_BxTxD, place_BxM[..., None], axis=1)
 
@@ -179,7 +179,7 @@ classification_loss = Loss(_read_classification, _leave_classification, _score_c
 
 
 def label_loss(logits_BxC, batch, *, smoothing: float):
-    """``(loss, nll, examples)`` of a classifier's logits, as `Loss` has them."""
+    """Computes ``(loss, nll, examples)`` of a classifier's logits, as a `Loss` does."""
     weight_B = batch["weight"].astype(jnp.float32)
     if logits_BxC.shape[1] == 1:
         loss = nll = jnp.sum(weight_B * (logits_BxC[:, 0] - batch["label"]) ** 2)
@@ -189,7 +189,7 @@ def label_loss(logits_BxC, batch, *, smoothing: float):
 
 
 def validation(loss):
-    """``sums(model, batch) -> ({"loss": sum of -log p}, tokens)``: what validation adds up."""
+    """Makes ``sums(model, batch) -> ({"loss": sum of -log p}, tokens)`` for validation."""
 
     def sums(model, batch):
         _, nll, tokens = loss(model, batch, smoothing=0.0)
@@ -199,7 +199,7 @@ def validation(loss):
 
 
 def label_smoothed_nll(logits_BxTxV, target_BxT, weight_BxT, smoothing: float):
-    """Label-smoothed cross-entropy, as the reference of the paper's time has it (v0.9.0).
+    """Computes label-smoothed cross-entropy as the reference of the paper's time does (v0.9.0).
 
     The target's weight is 1 - smoothing + smoothing/V; every other symbol's, specials and padding
     included, is smoothing/V. (In 2021 the reference changed that to smoothing/(V-1).)
@@ -221,14 +221,14 @@ def label_smoothed_nll(logits_BxTxV, target_BxT, weight_BxT, smoothing: float):
 
 
 def divergence(ours_BxTxV, theirs_BxTxV, temperature: float):
-    """How far a network is from its teacher at each token, float32 [B, T], in nats.
+    """Computes how far a network is from its teacher at each token, float32 [B, T], in nats.
 
     temperature**2 KL(teacher || network), both softened by the temperature: Hinton et al. 2015,
     whose factor keeps the size of the gradient. No gradient goes to the teacher.
 
     Args:
       ours_BxTxV, theirs_BxTxV: logits, or log p.
-      temperature: by which logits are divided.
+      temperature: the number by which logits are divided.
     """
     ours, theirs = (jax.nn.log_softmax(a / temperature) for a in (ours_BxTxV, theirs_BxTxV))
     theirs = jax.lax.stop_gradient(theirs)
@@ -236,7 +236,7 @@ def divergence(ours_BxTxV, theirs_BxTxV, temperature: float):
 
 
 def _in_parts(function, arrays):
-    """``function(arrays)`` of [B, T, ...], a few positions at a time, backward too.
+    """Computes ``function(arrays)`` of [B, T, ...] a few positions at a time, backward too.
 
     The distributions of all positions of a large vocabulary would not fit into memory.
     """

@@ -36,7 +36,7 @@ class Masked(typing.NamedTuple):
 
 
 def most_masked(length: int) -> int:
-    """M: the most tokens that are chosen of a row of so many."""
+    """Computes M, the largest number of tokens chosen of a row of ``length`` tokens."""
     return min(int(SHARE * length) + 1, length)
 
 
@@ -69,11 +69,11 @@ def mask_tokens(keys_B, tokens_BxT, vocab_size: int) -> Masked:
 
 
 def row_keys(key, batch):
-    """A key for each row of a batch.
+    """Makes a key for each row of a batch.
 
     Args:
-      key: of the micro-batch. None, in evaluation: the keys belong to the rows, by their number in
-        the data, so that every network and every depth has to find the same tokens.
+      key: key of the micro-batch; None in evaluation. The keys then belong to the rows, by their
+        number in the data, so that every network and every depth has to find the same tokens.
       batch: ``tokens`` [B, T], ids, and ``row`` [B], numbers.
     """
     if key is None:

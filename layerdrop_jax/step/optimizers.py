@@ -80,7 +80,7 @@ class OptimizerConfig:
 
 
 def make_optimizer(config: OptimizerConfig) -> tuple[optax.GradientTransformation, Callable]:
-    """The optimizer, which does not clip, and rate(n), the learning rate after n updates."""
+    """Makes the optimizer, which does not clip, and rate(n), the learning rate after n updates."""
     schedules = {
         "inverse_sqrt": inverse_sqrt_rate,
         "cosine": cosine_rate,
@@ -98,12 +98,15 @@ def make_optimizer(config: OptimizerConfig) -> tuple[optax.GradientTransformatio
 
 
 def warmup(n, updates: int, start: float, peak: float) -> jax.Array:
-    """The rate n updates into a straight line from ``start`` to ``peak``; float32."""
+    """Computes the rate n updates into a straight line from ``start`` to ``peak``; float32."""
     return start + jnp.float32(n) * ((peak - start) / max(updates, 1))
 
 
 def inverse_sqrt_rate(config: OptimizerConfig) -> Callable:
-    """Warm-up, then rate * sqrt(warmup_updates / n); the reference's inverse_sqrt."""
+    """Makes rate(n), the reference's inverse_sqrt.
+
+    After the warm-up the rate is rate * sqrt(warmup_updates / n).
+    """
     updates, peak = config.warmup_updates, config.rate
     start = max(config.warmup_init_rate, 0.0)
 
@@ -115,10 +118,11 @@ def inverse_sqrt_rate(config: OptimizerConfig) -> Callable:
 
 
 def polynomial_rate(config: OptimizerConfig) -> Callable:
-    """Warm-up, then to ``min_rate`` by a power of what is left; the reference's polynomial_decay.
+    """Makes rate(n), the reference's polynomial_decay.
 
-    Its total_num_update is warmup_updates + period_updates here; the rate stays at ``min_rate``
-    behind that.
+    After the warm-up the rate falls to ``min_rate`` by a power of what is left of the decay. The
+    reference's total_num_update is warmup_updates + period_updates here; from there on the rate
+    stays at ``min_rate``.
     """
     updates, peak, low = config.warmup_updates, config.rate, config.min_rate
     start, length, power = max(config.warmup_init_rate, 0.0), config.period_updates, config.power
@@ -133,10 +137,11 @@ def polynomial_rate(config: OptimizerConfig) -> Callable:
 
 
 def cosine_rate(config: OptimizerConfig) -> Callable:
-    """Warm-up, then half cosines from the peak to ``min_rate``; the reference's cosine.
+    """Makes rate(n), the reference's cosine.
 
-    Period k is period_updates * period_mult**k long, and both of its ends are scaled by
-    period_shrink**k. The rate jumps back up where a period begins.
+    After the warm-up the rate follows half cosines from the peak to ``min_rate``. Period k is
+    period_updates * period_mult**k long, and both of its ends are scaled by period_shrink**k. The
+    rate jumps back up where a period begins.
     """
     updates, peak, low = config.warmup_updates, config.rate, config.min_rate
     start = config.warmup_init_rate if config.warmup_init_rate >= 0 else low
@@ -145,7 +150,7 @@ def cosine_rate(config: OptimizerConfig) -> Callable:
     if mult == 1:
 
         def period(c):
-            """(k, the updates left until period k ends, its length) at c updates after warm-up."""
+            """Finds (k, updates left in period k, its length) at c updates after the warm-up."""
             return c // length, (length - c % length).astype(jnp.float32), jnp.float32(length)
     else:
         first_update, end_whole, end_part, lengths = period_table(length, mult)
@@ -165,7 +170,7 @@ def cosine_rate(config: OptimizerConfig) -> Callable:
 
 
 def period_table(length: int, mult: float):
-    """Where the cosine's periods begin and end when each is ``mult`` > 1 times the one before.
+    """Computes where the cosine's periods begin and end, each ``mult`` > 1 times the one before.
 
     The reference finds the period of update c as floor(log_mult(1 - c / length * (1 - mult))) in
     double precision. Where that logarithm is inexact, the very update at which a period ends may
@@ -195,7 +200,7 @@ def period_table(length: int, mult: float):
 
 
 def scale_by_adam(*, beta1: float, beta2: float, epsilon: float) -> optax.GradientTransformation:
-    """Adam's direction as the reference computes it, with moments in float32.
+    """Makes a transformation to Adam's direction as in the reference, with moments in float32.
 
     sqrt(1 - beta2**t) / (1 - beta1**t) * m / (sqrt(v) + epsilon): epsilon joins the square root
     before its bias is corrected. `optax.scale_by_adam` adds it afterwards, which is an epsilon
@@ -220,7 +225,10 @@ def scale_by_adam(*, beta1: float, beta2: float, epsilon: float) -> optax.Gradie
 
 
 def one_minus_power(beta: float, t) -> jax.Array:
-    """1 - beta**t without the cancellation that costs float32 up to 1e-6 of it in early steps."""
+    """Computes 1 - beta**t without cancellation.
+
+    In early steps cancellation would cost float32 up to 1e-6 of the result.
+    """
     return -jnp.expm1(jnp.float32(t) * math.log(beta)) if beta > 0 else jnp.float32(1)
 
 
@@ -233,7 +241,7 @@ class NagState(NamedTuple):
 
 
 def nag(rate: Callable, *, momentum: float, weight_decay: float) -> optax.GradientTransformation:
-    """Nesterov's accelerated gradient as the reference computes it, in float32.
+    """Makes a transformation by Nesterov's accelerated gradient as in the reference, in float32.
 
     With mu = momentum, r = rate(n), and rho = r / (the rate before), or r where that was 0:
 
@@ -246,12 +254,12 @@ def nag(rate: Callable, *, momentum: float, weight_decay: float) -> optax.Gradie
     was frozen for some updates (`dropping.restore_dropped`): only the last rho reaches it.
 
     Args:
-      rate: the learning rate by the number of updates made.
+      rate: ``rate(n)``, the learning rate after n updates.
       momentum: mu, from 0 to below 1.
       weight_decay: decoupled, on every parameter.
 
     Returns:
-      A transformation to whose result parameters are added as they are: it includes the rate, the
+      A transformation whose result is added to the parameters as it is: it includes the rate, the
       sign and the decay. Its state is a `NagState`.
     """
 
@@ -282,7 +290,7 @@ def nag(rate: Callable, *, momentum: float, weight_decay: float) -> optax.Gradie
 
 
 def carry_moments(old, fresh):
-    """The state of an optimizer that goes on with its moments under a schedule that starts anew.
+    """Makes an optimizer's state that keeps the moments under a schedule that starts anew.
 
     Args:
       old: state of an optimizer from `make_optimizer`, its arrays shaped like the parameters now.

@@ -25,7 +25,7 @@ LARGEST = 3.0  # advantage, in standard deviations: one odd batch must not decid
 
 
 def start(drop: DropConfig, model: BlockConfig, seed: int) -> dict:
-    """The entry ``scores`` of the state before the first step."""
+    """Makes the entry ``scores`` of the state before the first step."""
     stacks = {}
     for stack in drop.stacks:
         key = named_key(jax.random.key(seed), "scorer", stack)
@@ -44,7 +44,7 @@ def start(drop: DropConfig, model: BlockConfig, seed: int) -> dict:
 
 
 def softmax_scores(scores: dict) -> dict:
-    """softmax(scores) of each stack's layers, float32[N]: the highest are kept at inference."""
+    """Computes softmax(scores) of each stack's layers, float32[N]; inference keeps the highest."""
     return {
         stack: jax.nn.softmax(layer_scores(part["scorer"], part["activation"]))
         for stack, part in scores["stacks"].items()
@@ -52,7 +52,7 @@ def softmax_scores(scores: dict) -> dict:
 
 
 def rates(scores: dict, drop: DropConfig) -> dict:
-    """The learned drop rate of each layer, float32[N] by stack."""
+    """Computes the learned drop rate of each layer, float32[N] by stack."""
     return {
         stack: learned_rates(layer_scores(part["scorer"], part["activation"]), getattr(drop, stack))
         for stack, part in scores["stacks"].items()
@@ -60,7 +60,7 @@ def rates(scores: dict, drop: DropConfig) -> dict:
 
 
 def make_watch(positions: dict) -> Watch:
-    """Looks at the mean over tokens of what each layer adds to its input, float32[D].
+    """Makes a `Watch` for the mean over tokens of what each layer adds to its input, float32[D].
 
     Args:
       positions: for each stack which positions of the batch hold tokens, bool[B, T].
@@ -76,16 +76,16 @@ def make_watch(positions: dict) -> Watch:
 
 
 def gradients(scores: dict, drop: DropConfig, keep: dict, nats) -> dict:
-    """What one micro-batch says about the scores: advantage times the gradient of log P(keep).
+    """Computes what a micro-batch says about the scores: advantage times gradient of log P(keep).
 
     Args:
       scores: the entry of the state.
       drop: the config.
-      keep: bool[N] by stack, what the micro-batch ran.
-      nats: its mean -log p per token.
+      keep: bool[N] by stack, the layers that the micro-batch ran.
+      nats: the micro-batch's mean -log p per token.
 
     Returns:
-      a gradient for each stack's scorer.
+      A gradient for each stack's scorer.
     """
     # The mean is that of the updates before: it knows nothing of this draw.
     spread = jnp.sqrt(jnp.maximum(scores["square"], 1e-12))
@@ -103,24 +103,24 @@ def gradients(scores: dict, drop: DropConfig, keep: dict, nats) -> dict:
 
 
 def squared_deviation(scores: dict, nats):
-    """How far a micro-batch's loss is from the running mean, squared."""
+    """Computes the squared difference between a micro-batch's loss and the running mean."""
     return (nats - scores["nats"]) ** 2
 
 
 def update(
     scores: dict, drop: DropConfig, *, grads, activation, layers, nats, square, num_micro
 ) -> dict:
-    """The entry after an update.
+    """Makes the entry ``scores`` of the state after an update.
 
     Args:
       scores: the entry before.
       drop: the config.
       grads: from `gradients`, summed over the micro-batches.
       activation: for each stack what `make_watch` saw, float32[N, D], summed over them.
-      layers: for each stack in how many of them each layer ran, int32[N].
+      layers: for each stack in how many micro-batches each layer ran, int32[N].
       nats: mean -log p per token of the update.
       square: `squared_deviation`, summed over the micro-batches.
-      num_micro: how many there were.
+      num_micro: the number of micro-batches.
     """
     optimizer = optax.adam(drop.score_rate)
     stacks = {}

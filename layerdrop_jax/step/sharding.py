@@ -19,25 +19,26 @@ from layerdrop_jax.models.params import stack_of
 
 
 def make_mesh():
-    """A mesh of all devices of all processes along the axis ``data``."""
+    """Makes a mesh of all devices of all processes along the axis ``data``."""
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh):
-    """The sharding of what every device holds whole: parameters, moments, keep masks."""
+    """Makes the sharding of what every device holds whole: parameters, moments, keep masks."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def state_sharding(state, mesh, *, stacks, shard: bool):
-    """Where the state of training lies, as a tree of `NamedSharding`.
+    """Says where the state of training lies, as a tree of `NamedSharding`.
 
     Args:
       state: arrays or their shapes: parameters, moments, counts, the ``scores`` of learned rates.
       mesh: from `make_mesh`.
       stacks: names of the stacks of layers. An array below one of these names has the layers on
         axis 0, which stays whole: which layers a step reads is known only while it runs.
-      shard: whether to split arrays. Each is split along its largest axis that the devices divide;
-        one that has none is whole on every device, as all are where `shard` is False.
+      shard: whether to split arrays. Each is split along the largest axis whose length the number
+        of devices divides. An array without such an axis is whole on every device; so are all
+        arrays where ``shard`` is False.
     """
 
     def sharding(path, array):
@@ -55,7 +56,7 @@ def state_sharding(state, mesh, *, stacks, shard: bool):
 
 
 def put(tree, layout):
-    """Arrays that every process holds whole, as the global arrays of a layout."""
+    """Puts arrays that every process holds whole on the devices, as a layout's global arrays."""
 
     def put_one(array, sharding):
         return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
@@ -64,10 +65,10 @@ def put(tree, layout):
 
 
 def gather_outside(stacks, params: dict) -> dict:
-    """The parameters, with those outside of the stacks whole on every device of the mesh in use.
+    """Gathers the parameters outside of the stacks, whole, on every device of the mesh in use.
 
-    A layer's are gathered when it runs. Without this the partitioner would multiply by parts of the
-    embeddings and for that gather the rows of all devices.
+    The parameters of a layer are gathered when it runs. Without this function the partitioner
+    would multiply by parts of the embeddings, and gather the rows of all devices for it.
     """
     if "data" not in jax.sharding.get_abstract_mesh().auto_axes:
         return params
@@ -87,7 +88,7 @@ def check_rows(rows: int, mesh, groups: int) -> None:
 
 
 def abstract(tree, layout):
-    """The shapes of a tree, with the shardings of a layout, to compile for."""
+    """Describes a tree by its shapes, with the shardings of a layout, for the compiler."""
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=place, weak_type=leaf.weak_type
@@ -98,12 +99,12 @@ def abstract(tree, layout):
 
 
 def abstract_batch(row: dict, mesh, leading) -> dict:
-    """The shapes of what `shard_rows` makes of (micro-batches, rows) = ``leading`` of such rows.
+    """Describes a batch, by shapes and shardings, as `shard_rows` puts it on the devices.
 
     Args:
       row: the arrays of one row.
       mesh: from `make_mesh`.
-      leading: the two axes in front of the row's.
+      leading: the two axes in front of the row's: (micro-batches, rows).
     """
     place = NamedSharding(mesh, PartitionSpec(None, "data"))
     return {

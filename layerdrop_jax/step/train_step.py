@@ -27,7 +27,7 @@ def make_state(
     drop: DropConfig,
     seed: int,
 ) -> dict:
-    """The state before the first step.
+    """Makes the state before the first step.
 
     ``layers_run`` counts for each layer the micro-batches in which it ran, int32[N] by stack;
     ``scores`` is there where drop rates are learned, see `rate_scores.start`.
@@ -59,7 +59,7 @@ def train_step(
     dropped_layers,
     teach=None,
 ):
-    """One update.
+    """Makes one update.
 
     Every random number comes from (seed, step, micro-batch): the same on all devices, after a
     restart and inside rematerialisation.
@@ -76,7 +76,7 @@ def train_step(
       optimizer: an optax transformation that takes the summed gradient divided by all tokens.
       rates: the drop rates, from `DropConfig.rates`.
       drop: `DropConfig`; how to draw, and how `skip_scan` runs the stacks.
-      seed: of the run.
+      seed: seed of the run.
       smoothing: label smoothing.
       clip_norm: the norm above which gradients are scaled down; 0 = never.
       dropped_layers: what the optimizer makes of a sub-layer that ran in no micro-batch:
@@ -108,7 +108,7 @@ def train_step(
     exits = drop.by_exits(config)
 
     def draw_all(key):
-        """(keep, groups, ran) of one run of the network, by stack."""
+        """Draws (keep, groups, ran) of one run of the network, by stack."""
         drawn = {
             stack: draw(key, stack, of_group, state["step"], drop=drop, model=config)
             for stack, of_group in rates.items()
@@ -116,7 +116,7 @@ def train_step(
         return tuple({stack: parts[i] for stack, parts in drawn.items()} for i in range(3))
 
     def draw_cuts(key):
-        """The layers assigned to each sub-network of a micro-batch, bool[P, N] by stack."""
+        """Draws the layers assigned to each sub-network of a micro-batch, bool[P, N] by stack."""
         how = {"draws": drop.draws, "smallest": drop.smallest, "together": drop.together}
         return draw_depths(named_key(key, "depths"), tables, **how)
 
@@ -137,7 +137,7 @@ def train_step(
         )
 
     def guide_of(params, states):
-        """The whole network as a teacher, by what it has just computed with the same dropout."""
+        """Makes the whole network a teacher, by what it has just computed with the same dropout."""
         if not drop.teach:
             return None
         return Teacher(make_model(jax.lax.stop_gradient(params)), drop.teach, 1.0, states)
@@ -174,7 +174,7 @@ def train_step(
         return total, (sums, counts, states if tables and not exits else ())
 
     def exit_losses(params, model, micro, key, watch, states):
-        """(loss, nll, number) of sub-networks that are beginnings of the whole: means over them.
+        """Computes (mean loss, mean nll, number) of sub-networks that are beginnings of the whole.
 
         Their layers have run already, on the same input: a sub-network costs an output layer.
         """
@@ -194,7 +194,7 @@ def train_step(
         return total / len(keep_PxN), nll / len(keep_PxN), len(keep_PxN)
 
     def cut_loss(params, micro, key, number, assigned, states, share):
-        """As `micro_loss`, of one sub-network: the layers ``assigned`` to it, run on their own."""
+        """Computes the loss of one sub-network, whose ``assigned`` layers run on their own."""
         keep, groups, ran = draw_all(jax.random.fold_in(named_key(key, "sub-network"), number))
         for stack, assigned_N in assigned.items():
             keep[stack] &= assigned_N
@@ -204,7 +204,7 @@ def train_step(
         return drop.share * share * total, (share * nll, count(keep, ran))
 
     def micro_grads(micro, key):
-        """(gradients, (sums, counts)) of the whole network and of its sub-networks."""
+        """Computes (gradients, (sums, counts)) of the whole network and of its sub-networks."""
         grads, (sums, counts, states) = jax.grad(micro_loss, has_aux=True)(
             state["params"], micro, key
         )
@@ -288,8 +288,8 @@ def make_train_step(settings, task, optimizer: optax.GradientTransformation, **o
     """Binds `train_step` to a run: ``step(state, batch, teacher=None) -> (state, metrics)``.
 
     Args:
-      settings: of the run, see `layerdrop_jax.runs.settings`.
-      task: what it is about, see `layerdrop_jax.tasks.task`.
+      settings: the run's settings, see `layerdrop_jax.runs.settings`.
+      task: what the run is about, see `layerdrop_jax.tasks.task`.
       optimizer: as `train_step` takes it.
       others: arguments of `train_step` that differ from what the settings say, or ``teach``.
     """
