@@ -22,7 +22,7 @@ def choose(variant, variants):
 
 
 def _common(task):
-    """The sections that are the same for every task."""
+    """Makes a config of the sections that every task has, with their defaults."""
     config = ml_collections.ConfigDict()
     config.task = task
     config.seed = 1
@@ -102,7 +102,7 @@ def _common(task):
 
 
 def translation(dataset, source, target, architecture):
-    """A translation config with the reference's defaults; the variants change what differs."""
+    """Makes a translation config with the reference's defaults, which variants change."""
     config = _common("translation")
     config.data = ml_collections.ConfigDict(
         {
@@ -143,7 +143,7 @@ def translation(dataset, source, target, architecture):
 
 
 def _demo_training(config):
-    """900 updates of an encoder-decoder."""
+    """Sets 900 updates for the demo of an encoder-decoder."""
     config.optimizer.update(
         {
             "schedule": "cosine",
@@ -159,7 +159,7 @@ def _demo_training(config):
 
 
 def demo(config):
-    """A config's recipe in minutes on two CPU cores: CLDR phrases, 12 + 6 layers, 64 wide."""
+    """Shrinks a config to minutes on two CPU cores: CLDR phrases, 12 + 6 layers, 64 wide."""
     config.data.update(
         {
             "dataset": "cldr",
@@ -191,7 +191,7 @@ def demo(config):
 
 
 def language_modelling(dataset, architecture):
-    """A language model's config with the reference's defaults; the variants change what differs."""
+    """Makes a language model's config with the reference's defaults, which variants change."""
     config = _common("language_modelling")
     config.data = ml_collections.ConfigDict(
         {
@@ -227,7 +227,10 @@ def language_modelling(dataset, architecture):
 
 
 def from_text(config):
-    """Leaves sizes of vocabulary, rows and training to the text: for minutes on two CPU cores."""
+    """Leaves the sizes of vocabulary, rows and training to the text.
+
+    This is for runs of minutes on two CPU cores.
+    """
     config.data.vocab_size = FROM_TEXT
     for name in ("batch_rows", "length", "max_length", "source_length", "target_length"):
         if name in config.data:
@@ -241,7 +244,7 @@ def from_text(config):
 
 
 def encoder(task, architecture):
-    """A config of an encoder, pre-trained or fine-tuned, with the reference's optimizer."""
+    """Makes a config of an encoder, pre-trained or fine-tuned, with the reference's optimizer."""
     config = _common(task)
     config.data = ml_collections.ConfigDict(
         {
@@ -268,7 +271,7 @@ def encoder(task, architecture):
 
 
 def encoder_demo(config):
-    """An encoder's sizes for two CPU cores: 12 layers, 96 wide."""
+    """Shrinks an encoder's config to two CPU cores: 12 layers, 96 wide."""
     config.data.update({"vocab_size": 4096, "workers": 0})
     config.model.update(
         {
@@ -287,7 +290,10 @@ def encoder_demo(config):
 
 
 def summarisation(dataset, architecture):
-    """The config of summaries or answers: the reference's defaults, and no sequence cut short."""
+    """Makes a config of summaries or answers with the reference's defaults.
+
+    Sources are cut at 400 tokens, and the targets of training at 192.
+    """
     config = _common("summarisation")
     config.data = ml_collections.ConfigDict(
         {
@@ -330,7 +336,7 @@ def summarisation(dataset, architecture):
 
 
 def summaries_demo(config):
-    """A config's recipe in minutes on two CPU cores: functions to docstrings, 6 + 6 layers."""
+    """Shrinks a config to minutes on two CPU cores: functions to docstrings, 6 + 6 layers."""
     config.data.update(
         {
             "dataset": "pystdlib_summaries",

@@ -8,7 +8,7 @@ VARIABLE = "LAYERDROP_CACHE"  # names another folder
 
 
 def cache_folder(name: str) -> pathlib.Path:
-    """Returns the folder for one kind of thing, ``data`` or ``compiled``; makes nothing.
+    """Finds the folder for one kind of thing, ``data`` or ``compiled``, without making it.
 
     It lies in ``$LAYERDROP_CACHE``, else in ``layerdrop-jax`` where the system keeps caches:
     ``$XDG_CACHE_HOME`` or ~/.cache, on macOS ~/Library/Caches.

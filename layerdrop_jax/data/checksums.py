@@ -26,7 +26,7 @@ def check(folder: str | os.PathLike, name: str) -> None:
       name: of the file in it, such as "data/valid.en".
 
     Raises:
-      ValueError: the file is another one now, or the list cannot be read; names it.
+      ValueError: the file has changed, or the list cannot be read; the message names it.
       FileNotFoundError: the list has the file, and the folder does not.
     """
     folder = pathlib.Path(folder)
@@ -59,9 +59,10 @@ def seal(folder: str | os.PathLike) -> None:
 
 
 def rewrite(folder: str | os.PathLike, name: str, text: str) -> None:
-    """Replaces a file of a run's folder, and then seals the folder; no kill leaves them at odds.
+    """Replaces a file of a run's folder, and then seals the folder.
 
-    A file that has this text already is not written.
+    A kill in between leaves a file that the list lacks, never one at odds with it. A file that has
+    this text already is not written.
 
     Raises:
       ValueError: the file or the list cannot be written.
@@ -78,7 +79,7 @@ def rewrite(folder: str | os.PathLike, name: str, text: str) -> None:
 
 
 def unseal(folder: str | os.PathLike) -> None:
-    """Removes the list: the folder of a run that has not begun is filled anew."""
+    """Removes the list, since the folder of a run that has not begun is filled anew."""
     (pathlib.Path(folder) / FILE).unlink(missing_ok=True)
 
 

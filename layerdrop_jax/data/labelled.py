@@ -74,7 +74,7 @@ class Example(NamedTuple):
 
 
 def load_examples(config: LabelledConfig, split: str) -> list[Example]:
-    """The examples of a split, in a fixed order.
+    """Loads the examples of a split, in a fixed order.
 
     Args:
       config: names the set; `max_examples` cuts the training split alone.
@@ -124,7 +124,7 @@ def text_columns(config: LabelledConfig) -> tuple[str, ...]:
 
 
 def load_training(config: LabelledConfig) -> tuple[list[Example], tuple[str, ...]]:
-    """The examples of the training split, and the names of their labels, see `label_names`.
+    """Loads the examples of the training split, and the names of their labels, see `label_names`.
 
     The names are those of the whole split, whatever `max_examples` is.
     """
@@ -136,17 +136,17 @@ def load_training(config: LabelledConfig) -> tuple[list[Example], tuple[str, ...
 
 
 def label_scale(config: LabelledConfig) -> float:
-    """What a predicted number is multiplied by, to be one of the set's own."""
+    """Returns the factor that turns a predicted number into one on the set's own scale."""
     return glue.LARGEST_SIMILARITY if config.dataset == "glue/stsb" else 1.0
 
 
 def has_labels(examples: Sequence[Example]) -> bool:
-    """Whether the labels of a split are known, so that it can be scored."""
+    """Says whether the labels of a split are known, so that it can be scored."""
     return all(example.label is not None for example in examples)
 
 
 def label_names(config: LabelledConfig, examples: Sequence[Example]) -> tuple[str, ...]:
-    """The classes in the order of a head's outputs; () where labels are numbers.
+    """Lists the classes in the order of a head's outputs; () where labels are numbers.
 
     GLUE's are in TFDS's order, others in alphabetical order.
 
@@ -173,7 +173,7 @@ def label_names(config: LabelledConfig, examples: Sequence[Example]) -> tuple[st
 
 
 def task_metrics(config: LabelledConfig, names: Sequence[str]) -> tuple[str, ...]:
-    """What `scores/glue_metrics.py` should measure, the most important one first.
+    """Names the metrics of `scores/glue_metrics.py` to measure, the most important one first.
 
     Args:
       config: names the set.
@@ -236,7 +236,7 @@ def prepare_examples(
     examples: Sequence[Example],
     names: Sequence[str],
 ) -> LabelledRows:
-    """Tokenises examples once. Of what is too long the longer text loses its end until it fits.
+    """Tokenises examples once; where one is too long, its longer text loses its end until it fits.
 
     Args:
       config: the length of rows.
@@ -282,7 +282,11 @@ def prepare_examples(
 
 
 def frame(texts: Sequence[Sequence[int]], length: int) -> tuple[list[int], bool]:
-    """One or two texts between their symbols, at most `length` tokens, and whether all fitted."""
+    """Puts one or two texts between their symbols, cut to at most `length` tokens in all.
+
+    Returns:
+      ``(ids, whole)``: the row, and whether nothing was cut.
+    """
     room = length - 2 * len(texts)
     kept = [len(ids) for ids in texts]
     if len(texts) == 1:
@@ -297,7 +301,7 @@ def frame(texts: Sequence[Sequence[int]], length: int) -> tuple[list[int], bool]
 
 
 def _label_numbers(examples: Sequence[Example], names: Sequence[str]) -> np.ndarray:
-    """int32[E], places in `names`, or float32[E] where there are none."""
+    """Turns labels into places in `names`, int32[E], or, without names, numbers, float32[E]."""
     if not names:
         for example in examples:
             if isinstance(example.label, str):
@@ -326,7 +330,7 @@ def save_examples(folder: str | os.PathLike, split: str, examples: Sequence[Exam
 
 
 def load_saved_examples(folder: str | os.PathLike, split: str) -> list[Example]:
-    """The examples that `save_examples` wrote.
+    """Reads the examples that `save_examples` wrote.
 
     Raises:
       FileNotFoundError: they are not there.

@@ -108,7 +108,7 @@ class PackedRows:
         return len(self.row_offsets) - 1
 
     def pairs(self, row: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The (source, target) token ids of a row's pairs, without eos."""
+        """Looks up the (source, target) token ids of a row's pairs, without eos."""
         source, source_at = self.encoded.source_tokens, self.encoded.source_offsets
         target, target_at = self.encoded.target_tokens, self.encoded.target_offsets
         return [
@@ -174,7 +174,7 @@ def pack_pairs(
 def fill_row(
     pairs: list[tuple[np.ndarray, np.ndarray]], *, source_length: int, target_length: int
 ) -> dict[str, np.ndarray]:
-    """One row's arrays out of its pairs.
+    """Fills the arrays of one row with its pairs.
 
     Args:
       pairs: (source, target) token ids without eos; an empty list gives a row of padding.

@@ -70,7 +70,7 @@ class DataConfig:
 
 
 def load_pairs(config: DataConfig, split: str) -> Sequence[tuple[str, str]]:
-    """The sentence pairs of a split, as raw text in a fixed order.
+    """Opens the sentence pairs of a split, as raw text in a fixed order.
 
     Every set but wmt14 is prepared (written as ArrayRecord files under `data_dir`) on first use.
 
@@ -142,7 +142,7 @@ def pack_rows(config, encoded: bpe.EncodedPairs, *, seed: int) -> packing.Packed
 
 
 def warn_of_padding(rows: packing.PackedRows) -> None:
-    """Warns where one side of training rows stays empty: its length could be smaller."""
+    """Warns where over 10 % of one side of training rows is padding: it could be shorter."""
     for side, other, length in (
         ("source", "target", rows.source_length),
         ("target", "source", rows.target_length),
@@ -172,7 +172,7 @@ def save_eval_text(
 
 
 def load_eval_text(folder: str | os.PathLike, split: str, *, languages) -> list[tuple[str, str]]:
-    """The pairs that `save_eval_text` wrote.
+    """Reads the pairs that `save_eval_text` wrote.
 
     Raises:
       FileNotFoundError: they are not there.

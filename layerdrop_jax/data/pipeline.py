@@ -84,7 +84,7 @@ def train_iterator(
     process_index: int = 0,
     process_count: int = 1,
 ) -> TrainIterator:
-    """Endless batches; every epoch visits every row once, in an order of its own.
+    """Makes endless batches; every epoch visits every row once, in an order of its own.
 
     Args:
       config: `batch_rows` and `workers`.
@@ -146,11 +146,11 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Every row once, in order, in dicts of int32 arrays [batch_rows / process_count, length].
+    """Yields every row once, in order, in dicts of arrays [batch_rows / process_count, ...].
 
-    With ``numbers`` these rows alone, in their order.
-
-    The last batch is filled up with rows of padding, which count nothing in a sum over tokens.
+    Each array stacks those of its name in the rows. With ``numbers``, only these rows are yielded,
+    in their order. The last batch is filled up with rows of padding, which count nothing in a sum
+    over tokens.
     """
     local_rows = _local_rows(config, process_count)
     padding = rows.padding

@@ -68,13 +68,13 @@ class PretrainingConfig:
 
 
 def load_texts(config: PretrainingConfig, split: str) -> Sequence[str]:
-    """The texts of a split in a fixed order, those of one set behind those of the other.
+    """Opens the texts of a split in a fixed order, those of one set behind those of the other.
 
-    They are read as they are asked for. Lines are texts, blank ones too, and so are docstrings,
-    articles and books. Every set but Wikipedia and pg19 is prepared (written as ArrayRecord files
-    under `data_dir`) on first use. Wikipedia has no held-out texts of its own: its text 0 and
-    every 2,000th behind it are valid, text 1,000 and every 2,000th behind it are test, and the
-    rest is train.
+    They are read as they are asked for. A text is a line, be it blank, a docstring, an article or a
+    book. Every set but Wikipedia and pg19 is prepared (written as ArrayRecord files under
+    `data_dir`) on first use. Wikipedia has no held-out texts of its own: its text 0 and every
+    2,000th behind it are valid, text 1,000 and every 2,000th behind it are test, and the rest is
+    train.
 
     Args:
       config: names the sets.
@@ -113,7 +113,7 @@ class Joined(collections.abc.Sequence):
 
 
 def source_record(config: PretrainingConfig) -> dict:
-    """What `streams.source_record` returns and raises, of all the sets together."""
+    """Describes all sets together as `streams.source_record` does; raises what it raises."""
     return streams.record_texts(config.dataset, functools.partial(load_texts, config))
 
 

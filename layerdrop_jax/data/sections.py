@@ -13,7 +13,7 @@ def check_known(config, name: str, known: Sequence[str]) -> None:
 
 
 def check_least(config, **least: int) -> None:
-    """Raises a ValueError where a number in section data is below its least; by their names.
+    """Raises a ValueError where a number in section data is below the least given under its name.
 
     Every set has a vocabulary: its size is checked too.
     """
@@ -26,6 +26,6 @@ def check_least(config, **least: int) -> None:
 
 
 def check_languages(config) -> None:
-    """Raises a ValueError where both sides of the pairs are one."""
+    """Raises a ValueError where both sides of the pairs are in one language."""
     if config.source == config.target:
         raise ValueError(f"data.source and data.target are both {config.source!r}")

@@ -70,7 +70,7 @@ class StreamConfig:
 
 
 def load_texts(config: StreamConfig, split: str) -> Sequence[str]:
-    """The texts of a split in a fixed order: files of pystdlib, lines of the other sets.
+    """Opens the texts of a split in a fixed order: files of pystdlib, lines of the other sets.
 
     Every set is prepared (written as ArrayRecord files under `data_dir`) on first use. Blank
     lines are texts too, as in the reference.
@@ -87,7 +87,7 @@ def load_texts(config: StreamConfig, split: str) -> Sequence[str]:
 
 
 def source_record(config: StreamConfig) -> dict:
-    """What a run with this config reads, to tell whether another run reads the same.
+    """Describes what a run with this config reads, to tell whether another run reads the same.
 
     Returns:
       JSON-able: `dataset`, `python` (its version, where the texts are from its library), `texts`
@@ -101,7 +101,7 @@ def source_record(config: StreamConfig) -> dict:
 
 
 def record_texts(dataset: str, load: Callable[[str], Sequence[str]]) -> dict:
-    """The record that `source_record` describes, of the texts that `load` gives for a split."""
+    """Makes the record that `source_record` returns, of the texts that ``load(split)`` gives."""
     splits = {}
     for split in text.SPLITS:
         try:
@@ -170,7 +170,7 @@ def prepare_blocks(
 def tokenise(
     config, tokenizer: tokenizers.Tokenizer, texts: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What `tokenizers.encode_texts` returns, behind a progress bar.
+    """Encodes texts as `tokenizers.encode_texts` does, under a progress bar.
 
     Args:
       config: `vocab_size`, and `dataset` for the errors.
@@ -189,7 +189,7 @@ def tokenise(
 
 
 def stats_of(texts: Sequence[str], tokens: np.ndarray, rows: int) -> dict[str, int | float]:
-    """The attribute `stats` of `Blocks`."""
+    """Counts what the attribute `stats` of `Blocks` holds."""
     return {
         "texts": len(texts),
         "tokens": len(tokens),
@@ -201,14 +201,15 @@ def stats_of(texts: Sequence[str], tokens: np.ndarray, rows: int) -> dict[str, i
 class Windows:
     """Blocks of new tokens, each behind the tokens before it; `windows[i]` is one row.
 
-    Every token of the stream is scored, has weight 1, in exactly one row. Follows the reference's
-    LMContextWindowDataset: a row has `length - context` new tokens or, with break mode
-    "complete", the whole texts that fit into as many; in front of them stand up to `context`
+    Every token of the stream is scored (has weight 1) in exactly one row. As in the reference's
+    LMContextWindowDataset, a row has `length - context` new tokens or, with break mode
+    "complete", the whole texts that fit into as many. In front of them stand up to `context`
     inputs from before, fewer where the row would be longer than `length` or the stream begins.
     Targets of the context are padding.
 
-    A text with more than `length - context` tokens is a block of its own, as there. One with more
-    than `length`, which there makes a longer row, is cut every `length - context` tokens.
+    A text with more than `length - context` tokens is a block of its own, as in the reference. One
+    with more than `length` is cut every `length - context` tokens, where the reference makes a
+    longer row.
     """
 
     def __init__(
@@ -255,7 +256,7 @@ class Windows:
 
 
 def check_windows(length: int, context: int, break_mode: str) -> None:
-    """Raises what `Windows` raises."""
+    """Checks the arguments of `Windows`, and raises what it raises."""
     if not 0 <= context < length:
         raise ValueError(
             f"evaluate.context={context} must be 0 or more and less than evaluate.length={length}"
@@ -266,7 +267,7 @@ def check_windows(length: int, context: int, break_mode: str) -> None:
 
 
 def complete_starts(offsets: list[int], size: int, longest: int) -> list[int]:
-    """Where blocks of whole texts begin, packed in order up to `size` tokens.
+    """Finds where blocks of whole texts begin, packed in order up to `size` tokens.
 
     Args:
       offsets: where texts begin and the last one ends.
@@ -289,7 +290,7 @@ def complete_starts(offsets: list[int], size: int, longest: int) -> list[int]:
 def fill_row(
     tokens: np.ndarray, begin: int, start: int, end: int, *, length: int
 ) -> dict[str, np.ndarray]:
-    """One row of the stream: tokens `begin` to `end`, of which those from `start` on count.
+    """Fills one row with tokens `begin` to `end` of the stream; those from `start` on count.
 
     Returns:
       `input`, `target` and `weight`, int32[length]. Targets before `start` and everything behind
@@ -317,7 +318,7 @@ def save_texts(folder: str | os.PathLike, split: str, texts: Sequence[str]) -> N
 
 
 def load_saved_texts(folder: str | os.PathLike, split: str) -> list[str]:
-    """The texts that `save_texts` wrote.
+    """Reads the texts that `save_texts` wrote.
 
     Raises:
       FileNotFoundError: they are not there.

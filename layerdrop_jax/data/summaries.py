@@ -66,7 +66,7 @@ class SummaryConfig:
 
 
 def load_pairs(config: SummaryConfig, split: str) -> Sequence[tuple[str, str]]:
-    """The pairs of a split, "train", "valid" or "test", as raw text in a fixed order.
+    """Opens the pairs of a split, "train", "valid" or "test", as raw text in a fixed order.
 
     `cnn_dailymail` is TFDS's, its articles not anonymised, with 287,113, 13,368 and 11,490 pairs.
 

@@ -216,7 +216,7 @@ def _train_bpe(
     last: tuple[str, ...] = (),
     least: int = 0,
 ) -> tokenizers.Tokenizer:
-    """Learns the merges of a BPE from `count` texts, and writes it; it ends with symbols `last`."""
+    """Learns the merges of a BPE from `count` texts, and writes it; its last entries are `last`."""
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(last),
         min_frequency=least,
@@ -237,7 +237,11 @@ def _train_bpe(
 
 
 def _byte_alphabet(vocab_size: int, last: tuple[str, ...] = ()) -> list[str]:
-    """The 256 bytes as the library writes them; ValueError where `vocab_size` has no room."""
+    """Lists the 256 bytes as the library writes them.
+
+    Raises:
+      ValueError: `vocab_size` has no room for them and the symbols.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     symbols = len(SPECIAL_SYMBOLS) + len(last)
     smallest = symbols + len(alphabet)
@@ -313,7 +317,7 @@ def check_size(tokenizer: tokenizers.Tokenizer, vocab_size: int) -> None:
 
 
 def encode(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, without eos."""
+    """Encodes each text as token ids, without eos."""
     encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     return [encoding.ids for encoding in encodings]
 
@@ -323,7 +327,7 @@ def encode_texts(
     texts: Sequence[str],
     advance: Callable[[int], None] = lambda texts: None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All texts as one stream of token ids, with eos behind every text.
+    """Encodes all texts as one stream of token ids, with eos behind every text.
 
     `advance` is called now and then with the number of texts encoded since the last call.
 
@@ -349,7 +353,7 @@ def _id_dtype(tokenizer: tokenizers.Tokenizer) -> type:
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Lists of at most CHUNK texts, and of few texts where texts are long."""
+    """Yields lists of at most CHUNK texts, and of few texts where they are long."""
     chunk, characters = [], 0
     for text in texts:
         chunk.append(text)
@@ -396,13 +400,13 @@ def encode_pairs(
     cut: bool = False,
     advance: Callable[[int], None] = lambda pairs: None,
 ) -> EncodedPairs:
-    """Token ids of all pairs, but for those with an empty side and those that are too long.
+    """Encodes all pairs as token ids, without those that have an empty side or are too long.
 
     Args:
       tokenizer: any of this module's.
       pairs: (source, target) texts.
       limits: the most tokens of a source and of a target, eos included.
-      cut: a side that is too long loses its end, instead of the pair being left out.
+      cut: whether a side that is too long loses its end; otherwise its pair is left out.
       advance: called now and then with the number of pairs encoded since the last call.
     """
     dtype = _id_dtype(tokenizer)
@@ -442,7 +446,7 @@ def encode_pairs(
 
 
 def decode(tokenizer: tokenizers.Tokenizer, sequences: Iterable[Iterable[int]]) -> list[str]:
-    """The text of each sequence of ids, up to its first eos.
+    """Decodes each sequence of ids, up to its first eos, as text.
 
     Words are joined by spaces, pieces of a BPE as they were. Other special symbols are dropped,
     and so are the entries that stand for no text; `<unk>` stays where it is a word of the text.

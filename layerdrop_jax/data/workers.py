@@ -27,7 +27,9 @@ class WorkerDied(OSError):
 
 
 def stay_with_parent(index: int, count: int) -> None:
-    """Leaves signals to the parent, and ends this worker when it is gone; for `worker_init_fn`.
+    """Leaves signals to the parent, and ends this worker when the parent is gone.
+
+    Grain calls it in each worker, as `worker_init_fn`.
 
     Args:
       index: of this worker.
@@ -81,7 +83,7 @@ class Watched:
         return self._answer()
 
     def close(self) -> None:
-        """Ends the workers; whatever happened to them, it returns, and none of them is left."""
+        """Ends the workers; it returns and leaves none of them, whatever has happened to them."""
         self._look()
         self._call(lambda: self._iterator.close() or CLOSED)
         self._calls.put(None)

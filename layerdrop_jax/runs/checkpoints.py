@@ -142,7 +142,7 @@ class Checkpoints:
         A step that is already saved is left as it is. An older save still in flight is waited for.
 
         Args:
-          step: the step after which `state` is.
+          step: the step that `state` comes after.
           state: a tree with the parameters under "params" and anything else beside them.
           iterator_state: what the data iterator's `get_state()` gave: bytes, or values that JSON
             can hold. It must be the same on every process (each reads its own slice in the same
@@ -185,7 +185,7 @@ class Checkpoints:
             _write_files(self._folder / str(step))
 
     def wait(self):
-        """Returns when the save in flight, if any, is on the disk.
+        """Waits until the save in flight, if any, is on the disk.
 
         Raises:
           OSError: that save failed; the checkpoints before it are untouched.
@@ -212,7 +212,7 @@ class Checkpoints:
             self._manager.close()
 
     def latest_step(self) -> int | None:
-        """The step of the newest checkpoint on the disk; None where there is none."""
+        """Finds the step of the newest checkpoint on the disk; None where there is none."""
         return max(saved_steps(self._folder), default=None)
 
     def restore_latest(self, abstract_state: dict) -> Restored | None:
@@ -352,7 +352,7 @@ def _add(total, params):
 
 
 def read_metadata(folder, step: int) -> dict:
-    """The dict for JSON that a checkpoint was saved with; {} where that cannot be read."""
+    """Reads the dict for JSON that a checkpoint was saved with; {} where that cannot be read."""
     about = _about(pathlib.Path(folder).absolute() / str(step)) or {}
     return about.get("metadata") or {}
 
@@ -449,14 +449,14 @@ def _decode(encoded):
 
 
 def saved_steps(folder: pathlib.Path) -> list[int]:
-    """The steps of the checkpoints in a folder, complete or damaged, in order."""
+    """Lists the steps of the checkpoints in a folder, complete or damaged, in order."""
     if not folder.is_dir():
         return []
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal() and p.is_dir())
 
 
 def _about(path: pathlib.Path) -> dict | None:
-    """What `save` put into the checkpoint's JSON; None where that is missing or cut short."""
+    """Reads what `save` put into the checkpoint's JSON; None where that is missing or cut short."""
     try:
         return json.loads((path / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
     except (OSError, ValueError, KeyError):
@@ -483,7 +483,7 @@ def _write_files(path: pathlib.Path):
 
 
 def _expected(path: pathlib.Path) -> dict[str, dict]:
-    """Reads the list of files: {name: {"bytes": ...} and, but for older ones, "sha256"}.
+    """Reads the list of files: {name: {"bytes": ..., "sha256": ...}}; older ones lack "sha256".
 
     A process killed between the renaming and this list leaves no list: {}.
 
@@ -503,7 +503,7 @@ def _expected(path: pathlib.Path) -> dict[str, dict]:
 
 
 def _damage(path: pathlib.Path) -> str | None:
-    """Names a file of the checkpoint that is missing or has another size; None: all is well.
+    """Names a file of the checkpoint that is missing or has another size; None if all is well.
 
     Sizes are compared before Orbax sees the files: it would report a short one at length, in parts
     from other threads. Where there is no list of them, only reading can tell.
@@ -541,7 +541,7 @@ def _change(path: pathlib.Path, parts, pool) -> str | None:
 
 
 def _read(path: pathlib.Path, abstract: dict) -> tuple[str | None, dict]:
-    """(what is wrong, or None; the parts asked for)."""
+    """Reads the parts asked for: (what is wrong or None, the parts or {})."""
 
     problem = _damage(path)
     if problem:
@@ -563,7 +563,7 @@ def _read(path: pathlib.Path, abstract: dict) -> tuple[str | None, dict]:
 
 
 def _load(path: pathlib.Path, abstract: dict) -> tuple[str | None, dict]:
-    """Returns what `_read` does, whatever the checksums say."""
+    """Reads as `_read` does, whatever the checksums say."""
     from orbax.checkpoint import v1 as ocp
 
     lacking = abstract.keys() - set(_about(path)["parts"])
@@ -616,7 +616,7 @@ def _move_away(folder: pathlib.Path, step: int):
 
 
 def _brief(error: BaseException) -> str:
-    """One line of an error that may come with a page of storage settings."""
+    """Shortens an error to one line; it may come with a page of storage settings."""
     text = str(error).split("[tensorstore_spec")[0].strip() or type(error).__name__
     return text.splitlines()[0][:300]
 

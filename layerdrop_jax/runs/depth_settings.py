@@ -117,7 +117,7 @@ class InitConfig:
         self.chosen()
 
     def chosen(self) -> dict:
-        """``layers`` as a tuple for each stack that it names."""
+        """Parses ``layers`` into a tuple for each stack that it names."""
         chosen = {}
         for part in self.layers.split():
             stack, _, numbers = part.partition(":")

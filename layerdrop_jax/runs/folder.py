@@ -76,12 +76,13 @@ class Held(ValueError):
 
 @contextlib.contextmanager
 def held(workdir: pathlib.Path):
-    """Within it no other process trains in a folder, on a file system that knows locks (flock).
+    """Keeps other processes from training in a folder, on a file system with locks (flock).
 
-    One that was just told to stop may still be saving: it is waited for, a while.
+    One that was just told to stop may still be saving, so `held` waits for it, SECONDS_TO_SAVE at
+    most.
 
     Raises:
-      ValueError: another process trains there, and goes on doing so; or it is no folder.
+      ValueError: another process trains there, and goes on doing so; or `workdir` is no folder.
     """
     if fcntl is None or jax.process_index() != 0:
         yield
@@ -113,7 +114,7 @@ def held(workdir: pathlib.Path):
 
 
 def _locked(path):
-    """The file, locked; None where another process holds it."""
+    """Opens a file and locks it; None where another process holds the lock."""
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,12 +134,12 @@ def _locked(path):
 
 
 def is_fresh(workdir: pathlib.Path) -> bool:
-    """Whether a folder holds no run yet; config.json is the last thing that a start writes."""
+    """Says whether a folder holds no run yet; config.json is the last thing that a start writes."""
     return not (workdir / "config.json").exists()
 
 
 def make_tokenizer(workdir, train, texts, vocab_size: int, *, origin: str):
-    """The tokenizer of a run's folder; a new folder gets one, made by one process.
+    """Loads the tokenizer of a run's folder; in a new folder one process makes it first.
 
     Args:
       workdir: the folder.
@@ -208,7 +209,7 @@ def write_config(workdir, config: Mapping) -> None:
 
 
 def original_layers(workdir, side: str, layers) -> list[int]:
-    """The numbers that ``layers`` have in the network that was trained, before any pruning."""
+    """Looks up the numbers that ``layers`` had in the network trained first, before any pruning."""
     record = read_pruned(workdir)
     return [record[f"{side}_layers"][layer] for layer in layers] if record else list(layers)
 

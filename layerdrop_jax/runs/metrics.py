@@ -21,12 +21,12 @@ FILE = "metrics.jsonl"
 
 
 def perplexity(nats: float) -> float:
-    """exp of a mean -log p; of a hopeless one as much as a float holds."""
+    """Computes exp of a mean -log p in nats, but at most exp(700), which a float still holds."""
     return math.exp(min(nats, 700.0))
 
 
 def check_scored(items: int, split: str, why: str) -> None:
-    """Raises a ValueError that names a split of which nothing counts in its score.
+    """Raises a ValueError that names a split where none of its items counts in its score.
 
     Args:
       items: how many tokens, texts or examples count.
@@ -38,13 +38,13 @@ def check_scored(items: int, split: str, why: str) -> None:
 
 
 def read_metrics(run, *, required: bool = False) -> list[dict]:
-    """The lines of a run's metrics.jsonl, in order; [] where there is no such file.
+    """Reads the lines of a run's metrics.jsonl, in order; [] where there is no such file.
 
     A last line without its end, left by a kill, is skipped.
 
     Args:
       run: the run's folder.
-      required: whether what is read for cannot do without the file.
+      required: whether it is an error that the file is missing.
 
     Raises:
       ValueError: another line is not a JSON object; names the file and the line.
@@ -111,7 +111,7 @@ class MetricWriter:
         self._board.write_event(event)
 
     def write(self, kind: str, step: int, values: dict):
-        """Writes one line. `values`: numbers (arrays of one element included), strings, lists.
+        """Writes one line of `values`: numbers (arrays of one element included), strings, lists.
 
         Raises:
           OSError: it cannot be written, as on a full disk.
@@ -136,7 +136,7 @@ class MetricWriter:
 
 
 def _ends_a_line(path) -> bool:
-    """Whether a file is absent, empty, or whole up to the end of its last line."""
+    """Says whether a file is absent, empty, or whole up to the end of its last line."""
     if not path.exists() or not path.stat().st_size:
         return True
     with path.open("rb") as file:

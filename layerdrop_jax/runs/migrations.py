@@ -29,7 +29,7 @@ VERSION = len(STEPS) + 1
 
 
 def stamp(config: Mapping) -> dict:
-    """Returns what config.json holds: a config, with the version that wrote it."""
+    """Adds the version of its keys to a config, as config.json holds it."""
     return {"version": VERSION, **config}
 
 

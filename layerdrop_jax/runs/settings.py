@@ -158,7 +158,10 @@ class SummarisationSettings:
 
 
 def _check_encoder_decoder(settings, longest):
-    """``longest``: for each side the key of section data that limits its texts."""
+    """Raises a ValueError where the sections of an encoder-decoder's config do not fit together.
+
+    ``longest`` has for each side the key of section data that limits its texts.
+    """
     model, data = settings.model, settings.data
     for side, name in longest.items():
         limit = getattr(model, f"max_{side}_length")
@@ -506,7 +509,7 @@ def _check_type(name, value, wanted):
 
 
 def differences(old: Mapping, new: Mapping) -> list[str]:
-    """The dotted keys whose values differ, each as ``key: old -> new``."""
+    """Lists the dotted keys whose values differ, each as ``key: old -> new``."""
     old, new = flatten(old), flatten(new)
     absent = object()
     return [
@@ -517,7 +520,7 @@ def differences(old: Mapping, new: Mapping) -> list[str]:
 
 
 def change(config: Mapping, changes, sections=CHANGED_AFTER) -> dict:
-    """A copy of a run's config with some other values in some of its sections.
+    """Copies a run's config, with other values for some keys in some of its sections.
 
     Args:
       config: nested mappings.
@@ -525,7 +528,7 @@ def change(config: Mapping, changes, sections=CHANGED_AFTER) -> dict:
       sections: where values may change.
 
     Raises:
-      ValueError: a change that is none, or of a key that there is not; lists those that there are.
+      ValueError: a change that is not KEY=VALUE, or of an unknown key; lists the known ones.
     """
     changed = copy.deepcopy(dict(config))
     known = [key for key in flatten(config) if key.split(".")[0] in sections]
@@ -547,7 +550,7 @@ def change(config: Mapping, changes, sections=CHANGED_AFTER) -> dict:
 
 
 def flatten(mapping: Mapping, prefix: str = "") -> dict:
-    """The values of nested mappings by dotted names."""
+    """Flattens nested mappings: {dotted name: value}."""
     flat = {}
     for key, value in mapping.items():
         if isinstance(value, Mapping):

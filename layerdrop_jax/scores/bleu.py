@@ -35,10 +35,10 @@ class Bleu(NamedTuple):
 
 
 def bleu_scores(hypotheses, references):
-    """The three BLEUs of detokenized lines: {"sacrebleu", "tokenized", "compound_split"}: `Bleu`.
+    """Computes `Bleu` of detokenized lines by kind: "sacrebleu", "tokenized", "compound_split".
 
     The tokenized kinds need tokens. The paper's come from Moses; here sacreBLEU's own 13a
-    tokenizer makes them, from both sides alike, which splits punctuation but not compounds.
+    tokenizer makes them, from both sides alike. It splits punctuation but not compounds.
     """
     lines = tokenize_13a(hypotheses), tokenize_13a(references)
     return {
@@ -51,7 +51,9 @@ def bleu_scores(hypotheses, references):
 
 
 def sacre_bleu(hypotheses, references):
-    """sacreBLEU of detokenized lines with its defaults (13a, mixed case, exponential smoothing).
+    """Computes sacreBLEU of detokenized lines with its defaults.
+
+    These are its tokenizer 13a, mixed case and exponential smoothing.
 
     Raises ValueError where there are no lines, or not as many references as hypotheses.
     """
@@ -79,9 +81,9 @@ def _by_sacrebleu(hypotheses, references, **how):
 
 
 def tokenized_bleu(hypotheses, references):
-    """Corpus BLEU-4 of lines whose tokens are separated by white space, case-sensitive.
+    """Computes case-sensitive corpus BLEU-4 of lines with white space between tokens.
 
-    That of fairseq (`scoring/bleu.py`, `libbleu`), which differs from others in its edges: nothing
+    It is fairseq's (`scoring/bleu.py`, `libbleu`), which differs from others in its edges: nothing
     is smoothed, so an order without a match makes the score 0; `<unk>` in a reference matches
     nothing; padding around a line and `</s>` after it are taken off, but one token always stays, so
     that an empty line counts as the token `</s>`.
@@ -95,7 +97,7 @@ def tokenized_bleu(hypotheses, references):
 
 
 def tokenize_13a(lines):
-    """Lines with their tokens separated by spaces, by sacreBLEU's default tokenizer."""
+    """Separates the tokens of lines by spaces, by sacreBLEU's default tokenizer."""
     from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
     tokenize = Tokenizer13a()
@@ -104,9 +106,9 @@ def tokenize_13a(lines):
 
 
 def split_compounds(lines):
-    """Lines with each hyphen between two non-spaces set apart: "a-b" to "a ##AT##-##AT## b".
+    """Sets each hyphen between two non-spaces apart in lines: "a-b" to "a ##AT##-##AT## b".
 
-    As fairseq's `scripts/compound_split_bleu.sh` does it with perl, whose two habits are kept. It
+    So does fairseq's `scripts/compound_split_bleu.sh` with perl, whose two habits are kept. Perl
     goes over a line once, and what one match has used the next cannot, so "a-b-c" is split only
     once. And it sees bytes: beside a hyphen, a space outside ASCII (U+00A0) is no space.
     """
@@ -132,5 +134,5 @@ def _tokens(line):
 
 
 def _matchable(token):
-    """A token of a reference; one that no hypothesis has in place of ``<unk>``."""
+    """Replaces the token ``<unk>`` of a reference by one that no hypothesis has."""
     return NO_MATCH if token == UNKNOWN else token

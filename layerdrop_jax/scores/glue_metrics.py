@@ -13,7 +13,7 @@ CORRELATIONS = ("pearson", "spearman")  # of numbers; the others are of classes
 
 
 def scores(metrics: Sequence[str], predictions_E, labels_E) -> dict[str, float]:
-    """Each of `metrics` in percent: 0 to 100, and -100 to 100 for matthews and correlations.
+    """Computes each of `metrics` in percent: 0 to 100; matthews and correlations -100 to 100.
 
     Args:
       metrics: of METRICS. f1 is that of class 1 against the rest, matthews the correlation of

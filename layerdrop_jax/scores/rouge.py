@@ -60,7 +60,7 @@ TOKENIZERS = {
 
 
 def rouge(hypotheses, references, *, tokenizer: str = "porter") -> Rouge:
-    """ROUGE of lines against a reference for each.
+    """Computes ROUGE of lines against a reference for each.
 
     Args:
       hypotheses: lines.
@@ -92,7 +92,7 @@ def rouge(hypotheses, references, *, tokenizer: str = "porter") -> Rouge:
 
 
 def warn_of_unseen(references) -> None:
-    """Warns, once, where the library's tokenizer leaves out most of what references say."""
+    """Warns, once, where the library's tokenizer leaves out most of what a reference says."""
     for reference in references:
         said = [character for character in reference.lower() if character.isalnum()]
         if said and 2 * sum(character.isascii() for character in said) < len(said):

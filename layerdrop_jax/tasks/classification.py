@@ -30,7 +30,7 @@ loss = losses.classification_loss
 
 
 def prepare(settings, workdir):
-    """The rows of train and valid; a new folder is filled once all of it works.
+    """Prepares the rows of train and valid; fills a new folder once all of it works.
 
     Raises:
       ValueError: data with other labels than the head has outputs, or than it was trained with.
@@ -91,7 +91,7 @@ def _check_head(settings, head, begun):
 
 
 def _held_out(data) -> dict:
-    """The examples of every split that can be scored; a user's own set may have no test."""
+    """Loads the examples of every split that can be scored; a user's own set may have no test."""
     found = {"valid": labelled.load_examples(data, "valid")}
     if not labelled.has_labels(found["valid"]):
         raise ValueError(
@@ -110,7 +110,7 @@ def _held_out(data) -> dict:
 
 
 def fingerprint(rows) -> str:
-    """SHA-256 of the training examples: what the data iterator's position counts in."""
+    """Computes the SHA-256 of the training examples: the iterator's position is a place in them."""
     digest = hashlib.sha256()
     for array in (rows.tokens, rows.offsets, rows.labels):
         digest.update(np.ascontiguousarray(array))
@@ -118,7 +118,7 @@ def fingerprint(rows) -> str:
 
 
 def validation(model, batch):
-    """(sums of the loss and, of a classification, of the right answers; examples)."""
+    """Sums the loss and, with classes, the right answers (100 each): (sums by name, examples)."""
     logits_BxC = model.classify(model(batch["tokens"]))
     _, nll, examples = losses.label_loss(logits_BxC, batch, smoothing=0.0)
     if model.config.num_classes == 1:
@@ -128,9 +128,9 @@ def validation(model, batch):
 
 
 def evaluate(run: Run) -> tuple[list[dict], list[dict]]:
-    """GLUE's scores of every split with labels, and of valid at every depth.
+    """Computes GLUE's scores of every split with labels, and of valid at every depth.
 
-    ``score`` is the first of the set's metrics, by the name of ``metric``; all in percent. The
+    ``score`` is the first of the set's metrics, which ``metric`` names; all are in percent. The
     depths keep the layers of `pruning.every_depth`, without fine-tuning.
 
     Returns:
@@ -153,7 +153,7 @@ def evaluate(run: Run) -> tuple[list[dict], list[dict]]:
 
 
 def make_classifier(run: Run):
-    """``classify(rows, keep=None, description="") -> logits float32 [rows, C]``.
+    """Makes ``classify(rows, keep=None, description="") -> logits float32 [rows, C]``.
 
     ``keep`` is as in `Encoder.__call__`; it is data, so one executable serves every depth.
     """
@@ -187,9 +187,9 @@ def _score(run, classify, split, keep=None, description=""):
 
 
 def make_quality(run: Run):
-    """``quality(split, keep=None, description="") -> {"score": ..., "accuracy": ..., ...}``.
+    """Makes ``quality(split, keep=None, description="") -> {"score": ..., "accuracy": ..., ...}``.
 
-    Of a split whose labels are hidden there is none: {}. ``keep`` is as in `make_classifier`.
+    It gives {} for a split whose labels are hidden. ``keep`` is as in `make_classifier`.
     """
     classify = make_classifier(run)
 
@@ -203,12 +203,12 @@ def make_quality(run: Run):
 
 
 def start_request(settings, network, ids_BxP):
-    """What it takes to read texts: features [B, P, D]."""
+    """Begins a request: computes the features [B, P, D] of texts."""
     return network(ids_BxP)
 
 
 def finish_request(settings, network, x_BxPxD):
-    """The logits of the classes."""
+    """Ends a request: computes the logits [B, C] of the classes."""
     return network.classify(x_BxPxD)
 
 
@@ -250,23 +250,23 @@ def _said(logits_C, names, scale) -> dict:
 
 
 def positions(batch) -> dict:
-    """Which positions of a batch hold tokens of examples, bool[B, T], by stack."""
+    """Marks the positions of a batch that hold tokens of examples, bool[B, T], by stack."""
     of_example_Bx1 = batch["weight"][:, None] > 0  # a row of padding has its two symbols too
     return {"encoder": (batch["tokens"] != PAD) & of_example_Bx1}
 
 
 def targets(batch):
-    """(the labels of a batch, which of them count), [B] each."""
+    """Returns the labels of a batch, and which of them count, [B] each."""
     return batch["label"], batch["weight"] > 0
 
 
 def valid_rows(run: Run):
-    """The rows of the validation split that a run's folder holds."""
+    """Loads the rows of the validation split that a run's folder holds."""
     return _rows(run, "valid")
 
 
 def outputs(model, batch, keep=None, watch=None):
-    """(logits [B, 1, C], bool[B, 1]: which of them mean something)."""
+    """Computes logits [B, 1, C], and which of them mean something, bool[B, 1]."""
     logits_BxC = model.classify(model(batch["tokens"], keep=keep, watch=watch))
     return logits_BxC[:, None], batch["weight"][:, None] > 0
 
@@ -283,7 +283,7 @@ def _rows(run, split):
 
 
 def _saved_splits(run) -> list[str]:
-    """The splits with labels that a run's folder holds."""
+    """Lists the splits with labels that a run's folder holds."""
     folder = run.workdir / "data"
     return [split for split in SPLITS if (folder / f"{split}.jsonl").exists()]
 

@@ -7,16 +7,18 @@ from layerdrop_jax.runs.run import Run
 
 
 def score_depths(run: Run, score, whole: dict | None = None) -> list[dict]:
-    """A record for each depth of the stack that is cut, see `pruning.every_depth`; others stay.
+    """Scores a network at each depth of the stack that is cut; other stacks stay whole.
+
+    The depths keep the layers of `pruning.every_depth`.
 
     Args:
       run: the run.
-      score: ``score(keep, description)``, what is said of the network with a keep mask.
-      whole: what it said of the whole network, where that is known.
+      score: ``score(keep, description)`` gives a dict, the scores of the network with a keep mask.
+      whole: the scores of the whole network, where they are known.
 
     Returns:
-      for each depth its layers, numbered as in the network first trained, the rule that chose them,
-      the parameters, and what ``score`` gives.
+      a record for each depth: its layers, numbered as in the network first trained, the rule that
+      chose them, the parameters, and what ``score`` gives.
     """
     model, stack = run.settings.model, run.settings.model.cut_stack
     depth, records = model.depth(stack), []

@@ -35,7 +35,7 @@ MOST_WARNINGS = 10  # of lines that were cut
 
 
 def prepare(settings, workdir, *, load_pairs, prepare_rows):
-    """The packed rows of train and valid; a new folder is filled once all of it works.
+    """Prepares the packed rows of train and valid; fills a new folder once all of it works.
 
     ``load_pairs`` and ``prepare_rows`` are those of `data.pairs`, or of another module.
     """
@@ -81,7 +81,7 @@ def prepare(settings, workdir, *, load_pairs, prepare_rows):
 
 
 def _of_split(split, prepare_rows, *arguments, **options):
-    """The rows of a split; where there are none, the error names it."""
+    """Prepares the rows of a split; where there are none, the error names the split."""
     try:
         return prepare_rows(*arguments, **options)
     except ValueError as error:
@@ -89,7 +89,7 @@ def _of_split(split, prepare_rows, *arguments, **options):
 
 
 def fingerprint(rows) -> str:
-    """SHA-256 of the training rows: what the data iterator's position counts in."""
+    """Computes the SHA-256 of the training rows: the iterator's position is a place in them."""
     digest = hashlib.sha256()
     encoded = rows.encoded
     for array in (
@@ -102,7 +102,7 @@ def fingerprint(rows) -> str:
 
 
 def make_answerer(run: Run, *, max_source: int):
-    """``answer_texts(texts, keep=None, description=None) -> (answers, cut)``, by beam search.
+    """Makes ``answer_texts(texts, keep=None, description=None) -> (answers, cut)``, by beam search.
 
     An answer is one line; that of a text without a token, such as a blank one, is empty, as such
     pairs are left out of training. ``keep`` is as in `Seq2Seq.__call__`; it is data, so one
@@ -158,10 +158,11 @@ def make_answerer(run: Run, *, max_source: int):
 
 
 def evaluate(run: Run, answer_texts, score) -> tuple[list[dict], list[dict]]:
-    """Scores of the test split, whole and cut to every decoder depth; keeps the answers.
+    """Scores the whole network and every decoder depth on the test split.
 
-    The depths keep the layers of `pruning.every_depth`, without fine-tuning. How fast they are is
-    not said: a cut network writes longer nonsense. `frontier` measures it on as many tokens each.
+    It keeps the whole network's answers in the run's folder. The depths keep the layers of
+    `pruning.every_depth`, without fine-tuning. Their speed is not measured here, as a cut network
+    writes longer nonsense; `frontier` measures it on equally many tokens.
 
     Returns:
       ``(scores, depths)``: a record for each kind of score, whole, and one for each depth.
@@ -188,7 +189,7 @@ def evaluate(run: Run, answer_texts, score) -> tuple[list[dict], list[dict]]:
 
 
 def make_quality(run: Run, answer_texts, score):
-    """``quality(split, keep=None, description=None) -> {score: value}`` of the valid or test split.
+    """Makes ``quality(split, keep=None, description=None) -> {score: value}`` of valid or test.
 
     ``keep`` is as in `make_answerer`, whose executable serves every call.
     """
@@ -203,7 +204,7 @@ def make_quality(run: Run, answer_texts, score):
 
 
 def start_request(settings, network, ids_BxP):
-    """What it takes to read sources before their first token: a cache."""
+    """Begins a request: reads sources into the cache from which the search starts."""
     position_BxP = jnp.broadcast_to(jnp.arange(ids_BxP.shape[1]), ids_BxP.shape)
     return network.start_cache(
         ids_BxP,
@@ -215,7 +216,7 @@ def start_request(settings, network, ids_BxP):
 
 
 def finish_request(settings, network, cache):
-    """The search for answers of ``prune.new_tokens`` tokens, no fewer and no more."""
+    """Ends a request: searches for answers of ``prune.new_tokens`` tokens, no fewer and no more."""
     new_tokens = settings.prune.new_tokens
     batch = cache["memory_segment"].shape[0]
     return beam_search(
@@ -244,23 +245,23 @@ def answer(answer_texts, texts, keep=None, *, max_source: int) -> list[str]:
 
 
 def positions(batch) -> dict:
-    """Which positions of a batch hold tokens, bool[B, T] for each stack."""
+    """Marks the positions of a batch that hold tokens, bool[B, T] for each stack."""
     return {"encoder": batch["source_segment"] > 0, "decoder": batch["target_segment"] > 0}
 
 
 def targets(batch):
-    """The ids that a batch has to predict, int [B, T], and which of them count, bool [B, T]."""
+    """Returns the ids that a batch has to predict, and which count: int and bool [B, T]."""
     return batch["target_output"], positions(batch)["decoder"]
 
 
 def valid_rows(run: Run, prepare_rows):
-    """The packed rows of the validation split that a run's folder holds."""
+    """Loads the packed rows of the validation split that a run's folder holds."""
     pairs = load_eval_text(run.workdir, "valid", languages=_sides(run.settings))
     return prepare_rows(run.settings.data, run.tokenizer, pairs)
 
 
 def outputs(model, batch, keep=None, watch=None):
-    """(logits [B, T, V], bool[B, T]: which of them mean something)."""
+    """Computes logits [B, T, V], and which of them mean something, bool[B, T]."""
     return model(batch, keep=keep, watch=watch), positions(batch)["decoder"]
 
 
@@ -279,7 +280,7 @@ SHARED = {
 
 
 def _held_out(run, split):
-    """(sources, references) of a split, from the run's folder."""
+    """Reads the sources and the references of a split from the run's folder."""
     pairs = load_eval_text(run.workdir, split, languages=_sides(run.settings))
     _check_scored(split, pairs)
     return tuple(list(side) for side in zip(*pairs, strict=True))

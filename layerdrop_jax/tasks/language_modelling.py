@@ -32,7 +32,7 @@ loss = losses.lm_loss
 
 
 def prepare(settings, workdir):
-    """The blocks of train and valid; a new folder is filled once all of it works."""
+    """Prepares the blocks of train and valid; fills a new folder once all of it works."""
     train = {"word": tokenizers.train_word_vocabulary, "bpe": tokenizers.train_text_bpe}
     return prepare_texts(
         settings,
@@ -46,14 +46,14 @@ def prepare(settings, workdir):
 
 
 def fingerprint(rows) -> str:
-    """SHA-256 of the training tokens: what the data iterator's position counts in."""
+    """Computes the SHA-256 of the training tokens: the iterator's position is a place in them."""
     return hashlib.sha256(np.ascontiguousarray(rows.tokens)).hexdigest()
 
 
 def evaluate(run: Run) -> tuple[list[dict], list[dict]]:
-    """Perplexity of valid and test, and of valid at every depth.
+    """Measures the perplexity of valid and test, and of valid at every depth.
 
-    exp(-sum of log p / tokens) over all tokens, line ends and unknown words included; each is
+    It is exp(-sum of log p / tokens) over all tokens, line ends and unknown words included; each is
     predicted once, from as much context as `streams.Windows` gives it. The depths keep the layers
     of `pruning.every_depth`, without fine-tuning.
 
@@ -92,7 +92,7 @@ def evaluate(run: Run) -> tuple[list[dict], list[dict]]:
 
 
 def make_measure(run: Run):
-    """``measure(windows, keep=None, description="") -> mean of -log p in nats``.
+    """Makes ``measure(windows, keep=None, description="") -> mean of -log p in nats``.
 
     ``keep`` is as in `LM.__call__`; it is data, so one executable serves every depth. Each token's
     log p depends on its window alone, and they are added up in double precision: the batch has no
@@ -131,7 +131,7 @@ def make_measure(run: Run):
 
 
 def make_quality(run: Run):
-    """``quality(split, keep=None, description="") -> {"perplexity": ..., "nats": ...}``.
+    """Makes ``quality(split, keep=None, description="") -> {"perplexity": ..., "nats": ...}``.
 
     ``keep`` is as in `make_measure`, whose executable serves every call.
     """
@@ -146,13 +146,13 @@ def make_quality(run: Run):
 
 
 def start_request(settings, network, ids_BxP):
-    """What it takes to read prompts: ``(log p of the next token [B, V], cache)``."""
+    """Begins a request: reads prompts into ``(log p of the next token [B, V], cache)``."""
     length_B = jnp.full(ids_BxP.shape[0], ids_BxP.shape[1], jnp.int32)
     return network.start_cache(ids_BxP, length_B, max_tokens=settings.prune.new_tokens)
 
 
 def finish_request(settings, network, state):
-    """Continuations of ``prune.new_tokens`` tokens, no fewer: int32 [B, tokens]."""
+    """Ends a request: makes ``prune.new_tokens`` tokens a prompt, no fewer, int32 [B, tokens]."""
     config = dataclasses.replace(
         settings.decode, max_tokens=settings.prune.new_tokens, stop_at_eos=False
     )
@@ -174,7 +174,7 @@ def answer(run: Run, prompts, keep=None) -> list[str]:
 
 
 def make_continuer(run: Run):
-    """``continue_prompts(prompts, keep=None) -> texts``: what a run's model adds to each prompt.
+    """Makes ``continue_prompts(prompts, keep=None) -> texts``: what the model adds to each prompt.
 
     It samples by its config's section ``decode``. What is sampled for a prompt depends on the
     seed, on its place in the list and on its text. Of a prompt with more tokens than the model has
@@ -225,7 +225,7 @@ def make_continuer(run: Run):
 
 
 def _padded(rows, room):
-    """Rows of ids in one array of a width that few compilations serve, and their lengths."""
+    """Pads rows of ids to a width that few compilations serve: int32 [B, P], lengths int32 [B]."""
     width = padded_width(max(map(len, rows)), room)
     ids_BxP = np.full((len(rows), width), PAD, np.int32)
     for row, ids in zip(ids_BxP, rows, strict=True):
@@ -234,17 +234,17 @@ def _padded(rows, room):
 
 
 def positions(batch) -> dict:
-    """Which positions of a batch hold tokens, bool[B, T], by stack."""
+    """Marks the positions of a batch that hold tokens, bool[B, T], by stack."""
     return {"decoder": batch["weight"] > 0}
 
 
 def targets(batch):
-    """(the ids that a batch has to predict, which of them count), [B, T] each."""
+    """Returns the ids that a batch has to predict, and which of them count, [B, T] each."""
     return batch["target"], batch["weight"] > 0
 
 
 def scored(model):
-    """The config of the network as evaluation computes it.
+    """Returns the config of the network as evaluation computes it.
 
     The reference's evaluation scores the targets that its loss may ignore.
     """
@@ -252,13 +252,13 @@ def scored(model):
 
 
 def valid_rows(run: Run):
-    """The blocks of the validation split that a run's folder holds."""
+    """Loads the blocks of the validation split that a run's folder holds."""
     texts = streams.load_saved_texts(run.workdir, "valid")
     return streams.prepare_blocks(run.settings.data, run.tokenizer, texts)
 
 
 def outputs(model, batch, keep=None, watch=None):
-    """(hidden states [B, T, D] before the output layer, bool[B, T]: which mean something)."""
+    """Computes hidden states [B, T, D], without the output layer, and which count, bool[B, T]."""
     return model(batch["input"], keep=keep, watch=watch), positions(batch)["decoder"]
 
 
@@ -277,7 +277,7 @@ def _windows(run, split):
 
 
 def _text(run, tokens_T) -> str:
-    """Ids as text; an eos is a line break, since texts are lines where they go on behind one."""
+    """Decodes ids; an eos is a line break, since texts that go on behind one are lines."""
     pieces = [[]]
     for token in map(int, tokens_T):
         if token == EOS:

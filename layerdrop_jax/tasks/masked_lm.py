@@ -31,7 +31,7 @@ loss = losses.masked_lm_loss
 
 
 def prepare(settings, workdir):
-    """The rows of train and valid; a new folder is filled once all of it works."""
+    """Prepares the rows of train and valid; fills a new folder once all of it works."""
     return prepare_texts(
         settings,
         workdir,
@@ -49,15 +49,16 @@ def _check_masked(data, split, rows):
 
 
 def fingerprint(rows) -> str:
-    """SHA-256 of the training tokens: what the data iterator's position counts in."""
+    """Computes the SHA-256 of the training tokens: the iterator's position is a place in them."""
     return hashlib.sha256(np.ascontiguousarray(rows.tokens)).hexdigest()
 
 
 def evaluate(run: Run) -> tuple[list[dict], list[dict]]:
-    """Perplexity of the masked tokens of valid and test, and of valid at every depth.
+    """Measures the perplexity of masked tokens of valid and test, and of valid at every depth.
 
-    exp(-sum of log p / tokens) over the masked tokens. The masks are the same for every network and
-    every depth: see `masking.row_keys`. The depths keep the layers of `pruning.every_depth`.
+    It is exp(-sum of log p / tokens) over the masked tokens. The masks are the same for every
+    network and every depth: see `masking.row_keys`. The depths keep the layers of
+    `pruning.every_depth`.
 
     Returns:
       ``(scores, depths)``: a record for each split, whole, and one for each depth.
@@ -89,7 +90,7 @@ def evaluate(run: Run) -> tuple[list[dict], list[dict]]:
 
 
 def make_measure(run: Run):
-    """``measure(split, keep=None, description="") -> (mean of -log p in nats, tokens)``.
+    """Makes ``measure(split, keep=None, description="") -> (mean of -log p in nats, tokens)``.
 
     ``keep`` is as in `Encoder.__call__`; it is data, so one executable serves every depth. The
     tokens are the masked ones.
@@ -116,7 +117,7 @@ def make_measure(run: Run):
 
 
 def make_quality(run: Run):
-    """``quality(split, keep=None, description="") -> {"perplexity": ..., "nats": ...}``.
+    """Makes ``quality(split, keep=None, description="") -> {"perplexity": ..., "nats": ...}``.
 
     ``keep`` is as in `make_measure`, whose executable serves every call.
     """
@@ -130,12 +131,12 @@ def make_quality(run: Run):
 
 
 def start_request(settings, network, ids_BxP):
-    """What it takes to read texts: features [B, P, D]."""
+    """Begins a request: computes the features [B, P, D] of texts."""
     return network(ids_BxP)
 
 
 def finish_request(settings, network, x_BxPxD):
-    """The logits of ``prune.new_tokens`` masks, fewer where a text is shorter."""
+    """Ends a request: computes logits of ``prune.new_tokens`` masks, fewer in a shorter text."""
     return network.logits(x_BxPxD[:, : settings.prune.new_tokens])
 
 
@@ -181,7 +182,7 @@ def answer(run: Run, lines, keep=None) -> list[str]:
 
 
 def positions(batch) -> dict:
-    """Which positions of a batch hold tokens, bool[B, T], by stack."""
+    """Marks the positions of a batch that hold tokens, bool[B, T], by stack."""
     return {"encoder": batch["tokens"] != PAD}
 
 
@@ -191,19 +192,19 @@ def _evaluation_masks(batch, vocab_size):
 
 
 def targets(batch):
-    """(the ids that a batch has to predict in evaluation, which of them count), [B, M] each."""
+    """Returns the ids that evaluation has to predict, and which of them count, [B, M] each."""
     # Which tokens are asked for does not depend on what takes their place.
     masked = _evaluation_masks(batch, FIRST_WORD + 1)
     return masked.target_BxM, masked.weight_BxM > 0
 
 
 def valid_rows(run: Run):
-    """The rows of the validation split that a run's folder holds."""
+    """Loads the rows of the validation split that a run's folder holds."""
     return _rows(run, "valid")
 
 
 def outputs(model, batch, keep=None, watch=None):
-    """(features [B, T, D] before the output layer, bool[B, T]: which mean something)."""
+    """Computes features [B, T, D], without the output layer, and which count, bool[B, T]."""
     return model(batch["tokens"], keep=keep, watch=watch), positions(batch)["encoder"]
 
 

@@ -9,9 +9,9 @@ from layerdrop_jax.tasks.task import Score, Task
 
 
 def prepare(settings, workdir):
-    """Prepares the packed rows of train and valid; a new folder is filled once all of it works.
+    """Prepares the packed rows of train and valid; fills a new folder once all of it works.
 
-    Warns before training of references that ROUGE would not see.
+    Warns, before training, where ROUGE would not see most of a reference.
     """
     if settings.evaluate.rouge_tokenizer == "porter":
         warn_of_unseen([target for _, target in summaries.load_pairs(settings.data, "test")])
@@ -24,7 +24,7 @@ def prepare(settings, workdir):
 
 
 def make_summariser(run: Run):
-    """``summarise(texts, keep=None, description=None) -> (summaries, cut)``.
+    """Makes ``summarise(texts, keep=None, description=None) -> (summaries, cut)``.
 
     A text is cut where those of the training were; the rest is as in
     `encoder_decoder.make_answerer`.
@@ -33,7 +33,10 @@ def make_summariser(run: Run):
 
 
 def make_score(run: Run):
-    """``score(answers, references) -> [record]``: ROUGE-1, -2, -L and signature, by its config."""
+    """Makes ``score(answers, references) -> [record]``: ROUGE-1, -2 and -L, and their signature.
+
+    The config's ``evaluate.rouge_tokenizer`` says what a word is.
+    """
     tokenizer = run.settings.evaluate.rouge_tokenizer
 
     def score(answers, references) -> list[dict]:
@@ -43,12 +46,15 @@ def make_score(run: Run):
 
 
 def evaluate(run: Run) -> tuple[list[dict], list[dict]]:
-    """ROUGE of the test split, whole and cut to every depth: see `encoder_decoder.evaluate`."""
+    """Computes ROUGE of the whole network and of every depth: see `encoder_decoder.evaluate`."""
     return encoder_decoder.evaluate(run, make_summariser(run), make_score(run))
 
 
 def make_quality(run: Run):
-    """``quality(split, keep=None, description=None) -> {"rouge_1": ..., ...}`` of valid or test."""
+    """Makes ``quality(split, keep=None, description=None) -> {"rouge_1": ..., ...}``.
+
+    The split is valid or test.
+    """
     return encoder_decoder.make_quality(run, make_summariser(run), make_score(run))
 
 
@@ -64,7 +70,7 @@ def answer(run: Run, lines, keep=None) -> list[str]:
 
 
 def valid_rows(run: Run):
-    """The packed rows of the validation split that a run's folder holds."""
+    """Loads the packed rows of the validation split that a run's folder holds."""
     return encoder_decoder.valid_rows(run, summaries.prepare_rows)
 
 

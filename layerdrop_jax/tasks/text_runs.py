@@ -8,7 +8,7 @@ from layerdrop_jax.runs.folder import is_fresh, make_tokenizer
 
 
 def prepare_texts(settings, workdir, *, load, train_tokenizer, make_blocks, source_record, check):
-    """The blocks of train and valid; a new folder is filled once all of it works.
+    """Prepares the blocks of train and valid; fills a new folder once all of it works.
 
     Args:
       settings: of the run.

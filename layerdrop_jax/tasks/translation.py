@@ -19,7 +19,7 @@ def kind_of_bleu(line) -> str:
 
 
 def prepare(settings, workdir):
-    """The packed rows of train and valid; a new folder is filled once all of it works."""
+    """Prepares the packed rows of train and valid; fills a new folder once all of it works."""
     return encoder_decoder.prepare(
         settings,
         workdir,
@@ -29,7 +29,7 @@ def prepare(settings, workdir):
 
 
 def make_translator(run: Run):
-    """``translate(lines, keep=None, description=None) -> (translations, cut)``.
+    """Makes ``translate(lines, keep=None, description=None) -> (translations, cut)``.
 
     A line may have as many tokens as the model has positions for; the rest is as in
     `encoder_decoder.make_answerer`.
@@ -38,7 +38,7 @@ def make_translator(run: Run):
 
 
 def score(translations, references) -> list[dict]:
-    """The three kinds of BLEU, sacreBLEU first; see `bleu.bleu_scores`."""
+    """Computes the three kinds of BLEU, sacreBLEU first; see `bleu.bleu_scores`."""
     return [
         {"bleu": found.score, "signature": found.signature}
         for found in bleu_scores(translations, references).values()
@@ -46,12 +46,12 @@ def score(translations, references) -> list[dict]:
 
 
 def evaluate(run: Run) -> tuple[list[dict], list[dict]]:
-    """BLEU of the test split, whole and cut to every depth: see `encoder_decoder.evaluate`."""
+    """Computes BLEU of the whole network and of every depth: see `encoder_decoder.evaluate`."""
     return encoder_decoder.evaluate(run, make_translator(run), score)
 
 
 def make_quality(run: Run):
-    """``quality(split, keep=None, description=None) -> {"bleu": ...}`` of valid or test."""
+    """Makes ``quality(split, keep=None, description=None) -> {"bleu": ...}`` of valid or test."""
     return encoder_decoder.make_quality(run, make_translator(run), score)
 
 
@@ -67,7 +67,7 @@ def answer(run: Run, lines, keep=None) -> list[str]:
 
 
 def valid_rows(run: Run):
-    """The packed rows of the validation split that a run's folder holds."""
+    """Loads the packed rows of the validation split that a run's folder holds."""
     return encoder_decoder.valid_rows(run, prepare_rows)
 
 

@@ -37,7 +37,7 @@ class CldrConfig(tfds.core.BuilderConfig):
 def cldr_config(
     source: str, target: str, *, seed: int = 0, sizes: Mapping[str, int] = SIZES
 ) -> CldrConfig:
-    """The config of a pair of locales, named after all that decides its content.
+    """Makes the config of a pair of locales, named after all that decides its content.
 
     The name holds Babel's version, since every version brings another CLDR, and a digest of the
     first pairs, so that sets made by other rules are not taken for this one.

@@ -21,10 +21,10 @@ Phrase = Callable[[babel.Locale], str]
 
 
 def fresh_locale(code: str) -> babel.Locale:
-    """A locale that shares no data with any other.
+    """Loads a locale that shares no data with any other.
 
     Babel writes what it looks up through an alias into tables that all locales share, so that the
-    first locale to ask decides what others say (French quarters in German); with a cache emptied
+    first locale to ask decides what others say (French quarters in German). With a cache emptied
     before and after, each locale has tables of its own.
 
     Raises:
@@ -98,12 +98,15 @@ class Inventory:
 
 
 def _some(rng: random.Random, codes: list[str]) -> str:
-    """Skewed as words are: the first eighth of the codes is drawn half of the time."""
+    """Draws a code, skewed as words are: half of the draws are of the first eighth of the codes."""
     return codes[int(len(codes) * rng.random() ** 3)]
 
 
 def _number(rng: random.Random, digits: int, decimals: int = 0) -> decimal.Decimal:
-    """1 or more, evenly spread over the lengths 1 to `digits`, without zeros behind the point."""
+    """Draws a number of 1 or more; each length, 1 to `digits` digits, is about as frequent.
+
+    A fraction has no zeros at its end.
+    """
     scale = 10**decimals
     value = decimal.Decimal(rng.randrange(scale, 10 ** rng.randint(1, digits) * scale)) / scale
     return value.to_integral() if value == value.to_integral() else value
@@ -233,7 +236,7 @@ KINDS = (
 
 
 def sentence(rng: random.Random, inventory: Inventory) -> Phrase:
-    """One to three phrases, one of them perhaps with another in brackets."""
+    """Draws one to three phrases, one of which may have another in brackets, and joins them."""
     count = rng.choices((1, 2, 3), weights=(9, 8, 3))[0]
     kinds = [rng.choice(KINDS)] * count if rng.random() < 0.4 else rng.choices(KINDS, k=count)
     phrases = [kind(rng, inventory) for kind in kinds]
@@ -247,12 +250,12 @@ def sentence(rng: random.Random, inventory: Inventory) -> Phrase:
 
 
 def _in_brackets(outer: Phrase, inner: Phrase) -> Phrase:
-    """By the pattern with which CLDR adds a place to a time zone: "outer (inner)"."""
+    """Adds a phrase in brackets, "outer (inner)", as CLDR adds a place to a time zone."""
     return lambda locale: locale.zone_formats["fallback"] % {"1": outer(locale), "0": inner(locale)}
 
 
 def _listed(items: list[str], style: str, locale: babel.Locale) -> str:
-    """Babel's `format_list`, but where a style lacks a pattern the standard one is used."""
+    """Joins items as Babel's `format_list`, but by the standard pattern where a style lacks one."""
     patterns = {**locale.list_patterns["standard"], **locale.list_patterns.get(style, {})}
     if len(items) == 2:
         return patterns["2"].format(*items)

@@ -45,7 +45,7 @@ MNLI_SPLITS = {
 
 
 def open_examples(dataset: str, split: str, data_dir: str) -> prepared.Records:
-    """The (texts, label) of a split, in a fixed order.
+    """Opens the examples of a split, (texts, label) each, in a fixed order.
 
     A label is the name of its class, for STS-B a float from 0 to 1, and None where it is hidden,
     as in every test split.
@@ -58,7 +58,7 @@ def open_examples(dataset: str, split: str, data_dir: str) -> prepared.Records:
 
     Raises:
       ValueError: an unknown split, or a set prepared in another file format.
-      FileNotFoundError: a set that is not prepared; the message says how to.
+      FileNotFoundError: a set that is not prepared; the message says how to prepare it.
     """
     task = task_of(dataset)
     splits = MNLI_SPLITS if dataset == "glue/mnli" else SPLITS
@@ -83,5 +83,5 @@ def open_examples(dataset: str, split: str, data_dir: str) -> prepared.Records:
 
 
 def task_of(dataset: str) -> Task:
-    """What GLUE says of one of DATASETS."""
+    """Looks up the texts, labels and metrics of one of DATASETS."""
     return TASKS[dataset.removeprefix("glue/")]

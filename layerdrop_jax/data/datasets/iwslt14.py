@@ -60,7 +60,7 @@ class Iwslt14(text.SplitsBuilder):
 
 
 def iwslt14_config(folder: str, source: str, target: str) -> text.ParallelConfig:
-    """The config of an unpacked `de-en.tgz`: `folder` or its sub-folder `de-en`.
+    """Makes the config of an unpacked `de-en.tgz`, in `folder` or its sub-folder `de-en`.
 
     Raises:
       FileNotFoundError: a missing folder or file.
@@ -81,7 +81,7 @@ def iwslt14_config(folder: str, source: str, target: str) -> text.ParallelConfig
 
 
 def read_talks(folder: str, source: str, target: str) -> Iterator[tuple[str, str]]:
-    """The training text: every line that is not a talk's address, number or keywords.
+    """Reads the training pairs: all lines that are not a talk's address, number or keywords.
 
     Raises:
       ValueError: sides of different lengths, or text that is not UTF-8.
@@ -94,7 +94,7 @@ def read_talks(folder: str, source: str, target: str) -> Iterator[tuple[str, str
 
 
 def read_segments(folder: str, name: str, source: str, target: str) -> Iterator[tuple[str, str]]:
-    """The sentences of one evaluation set.
+    """Reads the sentence pairs of one evaluation set.
 
     Raises:
       ValueError: sides of different lengths, or text that is not UTF-8.

@@ -23,7 +23,7 @@ class Multi30k(text.Text):
 
 
 def multi30k_config(folder: str, source: str, target: str) -> text.ParallelConfig:
-    """The config of the files in `folder`, or in `$LAYERDROP_DATA/multi30k` where it is "".
+    """Makes the config of the files in `folder`, or in `$LAYERDROP_DATA/multi30k` where it is "".
 
     Raises:
       FileNotFoundError: a missing folder or file.

@@ -35,8 +35,8 @@ CHUNK = 4096  # records read at a time
 class Records(collections.abc.Sequence):
     """What `convert` makes of a split's records, read from ArrayRecord files as it is asked for.
 
-    Iterating reads in chunks and is much faster than indexing one by one. With `numbers` these
-    records alone, in their order.
+    Iterating reads in chunks and is much faster than indexing one by one. With `numbers` it holds
+    these records alone, in their order.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Texts(Records):
 def open_split(
     dataset: str, split: str, *, source: str, target: str, data_dir: str, path: str, seed: int
 ) -> Pairs:
-    """The pairs of a split, in a fixed order; the arguments are the fields of `DataConfig`.
+    """Opens the pairs of a split, in a fixed order; the arguments are the fields of `DataConfig`.
 
     Raises:
       ValueError: an unknown split or locale, bad files, a folder that cannot be written.
@@ -108,7 +108,7 @@ def open_split(
 
 
 def open_texts(dataset: str, split: str, *, data_dir: str, path: str) -> Texts:
-    """The texts of a split, in a fixed order; the arguments are the fields of `StreamConfig`.
+    """Opens the texts of a split, in a fixed order; the arguments are the fields of `StreamConfig`.
 
     Besides TEXT_DATASETS this knows PRETRAINING_DATASETS and `wikipedia/CONFIG`. Wikipedia has a
     train split alone, so it is divided by number: text 0 and every 2,000th behind it are valid,
@@ -162,7 +162,7 @@ def _check_split(builder: tfds.core.DatasetBuilder, dataset: str, split: str) ->
 
 
 def prepare(make, config: tfds.core.BuilderConfig, data_dir: str) -> tfds.core.DatasetBuilder:
-    """The builder of `config`, after its files have been written where they were not there.
+    """Opens the builder of `config`, and first writes its files where they are missing.
 
     They go to `data_dir`; where it is "", to the folder `data` of this project's cache.
 
@@ -195,9 +195,9 @@ def prepare(make, config: tfds.core.BuilderConfig, data_dir: str) -> tfds.core.D
 
 @contextlib.contextmanager
 def _quiet():
-    """TFDS warns of every config that is not a constant, and prints what it does step by step.
+    """Silences TFDS but for its progress bar on a terminal.
 
-    What remains is its progress bar, on a terminal.
+    It would warn of every config that is not a constant, and print what it does step by step.
     """
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)

@@ -41,7 +41,7 @@ class PystdlibConfig(tfds.core.BuilderConfig):
 
 @functools.cache
 def pystdlib_config() -> PystdlibConfig:
-    """The config of the running Python, named after its version and a digest of the source.
+    """Makes the config of the running Python, named after its version and a digest of the source.
 
     Raises:
       FileNotFoundError: a Python that comes without the source of its library.
@@ -61,7 +61,7 @@ def pystdlib_config() -> PystdlibConfig:
 
 
 def read_sources(folder: str) -> dict[str, str]:
-    """The Python source under `folder`, by path from there with slashes, in alphabetical order.
+    """Reads the Python files under `folder`: {path from there, with slashes: source}, sorted.
 
     Files are decoded as Python itself does it; empty and undecodable ones are left out.
 
@@ -95,7 +95,7 @@ def read_sources(folder: str) -> dict[str, str]:
 
 
 def split_of(path: str) -> str:
-    """The split of a file; a hash of its path decides, so that it is the same in every Python."""
+    """Assigns a file to a split by a hash of its path, so that it is the same in every Python."""
     share = int.from_bytes(hashlib.sha256(path.encode()).digest()[:8]) / 2**64
     return "valid" if share < VALID else "test" if share < VALID + TEST else "train"
 
@@ -115,11 +115,11 @@ class PystdlibDocstrings(text.SplitsBuilder):
 
 
 def docstrings(sources: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """The docstrings of modules, classes and functions, by split, in the order of the sources.
+    """Collects the docstrings of modules, classes and functions by split, in the order of sources.
 
     Indentation and blank lines around a text are removed, as `inspect.cleandoc` does. Empty texts
-    are left out, and so is each that came before, in an earlier split too: nothing is judged by
-    what was trained on.
+    are left out, and so are those that came before, in an earlier split too: no network is judged
+    by a text that it was trained on.
     """
     seen = {""}
     found = {split: [] for split in sources}
@@ -132,7 +132,7 @@ def docstrings(sources: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
 
 
 def _docstrings_of(source: str) -> Iterator[str]:
-    """Yields them from top to bottom; none of source that this Python cannot parse."""
+    """Yields a file's docstrings from top to bottom; none where this Python cannot parse it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of escapes that are none

@@ -22,7 +22,7 @@ VALID = TEST = 0.05  # shares of the snippets
 
 
 def load_snippets(split: str) -> list[tuple[tuple[str], str]]:
-    """The (texts, module) of a split, in alphabetical order of the files.
+    """Reads the snippets of a split, (texts, module) each, in alphabetical order of the files.
 
     Args:
       split: "train", "valid" or "test".
@@ -43,7 +43,7 @@ def _library_snippets() -> dict[str, list[tuple[tuple[str], str]]]:
 
 
 def cut_snippets(sources: dict[str, str]) -> dict[str, list[tuple[tuple[str], str]]]:
-    """The snippets of each split, from source by path; equal sources give equal snippets."""
+    """Cuts sources by path into the snippets of each split; equal sources give equal snippets."""
     modules = collections.defaultdict(list)
     for path, source in sources.items():
         module = path.split("/")[0].removesuffix(".py")
@@ -65,12 +65,12 @@ def cut_snippets(sources: dict[str, str]) -> dict[str, list[tuple[tuple[str], st
 
 
 def split_of(place: str) -> str:
-    """The split of a snippet by its place, the path and the first line's number from 0."""
+    """Assigns a snippet to a split by its place: the path and its first line's number, from 0."""
     share, _ = _shares(place)
     return "valid" if share < VALID else "test" if share < VALID + TEST else "train"
 
 
 def _shares(place: str) -> tuple[float, float]:
-    """Two independent numbers from 0 to 1 that depend on the place alone."""
+    """Hashes a place into two numbers from 0 to 1, independent of each other."""
     digest = hashlib.sha256(place.encode()).digest()
     return int.from_bytes(digest[:8]) / 2**64, int.from_bytes(digest[8:16]) / 2**64

@@ -26,7 +26,7 @@ class SummariesConfig(tfds.core.BuilderConfig):
 
 
 def summaries_config() -> SummariesConfig:
-    """The config of the running Python, named as that of `pystdlib` is.
+    """Makes the config of the running Python, named as that of `pystdlib` is.
 
     Raises:
       FileNotFoundError: a Python that comes without the source of its library.
@@ -52,7 +52,7 @@ class PystdlibSummaries(text.SplitsBuilder):
 
 
 def new_pairs(sources: Iterable[str], seen: set[str]) -> Iterator[tuple[str, str]]:
-    """Yields the pairs of source files whose function is not in `seen`, and adds it there."""
+    """Yields the pairs of source files whose function is not in `seen`, and adds it to `seen`."""
     for source in sources:
         for function, summary in read_pairs(source):
             key = " ".join(function.split())

@@ -9,7 +9,7 @@ COLUMNS = ("sentence", "content")  # the sentence's column has the one name or t
 
 
 def sst2_sentences_config(folder: str) -> text.LinesConfig:
-    """The config of the files in `folder`, or in `$LAYERDROP_DATA/sst2` where it is "".
+    """Makes the config of the files in `folder`, or in `$LAYERDROP_DATA/sst2` where it is "".
 
     Raises:
       FileNotFoundError: a missing folder or file.

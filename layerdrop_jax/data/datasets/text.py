@@ -39,7 +39,7 @@ class LinesConfig(tfds.core.BuilderConfig):
 
 
 def text_config(folder: str | os.PathLike, source: str, target: str) -> ParallelConfig:
-    """The config of `train`, `valid` and `test` in `folder`.
+    """Makes the config of `train`, `valid` and `test` in `folder`.
 
     Raises:
       FileNotFoundError: a missing folder or file.
@@ -60,10 +60,10 @@ def parallel_config(
     *,
     suffixes: Mapping[str, str] = MappingProxyType({}),
 ) -> ParallelConfig:
-    """The config of the files `stem.source` and `stem.target` in `folder`.
+    """Makes the config of the files `stem.source` and `stem.target` in `folder`.
 
-    It is named after the languages and the content of the files. A stem in `suffixes` has a name
-    that goes on after the language.
+    It is named after the languages and the content of the files. The name of a file whose stem is
+    in `suffixes` goes on with that suffix behind the language.
 
     Raises:
       FileNotFoundError: a missing folder or file; the message says what was looked for.
@@ -87,7 +87,7 @@ def parallel_config(
 
 
 def text_lines_config(folder: str | os.PathLike) -> LinesConfig:
-    """The config of `train.txt`, `valid.txt` and `test.txt` in `folder`.
+    """Makes the config of `train.txt`, `valid.txt` and `test.txt` in `folder`.
 
     Raises:
       FileNotFoundError: a missing folder or file.
@@ -102,7 +102,7 @@ def text_lines_config(folder: str | os.PathLike) -> LinesConfig:
 
 
 def lines_config(files: Mapping[str, str], prefix: str = "") -> LinesConfig:
-    """The config of a file for each split, named `prefix` and a digest of what the files hold."""
+    """Makes the config of a file for each split, named by `prefix` and a digest of the content."""
     digest = hashlib.sha256()
     for split, path in files.items():
         with open(path, "rb") as file:
@@ -170,7 +170,7 @@ def _some_lines(path):
 
 
 def texts_info(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetInfo:
-    """Features of every language-modelling set here: one `text`, in the order generated."""
+    """Describes every language-modelling set here: one feature `text`, in the order generated."""
     return tfds.core.DatasetInfo(
         builder=builder,
         features=tfds.features.FeaturesDict({"text": tfds.features.Text()}),
@@ -179,7 +179,7 @@ def texts_info(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetInfo:
 
 
 def pairs_info(builder: tfds.core.DatasetBuilder, source: str, target: str):
-    """Features of every data set here: two texts named by language, in the order generated."""
+    """Describes every set of pairs here: two texts named by language, in the order generated."""
     return tfds.core.DatasetInfo(
         builder=builder,
         features=tfds.features.FeaturesDict(
@@ -191,7 +191,7 @@ def pairs_info(builder: tfds.core.DatasetBuilder, source: str, target: str):
 
 
 def find_file(folder: str | os.PathLike, name: str) -> str:
-    """The path of `name` or `name.gz` in `folder`.
+    """Finds the path of `name` or `name.gz` in `folder`.
 
     Raises:
       FileNotFoundError: neither is there, or the folder is not.

@@ -16,7 +16,7 @@ ALSO = {"wikipedia": "tensorflow-datasets[wikipedia]", "pg19": "tensorflow[gcs-f
 def open_prepared(
     name: str, data_dir: str, *, demo: str, note: str = ""
 ) -> tfds.core.DatasetBuilder:
-    """The newest version of a set that is prepared as ArrayRecord under `data_dir`.
+    """Opens the newest version of a set that is prepared as ArrayRecord under `data_dir`.
 
     Args:
       name: as TFDS has it, with the config if there are several, such as "glue/sst2".
@@ -59,5 +59,5 @@ def open_prepared(
 
 
 def prepared_folder(data_dir: str) -> str:
-    """The absolute path of `data_dir`; of TFDS's default, ~/tensorflow_datasets, where it is ""."""
+    """Resolves `data_dir` to an absolute path; "" is TFDS's default, ~/tensorflow_datasets."""
     return os.path.abspath(os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR))

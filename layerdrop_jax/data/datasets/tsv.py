@@ -17,7 +17,7 @@ NUMBERING = ("idx", "index", "id")  # columns that say nothing about the text
 
 
 def read_tsv(path: str | os.PathLike) -> list[dict[str, str]]:
-    """The lines below the header, each as a dict from the header's names to the line's fields.
+    """Reads the lines below the header, each as a dict from the header's names to the fields.
 
     The file is UTF-8; one that ends in .gz is decompressed. Blank lines at the end are skipped.
 
@@ -62,14 +62,14 @@ def text_columns(path: str | os.PathLike) -> tuple[str, ...]:
     """Reads which columns of a file are texts: one or two names, in the file's order.
 
     Raises:
-      what `read_labelled` raises of a header.
+      what `read_labelled` raises about a header.
     """
     texts, _ = _columns(path, _header(path, next(text.iterate_lines(path), "")))
     return texts
 
 
 def _columns(path, names: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
-    """The names of a file's texts, and that of its label's column, None where it has none."""
+    """Finds the names of a file's texts, and of its label's column, None where it has none."""
     texts = tuple(name for name in names if name not in NUMBERING and name not in LABELS)
     given = [name for name in LABELS if name in names]
     if len(texts) not in (1, 2) or len(given) > 1:
@@ -83,20 +83,20 @@ def _columns(path, names: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
 def read_labelled(
     path: str | os.PathLike, columns: tuple[str, ...] = ()
 ) -> list[tuple[tuple[str, ...], str | float | None]]:
-    """The (texts, label) of each line: texts to be classified, one or two.
+    """Reads each line as (texts, label), with one or two texts to be classified.
 
     The column `label` has the names of classes; a column `score` instead has numbers, for a
-    regression. Columns named `idx`, `index` or `id` are passed over, and the one or two that are
-    left are the texts, under any name and in their order or, with `columns`, in the order of
-    these. Without `label` and `score`, labels are None.
+    regression. Columns named `idx`, `index` or `id` are passed over. The one or two that are left
+    are the texts, whatever their names. They come in the order of the file or, with `columns`, in
+    that of `columns`. Without `label` and `score`, labels are None.
 
     Args:
       path: the file.
       columns: the names of the texts that it must have, in whatever order; () takes any.
 
     Raises:
-      what `read_tsv` raises, and ValueError: other than one or two texts, or other ones than
-        `columns`, an empty label, a score that is no number which float32 holds.
+      what `read_tsv` raises, and ValueError: not one or two texts, or not those of `columns`, an
+        empty label, a score that is not a number in float32's range.
     """
     rows = read_tsv(path)
     texts, given = _columns(path, list(rows[0]))
@@ -130,7 +130,7 @@ def _finite(field: str, place: str) -> float:
 
 
 def find_split(dataset: str, folder: str, split: str) -> str:
-    """The path of train.tsv, valid.tsv (or dev.tsv) or test.tsv in `folder`, or with .gz.
+    """Finds the path of train.tsv, valid.tsv (or dev.tsv) or test.tsv in `folder`, or with .gz.
 
     For sst2, "" is the folder $LAYERDROP_DATA/sst2.
 

@@ -36,7 +36,7 @@ FILES = {
 
 
 def wikitext_config(dataset: str, folder: str | os.PathLike) -> text.LinesConfig:
-    """The config of the files in `folder`, or of the download where it is "".
+    """Makes the config of the files in `folder`, or of the download where it is "".
 
     A folder that lacks a split gives a set without it.
 

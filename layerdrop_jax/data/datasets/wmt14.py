@@ -11,10 +11,10 @@ NAME = "wmt14_translate/de-en"
 
 
 def open_builder(data_dir: str, source: str, target: str) -> tfds.core.DatasetBuilder:
-    """The newest version prepared as ArrayRecord under `data_dir`.
+    """Opens the newest version prepared as ArrayRecord under `data_dir`.
 
     Raises:
-      FileNotFoundError: nothing prepared there; the message says how to.
+      FileNotFoundError: nothing prepared there; the message says how to prepare it.
       ValueError: languages that the set does not have, or a set prepared in another file format.
     """
     if {source, target} != {"de", "en"}:
