@@ -7,7 +7,7 @@ import numpy as np
 
 
 def _known(options):
-    """The options that this version of XLA has; an unknown one is an error when it compiles."""
+    """Picks the options that this version of XLA has; compiling with an unknown one is an error."""
     known = {}
     for name, value in options.items():
         try:

@@ -31,7 +31,7 @@ def run(command, **options) -> subprocess.CompletedProcess:
 
 
 def communicate(process):
-    """What a process writes until it ends; kills it where it and all others are stuck."""
+    """Reads what a process writes until it ends; kills it where it and all others are stuck."""
     patience = _Patience()
     while True:
         try:
@@ -60,7 +60,7 @@ class _Patience:
 
 
 def _cpu_seconds() -> float:
-    """CPU time of all processes below this one, those that have ended included."""
+    """Adds up the CPU time of all processes below this one, those that have ended included."""
     ended = os.times()
     total = ended.children_user + ended.children_system
     processes = {}

@@ -9,9 +9,9 @@ LIKELY = 5.3
 
 
 def bound(roundings: int) -> float:
-    """The share of the largest number of an array by which two computations of it may differ.
+    """Computes by what share of its largest number two computations of an array may differ.
 
-    ``roundings`` counts the operations on the longest way from an input to a result, of which a sum
-    of n terms has n. Each of the two, whatever the order of its sums, is off by as many.
+    ``roundings`` counts the operations on the longest way from an input to a result; a sum of n
+    terms is n of them. Each computation is off by as many, whatever the order of its sums.
     """
     return 2 * LIKELY * roundings**0.5 * UNIT

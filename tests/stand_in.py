@@ -99,28 +99,28 @@ def make(root: pathlib.Path, monkeypatch) -> pathlib.Path:
 
 
 def job(folder, name: str, *flags, seed: int = 1, steps: int = 6, after: str = "") -> Job:
-    """One training and nothing else; ``flags`` are further ones."""
+    """Makes a job of one training and nothing else, whose command has ``flags`` too."""
     command = (f"--workdir={folder / name}", f"--config.seed={seed}")
     command += (f"--config.train.steps={steps}", *flags)
     return Job(name, name, seed, folder / name, (("launch.py", *command),), after)
 
 
 def starts(workdir) -> list[dict]:
-    """What a run noted of each of its starts."""
+    """Reads what a run noted of each of its starts."""
     path = workdir / "starts.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in lines]
 
 
 def losses(workdir) -> list[tuple[int, float]]:
-    """(step, loss) of a run's lines."""
+    """Reads (step, loss) of a run's lines."""
     lines = (workdir / "metrics.jsonl").read_text().split("\n")[:-1]
     found = map(json.loads, lines)
     return [(line["step"], line["loss"]) for line in found if line["kind"] == "train"]
 
 
 def expected(seed: int, steps: int, rate: float = 0.2) -> list[tuple[int, float]]:
-    """`losses` of a run that nothing disturbs."""
+    """Computes the `losses` of a run that nothing disturbs."""
     value, found = seed, []
     for step in range(1, steps + 1):
         value = (31 * value + step + int(100 * rate)) % 65521

@@ -72,7 +72,7 @@ PAIRS = (("train", 199), ("valid", 11), ("test", 12))
 
 
 def write_text(folder, sizes=PAIRS):
-    """Parallel files of number words, translated word by word, for splits of given sizes.
+    """Writes parallel files of number words, translated word by word, for splits of given sizes.
 
     In ``train`` one pair is longer than `SIZES` allows, and one is empty.
     """
@@ -89,7 +89,7 @@ def write_text(folder, sizes=PAIRS):
 
 
 def tiny_config(text, **sections):
-    """configs/wmt.py:demo with small sizes, on `write_text`'s folder; the sections override it."""
+    """Makes configs/wmt.py:demo small, on `write_text`'s folder; the sections override it."""
     config = wmt.demo().to_dict()
     own = {"data": {"dataset": "text", "path": str(text), "data_dir": str(text / "prepared")}}
     for changes in (SIZES, own, sections):
@@ -101,7 +101,7 @@ def tiny_config(text, **sections):
 
 
 def tiny_summary_config(text, **sections):
-    """As `tiny_config`, of configs/cnn_dailymail.py:demo: the longer sentences are cut."""
+    """Makes configs/cnn_dailymail.py:demo small, as `tiny_config`: the longer sentences are cut."""
     config = cnn_dailymail.get_config("demo").to_dict()
     own = {"data": {"dataset": "text", "path": str(text), "data_dir": str(text / "prepared")}}
     for changes in (SIZES, SUMMARY_SIZES, own, sections):
@@ -114,7 +114,7 @@ def tiny_summary_config(text, **sections):
 
 
 def write_lines(folder, sizes=PAIRS):
-    """Files of lines that count up from some word, for splits of given sizes."""
+    """Writes files of lines that count up from some word, for splits of given sizes."""
     draw, words = random.Random(1), list(WORDS)
     folder.mkdir(parents=True, exist_ok=True)
     for split, count in sizes:
@@ -126,7 +126,7 @@ def write_lines(folder, sizes=PAIRS):
 
 
 def tiny_lm_config(text, **sections):
-    """As `tiny_config`, of configs/wikitext103.py:demo and on `write_lines`' folder."""
+    """Makes configs/wikitext103.py:demo small, as `tiny_config`, on `write_lines`' folder."""
     config = wikitext103.demo().to_dict()
     own = {"data": {"dataset": "text", "path": str(text), "data_dir": str(text / "prepared")}}
     for changes in (LM_SIZES, own, sections):
@@ -137,7 +137,7 @@ def tiny_lm_config(text, **sections):
 
 
 def tiny_masked_config(text, **sections):
-    """As `tiny_config`, of configs/roberta.py:demo and on `write_lines`' folder."""
+    """Makes configs/roberta.py:demo small, as `tiny_config`, on `write_lines`' folder."""
     config = roberta.demo().to_dict()
     own = {"data": {"dataset": "text", "path": str(text), "data_dir": str(text / "prepared")}}
     return _encoder_config(config, MASKED_SIZES, own, sections)
@@ -147,12 +147,12 @@ LABELS = ("high", "low", "middle")  # of `write_labelled`, in alphabetical order
 
 
 def write_labelled(folder, sizes=PAIRS, *, texts=1, numbers=False, header="label"):
-    """Files dev.tsv and so on: texts of number words, labelled by how high their first word is.
+    """Writes dev.tsv and so on: texts of number words, labelled by how high their first word is.
 
     Args:
-      folder: to write to.
-      sizes: examples of each split.
-      texts: 1, or 2 on a line; the second is the rest of the words.
+      folder: the folder to write to.
+      sizes: how many examples each split has.
+      texts: how many a line has, 1 or 2; the second is the rest of the words.
       numbers: whether the labels are numbers, 0.1 to 1, in a column ``score``.
       header: the name of the column with labels.
     """
@@ -173,7 +173,7 @@ def write_labelled(folder, sizes=PAIRS, *, texts=1, numbers=False, header="label
 
 
 def tiny_classification_config(text, **sections):
-    """As `tiny_config`, of configs/glue.py:demo and on `write_labelled`'s folder."""
+    """Makes configs/glue.py:demo small, as `tiny_config`, on `write_labelled`'s folder."""
     config = glue.demo().to_dict()
     own = {"data": {"dataset": "tsv", "path": str(text), "data_dir": str(text / "prepared")}}
     return _encoder_config(config, CLASSIFICATION_SIZES, own, sections)
@@ -188,7 +188,7 @@ def _encoder_config(config, *of_sections):
 
 
 def write_config_file(path, config):
-    """A file for --config, as one writes it by hand."""
+    """Writes a file for --config, like one written by hand."""
     path.write_text(
         "import json\nimport ml_collections\n\n\ndef get_config(variant=None):\n"
         f"    return ml_collections.ConfigDict(json.loads({json.dumps(config)!r})).lock()\n"
@@ -234,7 +234,7 @@ def quick_environment(cache):
 
 
 def train_lines(run):
-    """The lines of training steps, without what the clock says."""
+    """Reads the lines of training steps, without what the clock says."""
     return [
         {name: value for name, value in record.items() if name not in CLOCK}
         for record in read_metrics(run)
@@ -243,7 +243,7 @@ def train_lines(run):
 
 
 def interrupt_once(monkeypatch, run, *, lines):
-    """As by Ctrl-C, when so many lines of training steps are in a run's metrics."""
+    """Interrupts, as Ctrl-C does, when a run's metrics have so many lines of training steps."""
     add, interrupts = Window.add, []
 
     def add_and_interrupt(window, sums):
@@ -255,7 +255,7 @@ def interrupt_once(monkeypatch, run, *, lines):
 
 
 def last_checkpoint(run):
-    """(step, state, state of the data iterator)."""
+    """Restores the last checkpoint: (step, state, state of the data iterator)."""
     settings = settings_lib.parse(read_config(run))
     optimizer, _ = make_optimizer(settings.optimizer)
     abstract = jax.eval_shape(
@@ -272,7 +272,7 @@ def last_checkpoint(run):
 
 
 def assert_same_end(run, other):
-    """Bitwise the same parameters, moments, step and place in the data; the same metrics."""
+    """Asserts bitwise the same parameters, moments, step, place in the data, and metrics."""
     (step, tree, place), (other_step, other_tree, other_place) = map(last_checkpoint, (run, other))
     assert (step, place) == (other_step, other_place)
     jax.tree.map(np.testing.assert_array_equal, tree, other_tree)

@@ -17,7 +17,7 @@ from tests import tiny_run
 
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory):
-    """A folder of this start of pytest: the same for all workers."""
+    """Makes a folder of this start of pytest, the same for all workers."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
     folder.mkdir(exist_ok=True)
@@ -30,7 +30,7 @@ def compile_cache(shared_folder):
 
 
 def made_once(folder, make):
-    """The folder, after ``make(folder)`` in one of the workers."""
+    """Calls ``make(folder)`` in one of the workers only, and returns the folder."""
     done = folder.with_name(f"{folder.name}.done")
     with filelock.FileLock(f"{folder}.lock"):
         if not done.exists():
@@ -41,7 +41,7 @@ def made_once(folder, make):
 
 @pytest.fixture(scope="session")
 def text(shared_folder):
-    """A folder of parallel files."""
+    """Writes a folder of parallel files."""
     return made_once(shared_folder / "text", tiny_run.write_text)
 
 
@@ -52,7 +52,7 @@ def config(text):
 
 @pytest.fixture(scope="session")
 def run(config, shared_folder, compile_cache):
-    """A run's folder after training and evaluation. Tests change copies of it only."""
+    """Trains and evaluates a run; returns its folder. Tests change copies of it only."""
 
     def make(folder):
         with tiny_run.quick_compile(compile_cache):
@@ -64,13 +64,13 @@ def run(config, shared_folder, compile_cache):
 
 @pytest.fixture(scope="session")
 def lm_text(shared_folder):
-    """A folder of files of lines."""
+    """Writes a folder of files of lines."""
     return made_once(shared_folder / "lines", tiny_run.write_lines)
 
 
 @pytest.fixture(scope="session")
 def lm_run(lm_text, shared_folder, compile_cache):
-    """A language model's folder after training and evaluation. Tests change copies of it only."""
+    """Trains and evaluates a language model; returns its folder. Tests change copies of it only."""
 
     def make(folder):
         with tiny_run.quick_compile(compile_cache):
@@ -82,7 +82,7 @@ def lm_run(lm_text, shared_folder, compile_cache):
 
 @pytest.fixture(scope="session")
 def masked_text(shared_folder):
-    """A folder of files of lines; for more masks the held-out ones are longer."""
+    """Writes a folder of files of lines; for more masks the held-out ones are longer."""
     sizes = (("train", 199), ("valid", 61), ("test", 31))
     folder = shared_folder / "masked_lines"
     return made_once(folder, lambda folder: tiny_run.write_lines(folder, sizes))
@@ -95,7 +95,7 @@ def masked_config(masked_text):
 
 @pytest.fixture(scope="session")
 def masked_run(masked_config, shared_folder, compile_cache):
-    """A pre-trained encoder's folder, evaluated too. Tests change copies of it only."""
+    """Pre-trains and evaluates an encoder; returns its folder. Tests change copies of it only."""
 
     def make(folder):
         with tiny_run.quick_compile(compile_cache):
@@ -107,7 +107,7 @@ def masked_run(masked_config, shared_folder, compile_cache):
 
 @pytest.fixture(scope="session")
 def translate(run, compile_cache):
-    """The run's translator; what it compiles is compiled once for all tests."""
+    """Makes the run's translator; what it compiles is compiled once for all tests."""
     translator = make_translator(load_run(run))
 
     def quick(lines, keep=None, description=None):

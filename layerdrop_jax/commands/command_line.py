@@ -33,7 +33,7 @@ class Terminated(BaseException):
 
 @contextlib.contextmanager
 def _sigterm_raises():
-    """Within it SIGTERM raises `Terminated` in the main thread, so that what is open is closed."""
+    """Raises `Terminated` in the main thread on a SIGTERM inside: what is open can close."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -78,7 +78,10 @@ def check_flags(mode: str, given: Mapping, modes: Mapping) -> None:
 
 
 def in_one_line(function):
-    """Says errors that a user can mend in one line, the last of their text, and sets exit codes."""
+    """Wraps a main function: says an error that a user can mend in one line, the last of its text.
+
+    The exit code is then 1, or EXIT_LATER where the same command goes on later; 130 after Ctrl-C.
+    """
 
     def wrapped(argv):
         # jax says at level INFO which accelerators it looked for and did not find
@@ -121,7 +124,7 @@ def check_overrides(argv, load) -> dict:
       the config, as nested dicts; {} where none is given.
 
     Raises:
-      ValueError: no such file or key, lists those that there are; an error inside of the file.
+      ValueError: no such file or key, with those that there are; an error inside the file.
     """
     given = {}
     for argument, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
@@ -197,7 +200,7 @@ def _where_and_what(path: str, error: BaseException) -> str:
 
 
 def parse_known(argv, known: flags.FlagValues, load: Callable) -> list[str]:
-    """Parses the command line; of an unknown flag, says which key of the config it may mean.
+    """Parses the command line; for an unknown flag, says which key of the config it may mean.
 
     Args:
       argv: the command line.
@@ -218,7 +221,7 @@ def suggestion(name: str, config: Mapping) -> str:
     """Names the key of a config that an unknown flag may have meant; "" where none is near.
 
     Args:
-      name: the flag's, without dashes.
+      name: the flag's name, without dashes.
       config: nested mappings; {} where no config was given.
     """
     keys = [

@@ -8,9 +8,9 @@ from layerdrop_jax.step.dropping import describe_rates
 
 
 def describe(settings: Settings) -> str:
-    """The parameter table of a config's model, with the exact total; allocates nothing.
+    """Describes a config's model: its parameters with the exact total, and its drop rates.
 
-    Tied tensors are one tensor and count once.
+    Tied tensors are one tensor and count once. Nothing is allocated.
     """
     params = abstract_params(settings.model)
     rows = [

@@ -13,15 +13,15 @@ from layerdrop_jax.tasks.task import task_of
 
 
 def evaluate(workdir, *, flags=None, changes=()) -> list[dict]:
-    """Scores the held-out text, and the network cut to every decoder depth; appends to the metrics.
+    """Scores a network on held-out text, whole and cut to every depth; appends to the metrics.
 
     What a score is depends on the task: see `translation.evaluate`, `language_modelling.evaluate`.
 
     Args:
       workdir: the run's folder.
       flags: a strategy by stack, or several with ";" between them. With any, the network is scored
-        with the layers that each chooses, and nothing else is: nothing is reloaded, and whatever
-        the layers, one executable serves. A stack with one strategy keeps it for all of another's.
+        with the layers that each chooses, and with no others: nothing is reloaded, and one
+        executable serves all. A stack with one strategy keeps it for all of another stack's.
       changes: what to do otherwise than its config says, see `settings.change`.
 
     Returns:
@@ -51,10 +51,10 @@ def evaluate(workdir, *, flags=None, changes=()) -> list[dict]:
 
 
 def each_choice(flags) -> list[dict]:
-    """Flags with several strategies as flags with one each.
+    """Splits flags with several strategies into flags with one each.
 
     Raises:
-      ValueError: two stacks have several, and not as many; one of them is empty.
+      ValueError: two stacks have several, but not the same number; a strategy is empty.
     """
     texts = {stack: text.split(";") for stack, text in flags.items() if text}
     count = max(map(len, texts.values()))

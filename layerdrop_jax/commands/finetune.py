@@ -25,10 +25,10 @@ CUT = ("prune.encoder", "prune.decoder")  # what is kept is not cut once more
 def finetune(
     workdir, output, *, flags, changes, command: str, config=None, given: Sequence[str] = ()
 ) -> str:
-    """Trains the network of a run on, in a folder of its own, with the layers that flags choose.
+    """Trains a run's network further, in a folder of its own, with the layers that flags choose.
 
-    The new run's config is that of the run with what ``changes`` change; or, for another task,
-    ``config``, which takes over what the network is (see `adopt`). A folder that was begun before
+    The new run's config is that of the run; or, for another task, ``config``, which takes over what
+    the network is (see `adopt`). ``changes`` change either one. A folder that was begun before
     goes on with the layers chosen then.
 
     Args:
@@ -38,7 +38,7 @@ def finetune(
       changes: values of the new run's config that differ from the old one's, "train.steps=500".
         Those of its section ``prune`` hold for the choice of layers too.
       command: what started it, for the report.
-      config: of the new run; None is that of the run.
+      config: the new run's config; None is that of the run.
       given: the keys of ``config`` that the user set by hand: each has to be read.
 
     Returns:
@@ -69,7 +69,7 @@ def finetune(
 
 
 def check_adopted(given: Sequence[str]) -> None:
-    """Raises a ValueError where a key was given that the run decides, whose network is trained on.
+    """Raises a ValueError where a key was given that the run in --workdir decides.
 
     Args:
       given: dotted names of keys of the new run's config.
@@ -85,13 +85,14 @@ def check_adopted(given: Sequence[str]) -> None:
 
 
 def adopt(config: dict, begun: dict) -> dict:
-    """A config for training another run's network on: what decides its function is the run's.
+    """Makes a config for training another run's network further.
 
-    Its noise, its head and everything else are the config's own.
+    What decides the network's function is taken from that run; its noise, its head and everything
+    else are the config's own.
 
     Args:
-      config: of the run that starts.
-      begun: the other run's.
+      config: the config of the run that starts.
+      begun: the other run's config.
 
     Raises:
       ValueError: a config for a network of another kind.
@@ -112,7 +113,7 @@ def _stacks(config):
 
 
 def _begin(workdir, output, flags, changes, config) -> dict:
-    """The config of a new run; whatever can be refused is, before layers are looked for."""
+    """Makes the config of a new run; refuses what it can before it looks for layers."""
     run = load_run(workdir, [change for change in changes if change.startswith("prune.")])
     wanted = strategies.wanted(run, flags)
     inherited = not config

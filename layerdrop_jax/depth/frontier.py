@@ -32,15 +32,15 @@ def measure(
 ) -> dict:
     """Measures a run's network at every depth; writes frontier.json.
 
-    What is timed is the network that ``--mode=prune`` would write (see `latency`); what is scored
-    is the whole one with a keep mask, which computes the same.
+    It times the network that ``--mode=prune`` would write (see `latency`), and scores the whole one
+    with a keep mask, which computes the same.
 
     Args:
       workdir: the run's folder.
       flags: for each stack the name of a strategy, which then chooses the layers at every depth, or
-        a strategy with its depth, which is the only one. Without: ``spread``, or the rule that a
-        nested run was trained with, at every depth of the decoder, or of a lone encoder, and every
-        layer of other stacks.
+        a strategy with its depth, which is then the only one. Without a flag the decoder, or a lone
+        encoder, is cut to every depth, by ``spread`` or the rule that a nested run was trained
+        with, and another stack stays whole.
       changes: what to do otherwise than its config says, see `settings.change`.
       budget_ms: the most milliseconds that a request alone may take, prompt and new tokens.
       budget_params: the most parameters.
@@ -49,10 +49,11 @@ def measure(
 
     Returns:
       what frontier.json holds; ``choice`` is the index of the depth with the best quality that is
-      within both budgets, None without a budget or where none is.
+      within both budgets, None without a budget or where no depth is within them.
 
     Raises:
-      ValueError: a strategy that cannot be read or does not fit; a budget that is none.
+      ValueError: a strategy that cannot be read or does not fit; a budget that is not above 0, or
+        one of parameters that no depth can keep.
     """
     for name, budget in (("budget_ms", budget_ms), ("budget_params", budget_params)):
         if budget is not None and not 0 < budget < math.inf:
@@ -130,10 +131,10 @@ def measure(
 
 
 def summary(record) -> dict:
-    """What a script asks of the measurement: the verdict, the depths that survive, the choice.
+    """Picks what a script asks of the measurement: the verdict, which depths survive, the choice.
 
     Raises:
-      ValueError: no depth is within the budgets; says what the smallest takes.
+      ValueError: no depth is within the budgets; says what the fastest and the smallest take.
     """
     choice, depths = record["choice"], record["depths"]
     asked = [
@@ -156,16 +157,21 @@ def summary(record) -> dict:
 
 
 def kept_share(nats: float, full: float, floor: float) -> float:
-    """How much of what the whole network knows is left, as a share.
+    """Computes how much of what the whole network knows is left, as a share.
 
-    What a network knows is by how much it beats the tokens' own entropy, which needs no context.
-    0 where the whole network knows nothing.
+    What a network knows is how far its loss (nats) is below the tokens' own entropy, which needs no
+    context. The share is 0 where the whole network knows nothing.
+
+    Args:
+      nats: the loss of the network that is cut.
+      full: the loss of the whole one.
+      floor: the tokens' own entropy.
     """
     return (floor - nats) / (floor - full) if full < floor else 0.0
 
 
 def verdict(run, depths, *, knows: bool) -> str:
-    """Whether the checkpoint survives being cut, in a sentence or two.
+    """Says in a sentence or two whether the checkpoint survives being cut.
 
     Args:
       run: the run.
@@ -204,7 +210,7 @@ def verdict(run, depths, *, knows: bool) -> str:
 
 
 def choose(depths, score, budget_ms, budget_params) -> int | None:
-    """The index of the best depth within the budgets; None without a budget, or where none is."""
+    """Finds the index of the best depth within the budgets; None without a budget or such depth."""
     if budget_ms is None and budget_params is None:
         return None
     within = [
@@ -219,7 +225,7 @@ def choose(depths, score, budget_ms, budget_params) -> int | None:
 
 
 def _every_choice(run, flags) -> list[dict]:
-    """The strategies of all stacks at each depth, deep first; of two stacks every combination."""
+    """Lists the strategies of all stacks at each depth, deep first: of two, every combination."""
     strategies.check_flags(run, flags)
     model, of_stack = run.settings.model, {}
     for stack in model.stacks:

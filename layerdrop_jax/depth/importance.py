@@ -1,9 +1,9 @@
 """How much each layer of a trained network matters, by four measures.
 
-In all of them more is more important. ``half_depth`` is the paper's (Figure 5); ``leave_one_out``
-takes a single layer out; ``block_influence`` is that of Men et al. 2024 (ShortGPT), 1 - cos(what
-enters the layer, what leaves it); ``gradient_importance`` is |d loss / d scale of the layer's
-sub-layers|, that of Michel et al. 2019 for heads, a row of data at a time.
+A layer with a larger value matters more, by each of them. ``half_depth`` is the paper's (Figure 5);
+``leave_one_out`` takes a single layer out; ``block_influence`` is that of Men et al. 2024
+(ShortGPT), 1 - cos(what enters the layer, what leaves it); ``gradient_importance`` is |d loss / d
+scale of the layer's sub-layers|, that of Michel et al. 2019 for heads, a row of data at a time.
 """
 
 import functools
@@ -32,7 +32,7 @@ FILE = "importance.json"
 def measure(workdir, changes=(), *, output: str = "", command: str) -> dict:
     """Measures the importance of every layer of a run's network; writes importance.json.
 
-    Every score is kept (see `Scorer`): stopped, it goes on where it was.
+    Every score is kept (see `Scorer`), so a measurement that was stopped goes on where it was.
 
     Args:
       workdir: the run's folder.
@@ -99,11 +99,11 @@ def measure(workdir, changes=(), *, output: str = "", command: str) -> dict:
 
 
 def half_depth_sets(num_layers: int, *, draws: int, seed) -> list[list[tuple[int, ...]]]:
-    """For each layer, random sets of half of the layers without it: the paper's Figure 5.
+    """Draws, for each layer, random sets of half of the layers without it: the paper's Figure 5.
 
     Args:
-      num_layers: N; N // 2 layers are kept.
-      draws: sets for each layer, all different; fewer where there are not so many.
+      num_layers: N; each set has N // 2 layers.
+      draws: how many sets to draw for each layer, all different; fewer where fewer exist.
       seed: of the draws.
     """
     keep = num_layers // 2
@@ -120,13 +120,13 @@ def half_depth_sets(num_layers: int, *, draws: int, seed) -> list[list[tuple[int
 
 
 def block_influence(run: Run, batches) -> dict:
-    """1 - mean cosine of what enters and what leaves each layer, float64[N] by stack.
+    """Computes 1 - mean cosine of what enters and leaves each layer, float64[N] by stack.
 
     Men et al. 2024, equation 1; one pass over the sample, every layer running.
 
     Args:
       run: the run.
-      batches: of its task.
+      batches: the sample, in batches of its task.
     """
     task = task_of(run.settings)
     graph = model_graph(task.scored(run.settings.model))
@@ -154,14 +154,14 @@ def block_influence(run: Run, batches) -> dict:
 
 
 def gradient_importance(run: Run, batches) -> dict:
-    """Mean over rows of |d (mean -log p) / d g| at g = 1, float64[N] by stack.
+    """Computes the mean over rows of |d (mean -log p) / d g| at g = 1, float64[N] by stack.
 
     g scales what all sub-layers of a layer add. Michel et al. 2019, equation 2, for layers in place
     of heads; one pass over the sample, forward and backward, every layer running.
 
     Args:
       run: the run.
-      batches: of its task.
+      batches: the sample, in batches of its task.
     """
     task, model = task_of(run.settings), run.settings.model
     graph = model_graph(task.scored(model))
@@ -197,7 +197,7 @@ def gradient_importance(run: Run, batches) -> dict:
 
 
 def _scores(scorer, stack, sets) -> dict:
-    """{layers: nats} of one stack, the others whole."""
+    """Scores sets of one stack's layers, the others whole: {layers: nats}."""
     scores = {}
     with progress(f"importance of the {stack}'s layers", len(sets)) as advance:
         for layers in sets:

@@ -22,7 +22,7 @@ ROUNDS = 7  # timings of each depth, taken in turn with the others
 
 
 def add_latency(run: Run, depths) -> None:
-    """Adds ``latency`` and ``memory_bytes`` to each depth, by the size of a batch.
+    """Adds ``latency`` (ms) and ``memory_bytes``, both by batch size, to each depth.
 
     Args:
       run: the run.
@@ -61,7 +61,7 @@ def add_latency(run: Run, depths) -> None:
 
 
 def _compile(run, layers, batch):
-    """(what a request takes up to its prompt, what its new tokens take), compiled."""
+    """Compiles two programs: one takes a request up to its prompt, one makes its new tokens."""
     task, prune = task_of(run.settings), run.settings.prune
     model, rows = cut_model(run.settings.model, layers)
     graph = model_graph(model)
@@ -81,13 +81,13 @@ def _compile(run, layers, batch):
 
 
 def _memory(program) -> int:
-    """Bytes of a program's arguments (the parameters among them), results and temporaries."""
+    """Adds up a program's bytes: arguments (parameters among them), results and temporaries."""
     sizes = program.memory_analysis()
     return sum(getattr(sizes, f"{part}_size_in_bytes") for part in ("argument", "output", "temp"))
 
 
 def _time_once(programs, params, ids_BxP) -> tuple[float, float]:
-    """Seconds of the prompt, and of the new tokens."""
+    """Times the prompt and the new tokens, in seconds."""
     prompt, generate = programs
     begun = time.perf_counter()
     state = jax.block_until_ready(prompt(params, ids_BxP))

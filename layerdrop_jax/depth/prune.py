@@ -41,11 +41,11 @@ def prune(workdir, output, *, flags: dict, changes=()) -> dict:
       changes: what to do otherwise than its config says, see `settings.change`.
 
     Returns:
-      what pruned.json holds, and the folder, ``output``.
+      what pruned.json holds, the folder, ``output``, and ``largest_difference`` from the parent.
 
     Raises:
       ValueError: bad layers, a stack that the model does not have, an ``output`` that is in use or
-        among a run's own files, or a result that is not the parent's.
+        among a run's own files, or a result that does not compute what its parent does.
     """
     output = pathlib.Path(output or f"{str(workdir).rstrip('/')}-pruned")
     check_output(output)
@@ -105,7 +105,7 @@ def prune(workdir, output, *, flags: dict, changes=()) -> dict:
 
 
 def cut(run: Run, layers: dict) -> tuple[dict, dict]:
-    """The config and the parameters of the network that keeps some layers of a run's.
+    """Makes the config and the parameters of the network that keeps some layers of a run's.
 
     Args:
       run: the run.
@@ -116,11 +116,11 @@ def cut(run: Run, layers: dict) -> tuple[dict, dict]:
 
 
 def cut_config(config: dict, model: BlockConfig, layers: dict) -> dict:
-    """A config, but for what counts or names layers, and for where training starts from.
+    """Copies a config, changing what counts or names layers and where training starts from.
 
     Args:
-      config: of the run that keeps some layers.
-      model: the whole network's.
+      config: that of the run, or one for training its network further.
+      model: the whole network's config.
       layers: the layers kept of each stack.
     """
     whole, (model, _) = model, cut_model(model, layers)
@@ -137,9 +137,9 @@ def cut_config(config: dict, model: BlockConfig, layers: dict) -> dict:
 
 
 def _compare(parent: Run, child: Run, layers) -> float:
-    """The largest difference between the child's and the masked parent's outputs, on real text.
+    """Finds the largest difference of the child's outputs from the masked parent's, on real text.
 
-    As a share of the parent's largest output, where that is more than 1.
+    It is a share of the parent's largest output, where that is more than 1.
     """
     task, data = task_of(parent.settings), parent.settings.data
     model = parent.settings.model

@@ -21,17 +21,17 @@ SCORES = "subsets.jsonl"  # in a run's folder: what was scored before
 
 
 class Scorer:
-    """Mean -log p per token, in nats, of any layers of a run's network.
+    """Scores a run's network with any of its layers: mean -log p per token, in nats.
 
     Which layers run is data: however many choices are scored, one executable is compiled. Each
     score is kept in the run's folder, under the hash of the parameters and of the sample, and is
     not computed again; so whatever asks for scores can be stopped and repeated.
 
     Attributes:
-      batches: of the sample, on the device.
-      tokens: to predict in it.
-      rows: of data in it.
-      evaluations: scores computed so far, not those that were known.
+      batches: those of the sample, on the device.
+      tokens: how many there are to predict in it.
+      rows: how many rows of data it has.
+      evaluations: how many scores were computed so far; those that were known do not count.
       key: hashes of the parameters, ``network``, and of the sample.
       measured: what else was measured of the whole network on the sample, by name.
     """
@@ -68,12 +68,12 @@ class Scorer:
         self._known = self._read()
 
     def __call__(self, layers: dict) -> float:
-        """The score with these layers kept, a tuple for each stack; an absent stack runs whole.
+        """Scores the network with these layers, a tuple for each stack; an absent stack runs whole.
 
-        Infinite, with a warning, where a sub-network's is not finite.
+        A sub-network's score that is not finite becomes infinity, with a warning.
 
         Raises:
-          FloatingPointError: the whole network's is not.
+          FloatingPointError: the whole network's score is not finite.
         """
         whole = {stack: tuple(range(self._model.depth(stack))) for stack in self._model.stacks}
         layers = whole | layers
@@ -126,9 +126,10 @@ class Scorer:
 
 
 def floor_nats(run: Run) -> float:
-    """Entropy of what the validation split asks for, in nats: what is known without looking.
+    """Computes the entropy of the validation split's targets, in nats.
 
-    Of numbers their variance, which is the loss of who knows their mean alone.
+    That is the loss of a guess that knows how frequent each target is and sees no input. For
+    targets that are numbers it is their variance, the loss of a guess that knows their mean alone.
     """
     task, rows = task_of(run.settings), task_of(run.settings).valid_rows(run)
     found = []

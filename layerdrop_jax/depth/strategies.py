@@ -19,12 +19,12 @@ from layerdrop_jax.runs.run import Run
 
 
 def wanted(run: Run, flags: dict, default: dict | None = None) -> dict:
-    """The strategy of each stack: that of a flag, or else the default, parsed.
+    """Parses the strategy of each stack: that of a flag, or else the default.
 
     Args:
       run: the run.
       flags: text or None for each stack that there is a flag for.
-      default: text for each stack of the model; None keeps all layers of it.
+      default: text for each stack of the model; None keeps all layers of each.
 
     Raises:
       ValueError: a flag of a stack that the model does not have, or one that cannot be read.
@@ -57,9 +57,9 @@ def choose(run: Run, strategies: dict, scorer: Scorer | None = None) -> tuple[di
       scorer: what scores sub-networks, where the caller has one already.
 
     Returns:
-      ``(layers, records)``: a tuple of layers for each stack; and for each stack how it came about:
-      strategy; evaluations, those of scores that were known included; and of a search nats, the
-      score on the sample.
+      ``(layers, records)``, both by stack. Layers are a tuple; a record says how they were chosen:
+      ``strategy``, ``evaluations``, which count the scores that were known too, and after a search
+      ``nats``, the score on the sample.
 
     Raises:
       ValueError: a strategy that does not fit the stack or the run.
@@ -95,7 +95,7 @@ def _check(run, stack, strategy):
 
 
 def _layers(run, stack, strategy: Strategy, others, scorer):
-    """(layers, evaluations)."""
+    """Chooses the layers of one stack; returns ``(layers, evaluations)``."""
     prune, needs = run.settings.prune, strategy.entry.needs
     depth = run.settings.model.depth(stack)
     total = strategy.entry.cost(depth, strategy.value, prune.budget)
@@ -132,9 +132,10 @@ def _layers(run, stack, strategy: Strategy, others, scorer):
 
 
 def learned_scores(run: Run, stack: str) -> list[float] | None:
-    """The scores of a stack's layers, softmax over them, as training learned them.
+    """Reads the scores of a stack's layers that training learned, a softmax over the layers.
 
-    They are in the checkpoint, and the mean where several are averaged. None where there are none.
+    They are in the checkpoint; where several are averaged, their mean counts. None where one has
+    no scores.
     """
     found = [
         (read_metadata(run.workdir / "checkpoints", step).get("scores") or {}).get(stack)

@@ -77,13 +77,14 @@ def write_frontier(record, out) -> pathlib.Path:
 
 
 def frontier_of(points, best) -> list[int]:
-    """Which of the points (cost, score) are on the frontier, the cheapest first.
+    """Finds the indices of the points (cost, score) on the frontier, the cheapest first.
 
-    Every other point has one beside it that costs no more and scores no worse. A point whose score
-    is NaN is nowhere.
+    For every other point there is one on the frontier that costs no more and scores no worse. A
+    point whose score is NaN is never on it.
 
     Args:
-      best: min or max, of scores.
+      points: pairs of a cost and a score.
+      best: min or max, which picks the better of two scores.
     """
     sign = 1 if best is min else -1
     ranked = sorted((cost, sign * score, i) for i, (cost, score) in enumerate(points)
@@ -120,7 +121,7 @@ def _choice_text(record) -> str:
 
 
 def _depth_table(record) -> str:
-    """A row for each sub-network, the deepest first; the one chosen in bold."""
+    """Makes a table, a row for each sub-network, the deepest first; the one chosen is bold."""
     batches, key = _batches(record), record["quality"]["key"]
     header = [
         name for stack in record["depths"][0]["layers"] for name in (f"{stack} layers", "which")
@@ -163,7 +164,7 @@ def _layers_kept(depth) -> int:
 
 
 def _draw(record, path) -> None:
-    """The score against the time of a request and against parameters; what each depth keeps."""
+    """Draws the score against a request's time and against parameters, and what depths keep."""
     depths, batch, budget = record["depths"], _batches(record)[0], record["budget"] or {}
     score = record["quality"]["name"]
     score = score[0].upper() + score[1:]
@@ -188,7 +189,7 @@ def _draw(record, path) -> None:
 
 
 def _draw_cost(axes, record, costs, limit):
-    """The scores against a cost, the frontier, and the budget unless it is far off."""
+    """Draws the scores against a cost, the frontier, and the budget unless it is far off."""
     key = record["quality"]["key"]
     scores = [math.nan if depth.get(key) is None else depth[key] for depth in record["depths"]]
     best = min if record["quality"]["better"] == "lower" else max
@@ -206,7 +207,7 @@ def _draw_cost(axes, record, costs, limit):
 
 
 def _draw_points(axes, record, x, y):
-    """One point each, hollow where the depth does not survive, a ring around the one chosen."""
+    """Draws a point for each depth, hollow where it does not survive; the chosen one is ringed."""
     alive = [depth["survives"] for depth in record["depths"]]
     axes.margins(y=0.12)  # room for the names
     axes.scatter(x, y, s=16, c=[COLORS[0] if a else "white" for a in alive], edgecolors=COLORS[0],
@@ -245,9 +246,10 @@ def _handles(record) -> list[Line2D]:
 
 
 def _write_names(axes, record, names):
-    """The depths beside their points, but none that would lie on another or on a point.
+    """Writes the depths beside their points, but none that would lie on another or on a point.
 
-    The one chosen comes first and the deepest follow: where there is no room it is for others.
+    The chosen depth gets its place first, then the others from the deepest on; a depth for which no
+    room is left stays without a name.
     """
     points = axes.collections[0].get_offsets()
     pixels = axes.transData.transform(points)

@@ -93,13 +93,13 @@ def write_importance(record, out) -> pathlib.Path:
 
 
 def ranks(values) -> list[int | None]:
-    """1 for the largest value; equal ones share the better rank, and None has none."""
+    """Ranks values, 1 for the largest; equal ones share the better rank, and None has none."""
     known = [value for value in values if value is not None]
     return [None if v is None else 1 + sum(other > v for other in known) for v in values]
 
 
 def agreement(first, second) -> tuple[float, float] | None:
-    """(Spearman's rho, Kendall's tau-b) of two lists, over the places where both have a value.
+    """Computes (Spearman's rho, Kendall's tau-b) of two lists at places where both have a value.
 
     Returns:
       None where no rank correlation is defined: fewer than two such places, or a list whose values
@@ -119,7 +119,7 @@ def _measured(stack) -> list[str]:
 
 
 def _values(stack, key) -> list[float | None]:
-    """A number for each layer, None where there is none (null, or not finite)."""
+    """Lists a number for each layer, None where there is none (null, or not finite)."""
     values = [v["mean"] if isinstance(v, dict) else v for v in stack["measures"][key]]
     return [v if v is not None and math.isfinite(v) else None for v in values]
 
@@ -150,7 +150,7 @@ def _layer_table(stack) -> str:
 
 
 def _form(values) -> str:
-    """As many decimals as give the value of middle size three digits."""
+    """Makes a format with as many decimals as give the value of middle size three digits."""
     sizes = sorted(abs(value) for value in values if value)
     return f".{max(0, 2 - math.floor(math.log10(sizes[len(sizes) // 2]))) if sizes else 3}f"
 
@@ -165,7 +165,7 @@ def _agreement_table(stack) -> str:
 
 
 def _draw_stacks(stacks, path) -> None:
-    """A panel for each measure of each stack."""
+    """Draws a panel for each measure of each stack."""
     shown = [
         (index, name, stack, key)
         for index, (name, stack) in enumerate(stacks.items())

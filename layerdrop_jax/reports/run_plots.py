@@ -27,18 +27,16 @@ from layerdrop_jax.tasks.task import Score
 
 
 def of_kind(records, kind, *names):
-    """The lines of one kind in which all of `names` are numbers, in the order of their steps."""
+    """Picks the lines of one kind in which all of `names` are numbers, ordered by step."""
     lines = [r for r in records if r["kind"] == kind and all(r.get(n) is not None for n in names)]
     return sorted(lines, key=lambda r: r["step"])
 
 
 def depth_sets(runs, key) -> dict[tuple, list[dict]]:
-    """{layers kept: [each run's last measurement of them]}, shallow first.
-
-    ``key`` is that of the score: a line without it is no measurement.
+    """Collects {layers kept: [each run's last measurement of them]}, shallow first.
 
     Layers are numbered as in the network that was trained; a run that was not measured with them
-    has no line there.
+    has no line there. ``key`` is that of the score: a line without it is no measurement.
     """
     sets = {}
     for run in runs:
@@ -49,17 +47,17 @@ def depth_sets(runs, key) -> dict[tuple, list[dict]]:
 
 
 def layers_kept(record) -> list[int]:
-    """The layers that a line about a depth is about: the decoder's, or a lone encoder's."""
+    """Finds the layers that a line about a depth names: the decoder's, or a lone encoder's."""
     return record["decoder_layers"] if "decoder_layers" in record else record["encoder_layers"]
 
 
 def mean_and_range(values) -> tuple[float, float, float]:
-    """(mean, lowest, highest)."""
+    """Computes (mean, lowest, highest)."""
     return sum(values) / len(values), min(values), max(values)
 
 
 def plot_learning_curves(groups: dict[str, list[list[dict]]], score: Score, path) -> bool:
-    """Loss and perplexity against the step, training and validation, of one run or more.
+    """Draws loss, perplexity and accuracy against the step, in training and validation.
 
     Args:
       groups: label -> the lines of metrics.jsonl of each of its runs.
@@ -67,7 +65,7 @@ def plot_learning_curves(groups: dict[str, list[list[dict]]], score: Score, path
       path: where the PNG goes.
 
     Returns:
-      False, and nothing is drawn, where no run has a line to draw.
+      whether there is a picture; there is none where no run has a line to draw.
     """
     groups = {label: [_comparable(run) for run in group] for label, group in groups.items()}
     runs = [run for group in groups.values() for run in group]
@@ -114,9 +112,9 @@ def plot_learning_curves(groups: dict[str, list[list[dict]]], score: Score, path
 
 
 def _comparable(run) -> list[dict]:
-    """The lines of a run; the loss of training is what validation measures, -log p alone.
+    """Copies a run's lines, giving those of training the loss of validation, -log p alone.
 
-    What training minimises has label smoothing and a teacher in it.
+    What training minimises may have label smoothing and a teacher in it.
     """
     lines = []
     for line in run:
@@ -129,10 +127,11 @@ def _comparable(run) -> list[dict]:
 
 
 def plot_depth(groups: dict[str, list[list[dict]]], score: Score, path) -> bool:
-    """The score and the parameters against the number of layers kept.
+    """Draws the score and the parameters against the number of layers kept.
 
     Where several sets of layers of one size were measured, the line goes through the best of those
-    that all runs of the group have. The score is drawn as its task declares, the rest from zero.
+    that all runs of the group have. The axis of the score is logarithmic where its task says so;
+    others begin at zero.
 
     Args:
       groups: label -> the lines of metrics.jsonl of each of its runs.
@@ -140,7 +139,7 @@ def plot_depth(groups: dict[str, list[list[dict]]], score: Score, path) -> bool:
       path: where the PNG goes.
 
     Returns:
-      False, and nothing is drawn, where no group was measured at two depths.
+      whether there is a picture; there is none where no group was measured at two depths.
     """
     best = {label: _best_sets(group, score) for label, group in groups.items()}
     best = {label: rows for label, rows in best.items() if len(rows) > 1}
@@ -171,7 +170,7 @@ def plot_depth(groups: dict[str, list[list[dict]]], score: Score, path) -> bool:
 
 
 def _by_step(group, kind, name):
-    """[(step, mean, lowest, highest)] at the steps that all runs have, of those that have any."""
+    """Computes [(step, mean, lowest, highest)] at the steps that all runs with such lines have."""
     runs = [{r["step"]: r[name] for r in of_kind(run, kind, name)} for run in group]
     runs = [run for run in runs if run]
     steps = sorted(set.intersection(*map(set, runs))) if runs else ()
@@ -179,7 +178,7 @@ def _by_step(group, kind, name):
 
 
 def _best_sets(group, score):
-    """{depth: lines of the runs with the set of layers that scores best there}."""
+    """Finds {depth: lines of the runs with the set of layers that scores best there}."""
     best = {}
     sets = depth_sets(group, score.key)
     runs = max((len(rows) for rows in sets.values()), default=0)
@@ -193,7 +192,7 @@ def _best_sets(group, score):
 
 
 def _by_depth(best, name, scale):
-    """[(depth, mean, lowest, highest)] of what `_best_sets` found, where it has such a number."""
+    """Computes [(depth, mean, lowest, highest)] of ``name`` in the lines from `_best_sets`."""
     points = []
     for depth, rows in best.items():
         values = [r[name] * scale for r in rows if r.get(name) is not None]
@@ -203,7 +202,7 @@ def _by_depth(best, name, scale):
 
 
 def _draw_steps(axis, points, label, style):
-    """A line through the means, and a band with edges, which shows in grey, where values differ."""
+    """Draws a line through the means; where values differ, a band with edges that show in grey."""
     x, mean, low, high = zip(*points, strict=True)
     axis.plot(x, mean, label=label, **style)
     if low != high:
@@ -212,7 +211,7 @@ def _draw_steps(axis, points, label, style):
 
 
 def _legends_below(figure, axes):
-    """A legend below each panel, where it covers no curve; the figure grows by the highest."""
+    """Puts a legend below each panel, where it covers no curve; the figure grows by the highest."""
     heights = []
     for axis in axes:
         handles, labels = axis.get_legend_handles_labels()
@@ -223,7 +222,7 @@ def _legends_below(figure, axes):
 
 
 def _draw_panel(axis, curves, *, log, numbers):
-    """One line for each curve; one in grey where all are the same and so belong to none."""
+    """Draws one line for each curve; one in grey where all are the same and so belong to none."""
     styles = [look(index) for index in range(len(curves))]
     if len(curves) > 1 and all(curve == curves[0] for curve in curves):
         curves, styles = curves[:1], [{"color": GREY, "marker": "."}]
@@ -244,7 +243,7 @@ def _draw_panel(axis, curves, *, log, numbers):
 
 
 def _seeds(*groups) -> int:
-    """The most runs that a point is the mean of, in what `_best_sets` found."""
+    """Counts the most runs that a point is the mean of, in what `_best_sets` found."""
     return max(len(rows) for best in groups for rows in best.values())
 
 
@@ -258,7 +257,7 @@ def _handles(best) -> list[Line2D]:
 
 
 def _write_values(axis, curves):
-    """The numbers at the points: above the upper curve, below the lower one."""
+    """Writes the numbers at the points: above the upper curve, below the lower one."""
     for index, curve in enumerate(curves):
         others = {x: mean for x, mean, *_ in curves[1 - index]} if len(curves) == 2 else {}
         for x, value, low, high in curve:

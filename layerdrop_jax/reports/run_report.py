@@ -63,11 +63,12 @@ def write_report(run) -> pathlib.Path:
 
 
 def compare_runs(groups, out) -> pathlib.Path:
-    """Several runs in one picture and one table: comparison.md and its pictures, in `out`.
+    """Compares several runs: writes comparison.md and its pictures into `out`.
 
     Args:
-      groups: label -> folders of runs that differ in their seed alone. They are one curve, their
-        mean, and one column, with the mean and the range.
+      groups: label -> folders of runs that differ in their seed alone. They share one curve, their
+        mean, and one column of the table of depths, with the mean and the range.
+      out: the folder, made if need be.
 
     Returns:
       the path of comparison.md.
@@ -107,7 +108,7 @@ def compare_runs(groups, out) -> pathlib.Path:
 
 
 def _name_runs(groups) -> list[str]:
-    """What each run is called: its group's label, and its seed where the group has several."""
+    """Names each run by its group's label, and by its seed where the group has several runs."""
     names = []
     for label, runs in groups.items():
         seeds = [_settings(pathlib.Path(run)).get("seed") for run in runs]
@@ -123,7 +124,7 @@ def _settings(run: pathlib.Path) -> dict:
 
 
 def _one_task(groups) -> str:
-    """The task of all runs."""
+    """Finds the task of all runs; raises a ValueError where they have several."""
     found = {_settings(pathlib.Path(run))["task"] for runs in groups.values() for run in runs}
     if len(found) > 1:
         raise ValueError(f"the tasks are {', '.join(sorted(found))}: compare runs of one task")
@@ -131,13 +132,13 @@ def _one_task(groups) -> str:
 
 
 def _tests(records, score) -> list[dict]:
-    """The last score of the whole network of each split, or of each kind."""
+    """Picks the last score of the whole network on each split, or of each kind."""
     lines = run_plots.of_kind(records, "test", score.key)
     return list({line.get(score.apart): line for line in lines}.values())
 
 
 def _measured(records, score) -> list[dict]:
-    """The lines whose scores the reports show."""
+    """Picks the lines whose scores the reports show."""
     depths = run_plots.depth_sets([records], score.key)
     return _tests(records, score) + [line for rows in depths.values() for line in rows]
 
@@ -185,7 +186,7 @@ def _signatures(lines, score) -> str:
 
 
 def _depth_table(groups: dict[str, list[list[dict]]], score) -> str:
-    """The score of each group, a row for each set of layers that any of its runs has.
+    """Makes a table of each group's score, a row for each set of layers that any run has.
 
     Layers are numbered from 0 as in the run that was trained.
     """
@@ -210,7 +211,7 @@ def _depth_table(groups: dict[str, list[list[dict]]], score) -> str:
 
 
 def _subset_table(records, score) -> str:
-    """The sub-networks that were scored one by one, a row for each: its last measurement.
+    """Makes a table of the sub-networks scored one by one, each with its last measurement.
 
     The nats are those of the sample on which layers are chosen; the splits are scored whole.
     """
@@ -242,7 +243,7 @@ def layers_text(layers) -> str:
 
 
 def steps_text(steps) -> str:
-    """Which weights these are: those of one checkpoint, or the mean of several."""
+    """Says which weights these are: those of one checkpoint, or the mean of several."""
     steps = [f"{step:,}" for step in steps]
     if len(steps) == 1:
         return f"the checkpoint of step {steps[0]}"
@@ -250,22 +251,22 @@ def steps_text(steps) -> str:
 
 
 def sample_text(sample) -> str:
-    """On what a network was scored."""
+    """Says on what a network was scored."""
     return f"{sample['rows']:,} rows of validation text ({sample['tokens']:,} tokens)"
 
 
 def to_do_it_again(command) -> list[str]:
-    """The sections that end a report."""
+    """Makes the sections that end a report: a heading and the command."""
     return ["## To do it again", f"```\n{command}\n```"]
 
 
 def _numbers(lines, name, form) -> str:
-    """The number that lines have under a name: where there are several, the mean and the range."""
+    """Formats the number that lines have under a name: of several, the mean and the range."""
     return spread_text([r[name] for r in lines if r.get(name) is not None], form)
 
 
 def spread_text(values, form) -> str:
-    """The mean of some numbers, with their range where it shows; "" of none."""
+    """Formats the mean of some numbers, with their range where it shows; "" without numbers."""
     if not values:
         return ""
     mean, low, high = (format(value, form) for value in run_plots.mean_and_range(values))
@@ -273,14 +274,14 @@ def spread_text(values, form) -> str:
 
 
 def write_sections(path, sections) -> pathlib.Path:
-    """Writes the sections that are not empty, and says where."""
+    """Writes the sections that are not empty to a file, and returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n\n".join(s for s in sections if s) + "\n", encoding="utf-8")
     return path
 
 
 def table(header, rows) -> str:
-    """A markdown table, aligned for reading as text too; "" without rows."""
+    """Makes a markdown table, aligned for reading as text too; "" without rows."""
     rows = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
     if not rows:
         return ""

@@ -53,16 +53,16 @@ LETTERS = 46  # in a line of a legend that is as wide as a column
 
 
 def look(index) -> dict:
-    """How a curve is drawn; past seven curves a marker comes back, with other dashes."""
+    """Picks how a curve is drawn; past seven curves a marker comes back, with other dashes."""
     return {"color": COLORS[index % 7], "marker": MARKERS[index % 7],
             "ls": DASHES[(index + index // 7) % 7], "markeredgecolor": "white",
             "markeredgewidth": 0.4}  # fmt: skip
 
 
 def panels(count) -> tuple[Figure, list]:
-    """(figure, axes) of some panels: one column, or a page with two side by side.
+    """Makes (figure, axes) of some panels: one column, or a page with two side by side.
 
-    Of an odd number the first takes the width of the page. To be called within `STYLE`.
+    Where their number is odd, the first of several is as wide as the page. Call it within `STYLE`.
     """
     places = list(range(count))
     if count > 1 and count % 2:
@@ -75,7 +75,7 @@ def panels(count) -> tuple[Figure, list]:
 
 
 def add_legend(figure, handles, **style) -> None:
-    """A legend below all panels, where it covers nothing; the figure grows by its height."""
+    """Puts a legend below all panels, where it covers nothing; the figure grows by its height."""
     labels = [textwrap.fill(handle.get_label(), LETTERS) for handle in handles]
     renderer = figure.canvas.get_renderer()
     for columns in range(len(labels), 0, -1):
@@ -88,7 +88,7 @@ def add_legend(figure, handles, **style) -> None:
 
 
 def draw_ranges(axis, points, color, cap=2.0) -> None:
-    """Error bars from the lowest to the highest value, where they differ.
+    """Draws error bars from the lowest to the highest value, where they differ.
 
     Args:
       points: (x, middle, lowest, highest).
@@ -104,7 +104,7 @@ def draw_ranges(axis, points, color, cap=2.0) -> None:
 
 
 def log_scale(axes, name="y"):
-    """A logarithmic axis, "x" or "y", with ticks that are written out."""
+    """Makes an axis, "x" or "y", logarithmic, with ticks that are written out."""
     axes.set(**{f"{name}scale": "log"})
     axis = getattr(axes, f"{name}axis")
     low, high = sorted(axis.get_view_interval())

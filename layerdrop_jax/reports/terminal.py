@@ -69,7 +69,7 @@ def _number(value) -> str:
 
 
 def columns(rows) -> str:
-    """Rows of texts as a text whose columns are aligned."""
+    """Joins rows of texts into one text whose columns are aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)

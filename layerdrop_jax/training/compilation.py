@@ -14,11 +14,11 @@ WORTH_KEEPING = 0.2
 
 
 def keep_compiled(where: str) -> None:
-    """Lets JAX keep what it compiles in a folder, and take it from there; call it before anything.
+    """Lets JAX keep compiled programs in a folder and take them from there; call it first.
 
-    A folder that JAX knows already ($JAX_COMPILATION_CACHE_DIR) stays, but where ``where`` names
-    one or is ``off``. Programs for a CPU hold instructions that others may lack, so each kind of
-    processor has a folder of its own, as it may be on a disk that several hosts share.
+    A folder that JAX knows already ($JAX_COMPILATION_CACHE_DIR) stays, unless ``where`` names
+    another or is ``off``. Programs for one CPU may hold instructions that another lacks, and hosts
+    may share the disk, so each kind of processor has a folder of its own.
 
     Args:
       where: a folder, ``default`` (``compiled`` in `cache_folder`), or ``off``.

@@ -44,13 +44,13 @@ def fit(config, workdir=None, *, tokenizer=None) -> dict:
       config: nested mappings. The values of KEYS may be FROM_TEXT, for a translation, a language
         model or a classification.
       workdir: a run's folder; one that was begun has the numbers already.
-      tokenizer: of the network that is trained on, where there is one.
+      tokenizer: that of the network that is trained further, where there is one.
 
     Returns:
       a copy without FROM_TEXT; the config itself where it leaves nothing open.
 
     Raises:
-      what loading the training split raises; ValueError: a task that takes nothing from its text.
+      what loading the training split raises; ValueError: the task takes nothing from its text.
     """
     flat = settings.flatten(config)
     left = [key for key in KEYS if flat.get(key) == FROM_TEXT]
@@ -76,7 +76,7 @@ def _find(config, left, tokenizer) -> dict:
     found = {}
 
     def value(key, otherwise):
-        """A number that is given, or else the one that suits; remembers it."""
+        """Takes the number that is given, or else the one that suits, and remembers it."""
         found[key] = otherwise if key in left else known.get(key)
         return found[key]
 
@@ -104,7 +104,7 @@ def _find(config, left, tokenizer) -> dict:
 
 
 def _translation(config, value, tokenizer):
-    """Returns how many rows there are to train on, rows of a micro-batch, micro-batches."""
+    """Returns how many rows there are to train on, rows of a micro-batch, and micro-batches."""
     data = _data(DataConfig, config)
     pairs = load_pairs(data, "train")
     size, tokenizer = _vocabulary(config, tokenizers.train_tokenizer, pairs, tokenizer)
@@ -163,7 +163,7 @@ def _classification(config, value, tokenizer):
 
 
 def _data(kind, config):
-    """The section data, to load text with: any number will do where the text is asked for it."""
+    """Makes a section ``data`` that serves to load the text: its sizes are stand-ins."""
     numbers = {"vocab_size": 1024, "batch_rows": 1}
     fields = {field.name for field in dataclasses.fields(kind)} & set(config["data"])
     lengths = [name for name in fields if name.endswith("length")]
@@ -171,7 +171,10 @@ def _data(kind, config):
 
 
 def _vocabulary(config, train, texts, tokenizer):
-    """(entries, a tokenizer of them): as many as given, or those frequent enough to be learned."""
+    """Trains a tokenizer, unless there is one; returns ``(entries, tokenizer)``.
+
+    It has at most as many entries as the config gives, or else those frequent enough to be learned.
+    """
     if tokenizer is not None:
         return tokenizer.get_vocab_size(), tokenizer
     given = config["data"]["vocab_size"]
@@ -190,12 +193,12 @@ def _train_words(texts, most, path, *, least):
 
 
 def _length(lengths, most: int) -> int:
-    """Tokens into which all but one text in a thousand fit, and no more than the positions."""
+    """Computes the tokens into which all but one text in a thousand fit, at most ``most``."""
     return min(_up(float(np.quantile(lengths, 0.999)), 8), most)
 
 
 def _rows(tokens: int, row: int) -> int:
-    """Rows of a micro-batch: a fortieth of the text, within TOKENS."""
+    """Computes the rows of a micro-batch: a fortieth of the text, within TOKENS."""
     return max(round(min(max(tokens / 40, TOKENS[0]), TOKENS[1]) / row), 1)
 
 

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 
 
 def peak_flops(dtype: str) -> float:
-    """FLOPs a second of a large square matrix product on one device, measured: the best of ten.
+    """Measures FLOPs a second of a large square matrix product on one device: the best of ten.
 
-    The yardstick of utilisation. Data sheets promise more; what they promise differs in what it
-    counts, and for a CPU there is none.
+    This is the yardstick of utilisation. Data sheets promise more and differ in what they count,
+    and a CPU has none.
     """
     size = 1024 if jax.default_backend() == "cpu" else 8192
     a_DxD = jnp.ones((size, size), dtype)
@@ -27,7 +27,7 @@ def peak_flops(dtype: str) -> float:
 
 
 def hardware() -> str:
-    """The devices of this run, in words: "8 x NVIDIA H100", "1 core of AMD EPYC 7B13"."""
+    """Names the devices of this run: "8 x NVIDIA H100", "1 core of AMD EPYC 7B13"."""
     if jax.default_backend() != "cpu":
         return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     has_affinity = hasattr(os, "sched_getaffinity")
@@ -36,7 +36,7 @@ def hardware() -> str:
 
 
 def processor() -> str:
-    """The processor's name; "" where it is not to be had."""
+    """Finds the processor's name; "" where the system does not tell it."""
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return platform.processor()

@@ -12,7 +12,7 @@ WAYS_OUT = "use a smaller model, fewer data.batch_rows or shorter rows"
 def check_state(state, layout) -> None:
     """Raises a ValueError where the state and its gradients need more memory than there is.
 
-    That is the least that a training takes; what a step needs beside it, `check_step` knows.
+    That is the least that a training takes; `check_step` looks at what a step needs beside it.
 
     Args:
       state: the shapes of `state.make_state`.
@@ -50,10 +50,10 @@ def check_step(program) -> None:
 
 
 def device_memory() -> tuple[int, str]:
-    """Finds how many bytes each device of this process may use, and says what they are.
+    """Finds how many bytes each device of this process may use, and whose memory that is.
 
-    Devices of a CPU share the host's memory; a container's limit counts where it is lower. 0 where
-    nothing is known.
+    Devices of a CPU share the host's memory; a container's limit counts where it is lower. The
+    bytes are 0 where nothing is known.
     """
     device, count = jax.local_devices()[0], jax.local_device_count()
     if device.platform != "cpu":

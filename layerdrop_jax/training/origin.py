@@ -28,7 +28,7 @@ class Origin(typing.NamedTuple):
 
 
 def load_origin(settings: Settings) -> Origin | None:
-    """What the section ``init`` of a config names; None where training starts from nothing.
+    """Loads what the section ``init`` of a config names; None where training starts from nothing.
 
     Raises:
       ValueError: the network that is left is not the one that the config describes.
@@ -82,7 +82,7 @@ def _check_fits(params, wanted, folder):
 
 
 def carry_over(origin: Origin, settings: Settings) -> tuple[dict, list[int]]:
-    """The entries of the first state that come from the origin: parameters, and moments if asked.
+    """Takes the parameters of the first state, and its moments if asked, from the origin.
 
     Returns:
       ``(entries, steps)``; the steps are those of the checkpoints that the weights come from.

@@ -22,21 +22,21 @@ class Window:
 
     @contextlib.contextmanager
     def waiting(self):
-        """Around the call that gets the next batch: its time counts as waiting for data."""
+        """Counts the time inside, around the call that gets a batch, as waiting for data."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
 
     @contextlib.contextmanager
     def paused(self):
-        """Around what is not training, such as validation: its time counts for nothing."""
+        """Waits for the steps added, then leaves out the time inside, such as for validation."""
         jax.block_until_ready(self._steps)
         start = time.perf_counter()
         yield
         self._start += time.perf_counter() - start
 
     def add(self, sums: dict):
-        """One step's scalars, still on the device; not waited for."""
+        """Adds one step's scalars, still on the device, without waiting for them."""
         self._steps.append(sums)
 
     def close(self) -> dict[str, float]:
@@ -64,12 +64,12 @@ class Progress:
     def __init__(
         self, total: int, *, start: int = 0, counted="words", seconds: float = 5.0, file=None
     ):
-        """A run of steps start+1 to total.
+        """Prepares to show the steps start+1 to total.
 
         Args:
           counted: what the speed counts.
           seconds: without a terminal, the least time between two lines.
-          file: where to; standard error where it is None.
+          file: what to write to; None is standard error.
         """
         self._console = rich_console.Console(file=file or sys.stderr, soft_wrap=True)
         self._total, self._counted, self._seconds = total, counted, seconds
@@ -105,7 +105,7 @@ class Progress:
         Args:
           step: the step.
           loss, lr, words_per_second: of the window.
-          layers: how many ran in each stack, mean over the window.
+          layers: how many ran in each stack, a mean over the window.
         """
         running = "+".join([f"{layers[0]:4.1f}", *(f"{number:.1f}" for number in layers[1:])])
         text = (
@@ -121,7 +121,7 @@ class Progress:
             self._written = now
 
     def print(self, text: str):
-        """A line of its own, above the bar where there is one."""
+        """Prints a line of its own, above the bar where there is one."""
         if self._shown:
             self._console.print(text, highlight=False, markup=False)
 

@@ -55,8 +55,8 @@ def train(config, workdir, *, command: str, given: Sequence[str] = ()) -> None:
       ValueError: a bad config, or one that does not fit the run found in ``workdir``; a key given
         that nothing would read.
       FloatingPointError: the loss is not finite; names the step and the checkpoint kept.
-      Interrupted: SIGTERM or SIGINT; the state is saved.
-      WorkerDied: one of data.workers; on a single host the state is saved.
+      Interrupted: SIGTERM or SIGINT came; the state is saved.
+      WorkerDied: one of data.workers died; on a single host the state is saved.
       OSError: the folder cannot be written.
     """
     config = fit(config, workdir)
@@ -230,7 +230,7 @@ def _train(settings, config, workdir, command):
 
 @contextlib.contextmanager
 def _begun_only_if_it_fits(workdir, fresh):
-    """Takes back that a new run has begun where it is refused within: another config may follow."""
+    """Undoes the start of a new run that is refused inside, so that another config may follow."""
     try:
         yield
     except ValueError:
@@ -241,7 +241,7 @@ def _begun_only_if_it_fits(workdir, fresh):
 
 
 def _teach(settings, beginning):
-    """What makes a teacher of its parameters, for the train step; None where there is none."""
+    """Makes ``teach(params)``, which gives the train step its teacher; None where there is none."""
     if not settings.init.distill:
         return None
     graph = model_graph(task_of(settings).scored(beginning.run.settings.model))
@@ -253,7 +253,7 @@ def _teach(settings, beginning):
 
 
 def _agree_to_stop(stop, step) -> bool:
-    """Whether to save and leave after this step; on many hosts, when any of them was told to."""
+    """Says whether to save and leave after this step; on many hosts, whether any was told to."""
     if jax.process_count() == 1:
         return stop.is_set()
     # All hosts ask at the same steps, since saving is something they do together.
@@ -263,12 +263,12 @@ def _agree_to_stop(stop, step) -> bool:
 
 
 def _valid_step(task, graph, params, batch):
-    """(what the task's validation adds up, how many tokens or examples that was)."""
+    """Computes what the task's validation adds up, and over how many tokens or examples."""
     return task.validation(nnx.merge(graph, params), batch)
 
 
 def _validate(valid_step, params, settings, rows, mesh) -> dict:
-    """Means over the validation split, every layer running: ``loss`` in nats, the task's own."""
+    """Averages a task's sums over the validation split, all layers running; ``loss`` is in nats."""
     batches = pipeline.eval_batches(
         settings.data,
         rows,
@@ -285,7 +285,7 @@ def _validate(valid_step, params, settings, rows, mesh) -> dict:
 
 
 def _with_perplexity(task, nats) -> dict:
-    """Adds the perplexity where the task has one."""
+    """Computes ``{"perplexity": ...}`` of a mean in nats; {} for a task without perplexity."""
     return {"perplexity": perplexity(nats)} if task.score.perplexity else {}
 
 
@@ -308,10 +308,10 @@ def _check_finite(metrics, step, checkpoints):
 
 
 def _numbers(task, sums, rate, peak):
-    """What a line of the log says of the steps since the line before.
+    """Computes what a line of the log says of the steps since the line before.
 
     Args:
-      task: its module.
+      task: the run's `Task`.
       sums: from `Window.close`.
       rate: the learning rate.
       peak: FLOPs a second that would be a utilisation of 1.
@@ -345,7 +345,7 @@ def _numbers(task, sums, rate, peak):
 
 
 def _depths(layers_run, draws):
-    """The effective depth of each stack since the run began: the mean over its draws."""
+    """Computes each stack's effective depth: layers run a draw, mean since the run began."""
     return {
         f"{stack}_depth": int(np.sum(jax.device_get(run_N))) / draws
         for stack, run_N in layers_run.items()
@@ -353,7 +353,7 @@ def _depths(layers_run, draws):
 
 
 def _learned_rates(rates_of, state) -> dict:
-    """The drop rate of each layer at this step, for each stack; nothing where they are given."""
+    """Computes the drop rates of each stack's layers at this step; {} where none are learned."""
     if "scores" not in state:
         return {}
     rates = jax.device_get(rates_of(state["scores"]))
@@ -361,7 +361,7 @@ def _learned_rates(rates_of, state) -> dict:
 
 
 def _learned_scores(state, drop) -> dict:
-    """What Data Driven pruning asks of a checkpoint, beside its arrays: numbers for JSON."""
+    """Collects what Data Driven pruning needs beside a checkpoint's arrays: numbers for JSON."""
     if "scores" not in state:
         return {}
     scores = jax.device_get(rate_scores.softmax_scores(state["scores"]))
@@ -378,7 +378,7 @@ def _log(numbers, step, writer, progress):
 
 
 class _signals:
-    """Within it SIGTERM and SIGINT set an event; a second one ends the process at once."""
+    """Within it SIGTERM and SIGINT set an event; a second signal ends the process at once."""
 
     def __enter__(self):
         self._event = threading.Event()

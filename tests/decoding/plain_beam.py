@@ -19,9 +19,14 @@ def plain_beam_search(
     unknown_penalty=0.0,
     normalize=True,
 ):
-    """The n-best list of one sentence: [(tokens with </s>, score, log-probability of each token)].
+    """Finds the n-best list of one sentence.
 
-    next_logits(history) -> logits [V] of the token after `history`, a list that starts with </s>.
+    Args:
+      next_logits: next_logits(history) -> logits [V] of the token after `history`, a list that
+        starts with </s>.
+
+    Returns:
+      [(tokens with </s>, score, log-probability of each token)], the best first.
     """
     alive = [([EOS], [])]
     finished = []

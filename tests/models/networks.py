@@ -18,18 +18,18 @@ TARGET_FIELDS = ("target_input", "target_output", "target_segment", "target_posi
 
 
 def load(folder, name):
-    """(arrays, description) of a recorded network of the reference."""
+    """Reads (arrays, description) of a recorded network of the reference."""
     with np.load(folder / f"{name}.npz") as arrays:
         return dict(arrays), json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def part(arrays, prefix):
-    """The arrays whose names start with a prefix, under the rest of their names."""
+    """Picks the arrays whose names start with a prefix, under the rest of their names."""
     return {k.removeprefix(prefix): arrays[k] for k in arrays if k.startswith(prefix)}
 
 
 def small_config(**changes) -> Seq2SeqConfig:
-    """A network whose sizes are all different, without dropout."""
+    """Describes a network whose sizes are all different, without dropout."""
     fields = {
         "embed_dim": 14,
         "ffn_dim": 11,
@@ -64,7 +64,7 @@ model_graph = functools.cache(params_lib.model_graph)
 
 @functools.cache
 def random_params(config):
-    """Parameters none of which sits at an initial value, so that none can be left out unnoticed."""
+    """Draws parameters, none at its initial value, so that none can be left out unnoticed."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -76,7 +76,7 @@ def random_params(config):
 
 
 def recorded_config(hyper: dict) -> Seq2SeqConfig:
-    """The network that a recorded file's short list of hyper-parameters describes."""
+    """Makes the config that a recorded file's short list of hyper-parameters describes."""
     return small_config(
         embed_dim=hyper["embed_dim"],
         ffn_dim=hyper["ffn_embed_dim"],
@@ -95,7 +95,7 @@ def recorded_config(hyper: dict) -> Seq2SeqConfig:
 
 
 def unpacked_batch(source, target_input, target_output):
-    """A batch of one sentence pair a row, wherever its padding lies."""
+    """Makes a batch of one sentence pair a row, wherever its padding lies."""
     batch = {"source": source, "target_input": target_input, "target_output": target_output}
     for side, tokens in (("source", source), ("target", target_output)):
         real = tokens != PAD
@@ -105,7 +105,7 @@ def unpacked_batch(source, target_input, target_output):
 
 
 def pair_batch(pairs):
-    """`unpacked_batch` of (source, target) lists of tokens, both without their end symbol."""
+    """Makes the `unpacked_batch` of (source, target) lists of tokens without end symbols."""
 
     def rows(sentences):
         width = max(map(len, sentences))
@@ -119,7 +119,7 @@ def pair_batch(pairs):
 
 
 def packed_batch(rows, source_length, target_length):
-    """Rows of several (source, target) pairs each, behind one another as in training."""
+    """Packs several (source, target) pairs into each row, behind one another as in training."""
     lengths = dict.fromkeys(SOURCE_FIELDS, source_length)
     lengths |= dict.fromkeys(TARGET_FIELDS, target_length)
     fill = {"source": PAD, "target_input": PAD, "target_output": PAD}
@@ -144,7 +144,7 @@ def packed_batch(rows, source_length, target_length):
 
 
 def loss_function(config, mode="skip", smoothing=0.1):
-    """``f(params, batch, keep, key) -> (loss, (logits, nll))``, sums over the target tokens."""
+    """Makes ``f(params, batch, keep, key) -> (loss, (logits, nll))``, sums over target tokens."""
     graph = model_graph(config)
 
     def loss(params, batch, keep=None, key=None):

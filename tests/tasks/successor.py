@@ -133,7 +133,7 @@ def read(model, batch, *, key=None, noise=True, **how):
 
 
 def score(model, x_BxTxD, batch, *, smoothing, theirs=None, teacher=None, key=None):
-    """Sums the loss over the numbers of a micro-batch; a teacher is not for this task."""
+    """Sums the loss over the numbers of a micro-batch; this task has no use for a teacher."""
     logits_BxTxV = model.logits(x_BxTxD)
     sums = label_smoothed_nll(logits_BxTxV, batch["target"], batch["weight"], smoothing)
     return *sums, jnp.sum(batch["weight"])
