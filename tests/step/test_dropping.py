@@ -232,6 +232,24 @@ def test_what_runs_is_divided_by_its_chance_to_run(step):
     assert np.all(np.abs(mean_NxS - 1) <= 5 * deviation + 1e-6)
 
 
+@pytest.mark.parametrize("group", ["decoder", "sublayers"])
+def test_one_mask_for_all_sublayers_leaves_a_bias(group):
+    """A mask of its own for each sub-layer has the mean of the whole layer; one for all has not.
+
+    Sub-layer s of a linear layer adds a_s times what reaches it. With one mask that is kept with
+    chance p the mean is 1 - p + p prod(1 + a_s / p), and not prod(1 + a_s): the products of
+    several sub-layers' parts are divided by p more than once.
+    """
+    drop, p, adds_S = config(**{group: 0.4}, rescale=True), 0.6, np.array([0.9, 0.5, 0.7])
+    _, groups, ran = draws(drop, "decoder")
+    factors = 1 + ran[:, 0] * groups["scale"][:, 0] * adds_S
+    found = factors.prod(axis=1, dtype=np.float64)
+    whole, biased = np.prod(1 + adds_S), 1 - p + p * np.prod(1 + adds_S / p)
+    error = 5 * found.std() / np.sqrt(DRAWS)
+    wanted, other = (biased, whole) if group == "decoder" else (whole, biased)
+    assert abs(found.mean() - wanted) <= error < abs(found.mean() - other)
+
+
 # What is refused
 
 
