@@ -18,6 +18,7 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:
+    from layerdrop_jax.commands.network import load
     from layerdrop_jax.core.drop_schedule import drop_rates, rate_at, sample_keep
     from layerdrop_jax.core.pruning import evenly_spaced, every_other, take_layers
     from layerdrop_jax.core.skip_scan import skip_scan
@@ -35,6 +36,7 @@ if typing.TYPE_CHECKING:
 # Where the public names are. Each is imported when it is first asked for: the command line and the
 # data pipeline import this package too, and do without JAX.
 _HOMES = {
+    "commands.network": ("load",),
     "core.drop_schedule": ("drop_rates", "rate_at", "sample_keep"),
     "core.pruning": ("evenly_spaced", "every_other", "take_layers"),
     "core.skip_scan": ("skip_scan",),
@@ -53,6 +55,7 @@ __all__ = [
     "drop_rates",
     "evenly_spaced",
     "every_other",
+    "load",
     "rate_at",
     "rescale",
     "sample_groups",

@@ -18,10 +18,10 @@ ORDER = (
 LEAVES = {"data", "scores"}  # beside them; scores is for runs and what comes after
 HOUSE = {*GROUND, *LEAVES, *ORDER}
 # What each part may import from the others, itself included. `layerdrop_jax` is the package's own
-# __init__, which re-exports public names of core.
+# __init__, which re-exports public names.
 ALLOWED = {room: {*GROUND, *LEAVES, *ORDER[: ORDER.index(room) + 1]} for room in ORDER}
 ALLOWED |= {ground: {ground} for ground in GROUND} | {
-    PACKAGE: {PACKAGE, "core"},
+    PACKAGE: {PACKAGE, "core", "commands"},
     "core": {"core"},
     "models": {"core", "models", "symbols", "interop"},
     "decoding": {"core", "decoding", "symbols"},

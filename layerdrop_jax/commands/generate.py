@@ -6,6 +6,7 @@ import sys
 
 from layerdrop_jax.data.datasets.text import decode_lines, read_lines
 from layerdrop_jax.depth import strategies
+from layerdrop_jax.files import to_json
 from layerdrop_jax.models.cut import masks
 from layerdrop_jax.runs.folder import check_output
 from layerdrop_jax.runs.run import load_run
@@ -47,13 +48,17 @@ def generate(
     if target:
         _check_writable(target)  # before the work, not after it
     layers, _ = strategies.choose(run, strategies.wanted(run, flags or {}))
-    answers = task.answer(run, inputs, masks(run.settings.model, layers))
-    text = "".join(line + "\n" for line in answers).encode()
+    answers = task.make_answer(run)(inputs, masks(run.settings.model, layers))
+    text = "".join(_as_line(answer) + "\n" for answer in answers).encode()
     if not target:
         sys.stdout.buffer.write(text)
         sys.stdout.buffer.flush()
         return
     _write(target, text)
+
+
+def _as_line(answer) -> str:
+    return answer if isinstance(answer, str) else to_json(answer, ensure_ascii=False)
 
 
 def _write(target, data):

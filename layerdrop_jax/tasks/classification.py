@@ -10,7 +10,6 @@ from absl import logging
 from flax import nnx
 
 from layerdrop_jax.data import labelled, pipeline, tokenizers
-from layerdrop_jax.files import to_json
 from layerdrop_jax.models.cut import masks
 from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.runs.folder import is_fresh, make_tokenizer, read_config
@@ -217,27 +216,30 @@ def columns(run: Run) -> tuple[str, ...]:
     return labelled.load_head(run.workdir).columns
 
 
-def answer(run: Run, inputs, keep=None) -> list[str]:
-    """Classifies each input, a tuple of texts as `columns` names them; answers are JSON objects.
+def make_answer(run: Run):
+    """Makes ``answer(inputs, keep=None) -> dicts``, which classifies tuples of texts.
 
-    The object holds ``label`` and ``probabilities`` by label, or ``value`` where the labels are
-    numbers.
+    A tuple has the texts that `columns` names. Its dict holds ``label`` and ``probabilities`` by
+    label, or ``value`` where the labels are numbers.
     """
     data, names = run.settings.data, labelled.load_labels(run.workdir)
-    examples = [labelled.Example(texts, names[0] if names else 0.0) for texts in inputs]
-    if not examples:
-        return []
-    rows = labelled.prepare_examples(data, run.tokenizer, examples, names)
-    if rows.stats["cut"]:
-        logging.warning(
-            "%d lines have more than %d tokens: their end was cut off",
-            rows.stats["cut"],
-            data.length,
-        )
-    logits_RxC = make_classifier(run)(rows, keep, "classifying")
-    scale = labelled.label_scale(data)
-    said = [_said(logits_C, names, scale) for logits_C in logits_RxC]
-    return [to_json(one, ensure_ascii=False) for one in said]
+    classify, scale = make_classifier(run), labelled.label_scale(data)
+
+    def answer(inputs, keep=None):
+        examples = [labelled.Example(texts, names[0] if names else 0.0) for texts in inputs]
+        if not examples:
+            return []
+        rows = labelled.prepare_examples(data, run.tokenizer, examples, names)
+        if rows.stats["cut"]:
+            logging.warning(
+                "%d lines have more than %d tokens: their end was cut off",
+                rows.stats["cut"],
+                data.length,
+            )
+        logits_RxC = classify(rows, keep, "classifying")
+        return [_said(logits_C, names, scale) for logits_C in logits_RxC]
+
+    return answer
 
 
 def _said(logits_C, names, scale) -> dict:
@@ -330,7 +332,7 @@ TASK = Task(
     outputs=outputs,
     start_request=start_request,
     finish_request=finish_request,
-    answer=answer,
+    make_answer=make_answer,
     columns=columns,
     same_head=same_head,
 )

@@ -13,7 +13,6 @@ from flax import nnx
 from layerdrop_jax.data import pipeline, streams, tokenizers
 from layerdrop_jax.decoding.batching import padded_width
 from layerdrop_jax.decoding.sampling import continue_sequences
-from layerdrop_jax.files import to_json
 from layerdrop_jax.models.cut import masks
 from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.progress import progress
@@ -161,16 +160,21 @@ def finish_request(settings, network, state):
     return continue_sequences(network.step, log_probs_BxV, cache, keys_B, config)
 
 
-def answer(run: Run, prompts, keep=None) -> list[str]:
-    """Continues each prompt; an answer is a JSON object with ``prompt`` and ``continuation``.
+def make_answer(run: Run):
+    """Makes ``answer(prompts, keep=None) -> dicts`` with ``prompt`` and ``continuation``.
 
-    A prompt may have several lines, and may be blank. ``keep`` is as in `LM.__call__`.
+    A prompt may have several lines, and may be blank.
     """
-    continuations = make_continuer(run)(prompts, keep)
-    return [
-        to_json({"prompt": prompt, "continuation": continuation}, ensure_ascii=False)
-        for prompt, continuation in zip(prompts, continuations, strict=True)
-    ]
+    continue_prompts = make_continuer(run)
+
+    def answer(prompts, keep=None):
+        continuations = continue_prompts(prompts, keep)
+        return [
+            {"prompt": prompt, "continuation": continuation}
+            for prompt, continuation in zip(prompts, continuations, strict=True)
+        ]
+
+    return answer
 
 
 def make_continuer(run: Run):
@@ -314,6 +318,6 @@ TASK = Task(
     outputs=outputs,
     start_request=start_request,
     finish_request=finish_request,
-    answer=answer,
+    make_answer=make_answer,
     scored=scored,
 )

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 
 import jax
 import jax.numpy as jnp
@@ -140,19 +139,16 @@ def finish_request(settings, network, x_BxPxD):
     return network.logits(x_BxPxD[:, : settings.prune.new_tokens])
 
 
-def answer(run: Run, lines, keep=None) -> list[str]:
-    """Fills the masks of each line in; an answer is a JSON object.
+def make_answer(run: Run):
+    """Makes ``answer(lines, keep=None) -> dicts``, which fills the masks of each line in.
 
-    It holds ``text``, the line with the likeliest token at each ``<mask>``, each taken for itself,
-    and ``masks``: for each the likeliest tokens with their probabilities. Special symbols are no
-    answer: an end in the middle would hide the rest. White space before a mask
-    belongs to the token that is looked for, as in the tokenizer.
-
-    Raises:
-      ValueError: a line without a mask, or with more tokens than the model has positions for.
+    A dict holds ``text``, the line with the likeliest token at each ``<mask>``, each taken for
+    itself, and ``masks``: for each the likeliest tokens with their probabilities. Special symbols
+    are no answer: an end in the middle would hide the rest. White space before a mask
+    belongs to the token that is looked for, as in the tokenizer. ``answer`` raises a ValueError
+    for a line without a mask, or with more tokens than the model has positions for.
     """
     model = run.settings.model
-    encoded = [_encode_masked(run, number, line) for number, line in enumerate(lines, 1)]
     graph, everything = model_graph(model), masks(model, {})
 
     @jax.jit
@@ -165,20 +161,24 @@ def answer(run: Run, lines, keep=None) -> list[str]:
         shares_BxMxK, words_BxMxK = jax.lax.top_k(words_BxMxW, CANDIDATES)
         return shares_BxMxK, words_BxMxK + FIRST_WORD
 
-    results = []
-    with progress("filling masks in", len(lines)) as advance:
-        for ids in encoded:
-            width = padded_width(len(ids), model.max_length)
-            ids_1xT = np.full((1, width), PAD, np.int32)
-            ids_1xT[0, : len(ids)] = ids
-            places = np.flatnonzero(ids_1xT[0] == mask_id(model.vocab_size))
-            place_1xM = np.zeros((1, padded_width(len(places), width)), np.int32)
-            place_1xM[0, : len(places)] = places
-            best = fill(run.params, everything | (keep or {}), ids_1xT, place_1xM)
-            shares_MxK, words_MxK = (a[0, : len(places)] for a in jax.device_get(best))
-            results.append(_filled(run, ids, places, shares_MxK, words_MxK))
-            advance(1)
-    return results
+    def answer(lines, keep=None):
+        encoded = [_encode_masked(run, number, line) for number, line in enumerate(lines, 1)]
+        results = []
+        with progress("filling masks in", len(lines)) as advance:
+            for ids in encoded:
+                width = padded_width(len(ids), model.max_length)
+                ids_1xT = np.full((1, width), PAD, np.int32)
+                ids_1xT[0, : len(ids)] = ids
+                places = np.flatnonzero(ids_1xT[0] == mask_id(model.vocab_size))
+                place_1xM = np.zeros((1, padded_width(len(places), width)), np.int32)
+                place_1xM[0, : len(places)] = places
+                best = fill(run.params, everything | (keep or {}), ids_1xT, place_1xM)
+                shares_MxK, words_MxK = (a[0, : len(places)] for a in jax.device_get(best))
+                results.append(_filled(run, ids, places, shares_MxK, words_MxK))
+                advance(1)
+        return results
+
+    return answer
 
 
 def positions(batch) -> dict:
@@ -230,7 +230,7 @@ def _encode_masked(run, number, line) -> list[int]:
     return ids
 
 
-def _filled(run, ids, places, shares_MxK, words_MxK) -> str:
+def _filled(run, ids, places, shares_MxK, words_MxK) -> dict:
     ids = list(ids)
     for place, words_K in zip(places, words_MxK, strict=True):
         ids[place] = int(words_K[0])
@@ -240,7 +240,7 @@ def _filled(run, ids, places, shares_MxK, words_MxK) -> str:
         words = tokenizers.decode(run.tokenizer, [[int(word)] for word in words_K])
         of_word = zip(words, shares_K, strict=True)
         found.append([{"token": word, "probability": round(float(p), 6)} for word, p in of_word])
-    return json.dumps({"text": text, "masks": found}, ensure_ascii=False)
+    return {"text": text, "masks": found}
 
 
 TASK = Task(
@@ -268,5 +268,5 @@ TASK = Task(
     outputs=outputs,
     start_request=start_request,
     finish_request=finish_request,
-    answer=answer,
+    make_answer=make_answer,
 )

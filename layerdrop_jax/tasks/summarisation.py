@@ -1,5 +1,7 @@
 """Summaries and long answers as a task: long texts that are cut, short ones scored by ROUGE."""
 
+import functools
+
 from layerdrop_jax.data import summaries
 from layerdrop_jax.runs.run import Run
 from layerdrop_jax.runs.settings import SummarisationSettings
@@ -58,15 +60,13 @@ def make_quality(run: Run):
     return encoder_decoder.make_quality(run, make_summariser(run), make_score(run))
 
 
-def answer(run: Run, lines, keep=None) -> list[str]:
-    """Summarises, or answers, a text a line; an empty one stays empty.
+def make_answer(run: Run):
+    """Makes ``answer(texts, keep=None) -> summaries``, or answers; an empty text's is empty.
 
-    One with more than ``data.max_source`` tokens loses its end, and a warning names it. ``keep`` is
-    as in `make_summariser`.
+    A text with more than ``data.max_source`` tokens loses its end, and a warning names it.
     """
-    return encoder_decoder.answer(
-        make_summariser(run), lines, keep, max_source=run.settings.data.max_source
-    )
+    longest = run.settings.data.max_source
+    return functools.partial(encoder_decoder.answer, make_summariser(run), max_source=longest)
 
 
 def valid_rows(run: Run):
@@ -93,6 +93,6 @@ TASK = Task(
     valid_rows=valid_rows,
     evaluate=evaluate,
     make_quality=make_quality,
-    answer=answer,
+    make_answer=make_answer,
     **encoder_decoder.SHARED,
 )

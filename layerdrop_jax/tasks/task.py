@@ -107,8 +107,9 @@ class Task:
       start_request, finish_request: ``(settings, network, ids_BxP)`` and ``(settings, network,
         what the first gave)``: what a depth is timed by.
       columns: ``columns(run)``, the names of the texts that an input has; None: it is one text.
-      answer: ``answer(run, inputs, keep=None) -> lines``, a line for each input: a text, or a tuple
-        of texts where there are ``columns``.
+      make_answer: ``make_answer(run)`` gives ``answer(inputs, keep=None) -> answers``, one for each
+        input: a text, or a tuple of texts where there are ``columns``. An answer is a text of one
+        line, or a dict for JSON. Calls with any ``keep`` share what they compile.
       scored: ``scored(model)``, the model's config as evaluation computes it.
       same_head: ``same_head(begun, settings)``, of a run that starts from one of the same task with
         the config ``begun``: whether it takes the head over.
@@ -130,7 +131,7 @@ class Task:
     outputs: Callable
     start_request: Callable
     finish_request: Callable
-    answer: Callable
+    make_answer: Callable
     columns: Callable = lambda run: None
     scored: Callable = lambda model: model
     same_head: Callable = lambda begun, settings: True

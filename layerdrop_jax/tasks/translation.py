@@ -1,5 +1,7 @@
 """Translation as a task: sentence pairs, scored by BLEU."""
 
+import functools
+
 from layerdrop_jax.data.pairs import load_pairs, prepare_rows
 from layerdrop_jax.runs.run import Run
 from layerdrop_jax.runs.settings import TranslationSettings
@@ -55,15 +57,13 @@ def make_quality(run: Run):
     return encoder_decoder.make_quality(run, make_translator(run), score)
 
 
-def answer(run: Run, lines, keep=None) -> list[str]:
-    """Translates lines, one line each; an empty one stays empty.
+def make_answer(run: Run):
+    """Makes ``answer(lines, keep=None) -> translations``, one line each; an empty one stays empty.
 
     A line with more tokens than the model has positions for loses its end, and a warning names it.
-    ``keep`` is as in `make_translator`.
     """
-    return encoder_decoder.answer(
-        make_translator(run), lines, keep, max_source=run.settings.model.max_source_length
-    )
+    longest = run.settings.model.max_source_length
+    return functools.partial(encoder_decoder.answer, make_translator(run), max_source=longest)
 
 
 def valid_rows(run: Run):
@@ -88,6 +88,6 @@ TASK = Task(
     valid_rows=valid_rows,
     evaluate=evaluate,
     make_quality=make_quality,
-    answer=answer,
+    make_answer=make_answer,
     **encoder_decoder.SHARED,
 )

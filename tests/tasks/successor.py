@@ -196,17 +196,24 @@ def evaluate(run):
 
 
 # Use ----------------------------------------------------------------------------------------------
-def answer(run, lines, keep=None):
-    """Answers lines."""
+def make_answer(run):
+    """Makes ``answer(lines, keep=None) -> lines``."""
     graph = model_graph(run.settings.model)
-    rows = Rows(run.tokenizer, lines, run.settings.data.length)
-    model = nnx.merge(graph, run.params)
-    ids_BxT = jnp.argmax(model.logits(model(jnp.asarray(rows.tokens), keep=keep)), axis=-1)
-    real_BxT = rows.tokens != PAD
-    return [
-        " ".join(run.tokenizer.id_to_token(int(id)) for id in ids_T[real_T])
-        for ids_T, real_T in zip(jax.device_get(ids_BxT), real_BxT, strict=True)
-    ]
+
+    @jax.jit
+    def guess(params, keep, ids_BxT):
+        model = nnx.merge(graph, params)
+        return jnp.argmax(model.logits(model(ids_BxT, keep=keep)), axis=-1)
+
+    def answer(lines, keep=None):
+        rows = Rows(run.tokenizer, lines, run.settings.data.length)
+        ids_BxT, real_BxT = guess(run.params, keep, rows.tokens), rows.tokens != PAD
+        return [
+            " ".join(run.tokenizer.id_to_token(int(id)) for id in ids_T[real_T])
+            for ids_T, real_T in zip(jax.device_get(ids_BxT), real_BxT, strict=True)
+        ]
+
+    return answer
 
 
 TASK = Task(
@@ -236,5 +243,5 @@ TASK = Task(
     ),
     start_request=lambda settings, model, ids_BxP: model(ids_BxP),
     finish_request=lambda settings, model, x_BxPxD: model.logits(x_BxPxD),
-    answer=answer,
+    make_answer=make_answer,
 )

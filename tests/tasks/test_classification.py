@@ -312,7 +312,7 @@ def test_an_answer_names_the_label(cut):
     run = load_run(cut)
     texts = [("one two",), ("ten nine eight",)]
     assert classification.columns(run) == ("one",)
-    answers = list(map(json.loads, classification.answer(run, texts)))
+    answers = classification.make_answer(run)(texts)
     examples = [labelled.Example(of_line, "low") for of_line in texts]
     rows = labelled.prepare_examples(run.settings.data, run.tokenizer, examples, tiny_run.LABELS)
     shares = np.asarray(jax.nn.softmax(logits_of(run, rows)))
@@ -320,7 +320,7 @@ def test_an_answer_names_the_label(cut):
         assert list(found["probabilities"]) == list(tiny_run.LABELS)
         np.testing.assert_allclose(list(found["probabilities"].values()), shares_C, atol=2e-6)
         assert found["label"] == tiny_run.LABELS[shares_C.argmax()]
-    assert classification.answer(run, []) == []
+    assert classification.make_answer(run)([]) == []
 
 
 @pytest.mark.parametrize("name", ["cut", "regression"])
@@ -367,7 +367,7 @@ def test_a_split_without_examples_has_no_score(cut, tmp_path):
 
 
 def test_a_text_that_is_too_long_is_told(cut, caplog):
-    classification.answer(load_run(cut), [("one",), ("one two " * 20,)])
+    classification.make_answer(load_run(cut))([("one",), ("one two " * 20,)])
     assert "1 lines have more than 19 tokens: their end was cut off" in caplog.text
 
 
@@ -396,7 +396,7 @@ def test_an_answer_of_a_regression_is_its_number(regression):
     run = load_run(regression)
     texts = ("one", "two three")
     assert classification.columns(run) == ("one", "two")
-    (answer,) = map(json.loads, classification.answer(run, [texts]))
+    (answer,) = classification.make_answer(run)([texts])
     rows = labelled.prepare_examples(
         run.settings.data, run.tokenizer, [labelled.Example(texts, 0.0)], ()
     )

@@ -240,7 +240,7 @@ def test_a_score_of_nothing_is_an_error_and_no_number(masked_run, monkeypatch):
 def test_masks_are_filled_by_the_likeliest_words(run, log_probs):
     line = f"one two {MASK} four\tfive {MASK}"
     keep = {"encoder": np.array([1, 0, 1, 1], bool)}
-    (answer,) = map(json.loads, masked_lm.answer(run, [line], keep))
+    (answer,) = masked_lm.make_answer(run)([line], keep)
     pieces = tokenizers.encode(run.tokenizer, ["one two", " four\tfive", ""])
     ids = [BOS, *pieces[0], 330, *pieces[1], 330, *pieces[2], EOS]
     row = np.full((1, 32), PAD, np.int32)
@@ -291,17 +291,17 @@ def test_what_follows_a_mask_is_there_though_an_end_were_likelier(run):
     params = run.params | {
         "lm_head": head | {"bias": head["bias"].at[np.array([0, 2, 330])].add(50.0)}
     }
-    (answer,) = map(json.loads, masked_lm.answer(run._replace(params=params), [f"{MASK} two"]))
+    (answer,) = masked_lm.make_answer(run._replace(params=params))([f"{MASK} two"])
     assert answer["text"].endswith(" two")
     assert all(found["token"] for found in answer["masks"][0])
 
 
 def test_a_line_without_a_mask_and_one_that_is_too_long_are_named(run):
     with pytest.raises(ValueError, match=r"^line 2 has no <mask> to fill in$"):
-        masked_lm.answer(run, [MASK, "one"])
+        masked_lm.make_answer(run)([MASK, "one"])
     with pytest.raises(ValueError, match=r"^line 1 has \d+ tokens, more than model.max_length=47$"):
-        masked_lm.answer(run, ["one two three " * 20 + MASK])
-    assert masked_lm.answer(run, []) == []
+        masked_lm.make_answer(run)(["one two three " * 20 + MASK])
+    assert masked_lm.make_answer(run)([]) == []
 
 
 # Settings

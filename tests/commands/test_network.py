@@ -1,0 +1,72 @@
+"""A run's network in Python: the answers of `--mode=generate`, at any depth, compiled once."""
+
+import json
+
+import jax
+import pytest
+
+import layerdrop_jax
+from layerdrop_jax.commands.generate import generate
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+LINES = ["one two", "three", "", "nine one four"]
+
+
+@pytest.fixture
+def compilations():
+    """The compilations since the test began, one entry each."""
+    found = []
+
+    def listen(event, *_, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield found
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def generated(run, tmp_path, **flags):
+    (tmp_path / "in").write_text("".join(line + "\n" for line in LINES))
+    generate(run, str(tmp_path / "in"), str(tmp_path / "out"), flags=flags)
+    return (tmp_path / "out").read_text().splitlines()
+
+
+def test_translations_are_those_of_generate_at_every_depth(run, tmp_path):
+    network = layerdrop_jax.load(run)
+    assert network.answer(LINES) == generated(run, tmp_path)
+    assert network.answer(LINES, depth=2) == generated(run, tmp_path, decoder="2")
+    assert network.answer(LINES, depth=(3,)) == generated(run, tmp_path, decoder="explicit:3")
+    both = {"encoder": "last:1", "decoder": [0, 1, 3]}
+    wanted = generated(run, tmp_path, encoder="last:1", decoder="explicit:0,1,3")
+    assert network.answer(LINES, depth=both) == wanted
+    assert network.answer([]) == []
+
+
+def test_another_depth_compiles_nothing(lm_run, compilations):
+    network = layerdrop_jax.load(lm_run, ["decode.max_tokens=5"])
+    whole = network.answer(["one two"])
+    assert compilations
+    compilations.clear()
+    cut = [network.answer(["one two"], depth=depth) for depth in (1, 2, 3, 0, (0, 3))]
+    assert network.answer(["one two"], depth=4) == whole
+    assert compilations == []
+    assert {answer["prompt"] for (answer,) in cut} == {"one two"}
+    assert len({answer["continuation"] for (answer,) in cut}) > 1
+
+
+def test_answers_that_are_records_are_lines_of_json(masked_run, tmp_path):
+    (answer,) = layerdrop_jax.load(masked_run).answer(["one <mask> three"], depth=3)
+    (tmp_path / "in").write_text("one <mask> three\n")
+    generate(masked_run, str(tmp_path / "in"), str(tmp_path / "out"), flags={"encoder": "3"})
+    assert json.loads((tmp_path / "out").read_text()) == answer
+
+
+@pytest.mark.parametrize(
+    ("depth", "message"),
+    [(5, "5"), (-1, "-1"), ("best:2", "best"), ((7,), "7"), ({"encoder": 1}, "no encoder")],
+)
+def test_a_depth_that_is_none_is_an_error(lm_run, depth, message):
+    with pytest.raises(ValueError, match=message):
+        layerdrop_jax.load(lm_run).answer(["one"], depth=depth)
