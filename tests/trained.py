@@ -40,8 +40,23 @@ def made_once(folder, make):
 
 
 @pytest.fixture(scope="session")
+def trained(shared_folder, compile_cache):
+    """Makes a run's folder by training and evaluation: ``trained(name, config, command)``."""
+
+    def make_run(name, config, command="python launch.py"):
+        def make(folder):
+            with tiny_run.quick_compile(compile_cache):
+                train(config, folder, command=command)
+                evaluate(folder)
+
+        return made_once(shared_folder / name, make)
+
+    return make_run
+
+
+@pytest.fixture(scope="session")
 def text(shared_folder):
-    """Writes a folder of parallel files."""
+    """A folder of parallel files."""
     return made_once(shared_folder / "text", tiny_run.write_text)
 
 
@@ -51,38 +66,26 @@ def config(text):
 
 
 @pytest.fixture(scope="session")
-def run(config, shared_folder, compile_cache):
-    """Trains and evaluates a run; returns its folder. Tests change copies of it only."""
-
-    def make(folder):
-        with tiny_run.quick_compile(compile_cache):
-            train(config, folder, command="python launch.py 'as it was typed'")
-            evaluate(folder)
-
-    return made_once(shared_folder / "run", make)
+def run(config, trained):
+    """A translation run's folder. Tests change copies of it only."""
+    return trained("run", config, "python launch.py 'as it was typed'")
 
 
 @pytest.fixture(scope="session")
 def lm_text(shared_folder):
-    """Writes a folder of files of lines."""
+    """A folder of files of lines."""
     return made_once(shared_folder / "lines", tiny_run.write_lines)
 
 
 @pytest.fixture(scope="session")
-def lm_run(lm_text, shared_folder, compile_cache):
-    """Trains and evaluates a language model; returns its folder. Tests change copies of it only."""
-
-    def make(folder):
-        with tiny_run.quick_compile(compile_cache):
-            train(tiny_run.tiny_lm_config(lm_text), folder, command="python launch.py")
-            evaluate(folder)
-
-    return made_once(shared_folder / "lm", make)
+def lm_run(lm_text, trained):
+    """A language model's folder. Tests change copies of it only."""
+    return trained("lm", tiny_run.tiny_lm_config(lm_text))
 
 
 @pytest.fixture(scope="session")
 def masked_text(shared_folder):
-    """Writes a folder of files of lines; for more masks the held-out ones are longer."""
+    """A folder of files of lines; for more masks the held-out ones are longer."""
     sizes = (("train", 199), ("valid", 61), ("test", 31))
     folder = shared_folder / "masked_lines"
     return made_once(folder, lambda folder: tiny_run.write_lines(folder, sizes))
@@ -94,15 +97,9 @@ def masked_config(masked_text):
 
 
 @pytest.fixture(scope="session")
-def masked_run(masked_config, shared_folder, compile_cache):
-    """Pre-trains and evaluates an encoder; returns its folder. Tests change copies of it only."""
-
-    def make(folder):
-        with tiny_run.quick_compile(compile_cache):
-            train(masked_config, folder, command="python launch.py")
-            evaluate(folder)
-
-    return made_once(shared_folder / "masked", make)
+def masked_run(masked_config, trained):
+    """A pre-trained encoder's folder. Tests change copies of it only."""
+    return trained("masked", masked_config)
 
 
 @pytest.fixture(scope="session")

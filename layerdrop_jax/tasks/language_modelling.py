@@ -23,8 +23,8 @@ from layerdrop_jax.step import losses
 from layerdrop_jax.step.flops import lm_flops
 from layerdrop_jax.symbols import EOS, PAD, UNK
 from layerdrop_jax.tasks.depths import score_depths
-from layerdrop_jax.tasks.task import Score, Task
-from layerdrop_jax.tasks.text_runs import perplexity_rows, prepare_texts
+from layerdrop_jax.tasks.task import Task
+from layerdrop_jax.tasks.text_runs import perplexity_score, prepare_texts
 
 NOTHING = "it has no text"
 loss = losses.lm_loss
@@ -296,15 +296,7 @@ def _text(run, tokens_T) -> str:
 TASK = Task(
     name="language_modelling",
     settings=LanguageModelSettings,
-    score=Score(
-        key="perplexity",
-        label="perplexity",
-        best=min,
-        log=True,
-        depths="valid",
-        counted="tokens",
-        rows=perplexity_rows,
-    ),
+    score=perplexity_score("tokens"),
     loss=loss,
     flops=lm_flops,
     positions=positions,

@@ -20,8 +20,8 @@ from layerdrop_jax.step import losses, masking
 from layerdrop_jax.step.flops import encoder_flops
 from layerdrop_jax.symbols import BOS, EOS, FIRST_WORD, MASK, PAD, mask_id
 from layerdrop_jax.tasks.depths import score_depths
-from layerdrop_jax.tasks.task import Score, Task
-from layerdrop_jax.tasks.text_runs import perplexity_rows, prepare_texts
+from layerdrop_jax.tasks.task import Task
+from layerdrop_jax.tasks.text_runs import perplexity_score, prepare_texts
 
 NOTHING = "of its few tokens none is masked (15 % are); give it more text"
 CANDIDATES = 5  # for each mask that is filled in
@@ -246,15 +246,7 @@ def _filled(run, ids, places, shares_MxK, words_MxK) -> dict:
 TASK = Task(
     name="masked_lm",
     settings=MaskedLMSettings,
-    score=Score(
-        key="perplexity",
-        label="perplexity",
-        best=min,
-        log=True,
-        depths="valid",
-        counted="masked tokens",
-        rows=perplexity_rows,
-    ),
+    score=perplexity_score("masked tokens"),
     loss=loss,
     flops=encoder_flops,
     positions=positions,

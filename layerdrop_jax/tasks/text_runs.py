@@ -5,6 +5,7 @@ import jax
 from layerdrop_jax.data import streams
 from layerdrop_jax.files import write_json
 from layerdrop_jax.runs.folder import is_fresh, make_tokenizer
+from layerdrop_jax.tasks.task import Score
 
 
 def prepare_texts(settings, workdir, *, load, train_tokenizer, make_blocks, source_record, check):
@@ -44,7 +45,24 @@ def prepare_texts(settings, workdir, *, load, train_tokenizer, make_blocks, sour
     return rows, every["valid"]
 
 
-def perplexity_rows(line) -> list[tuple[str, str]]:
+def perplexity_score(counted: str) -> Score:
+    """Declares perplexity as the score of a task.
+
+    Args:
+      counted: what it is a mean over.
+    """
+    return Score(
+        key="perplexity",
+        label="perplexity",
+        best=min,
+        log=True,
+        depths="valid",
+        counted=counted,
+        rows=_perplexity_rows,
+    )
+
+
+def _perplexity_rows(line) -> list[tuple[str, str]]:
     """Says the perplexity of a split in a row of a report."""
     tokens = f"{line['nats']:.4f} nats a token, {line['tokens']:,.0f} tokens"
     return [(f"{line['split']} perplexity", f"**{line['perplexity']:,.2f}**, {tokens}")]
