@@ -1,4 +1,4 @@
-# make demo | test | bench | lint | clean. Each target that needs Python sets up .venv by itself.
+# make demo | test | test-all | bench | lint | clean. Each target that needs Python sets up .venv by itself.
 #
 # PYTHON=... picks the interpreter; otherwise the first of the usual names that really runs, is
 # new enough and can make a virtual environment (a version manager's stub may exist and not run).
@@ -9,7 +9,7 @@ RUN := .venv/bin/python
 # XLA's CPU backend takes fresh memory in every step; faulting it in by small pages is a tenth of it.
 HUGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test test-all bench lint clean
 
 demo: $(STAMP)
 	@echo "Training a 12 + 6-layer translation model twice, with LayerDrop and without, on the CPU."
@@ -17,10 +17,18 @@ demo: $(STAMP)
 	  --workdir=runs/demo --sweep drop.encoder,drop.decoder=0,0.2 --config.data.data_dir=runs/data \
 	  --processes=2
 
+# By file: what the tests of a file share is made once. A whole file goes to one process.
+PYTEST := JAX_PLATFORMS=cpu $(RUN) -m pytest -q -n 2 --dist loadfile
+
 test: $(STAMP)
-	@echo "Running the tests under tests/ on the CPU, in two processes."
-	@JAX_PLATFORMS=cpu $(RUN) -m pytest -q -n 2
-	@echo "All of tests/ ran. Options go to pytest directly: $(RUN) -m pytest tests/core -x"
+	@echo "Running the quick tests under tests/ on the CPU, in two processes; make test-all runs all."
+	@$(PYTEST) -m "not slow"
+	@echo "The quick tests ran. Options go to pytest directly: $(RUN) -m pytest tests/core -x"
+
+test-all: $(STAMP)
+	@echo "Running all tests under tests/ on the CPU, in two processes."
+	@$(PYTEST)
+	@echo "All of tests/ ran."
 
 bench: $(STAMP)
 	@echo "Timing training steps: modes, rates, structured dropouts; beside PyTorch if it is installed."

@@ -163,6 +163,7 @@ def test_an_unread_field_is_caught():
     ]
 
 
+@pytest.mark.slow
 def test_every_leaf_is_read(tmp_path, monkeypatch):
     write_text(tmp_path / "text", (("train", 40), ("valid", 3), ("test", 3)))
     config = tiny_config(
@@ -182,6 +183,7 @@ def test_every_leaf_is_read(tmp_path, monkeypatch):
     assert unread(classes, reads) == []
 
 
+@pytest.mark.slow
 def test_every_leaf_of_a_language_model_is_read(tmp_path, monkeypatch):
     write_lines(tmp_path / "text", (("train", 40), ("valid", 3), ("test", 3)))
     config = tiny_lm_config(
@@ -207,6 +209,7 @@ def test_every_leaf_of_a_language_model_is_read(tmp_path, monkeypatch):
     assert unread(classes, reads) == []
 
 
+@pytest.mark.slow
 def test_every_leaf_of_an_encoder_is_read(tmp_path, monkeypatch):
     """By pre-training, or by the classification that goes on from it."""
     sizes = (("train", 40), ("valid", 3), ("test", 3))
@@ -269,7 +272,7 @@ def describe_nested(config):
         if stack in config["drop"]:
             changed["drop"][stack] = 0.0
             changed["model"][f"{stack}_layers"] = 3
-    changed["drop"] |= {"method": "nested", "score_rate": 0.0, "score_units": 0}
+    changed["drop"] |= {"method": "nested", "score_units": 0}
     assert any("nested" in line for line in describe_rates(settings.parse(changed)))
 
 

@@ -4,6 +4,8 @@ import importlib
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("name", "bound"), [("plain_jax", 0.3), ("linen_model", 0.4), ("nnx_model", 1.0)]

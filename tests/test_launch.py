@@ -111,6 +111,7 @@ def assert_same_end(workdir, other):
         assert found
 
 
+@pytest.mark.slow
 def test_training_ends_with_a_report(unbroken):
     folder, output = unbroken
     assert f"report: {folder / 'report.md'}" in output
@@ -121,6 +122,7 @@ def test_training_ends_with_a_report(unbroken):
     assert {"learning_curves.png", "depth_curve.png"} <= {p.name for p in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_killed_and_terminated_at_random_it_ends_as_if_it_never_had_been(unbroken, start, tmp_path):
     seed = random.randrange(10**6)
     print(f"seed of the moments: {seed}")
@@ -175,6 +177,7 @@ def wait_for(process, text):
     pytest.fail(f"ended before {text!r}: {''.join(lines)}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_group_of_a_training_with_data_workers(
     config_file, compile_cache, tmp_path, number
@@ -195,6 +198,7 @@ def test_a_signal_to_the_group_of_a_training_with_data_workers(
     assert tiny_run.last_checkpoint(workdir)[0] == len(train_lines(workdir))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("told", ["training a tokenizer", "parameters on"])
 def test_sigterm_during_the_start_is_75_and_the_same_command_goes_on(
     config_file, compile_cache, tmp_path, told
@@ -233,6 +237,7 @@ def test_sigterm_while_it_imports_is_75(tmp_path):
     assert process.wait() == 75
 
 
+@pytest.mark.slow
 def test_sigterm_during_evaluation_is_75(unbroken, compile_cache, tmp_path):
     folder = shutil.copytree(unbroken[0], tmp_path / "run")
     before = read_metrics(folder)
@@ -397,12 +402,14 @@ def test_a_budget_that_is_none_is_refused_before_anything_is_read(refused, tmp_p
     assert message.startswith(flag)
 
 
+@pytest.mark.slow
 def test_no_layers_are_asked_for_by_0(refused, unbroken):
     evaluate = ["--mode=evaluate", f"--workdir={unbroken[0]}"]
     assert "--decoder_layers= is empty" in refused(*evaluate, "--decoder_layers=")
     assert "'explicit:' names no layers" in refused(*evaluate, "--decoder_layers=explicit:")
 
 
+@pytest.mark.slow
 def test_an_update_of_absurdly_many_rows_is_refused_and_the_folder_stays_free(
     run_launch, config_file, tmp_path
 ):
@@ -414,6 +421,7 @@ def test_an_update_of_absurdly_many_rows_is_refused_and_the_folder_stays_free(
         assert not (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "absent"),
     [
@@ -479,6 +487,7 @@ def test_describe_a_config_or_a_run(run_launch, unbroken):
     assert "encoder: 2 layers, drop rate 0.1 each, expected depth 1.80" in out
 
 
+@pytest.mark.slow
 def test_prune_then_generate(run_launch, unbroken, compile_cache, tmp_path, monkeypatch):
     keep = ["--encoder_layers=explicit:1", "--decoder_layers=evenly_spaced:2"]
     with tiny_run.quick_compile(compile_cache):
@@ -493,6 +502,7 @@ def test_prune_then_generate(run_launch, unbroken, compile_cache, tmp_path, monk
     assert out.splitlines()[1] == ""
 
 
+@pytest.mark.slow
 def test_layers_chosen_by_flags_without_a_new_folder(
     run_launch, unbroken, compile_cache, tmp_path, monkeypatch
 ):

@@ -23,6 +23,8 @@ from tests import stand_in, tiny_run
 SWEEP = """
 import json, os, pathlib, subprocess, sys
 
+pytestmark = pytest.mark.slow
+
 guard, networks, count, *flags = sys.argv[1:]
 guard = [sys.executable, "-c", guard, str(os.getpid()), "launch.py"]
 for seed in range(1, int(count) + 1):

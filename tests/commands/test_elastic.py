@@ -16,7 +16,7 @@ from layerdrop_jax.runs.metrics import read_metrics
 from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.tasks.task import task_of
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = [pytest.mark.usefixtures("quick_compile"), pytest.mark.slow]
 
 CUTS = {
     "run": [

@@ -55,6 +55,7 @@ def twice(lm_run, tmp_path_factory, quick_compile):
 # Where it starts
 
 
+@pytest.mark.slow
 def test_it_starts_from_exactly_the_weights_that_are_left(lm_run, twice):
     parent = load_run(lm_run)
     for folder, layers in zip(twice, ([0, 2, 3], [0, 3]), strict=True):
@@ -198,6 +199,7 @@ def test_the_teacher_does_not_move(lm_run, taught):
     )
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_it_ends_bit_for_bit_as_if_it_never_had_been(lm_run, taught, tmp_path):
     for steps in (7, 20):
         tune(lm_run, tmp_path / "run", *DISTILL, f"train.steps={steps}", layers="0,2")

@@ -17,6 +17,8 @@ import signal, sys, threading
 from layerdrop_jax.data import pipeline, tokenizers, workers
 from layerdrop_jax.data.pairs import DataConfig, prepare_rows
 
+pytestmark = pytest.mark.slow
+
 def main():
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -101,6 +101,7 @@ def shared(tmp_path_factory, quick_compile):
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_whole_chunks_of_layers_go_on_sharing_their_weights(shared, tmp_path):
     parent = load_run(shared)
     once = prune(shared, tmp_path / "child", flags={"decoder": "explicit:0,1,4,5"})

@@ -80,6 +80,7 @@ def with_prune(run, **changes):
 # All of them
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BY_DEPTH)
 def test_every_strategy_keeps_as_many_layers_as_asked(lines, lines_scorer, name):
     for keep in (0, 2, 4):

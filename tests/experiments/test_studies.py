@@ -191,6 +191,7 @@ def test_the_study_in_the_docs_is_one(tmp_path):
     assert study["report"]({}, "demo")["figures"][0]["curves"] == []
 
 
+@pytest.mark.slow
 def test_a_study_runs_from_anywhere_with_nothing_but_the_package(tmp_path):
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "layerdrop_jax").symlink_to(studies_list.ROOT / "layerdrop_jax")

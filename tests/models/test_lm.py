@@ -283,6 +283,7 @@ def test_parameters_of_the_papers_networks(layers, ffn_dim, total):
 # What a position sees
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, PLAIN], ids=["adaptive", "plain"])
 def test_a_position_sees_itself_and_those_before_it(changes):
     config = lm_config(**changes)
@@ -316,6 +317,7 @@ def test_log_probs_are_those_of_the_loss():
 # Layers that share weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_shared_layers_are_the_same_layers_written_out(mode):
     """Values, and gradients that add up over the layers of a chunk, for any mask."""

@@ -103,6 +103,7 @@ def test_what_stands_at_padding_changes_nothing():
     jax.tree.map(np.testing.assert_array_equal, gradient, gradient_2)
 
 
+@pytest.mark.slow
 def test_every_mode_gives_the_same_with_all_that_drops_at_once():
     """Layers, sub-layers, heads, rows, positions, weights, activations; and what runs is scaled."""
     config = small_config(

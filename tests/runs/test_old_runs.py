@@ -45,6 +45,7 @@ def folder(request, tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", PARAMS)
 def test_an_old_run_opens_is_evaluated_cut_and_resumed(folder, task):
     run = load_run(folder / task)

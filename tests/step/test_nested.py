@@ -106,6 +106,7 @@ def assigned(settings, place):
 EVERY_FIRST = {"sets": "first", "smallest": False, "draws": 9}  # from the whole network's own run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drop", [{}, EVERY_FIRST])
 @pytest.mark.parametrize("task", CONFIGS)
 def test_the_gradient_is_that_of_whole_and_sub_networks(task, drop):
@@ -166,6 +167,7 @@ def test_flops_are_those_of_all_that_ran():
     np.testing.assert_allclose(metrics["flops"], whole + 3 * costs["rest"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_share_and_teach_take_effect_alone():
     """Without a share the gradient is the plain network's, whatever the sub-network makes of it."""
     plain = settings_of("language_modelling", method="layerdrop")
@@ -185,6 +187,7 @@ def test_share_and_teach_take_effect_alone():
     assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(*map(jax.tree.leaves, grads[::2])))
 
 
+@pytest.mark.slow
 def test_layerdrop_on_top_drops_layers_of_every_run():
     settings = settings_of("language_modelling", decoder=1.0)
     _, metrics, state = step_of(settings, batch_of("language_modelling"), perturbed(settings))
@@ -225,6 +228,7 @@ def test_depths_that_do_not_fit_the_network_are_refused(changes, named):
         settings_of("translation", **changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["translation", "language_modelling"])
 def test_a_nested_run_trains_resumes_and_is_cut(task, tmp_path, monkeypatch):
     """With all that goes with it: accumulation, LayerDrop on top, freezing, two draws."""

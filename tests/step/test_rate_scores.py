@@ -114,6 +114,7 @@ def learned(seed):
     return jax.device_get((sums, scores))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_layers_that_do_nothing_are_found(seed):
     _, scores = learned(seed)
@@ -311,6 +312,7 @@ def lines(tmp_path_factory):
     return tiny_run.write_lines(tmp_path_factory.mktemp("lines"))
 
 
+@pytest.mark.slow
 def test_a_run_that_learns_rates_resumes(lines, tmp_path, monkeypatch):
     config = tiny_run.tiny_lm_config(
         lines,

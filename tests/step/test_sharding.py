@@ -46,6 +46,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_four_devices_take_the_steps_of_one(run, config, tmp_path, compile_cache):
     config = config | {"train": config["train"] | {"steps": STEPS, "eval_every": STEPS}}
     environment = tiny_run.quick_environment(compile_cache)

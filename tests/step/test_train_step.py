@@ -218,6 +218,7 @@ def test_the_step_is_pure():
     assert int(first[0]["step"]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["cond", "mask"])
 def test_every_mode_makes_the_same_update(mode):
     (step, state), (other, _) = compiled(dropout=0.1), compiled(dropout=0.1, mode=mode)

@@ -28,6 +28,8 @@ NOTHING = {"cpus": 1, "gpus": 0, "tpus": 0}
 # for a while and ends. What happens is written down for the tests.
 LAUNCH = """
 import json, os, pathlib, signal, sys, time
+
+pytestmark = pytest.mark.slow
 workdir, steps, code = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 workdir.mkdir(exist_ok=True)
 def note(name, text):

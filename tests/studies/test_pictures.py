@@ -118,7 +118,8 @@ def unturned_height(text):
 def test_the_file_is_as_wide_as_a_column_in_print(tmp_path):
     assert pictures.draw(LAYOUTS["two lines"], tmp_path / "x.png")
     height, width, _ = imread(tmp_path / "x.png").shape
-    assert (width, height < width) == (1020, True)  # 3.4 inches, 300 dots each
+    inches = width / pictures.STYLE["savefig.dpi"]
+    assert (round(inches, 2), height < width) == (3.4, True)
 
 
 def test_means_are_drawn_and_error_bars_where_seeds_differ(drawn):

@@ -201,6 +201,7 @@ def test_the_best_network_is_the_one_that_is_right_most_often(cut, config):
     assert {line["encoder_layers"] for line in lines_of(cut, "train")} >= {1.0, 2.0}
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_it_ends_bit_for_bit_as_if_it_never_had_been(
     parent, cut, config, tmp_path, monkeypatch
 ):
@@ -284,6 +285,7 @@ def test_rows_of_padding_weigh_nothing_in_what_layers_are_worth(cut):
     assert classification.positions(full[0])["encoder"].any(axis=1).all()
 
 
+@pytest.mark.slow
 def test_what_is_known_without_looking(cut, regression):
     for folder in (cut, regression):
         run = load_run(folder)

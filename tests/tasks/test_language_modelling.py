@@ -179,6 +179,7 @@ def without_cache(run, prompt, number):
     return language_modelling._text(run, ids[begin:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -197,6 +198,7 @@ def test_continuations_are_those_without_a_cache(run, changes):
     assert make_continuer(other)(PROMPTS) == found
 
 
+@pytest.mark.slow
 def test_another_seed_samples_another_text(run):
     texts = {
         make_continuer(with_section(run, "decode", seed=seed, temperature=2.0))(["one"])[0]
@@ -280,6 +282,7 @@ def test_the_folder_names_what_was_read(folder):
     assert stats["texts"] == 199
 
 
+@pytest.mark.slow
 def test_a_run_in_two_parts_is_the_run_in_one(folder, text, tmp_path):
     shorter = tiny_run.tiny_lm_config(text)
     shorter["train"] |= {"steps": 20}
@@ -288,6 +291,7 @@ def test_a_run_in_two_parts_is_the_run_in_one(folder, text, tmp_path):
     tiny_run.assert_same_end(tmp_path / "run", folder)
 
 
+@pytest.mark.slow
 def test_nesterov_in_two_parts_is_nesterov_in_one(text, tmp_path):
     """Its rate changes in every step, and with it its velocity; layers share weights and freeze."""
     changes = {

@@ -126,6 +126,7 @@ def test_perplexity_does_not_depend_on_the_batch(run):
 # Training
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_it_ends_bit_for_bit_as_if_it_never_had_been(
     masked_run, masked_config, tmp_path, monkeypatch
 ):

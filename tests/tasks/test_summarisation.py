@@ -53,6 +53,7 @@ def of_kind(run, kind):
     return [record for record in read_metrics(run) if record["kind"] == kind]
 
 
+@pytest.mark.slow
 def test_every_leaf_of_the_data_is_read(run_and_reads):
     """The other sections are translation's."""
     assert unread([settings.SummaryConfig], run_and_reads[1]) == []

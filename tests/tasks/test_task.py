@@ -38,6 +38,7 @@ def config(tmp_path, monkeypatch):
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compile")
 def test_a_task_from_outside_trains_is_cut_scored_and_reported(config, tmp_path, monkeypatch):
     run, small = tmp_path / "run", tmp_path / "small"

@@ -129,6 +129,7 @@ def test_another_run_s_network_decides_what_it_is(folder, tmp_path):
     assert found.model.num_classes == 3
 
 
+@pytest.mark.slow
 def test_a_run_remembers_what_was_found(folder, tmp_path, monkeypatch, quick_compile):
     small = {"model": {"decoder_layers": 1, "embed_dim": 12, "ffn_dim": 8, "attention_heads": 2}}
     config = tiny("text_lm", folder, **small, train={"steps": 3})

@@ -23,6 +23,8 @@ from layerdrop_jax.runs.metrics import read_metrics
 from layerdrop_jax.training.train import STEPS_BETWEEN_AGREEMENTS, train
 from tests import patience, tiny_run
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[2]
 HERE = pathlib.Path(__file__).parent
 LAYERS = {"encoder": 5, "decoder": 7}  # of eight_devices.py

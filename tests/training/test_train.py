@@ -101,6 +101,7 @@ def test_lines_count_flops_and_the_depth_so_far(run, config):
 # Stopping
 
 
+@pytest.mark.slow
 def test_an_interrupt_saves_and_a_damaged_save_is_passed_over(
     run, config, tmp_path, monkeypatch, caplog
 ):
@@ -142,6 +143,7 @@ EVERYTHING = {
 }
 
 
+@pytest.mark.slow
 def test_with_all_that_drops_at_once_it_trains_and_resumes(text, tmp_path, monkeypatch):
     config = tiny_run.tiny_config(text, **EVERYTHING)
     whole, folder = tmp_path / "whole", tmp_path / "run"
@@ -298,6 +300,7 @@ def test_what_may_change_does(run, config, tmp_path, capsys):
     assert_same_end(folder, run)
 
 
+@pytest.mark.slow
 def test_a_pruned_network_is_not_trained_further(run, tmp_path):
     prune(run, tmp_path / "small", flags={"decoder": "0,2"})
     with pytest.raises(ValueError, match="holds parameters only: it can be evaluated, not trained"):
