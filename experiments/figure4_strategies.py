@@ -10,6 +10,7 @@ import functools
 import networks
 
 from layerdrop_jax.studies import study
+from layerdrop_jax.studies.jobs import Measure
 from layerdrop_jax.studies.results import (
     chosen,
     claim,
@@ -61,7 +62,7 @@ def learned(variant):
 def evaluation(variant, names):
     half = networks.LM_LAYERS[variant] // 2
     texts = ";".join(name if name == "all" else f"{name}:{half}" for name in names)
-    return ("--mode=evaluate", f"--decoder_layers={texts}", f"--set=prune.budget={BUDGET[variant]}")
+    return Measure("evaluate", {"decoder": texts}, {"prune.budget": BUDGET[variant]})
 
 
 def report(found, variant):

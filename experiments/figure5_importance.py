@@ -12,6 +12,7 @@ import math
 import networks
 
 from layerdrop_jax.studies import study
+from layerdrop_jax.studies.jobs import Measure
 from layerdrop_jax.studies.results import claim, curve, figure, mean
 
 TITLE = "Figure 5: importance of each layer"
@@ -19,9 +20,8 @@ RATES = (0.0, 0.2, 0.5)
 
 
 def runs(variant):
-    return [
-        networks.language_model(variant, rate, measures=(("--mode=importance",),)) for rate in RATES
-    ]
+    measures = (Measure("importance"),)
+    return [networks.language_model(variant, rate, measures=measures) for rate in RATES]
 
 
 def report(found, variant):

@@ -144,8 +144,7 @@ def equal_cost(config, overrides) -> dict:
       config: of a language model, as `StudyRun.config`.
       overrides: what is dropped.
     """
-    given = [f"--config={config}", *(f"--config.{k}={v}" for k, v in overrides.items())]
-    parsed = settings.parse(load_config(given))
+    parsed = settings.parse(load_config(config, overrides))
     model, drop, data = parsed.model, parsed.drop, parsed.data
     shape = jax.ShapeDtypeStruct((data.batch_rows, data.length), "int32")
     costs = lm_flops(model, {"input": shape})

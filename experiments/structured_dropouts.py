@@ -71,7 +71,7 @@ def runs(variant):
 def networks_of(variant, kinds, *, equal_updates=False) -> list[StudyRun]:
     """A run for each kind: of equal cost, or of as many updates as the config has."""
     config, _ = networks.LM[variant]
-    own = load_config([f"--config={config}"])
+    own = load_config(config)
     updates = {
         "train.steps": own["train"]["steps"],
         "optimizer.period_updates": own["optimizer"]["period_updates"],

@@ -90,9 +90,8 @@ def _parsed(config, keys, value):
 
     What is refused is an error of the run's own, which names the run.
     """
-    flags = [f"--config={config}", *(f"--config.{key}={value}" for key in keys)]
     try:
-        flat = flatten(load_config(flags))
+        flat = flatten(load_config(config, dict.fromkeys(keys, value)))
         return [(type(flat[key]), flat[key]) for key in keys]
     except (ValueError, KeyError, absl_flags.Error):
         return value

@@ -15,7 +15,7 @@ import threading
 import time
 
 from layerdrop_jax.studies import engine
-from layerdrop_jax.studies.engine import SAVED, launch_command
+from layerdrop_jax.studies.engine import SAVED, guarded
 
 SECONDS_TO_CONNECT = 5
 SECONDS_TO_SAVE = 600  # how long a run whose worker has died may say nothing before it ends
@@ -66,11 +66,11 @@ class OnRay:
     def has_room(self) -> bool:
         return True  # Ray keeps what does not fit yet
 
-    def start(self, command, log: pathlib.Path):
-        """Has ``python *command`` executed on some node; what it says is added to ``log``."""
+    def start(self, arguments, log: pathlib.Path):
+        """Has ``python *arguments`` executed on some node; what it says is added to ``log``."""
         log = pathlib.Path(log).resolve()
         log.touch()
-        return self._task.remote(str(self._root), tuple(command), str(log)), log
+        return self._task.remote(str(self._root), tuple(arguments), str(log)), log
 
     def poll(self, handle) -> int | None:
         """None while it waits or runs, then its exit code; -9 where its worker or node died."""
@@ -145,8 +145,8 @@ def _in_one_line(error) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _run(root, command, log):
-    """What a worker does: runs the command and waits. Its globals travel with it, by value.
+def _run(root, arguments, log):
+    """Runs ``python *arguments`` in a worker and waits. Its globals travel with it, by value.
 
     Returns:
       (exit code, why where it is not launch.py that says it).
@@ -175,7 +175,7 @@ def _run(root, command, log):
                     return 1, f"{node}: what was started before still writes to {log}"
                 time.sleep(SECONDS_BETWEEN_LOOKS)
             process = subprocess.Popen(
-                launch_command(command),
+                guarded(arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,

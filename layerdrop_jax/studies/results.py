@@ -4,7 +4,6 @@ A score is a list with a value for each seed. Layers are counted and numbered as
 was trained.
 """
 
-import shlex
 import typing
 from collections.abc import Callable
 
@@ -13,6 +12,7 @@ from layerdrop_jax.reports.run_report import spread_text
 from layerdrop_jax.runs.folder import read_config
 from layerdrop_jax.runs.metrics import read_metrics
 from layerdrop_jax.runs.settings import find_task
+from layerdrop_jax.studies.jobs import typed
 from layerdrop_jax.tasks.task import Score
 
 
@@ -38,16 +38,11 @@ class Result(typing.NamedTuple):
 
 def read(job) -> Result:
     """The result of a job that is done."""
-    commands = tuple(" ".join(("python", *map(_quoted, command))) for command in job.commands)
     is_run = (job.workdir / "config.json").exists()  # and not what a program has written
     config = read_config(job.workdir) if is_run else {}
     records = read_metrics(job.workdir, required=is_run)
+    commands = tuple(map(typed, job.commands))
     return Result(job.run, job.seed, config, records, job.workdir, commands)
-
-
-def _quoted(argument):
-    name, equals, value = argument.partition("=")
-    return f"{name}{equals}{shlex.quote(value)}" if equals else shlex.quote(argument)
 
 
 def task_score(result: Result) -> Score:

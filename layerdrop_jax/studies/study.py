@@ -16,7 +16,7 @@ import sys
 import jax
 
 from layerdrop_jax.studies import engine, report, results
-from layerdrop_jax.studies.jobs import check, plan
+from layerdrop_jax.studies.jobs import check, plan, typed
 
 VARIANTS = ("demo", "small", "paper")
 
@@ -92,7 +92,7 @@ def carry_out(name, variant, runs, make_record, arguments, extra, parser) -> Non
       extra: what was given beside them.
       parser: for errors.
     """
-    strange = [argument for argument in extra if not argument.startswith("--config.")]
+    strange = [a for a in extra if not (a.startswith("--config.") and "=" in a)]
     if strange:
         parser.error(f"unknown argument {strange[0]!r}; --config.KEY=VALUE goes to every training")
     if arguments.workdir is None:
@@ -107,10 +107,11 @@ def carry_out(name, variant, runs, make_record, arguments, extra, parser) -> Non
     jax.config.update("jax_platforms", "cpu")  # of this process, in a sweep too
     try:
         folder = arguments.workdir / variant
-        jobs = plan(runs, folder / "networks", extra)
+        overrides = dict(flag.removeprefix("--config.").split("=", 1) for flag in extra)
+        jobs = plan(runs, folder / "networks", overrides)
         if arguments.list:
             for job in jobs:
-                print(*(shlex.join(["python", *command]) for command in job.commands), sep="\n")
+                print(*map(typed, job.commands), sep="\n")
             return
         check(jobs)
         if arguments.dry_run:

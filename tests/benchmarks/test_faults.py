@@ -32,7 +32,7 @@ for seed in range(1, int(count) + 1):
         command = [*guard, f"--workdir={run}", f"--config.seed={seed}", *flags]
         if subprocess.run(command).returncode == 0:
             (run / "done.jsonl").write_text(json.dumps({"command": "it", "seconds": 1}) + "\\n")
-        elif "--fail=2" in flags:
+        elif "--config.fail=2" in flags:
             sys.exit(3)
 """
 
@@ -41,7 +41,7 @@ for seed in range(1, int(count) + 1):
 def root(tmp_path, monkeypatch):
     """A project whose training and whose sweeps are made up; what its runs end with too."""
     stand_in.make(tmp_path, monkeypatch)
-    flags = ["--config.train.steps=9", "--pause=0.05"]
+    flags = ["--config.train.steps=9", "--config.pause=0.05"]
 
     def command(folder, arguments):
         given = [engine._GUARD, str(folder / "networks"), str(arguments.runs), *flags]
@@ -107,7 +107,7 @@ def test_a_run_that_ends_otherwise_is_an_error(root, monkeypatch, capsys):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_sweep_that_fails_is_an_error(root):
     folder, flags = root
-    flags.append("--fail=2")
+    flags.append("--config.fail=2")
     with pytest.raises(SystemExit, match="the sweep ended with exit code 3: see .*alone/sweep.log"):
         faults.main([f"--workdir={folder / 'faults'}", "--runs=1", "--kills=1"])
 

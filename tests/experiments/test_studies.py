@@ -3,13 +3,14 @@
 import importlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 
 import pytest
 
 from layerdrop_jax.studies import report
-from layerdrop_jax.studies.jobs import check, plan
+from layerdrop_jax.studies.jobs import check, plan, typed
 from layerdrop_jax.studies.results import Result
 from tests import studies_list
 
@@ -224,6 +225,27 @@ def test_committed_reports_are_of_the_studies_as_they_are(path):
     assert claims
     assert claims == [claim for claim in known if claim in claims]
     assert not record["failed"]
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.parent.name)
+def test_the_commands_of_committed_reports_are_rendered_as_they_were(path):
+    record = json.loads(path.read_text(encoding="utf-8"))
+    given = shlex.split(record["command"])
+    flags = dict(flag[2:].split("=", 1) for flag in given if "=" in flag and flag[:2] == "--")
+    overrides = {k.removeprefix("config."): v for k, v in flags.items() if k[:7] == "config."}
+    folder = studies_list.ROOT / flags["workdir"] / "networks"
+    if record["name"] == "sweep":
+        sweeps = [given[n + 1] for n, flag in enumerate(given) if flag == "--sweep"]
+        runs = importlib.import_module("sweep").combinations(flags["config"], sweeps)
+    else:
+        runs = importlib.import_module(record["name"]).runs(record["variant"])
+        folder = folder.parent / record["variant"] / "networks"
+    commands = {
+        (job.run, job.seed): [*map(typed, job.commands)] for job in plan(runs, folder, overrides)
+    }
+    assert record["runs"]
+    for run in record["runs"]:
+        assert run["commands"] == commands[run["run"], run["seed"]]
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ import threading
 import pytest
 
 from layerdrop_jax.studies import engine, jobs, study
-from layerdrop_jax.studies.jobs import StudyRun, check, plan
+from layerdrop_jax.studies.jobs import Measure, StudyRun, check, plan
 from layerdrop_jax.studies.results import compare, row, table, whole
 from tests import stand_in, studies_list
 from tests.patience import wait
 
-MEASURE = ("--mode=evaluate", "--decoder_layers=first:2")
+MEASURE = Measure("evaluate", {"decoder": "first:2"})
 
 
 @pytest.fixture
@@ -106,9 +106,14 @@ def test_a_dry_run_checks_and_runs_nothing(root, capsys):
 
 
 def test_a_run_that_fails_is_in_the_report_and_in_the_exit_code(root, capsys):
+    measured = '    note(metrics, kind="subset"'
+    launch = (root / "launch.py").read_text()
+    broken = f"    sys.exit('launch.py: it broke')\n{measured}"
+    (root / "launch.py").write_text(launch.replace(measured, broken))
+
     def make_runs(variant):
         good, bad = networks(seeds=(1,))
-        bad = networks(seeds=(1,), measures=(("--mode=importance", "--fail=0"),))[1]
+        bad = networks(seeds=(1,), measures=(Measure("importance"),))[1]
         return [bad, StudyRun(name="tuned", start=bad, seeds=(1,)), good]
 
     with pytest.raises(SystemExit) as raised:
@@ -130,7 +135,7 @@ def test_a_run_that_fails_is_in_the_report_and_in_the_exit_code(root, capsys):
 
 def test_a_study_that_is_stopped_says_so_and_the_same_command_goes_on(root, capsys):
     (root / "launch.py").write_text(
-        (root / "launch.py").read_text().replace('given.get("pause", 0)', "0.1")
+        (root / "launch.py").read_text().replace('given.get("config.pause", 0)', "0.1")
     )
     folder = root / "out" / "demo" / "networks" / "rate_0_seed_1"
 
@@ -157,6 +162,7 @@ def test_a_study_that_is_stopped_says_so_and_the_same_command_goes_on(root, caps
         (["--config.drop.decoder=1"], "--config.drop.decoder=1: the run 'rate_0' sets that itself"),
         (["--config.seed=1"], "--config.seed=1: the run 'rate_0' sets that itself"),
         (["--speed=3"], "unknown argument '--speed=3'; --config.KEY=VALUE goes to every training"),
+        (["--config.drop.rescale"], "argument '--config.drop.rescale'; --config.KEY=VALUE goes"),
         (["--only=rate_1"], "--only=rate_1: no run's name has one of these in it"),
         (["--seeds=one"], "'one' is no list of seeds, such as 1,2,3"),
         (["--processes=0"], "--processes=0 must be at least 1"),
