@@ -1,10 +1,9 @@
 """Every depth of one language model: nested training, LayerDrop, and networks of each depth.
 
-python experiments/any_depth.py --variant=demo --workdir=runs/studies
+python -m experiments.any_depth --variant=demo --workdir=runs/studies
 """
 
-import networks
-
+from experiments import networks
 from layerdrop_jax.studies import study
 from layerdrop_jax.studies.results import by_depth, compare, curve, cut_to, figure, scores
 

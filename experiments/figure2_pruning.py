@@ -1,13 +1,12 @@
 """Figure 2: the score against the layers that are left, for a language model and translation.
 
-  python experiments/figure2_pruning.py --variant=demo --workdir=runs/studies
+  python -m experiments.figure2_pruning --variant=demo --workdir=runs/studies
 
 Three kinds of curve: cut without LayerDrop, cut with it, and trained from scratch at each depth.
 Translation is cut in the decoder.
 """
 
-import networks
-
+from experiments import networks
 from layerdrop_jax.runs.settings import find_task
 from layerdrop_jax.studies import study
 from layerdrop_jax.studies.results import by_depth, claim, compare, curve, cut_to, figure, scores

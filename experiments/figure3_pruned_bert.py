@@ -1,13 +1,12 @@
 """Figure 3: accuracy against the depth of an encoder, cut or trained so.
 
-  python experiments/figure3_pruned_bert.py --variant=demo --workdir=runs/studies
+  python -m experiments.figure3_pruned_bert --variant=demo --workdir=runs/studies
 
 The runs are those of Table 7 and the whole networks.
 """
 
-import encoders
-import table7_pruned_bert as table7
-
+from experiments import encoders
+from experiments import table7_pruned_bert as table7
 from layerdrop_jax.studies import study
 from layerdrop_jax.studies.results import compare, curve, figure, scores
 

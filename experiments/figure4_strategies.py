@@ -1,14 +1,13 @@
 """Figure 4, right: strategies of pruning, compared at half of the depth.
 
-  python experiments/figure4_strategies.py --variant=demo --workdir=runs/studies
+  python -m experiments.figure4_strategies --variant=demo --workdir=runs/studies
 
 docs/depth_on_demand.md has the strategies and what each costs.
 """
 
 import functools
 
-import networks
-
+from experiments import networks
 from layerdrop_jax.studies import study
 from layerdrop_jax.studies.jobs import Measure
 from layerdrop_jax.studies.results import (

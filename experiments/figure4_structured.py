@@ -1,14 +1,13 @@
 """Figure 4, left: structured dropout of heads, sub-layers and layers, alone and together.
 
-  python experiments/figure4_structured.py --variant=demo --workdir=runs/studies
+  python -m experiments.figure4_structured --variant=demo --workdir=runs/studies
 
 Every network takes the same number of updates, as in the paper; those that skip what they drop cost
 less. structured_dropouts.py compares at equal cost.
 """
 
-import networks
-from structured_dropouts import NAMES, SETTING, networks_of
-
+from experiments import networks
+from experiments.structured_dropouts import NAMES, SETTING, networks_of
 from layerdrop_jax.studies import study
 from layerdrop_jax.studies.results import (
     claim,

@@ -1,6 +1,6 @@
 """Figure 5: the importance of each layer of a language model.
 
-  python experiments/figure5_importance.py --variant=demo --workdir=runs/studies
+  python -m experiments.figure5_importance --variant=demo --workdir=runs/studies
 
 For each layer, sub-networks of half the depth are drawn at random that lack it; their perplexity,
 by the mean of their nats, is the layer's importance (--mode=importance has other measures too).
@@ -9,8 +9,7 @@ by the mean of their nats, is the layer's importance (--mode=importance has othe
 import json
 import math
 
-import networks
-
+from experiments import networks
 from layerdrop_jax.studies import study
 from layerdrop_jax.studies.jobs import Measure
 from layerdrop_jax.studies.results import claim, curve, figure, mean

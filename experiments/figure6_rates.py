@@ -1,10 +1,9 @@
 """Figure 6: the drop rate in training against pruning at inference, for a language model.
 
-python experiments/figure6_rates.py --variant=demo --workdir=runs/studies
+python -m experiments.figure6_rates --variant=demo --workdir=runs/studies
 """
 
-import networks
-
+from experiments import networks
 from layerdrop_jax.studies import study
 from layerdrop_jax.studies.results import by_depth, compare, cut_to, figure, scores
 

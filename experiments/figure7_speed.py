@@ -1,6 +1,6 @@
 """Figure 7: training speed against the drop rate, in all modes of skip_scan, PyTorch beside them.
 
-  python experiments/figure7_speed.py --variant=demo --workdir=runs/studies
+  python -m experiments.figure7_speed --variant=demo --workdir=runs/studies
 
 A 16-layer language model, everything timed in turn in one process (benchmarks/training_speed.py).
 It needs the machine for itself: no --processes.

@@ -1,12 +1,11 @@
 """Figure 8: the drop rate in pre-training against the depth that is fine-tuned.
 
-  python experiments/figure8_bert_rates.py --variant=demo --workdir=runs/studies
+  python -m experiments.figure8_bert_rates --variant=demo --workdir=runs/studies
 
 Networks are cut after pre-training, and fine-tuned then, without LayerDrop where they were cut.
 """
 
-import encoders
-
+from experiments import encoders
 from layerdrop_jax.studies import study
 from layerdrop_jax.studies.results import compare, curve, figure, scores
 

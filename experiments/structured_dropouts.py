@@ -1,6 +1,6 @@
 """LayerDrop beside Dropout, DropBlock, DropPath and Stochastic Depth, at equal training cost.
 
-  python experiments/structured_dropouts.py --variant=demo --workdir=runs/studies
+  python -m experiments.structured_dropouts --variant=demo --workdir=runs/studies
 
 Cost is the FLOPs of what runs: methods that skip what they drop take more updates. Each comes on
 top of the config's own dropout, of which the demo has none. Each network is also cut to half of its
@@ -9,8 +9,7 @@ layers, since that is what LayerDrop is for.
 
 import functools
 
-import networks
-
+from experiments import networks
 from layerdrop_jax.studies import study
 from layerdrop_jax.studies.jobs import StudyRun, load_config
 from layerdrop_jax.studies.results import (

@@ -1,6 +1,6 @@
 """A sweep over any keys of a config: every combination of the values that are given.
 
-  python experiments/sweep.py --config=configs/multi30k.py:demo --workdir=DIR \\
+  python -m experiments.sweep --config=configs/multi30k.py:demo --workdir=DIR \\
       --sweep config.drop.decoder=0,0.1,0.2,0.5 --sweep seed=0,1,2
 
 Keys with commas between them share each value: --sweep drop.encoder,drop.decoder=0,0.2. A value
@@ -12,7 +12,6 @@ import argparse
 import csv
 import itertools
 import pathlib
-import shlex
 import sys
 
 from absl import flags as absl_flags
@@ -26,7 +25,7 @@ from layerdrop_jax.studies.results import by_depth, figure, row, table, task_sco
 
 def main(argv=None):
     parser = argparse.ArgumentParser(
-        prog="python experiments/sweep.py",
+        prog=study.typed_command("sweep"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -39,7 +38,7 @@ def main(argv=None):
         runs = combinations(arguments.config, arguments.sweep)
     except ValueError as error:
         parser.error(str(error))
-    command = shlex.join(["python", "experiments/sweep.py", *argv])
+    command = study.typed_command("sweep", argv)
 
     def record(found):
         return as_record(found, runs, arguments, command)

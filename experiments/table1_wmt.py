@@ -1,13 +1,12 @@
 """Table 1: WMT en-de. LayerDrop against the same network without, and an encoder twice as deep.
 
-  python experiments/table1_wmt.py --variant=demo --workdir=runs/studies
+  python -m experiments.table1_wmt --variant=demo --workdir=runs/studies
 
 Without LayerDrop the paper's 12 encoder layers diverge; its networks are post-norm. The demo's are
 pre-norm, which trains either way.
 """
 
-import networks
-
+from experiments import networks
 from layerdrop_jax.studies import study
 from layerdrop_jax.studies.results import claim, compare, mean, row, scores, table, whole
 

@@ -1,12 +1,11 @@
 """Table 2: WikiText-103. LayerDrop against the same network without, and a deeper one.
 
-  python experiments/table2_wikitext103.py --variant=demo --workdir=runs/studies
+  python -m experiments.table2_wikitext103 --variant=demo --workdir=runs/studies
 
 The demo's networks have 6 and 12 layers, the small ones 8 and 16, where the paper's have 16 and 40.
 """
 
-import networks
-
+from experiments import networks
 from layerdrop_jax.studies import study
 from layerdrop_jax.studies.jobs import StudyRun
 from layerdrop_jax.studies.results import compare, row, scores, table, whole

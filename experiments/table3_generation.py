@@ -1,14 +1,13 @@
 """Table 3: summaries and long answers; LayerDrop against the same without it, a deeper decoder.
 
-  python experiments/table3_generation.py --variant=demo --workdir=runs/studies
-  python experiments/table3_generation.py --variant=paper --workdir=DIR --config.data.path=FOLDER
+  python -m experiments.table3_generation --variant=demo --workdir=runs/studies
+  python -m experiments.table3_generation --variant=paper --workdir=DIR --config.data.path=FOLDER
 
 FOLDER is ELI5's; CNN-DailyMail does not look at it. The demo has summaries alone, of functions of
 the standard library. The figure is Figure 2's part on summaries: the decoder cut to every depth.
 """
 
-import networks
-
+from experiments import networks
 from layerdrop_jax.studies import study
 from layerdrop_jax.studies.results import (
     by_depth,

@@ -1,13 +1,12 @@
 """Tables 4 and 5: RoBERTa fine-tuned whole, pre-trained with LayerDrop and without.
 
-  python experiments/table4_roberta.py --variant=demo --workdir=runs/studies
+  python -m experiments.table4_roberta --variant=demo --workdir=runs/studies
 
 LayerDrop stays on at fine-tuning where it was on before. The paper's networks are large (24
 layers), and one has 48 layers and rate 0.5; the other scales have their own, and one twice as deep.
 """
 
-import encoders
-
+from experiments import encoders
 from layerdrop_jax.studies import study
 from layerdrop_jax.studies.results import row, scores, table
 

@@ -1,7 +1,7 @@
 """Table 6: IWSLT14 de-en, with LayerDrop and without.
 
-  python experiments/table6_iwslt.py --variant=demo --workdir=runs/studies
-  python experiments/table6_iwslt.py --variant=paper --workdir=DIR --config.data.path=FOLDER
+  python -m experiments.table6_iwslt --variant=demo --workdir=runs/studies
+  python -m experiments.table6_iwslt --variant=paper --workdir=DIR --config.data.path=FOLDER
 
 FOLDER is the de-en folder of the IWSLT 2014 release; the demo translates CLDR phrases.
 """

@@ -1,14 +1,13 @@
 """Table 7: encoders of 6 and 3 layers, cut after pre-training with LayerDrop and without.
 
-  python experiments/table7_pruned_bert.py --variant=demo --workdir=runs/studies
+  python -m experiments.table7_pruned_bert --variant=demo --workdir=runs/studies
 
 Beside them what was trained at that depth from the start, and what a whole network taught: BERT and
 DistilBERT in the paper. The taught one begins with trained layers and so has had twice the updates.
 All are fine-tuned without LayerDrop.
 """
 
-import encoders
-
+from experiments import encoders
 from layerdrop_jax.studies import study
 from layerdrop_jax.studies.results import row, scores, table
 

@@ -1,7 +1,7 @@
 """Table 8: training on after pruning. A language model cut to half its layers, as it is and
 fine-tuned.
 
-  python experiments/table8_finetuning.py --variant=demo --workdir=runs/studies
+  python -m experiments.table8_finetuning --variant=demo --workdir=runs/studies
 
 The paper fine-tunes one network. Beside it stand other rates, and two more ways to begin: with the
 cut optimizer's moments, and with the whole network as teacher.
@@ -9,8 +9,7 @@ cut optimizer's moments, and with the whole network as teacher.
 
 import functools
 
-import networks
-
+from experiments import networks
 from layerdrop_jax.studies import study
 from layerdrop_jax.studies.jobs import StudyRun
 from layerdrop_jax.studies.results import (

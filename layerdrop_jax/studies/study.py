@@ -33,7 +33,7 @@ def main(file, title, runs, make_record, argv=None, variants=VARIANTS) -> None:
       variants: which there are, where a study has more than the usual ones.
     """
     name = pathlib.Path(file).stem
-    parser = argparse.ArgumentParser(prog=f"python experiments/{name}.py", description=title)
+    parser = argparse.ArgumentParser(prog=typed_command(name), description=title)
     parser.add_argument("--variant", choices=variants, default="demo")
     add_arguments(parser)
     parser.add_argument("--seeds", type=seeds, help="instead of the study's own: 1,2,3")
@@ -43,7 +43,7 @@ def main(file, title, runs, make_record, argv=None, variants=VARIANTS) -> None:
     chosen = runs(arguments.variant)
     if arguments.seeds:
         chosen = [_with_seeds(run, arguments.seeds) for run in chosen]
-    command = shlex.join(["python", f"experiments/{name}.py", *argv])
+    command = typed_command(name, argv)
 
     def record_of(found):
         return {"name": name, "title": title, "variant": arguments.variant, "command": command} | (
@@ -51,6 +51,11 @@ def main(file, title, runs, make_record, argv=None, variants=VARIANTS) -> None:
         )
 
     carry_out(name, arguments.variant, chosen, record_of, arguments, extra, parser)
+
+
+def typed_command(name, arguments=()) -> str:
+    """Renders the command that starts a study, or a sweep, as typed in the project's root."""
+    return shlex.join(["python", "-m", f"experiments.{name}", *arguments])
 
 
 def add_arguments(parser) -> None:

@@ -8,9 +8,9 @@ import sys
 
 import jax
 import pytest
-import sweep as sweep_script
 
 from benchmarks import faults
+from experiments import sweep as sweep_script
 from layerdrop_jax.models.params import make_params
 from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.runs.checkpoints import Checkpoints
@@ -125,8 +125,8 @@ def test_kills_are_spread_over_the_time_that_the_sweep_takes(count, sweeps):
 
 def test_the_sweep_is_one_that_would_run(tmp_path, capsys):
     arguments = argparse.Namespace(runs=3, kills=5, processes=2)
-    _, script, *argv = faults.sweep_command(tmp_path / "alone", arguments)
-    assert script == "experiments/sweep.py"
+    _, flag, module, *argv = faults.sweep_command(tmp_path / "alone", arguments)
+    assert (flag, module) == ("-m", "experiments.sweep")
     sweep_script.main([*argv, "--dry_run"])
     assert "3 runs of report would do; 0 are done" in capsys.readouterr().out
 

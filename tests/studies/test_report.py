@@ -95,7 +95,7 @@ def test_claims_have_verdicts_and_a_count(tmp_path):
 
 def test_the_report_says_how_to_make_it_again(tmp_path):
     text = markdown(record(), tmp_path)
-    assert "```\npython experiments/figure6_rates.py --workdir=RUNS\n```\n\n3 trainings" in text
+    assert "```\npython -m experiments.figure6_rates --workdir=RUNS\n```\n\n3 trainings" in text
     assert "3 trainings, 10 minutes in all, each on 1 core or 8 x H100.\n\npython 3.11.7" in text
     assert "jax 0.10.2" in text
     assert "Variant: demo.\n\npystdlib, 4 layers\n" in text

@@ -52,7 +52,7 @@ def run_study(*argv, make_runs=lambda variant: networks()):
 
 def test_a_study_from_its_runs_to_its_report(root, capsys):
     record = run_study(f"--results={root / 'kept'}")
-    assert record["command"].startswith("python experiments/made_up.py --workdir=out --results=")
+    assert record["command"].startswith("python -m experiments.made_up --workdir=out --results=")
     assert (record["title"], record["variant"]) == ("Made up", "demo")
     assert record["setting"] == "made up, demo"
     assert record["failed"] == []
@@ -188,7 +188,7 @@ def test_without_a_folder_there_is_no_study(capsys):
 @pytest.mark.parametrize("name", studies_list.NAMES)
 @pytest.mark.parametrize("variant", study.VARIANTS)
 def test_every_study_would_run(name, variant, tmp_path):
-    found = importlib.import_module(name).runs(variant)
+    found = importlib.import_module(f"experiments.{name}").runs(variant)
     check(plan([*map(one_seed, found)], tmp_path))
 
 
