@@ -88,6 +88,11 @@ def distilled(variant, depth) -> StudyRun:
     )
 
 
+def short_name(task) -> str:
+    """Names a task in the names of runs and figures: "sst2"."""
+    return task.lower().replace("-", "")
+
+
 def accuracy(variant):
     """The score of a fine-tuned network, as a function of its result."""
     return on_split(SPLIT[variant])
@@ -135,7 +140,7 @@ def finetuned(variant, task, network, *, depth=LAYERS) -> StudyRun:
         network.layers.get("encoder", LAYERS)
     )
     rate = network.overrides.get("drop.encoder", 0.0) if depth >= own else 0.0
-    name = f"{task.lower().replace('-', '')}_{network.name}"
+    name = f"{short_name(task)}_{network.name}"
     return StudyRun(
         name=name if depth >= own else f"{name}_cut_{depth}",
         config=TASKS[variant][task],

@@ -11,6 +11,7 @@ from layerdrop_jax.core.structured import rows_kept, survival
 from layerdrop_jax.runs import settings
 from layerdrop_jax.step.flops import executed_flops, lm_flops, nominal_flops
 from layerdrop_jax.studies.jobs import StudyRun, load_config
+from layerdrop_jax.studies.results import results_of
 
 # Enough updates for networks of some quality; the configs' own demos are shorter.
 _LM_DEMO = {
@@ -75,6 +76,11 @@ LM_LAYERS = {"demo": 12, "small": 16, "paper": 16}
 MT_LAYERS = SUM_LAYERS = 6
 
 
+def label(rate) -> str:
+    """Names a network by its drop rate, for tables and figures."""
+    return f"LayerDrop {rate:g}" if rate else "without LayerDrop"
+
+
 def language_model(variant, rate, *, depth=None, name="", **more) -> StudyRun:
     """A language model with a drop rate; ``depth`` layers from the start, or the config's.
 
@@ -133,6 +139,18 @@ def summarisation(variant, rate, *, decoder=None, answers=False, **more) -> Stud
     if variant == "paper" and not (rate or answers):
         overrides["model.dropout"] = 0.3  # as Edunov et al. have it without LayerDrop
     return StudyRun(name="_".join(parts), config=config, overrides=overrides, **more)
+
+
+def by_rate(found, variant, rates, network=language_model) -> dict:
+    """Looks up the results of a network at some drop rates: {rate: [a `Result` for each seed]}.
+
+    Args:
+      found: run name -> `Result`s.
+      variant: demo, small or paper.
+      rates: LayerDrop's.
+      network: network(variant, rate) gives the run.
+    """
+    return {rate: results_of(found, network(variant, rate)) for rate in rates}
 
 
 def equal_cost(config, overrides) -> dict:

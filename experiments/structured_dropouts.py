@@ -18,6 +18,8 @@ from layerdrop_jax.studies.results import (
     cut_to,
     figure,
     parameters,
+    record,
+    results_of,
     row,
     scores,
     table,
@@ -96,26 +98,24 @@ def report(found, variant):
     half = layers // 2
     rows, cut_rows, whole, cut, curves = [], [], {}, {}, []
     for kind, run in zip(COMPARED, runs(variant), strict=True):
-        results = found.get(run.name, [])
+        results = results_of(found, run)
         name = f"{NAMES[kind]}, {run.overrides['train.steps']:,} updates"
         rows.append(row(name, results, cut_to(layers)))
         size = functools.partial(parameters, depth=half)
         cut_rows.append(row(name, results, cut_to(half), size=size))
         whole[kind], cut[kind] = scores(results, cut_to(layers)), scores(results, cut_to(half))
         curves.append(by_depth(NAMES[kind], results))
-    return {
-        "setting": f"{SETTING[variant]}; where layers or rows are skipped, as many more updates as "
+    title, y = "Valid perplexity after pruning", "valid perplexity"
+    cut_title = f"Cut to {half} of {layers} layers, {y}"
+    return record(
+        f"{SETTING[variant]}; where layers or rows are skipped, as many more updates as "
         "cost the same (DropPath drops whole rows: 4 of the demo's 16)",
-        "tables": [
-            table("Whole network, valid perplexity", "perplexity", "lower", rows),
-            table(f"Cut to {half} of {layers} layers, valid perplexity", "perplexity", "lower",
-                  cut_rows),
+        tables=[
+            table(f"Whole network, {y}", "perplexity", "lower", rows),
+            table(cut_title, "perplexity", "lower", cut_rows),
         ],
-        "figures": [
-            figure("dropouts", "Valid perplexity after pruning", "layers kept", "valid perplexity",
-                   curves, log=True)
-        ],
-        "claims": [
+        figures=[figure("dropouts", title, "layers kept", y, curves, log=True)],
+        claims=[
             compare(
                 "LayerDrop regularises: it improves the whole network",
                 {"LayerDrop": whole["layers"], "nothing dropped": whole["none"]},
@@ -127,7 +127,8 @@ def report(found, variant):
                 "lower",
             ),
         ],
-    }  # fmt: skip
+        of_paper=False,
+    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,16 @@ from layerdrop_jax.reports.run_report import compare_runs
 from layerdrop_jax.runs.settings import flatten
 from layerdrop_jax.studies import study
 from layerdrop_jax.studies.jobs import StudyRun, load_config
-from layerdrop_jax.studies.results import by_depth, figure, row, table, task_score, whole
+from layerdrop_jax.studies.results import (
+    by_depth,
+    figure,
+    record,
+    results_of,
+    row,
+    table,
+    task_score,
+    whole,
+)
 
 
 def main(argv=None):
@@ -40,10 +49,10 @@ def main(argv=None):
         parser.error(str(error))
     command = study.typed_command("sweep", argv)
 
-    def record(found):
+    def make_record(found):
         return as_record(found, runs, arguments, command)
 
-    study.carry_out("report", "", runs, record, arguments, extra, parser)
+    study.carry_out("report", "", runs, make_record, arguments, extra, parser)
 
 
 def combinations(config, sweeps) -> list[StudyRun]:
@@ -107,12 +116,12 @@ def _check_different(text, values, parsed):
 
 def as_record(found, runs, arguments, command) -> dict:
     """The report: a row for each combination, and the curves over depth."""
-    rows = [row(run.name, found.get(run.name, []), whole) for run in runs]
+    rows = [row(run.name, results_of(found, run), whole) for run in runs]
     tables, figures = [], []
     if found:
         of = task_score(next(iter(found.values()))[0])
         tables.append(table("Whole networks", f"test {of.label}", of.better, rows))
-        curves = [by_depth(run.name, found.get(run.name, [])) for run in runs]
+        curves = [by_depth(run.name, results_of(found, run)) for run in runs]
         y = of.of_depths
         figures.append(figure("depth", f"{y} after pruning", "layers kept", y, curves, log=of.log))
         groups = {name: [result.workdir for result in results] for name, results in found.items()}
@@ -122,10 +131,7 @@ def as_record(found, runs, arguments, command) -> dict:
         "title": f"A sweep of {arguments.config}",
         "variant": arguments.config.partition(":")[2] or "paper",
         "command": command,
-        "setting": "; ".join(arguments.sweep),
-        "tables": tables,
-        "figures": figures,
-        "claims": [],
+        **record("; ".join(arguments.sweep), tables=tables, figures=figures),
     }
 
 

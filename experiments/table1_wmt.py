@@ -8,7 +8,17 @@ pre-norm, which trains either way.
 
 from experiments import networks
 from layerdrop_jax.studies import study
-from layerdrop_jax.studies.results import claim, compare, mean, row, scores, table, whole
+from layerdrop_jax.studies.results import (
+    claim,
+    compare,
+    mean,
+    record,
+    results_of,
+    row,
+    scores,
+    table,
+    whole,
+)
 
 TITLE = "Table 1: translation, and a deeper encoder"
 PAPER = {(6, 0.0): 29.3, (6, 0.2): 29.6, (12, 0.0): "diverges", (12, 0.2): 30.2}
@@ -27,16 +37,15 @@ def runs(variant):
 def report(found, variant):
     rows, bleu = [], {}
     for (depth, rate), run in zip(PAPER, runs(variant), strict=True):
-        results = found.get(run.name, [])
-        what = f"{depth} + 6 layers, " + (f"LayerDrop {rate:g}" if rate else "without LayerDrop")
+        results = results_of(found, run)
+        what = f"{depth} + 6 layers, {networks.label(rate)}"
         rows.append(row(what, results, whole, paper=PAPER[depth, rate]))
         bleu[depth, rate] = scores(results, whole)
     deep = bleu[12, 0.0]
-    return {
-        "setting": f"{networks.MT_SETTING[variant]}; ordinary dropout is the same in all rows",
-        "tables": [table("Translation, test BLEU", "BLEU", "higher", rows)],
-        "figures": [],
-        "claims": [
+    return record(
+        f"{networks.MT_SETTING[variant]}; ordinary dropout is the same in all rows",
+        tables=[table("Translation, test BLEU", "BLEU", "higher", rows)],
+        claims=[
             compare(
                 "LayerDrop improves the network of 6 + 6 layers (29.3 to 29.6)",
                 {"with LayerDrop": bleu[6, 0.2], "without": bleu[6, 0.0]},
@@ -53,7 +62,7 @@ def report(found, variant):
                 mean(deep) < COLLAPSED if deep else None,
             ),
         ],
-    }
+    )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from layerdrop_jax.studies.results import (
     compare,
     cut_to,
     figure,
+    record,
+    results_of,
     row,
     scores,
     table,
@@ -45,13 +47,12 @@ def networks_of(variant):
             own = None if depth == networks.SUM_LAYERS else depth
             run = networks.summarisation(variant, rate, decoder=own, answers=answers)
             task = "Long answers" if answers else "Summaries"
-            drop = f"LayerDrop {rate:g}" if rate else "without LayerDrop"
-            found.append((f"{task}, 6 + {depth} layers, {drop}", run, theirs))
+            found.append((f"{task}, 6 + {depth} layers, {networks.label(rate)}", run, theirs))
     return found
 
 
 def report(found, variant):
-    each = [(what, found.get(run.name, []), paper) for what, run, paper in networks_of(variant)]
+    each = [(what, results_of(found, run), paper) for what, run, paper in networks_of(variant)]
     tables = [
         table(
             f"Test {name}",
@@ -93,12 +94,12 @@ def report(found, variant):
                 "higher",
             )
         )
-    return {
-        "setting": f"{networks.SUM_SETTING[variant]}; the paper's numbers are of CNN-DailyMail and "
+    return record(
+        f"{networks.SUM_SETTING[variant]}; the paper's numbers are of CNN-DailyMail and "
         "ELI5, and of another program's ROUGE; those of long answers without LayerDrop are a "
         "multitask network's",
-        "tables": tables,
-        "figures": [
+        tables=tables,
+        figures=[
             figure(
                 "summaries_depth",
                 "Test ROUGE-L, the decoder cut without fine-tuning",
@@ -107,8 +108,8 @@ def report(found, variant):
                 [by_depth(what, results) for what, results, _ in each],
             )
         ],
-        "claims": claims,
-    }
+        claims=claims,
+    )
 
 
 def of_test(key):

@@ -8,7 +8,13 @@ layers), and one has 48 layers and rate 0.5; the other scales have their own, an
 
 from experiments import encoders
 from layerdrop_jax.studies import study
-from layerdrop_jax.studies.results import row, scores, table
+from layerdrop_jax.studies.results import (
+    record,
+    results_of,
+    row,
+    scores,
+    table,
+)
 
 TITLE = "Tables 4 and 5: RoBERTa, fine-tuned"
 NAMES = {
@@ -50,7 +56,7 @@ def runs(variant):
 def report(found, variant):
     tables, claims, score = [], [], encoders.accuracy(variant)
     for task in encoders.TASKS[variant]:
-        results = {kind: found.get(run_of(variant, task, kind).name, []) for kind in NAMES}
+        results = {kind: results_of(found, run_of(variant, task, kind)) for kind in NAMES}
         without, dropped, more, more_dropped, deep = PAPER.get(task, UNKNOWN)
         rows = [
             row(NAMES["without"], results["without"], score, paper=without),
@@ -71,12 +77,7 @@ def report(found, variant):
             claims += encoders.claim_of_paper(
                 task, {NAMES[first]: values[first], NAMES[second]: values[second]}, paper
             )
-    return {
-        "setting": encoders.SETTING[variant],
-        "tables": tables,
-        "figures": [],
-        "claims": claims,
-    }
+    return record(encoders.SETTING[variant], tables=tables, claims=claims)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,13 @@ All are fine-tuned without LayerDrop.
 
 from experiments import encoders
 from layerdrop_jax.studies import study
-from layerdrop_jax.studies.results import row, scores, table
+from layerdrop_jax.studies.results import (
+    record,
+    results_of,
+    row,
+    scores,
+    table,
+)
 
 TITLE = "Table 7: pruned encoders, fine-tuned"
 DEPTHS = (6, 3)
@@ -66,7 +72,7 @@ def report(found, variant):
         for depth in DEPTHS:
             *paper, more = PAPER.get(task, {}).get(depth, UNKNOWN)
             for (kind, name), number in zip(NAMES.items(), paper, strict=True):
-                results = found.get(run_of(variant, task, kind, depth).name, [])
+                results = results_of(found, run_of(variant, task, kind, depth))
                 values[kind, depth] = scores(results, score)
                 rows.append(row(name.format(depth), results, score, paper=number))
             rows.append(row(MORE.format(depth), [], score, paper=more))
@@ -82,12 +88,7 @@ def report(found, variant):
                     },
                     (dropped, theirs),
                 )
-    return {
-        "setting": encoders.SETTING[variant],
-        "tables": tables,
-        "figures": [],
-        "claims": claims,
-    }
+    return record(encoders.SETTING[variant], tables=tables, claims=claims)
 
 
 if __name__ == "__main__":

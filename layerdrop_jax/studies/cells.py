@@ -4,12 +4,60 @@ Tables are (header, rows) of plain texts, for markdown, HTML and the blocks of t
 """
 
 import itertools
+import typing
 
 from layerdrop_jax.reports.run_plots import mean_and_range
 from layerdrop_jax.reports.run_report import spread_text
 from layerdrop_jax.studies import pictures
 
 VERDICTS = {True: "yes", False: "no", None: "cannot be said"}
+
+
+class Wording(typing.NamedTuple):
+    """How claims are spoken of.
+
+    Attributes:
+      heading: above their table in report.md, before their count.
+      summary: at the top of report.html, before their count.
+      section: above them in report.html.
+      says: above the column of claims, and before each.
+      holds: above the column of verdicts.
+      badges: the words of each verdict.
+      counted: the words of each verdict, before the number of claims that have it.
+    """
+
+    heading: str
+    summary: str
+    section: str
+    says: str
+    holds: str
+    badges: dict
+    counted: dict
+
+
+OF_PAPER = Wording(
+    heading="Agreement with the paper",
+    summary="Claims of the paper that agree",
+    section="Agreement with the paper",
+    says="the paper says",
+    holds="agrees",
+    badges=VERDICTS | {True: "agrees with the paper", False: "does not agree"},
+    counted=VERDICTS | {True: "agree", False: "do not"},
+)
+OF_STUDY = Wording(
+    heading="Claims that hold",
+    summary="Claims that hold",
+    section="Claims",
+    says="the claim",
+    holds="holds",
+    badges=VERDICTS | {True: "holds", False: "does not hold"},
+    counted=VERDICTS | {True: "hold", False: "do not"},
+)
+
+
+def wording(record) -> Wording:
+    """Finds how a record's claims are spoken of; those of older records are all the paper's."""
+    return OF_PAPER if record.get("of_paper", True) else OF_STUDY
 
 
 def table_cells(scores) -> tuple[list[str], list[list[str]], set[int]]:
@@ -91,13 +139,15 @@ def figure_cells(figure) -> tuple[list[str], list[list[str]]]:
     return without_empty(header, [row for row in rows if any(row[1:])])
 
 
-def claim_cells(claims) -> tuple[list[str], list[list[str]]]:
-    rows = [[c["paper"], c["ours"], VERDICTS[c["agrees"]]] for c in claims]
-    return without_empty(["the paper says", "here", "agrees"], rows)
+def claim_cells(record) -> tuple[list[str], list[list[str]]]:
+    """Writes the claims of a record as a table: what is said, what came out, the verdict."""
+    words = wording(record)
+    rows = [[c["paper"], c["ours"], VERDICTS[c["agrees"]]] for c in record["claims"]]
+    return without_empty([words.says, "here", words.holds], rows)
 
 
 def count_text(claims) -> str:
-    """How many claims agree with the paper, of those that can be judged; "" without claims."""
+    """Counts the claims that hold, of those that can be judged; "" without claims."""
     verdicts = [claim["agrees"] for claim in claims]
     unknown = verdicts.count(None)
     more = f" ({unknown} cannot be said)" if unknown else ""

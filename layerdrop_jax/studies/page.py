@@ -69,12 +69,7 @@ pre { background: var(--code); border-radius: 8px; padding: .8rem; margin: .6rem
 @media (max-width: 44rem) { main { padding: 1.25rem .75rem 3rem; } section { padding: .9rem; }
   .pair { grid-template-columns: minmax(0, 1fr); } h1 { font-size: 1.4rem; } }
 """
-# Of a verdict: its class, a mark and words, which do not lean on its colour, and words for a count.
-BADGES = {
-    True: ("yes", "✓", "agrees with the paper", "agree"),
-    False: ("no", "✗", "does not agree", "do not"),
-    None: ("open", "?", "cannot be said", "cannot be said"),
-}
+BADGES = {True: ("yes", "✓"), False: ("no", "✗"), None: ("open", "?")}  # class and mark
 
 
 def render(record, folder) -> str:
@@ -84,7 +79,7 @@ def render(record, folder) -> str:
       record: of the study, with the figures whose pictures are in the folder alone.
       folder: where the pictures are.
     """
-    places = _claims_by_figure(record)
+    places, words = _claims_by_figure(record), cells.wording(record)
     parts = [_head(record)]
     if record["failed"]:
         runs = "".join(
@@ -93,11 +88,11 @@ def render(record, folder) -> str:
         title = f"<h2>{_text(cells.missing_text(record))}</h2>"
         parts.append(f'<section class="failed">{title}<ul>{runs}</ul></section>')
     if places[None]:
-        claims = "".join(_claim(claim) for claim in places[None])
-        parts.append(f"<section><h2>Agreement with the paper</h2>{claims}</section>")
+        claims = "".join(_claim(claim, words) for claim in places[None])
+        parts.append(f"<section><h2>{_text(words.section)}</h2>{claims}</section>")
     for figure in record["figures"]:
         picture = (pathlib.Path(folder) / f"{figure['name']}.png").read_bytes()
-        parts.append(_figure(figure, picture, places[figure["name"]]))
+        parts.append(_figure(figure, picture, places[figure["name"]], words))
     parts += [_table(scores) for scores in record["tables"]]
     again = f"<h2>To do it again</h2><pre>{_text(record['command'])}</pre>"
     took = " ".join((cells.runs_text(record), cells.versions_text(record)))
@@ -117,10 +112,10 @@ def render_index(records: dict) -> str:
         address = _text(f"{urllib.parse.quote(folder)}/report.html")
         missing = f"{len(record['failed'])} missing" if record["failed"] else ""
         name = f'<td class="name"><a href="{address}">{_text(record["title"])}</a></td>'
-        verdicts = _counts(record["claims"])
+        verdicts = _counts(record["claims"], cells.wording(record))
         texts = f"<td>{_text(record['variant'])}</td><td>{verdicts}</td><td>{missing}</td>"
         rows.append(f"<tr>{name}{texts}</tr>")
-    header = "<th>study</th><th>variant</th><th>claims of the paper</th><th>runs</th>"
+    header = "<th>study</th><th>variant</th><th>claims</th><th>runs</th>"
     table = f"<table><thead><tr>{header}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     body = f'<h1>Studies</h1><section><div class="wide texts">{table}</div></section>'
     return _document("Studies", [body])
@@ -138,7 +133,7 @@ def _document(title, parts) -> str:
 
 def _head(record) -> str:
     count = cells.count_text(record["claims"])
-    verdict = f"Claims of the paper that agree: {count}" if count else ""
+    verdict = f"{cells.wording(record).summary}: {count}" if count else ""
     small = [text for text in (f"Variant: {record['variant']}", verdict) if text]
     return (
         f'<h1>{_text(record["title"])}</h1><p class="soft">{_text(" · ".join(small))}</p>'
@@ -156,30 +151,33 @@ def _claims_by_figure(record) -> dict:
     return places
 
 
-def _claim(claim) -> str:
-    name, mark, words, _ = BADGES[claim["agrees"]]
+def _claim(claim, words) -> str:
+    name, mark = BADGES[claim["agrees"]]
+    verdict = words.badges[claim["agrees"]]
     return (
-        f'<div class="claim {name}"><span class="badge {name}">{mark} {words}</span>'
-        f"<dl><dt>the paper says</dt><dd>{_text(claim['paper'])}</dd>"
+        f'<div class="claim {name}"><span class="badge {name}">{mark} {verdict}</span>'
+        f"<dl><dt>{_text(words.says)}</dt><dd>{_text(claim['paper'])}</dd>"
         f"<dt>here</dt><dd>{_text(claim['ours'])}</dd></dl></div>"
     )
 
 
-def _counts(claims) -> str:
+def _counts(claims, words) -> str:
     """How many claims have which verdict, as badges."""
     badges = []
-    for verdict, (name, mark, _, words) in BADGES.items():
+    for verdict, (name, mark) in BADGES.items():
         count = sum(claim["agrees"] is verdict for claim in claims)
         if count:
-            badges.append(f'<span class="badge {name}">{mark} {words}: {count}</span>')
+            badges.append(
+                f'<span class="badge {name}">{mark} {words.counted[verdict]}: {count}</span>'
+            )
     return " ".join(badges)
 
 
-def _figure(figure, picture, claims) -> str:
+def _figure(figure, picture, claims, words) -> str:
     data = base64.b64encode(picture).decode()
     title = _text(figure["title"])
     image = f'<figure><img alt="{title}" src="data:image/png;base64,{data}"></figure>'
-    beside = f"<div>{''.join(_claim(claim) for claim in claims)}</div>" if claims else ""
+    beside = f"<div>{''.join(_claim(claim, words) for claim in claims)}</div>" if claims else ""
     note = cells.spread_note(figure)
     return (
         f'<section><h2>{title}</h2><div class="pair">{image}{beside}</div>'

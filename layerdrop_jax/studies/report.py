@@ -6,6 +6,7 @@ All are drawn from one record, a dict of JSON:
      "versions": {package: version},
      "claims": [{"paper": text, "ours": text, "agrees": true, false or null,
                  "figure": name of the figure it is about, optional}],
+     "of_paper": whether the claims are the paper's; older records have none, theirs are,
      "tables": [{"title", "score": what the values are, "better": "higher" or "lower",
                  "format": how they are written, as ",.2f",
                  "rows": [{"name", "paper": number, text or null, "values": [one of each seed],
@@ -123,8 +124,9 @@ def _sections(record) -> list[str]:
         sections += [f"**{cells.missing_text(record)}**", "\n".join(lines)]
     sections += [f"Variant: {record['variant']}." if record["variant"] else "", record["setting"]]
     if record["claims"]:
-        sections.append(f"## Agreement with the paper: {cells.count_text(record['claims'])}")
-        sections.append(markdown_table(*cells.claim_cells(record["claims"])))
+        heading = cells.wording(record).heading
+        sections.append(f"## {heading}: {cells.count_text(record['claims'])}")
+        sections.append(markdown_table(*cells.claim_cells(record)))
     for figure in record["figures"]:
         sections += [f"## {figure['title']}", f"![{figure['title']}]({figure['name']}.png)"]
         sections += [cells.spread_note(figure), markdown_table(*cells.figure_cells(figure))]

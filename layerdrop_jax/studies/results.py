@@ -45,6 +45,16 @@ def read(job) -> Result:
     return Result(job.run, job.seed, config, records, job.workdir, commands)
 
 
+def results_of(found: dict, run) -> list[Result]:
+    """Looks up a run's results, one a seed; [] where none is done.
+
+    Args:
+      found: run name -> `Result`s.
+      run: a `StudyRun`.
+    """
+    return found.get(run.name, [])
+
+
 def task_score(result: Result) -> Score:
     """Finds what the networks of a run's task are compared by."""
     return find_task(result.config["task"]).score
@@ -186,10 +196,33 @@ def mean(values) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def claim(paper: str, ours: str, agrees: bool | None, figure: str = "") -> dict:
-    """What the paper says, what came out, and whether that is the same; None: it cannot be said.
+def record(setting: str, *, tables=(), figures=(), claims=(), of_paper: bool = True) -> dict:
+    """Builds what a study's results decide of its record; `studies/report.py` has the rest.
 
-    ``figure`` is the name of the one it is about, where there are several.
+    Args:
+      setting: the data, the network and the training, in words.
+      tables: of `table`.
+      figures: of `figure`.
+      claims: of `claim` and `compare`.
+      of_paper: whether it is the paper that claims this; reports are worded by it.
+    """
+    return {
+        "setting": setting,
+        "tables": list(tables),
+        "figures": list(figures),
+        "claims": list(claims),
+        "of_paper": of_paper,
+    }
+
+
+def claim(paper: str, ours: str, agrees: bool | None, figure: str = "") -> dict:
+    """Builds a claim: what is said, what came out, and whether that is the same.
+
+    Args:
+      paper: what the paper says, or the study itself; see ``of_paper`` of `record`.
+      ours: what came out.
+      agrees: None where it cannot be said.
+      figure: the name of the one it is about, where there are several.
     """
     return {"paper": paper, "ours": ours, "agrees": agrees, "figure": figure}
 
@@ -200,7 +233,7 @@ def compare(paper: str, ours: dict, better: str, figure: str = "") -> dict:
     Where the seeds of the two overlap it cannot be said.
 
     Args:
-      paper: what the paper says.
+      paper: as in `claim`.
       ours: {what: a value for each seed}, two of them.
       better: "higher" or "lower".
       figure: as in `claim`.

@@ -1,7 +1,7 @@
 """The command line that every study has, and what happens then.
 
-A study has a list of runs and a function that makes of their results the parts of its record:
-"setting", "tables", "figures" and "claims" (see `layerdrop_jax.studies.results`).
+A study has a list of runs and a function that makes of their results what they decide of its
+record: `results.record`.
 """
 
 import argparse
@@ -28,8 +28,8 @@ def main(file, title, runs, make_record, argv=None, variants=VARIANTS) -> None:
       file: of the study, after which it is named.
       title: of the report.
       runs: runs(variant) gives a list of `StudyRun`s.
-      make_record: make_record(found, variant) gives the parts of the record, from ``found``: run
-        name -> `Result`s, one a seed, of the jobs that are done.
+      make_record: make_record(found, variant) gives `results.record`, from ``found``: run name ->
+        `Result`s, one a seed, of the jobs that are done.
       variants: which there are, where a study has more than the usual ones.
     """
     name = pathlib.Path(file).stem

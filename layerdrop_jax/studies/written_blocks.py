@@ -9,7 +9,7 @@ For each folder experiments/results/NAME with a report.json there are
 
     NAME          its tables: name, the paper's number, ours with its range, seeds
     NAME.figure   its pictures, and their numbers as tables
-    NAME.claims   what the paper says, what came out, whether that is the same
+    NAME.claims   what the paper says, or the study; what came out; whether that is the same
     NAME.command  the command that makes it again
 
 and `studies` is the overview, a row for each that has claims. `experiments/write_tables.py` writes
@@ -96,7 +96,7 @@ def build(records: dict[str, dict], results: str) -> dict[str, str]:
                     markdown_table(*numbers),
                 )
             ),
-            f"{name}.claims": markdown_table(*cells.claim_cells(record["claims"])),
+            f"{name}.claims": markdown_table(*cells.claim_cells(record)),
             f"{name}.command": fenced(record["command"]),
         }
     return blocks
@@ -142,7 +142,7 @@ def _places(text) -> list[tuple[str, int, int]]:
 
 
 def _overview(records, results) -> str:
-    """A row for each study: what it is, how many claims agree, what it took."""
+    """A row for each study: what it is, how many claims hold, what it took."""
     rows = [
         [
             f"[{record['title']}]({results}/{name}/report.md)",
@@ -154,7 +154,7 @@ def _overview(records, results) -> str:
         for name, record in records.items()
         if record["claims"]  # a sweep has none
     ]
-    header = ["study", "variant", "claims that agree", "minutes of training", "runs missing"]
+    header = ["study", "variant", "claims that hold", "minutes of training", "runs missing"]
     return markdown_table(*cells.without_empty(header, rows))
 
 

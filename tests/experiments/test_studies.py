@@ -220,6 +220,7 @@ def test_committed_reports_are_of_the_studies_as_they_are(path):
     study = importlib.import_module(f"experiments.{record['name']}")
     now = study.report({}, record["variant"])
     assert record["title"] == study.TITLE
+    assert record.get("of_paper", True) is now["of_paper"]
     known = [claim["paper"] for claim in now["claims"]]
     claims = [claim["paper"] for claim in record["claims"]]
     # --only leaves tasks out, and their claims

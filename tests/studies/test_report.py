@@ -93,6 +93,30 @@ def test_claims_have_verdicts_and_a_count(tmp_path):
     ]
 
 
+def test_claims_that_are_not_the_papers_are_worded_otherwise(tmp_path):
+    report.write(record(of_paper=False), tmp_path / "own")
+    report.write_index(tmp_path)
+    text = (tmp_path / "own" / "report.md").read_text(encoding="utf-8")
+    assert "## Claims that hold: 1 of 2 (1 cannot be said)\n" in text
+    assert rows_of(text, "the claim")[:2] == [
+        ["the claim", "here", "holds"],
+        ["higher rates win when small", "51 against 90", "yes"],
+    ]
+    page = Page((tmp_path / "own" / "report.html").read_text(encoding="utf-8"))
+    index = Page((tmp_path / "index.html").read_text(encoding="utf-8"))
+    for said in ("✓ holds", "✗ does not hold", "? cannot be said", "the claim"):
+        assert said in page.text
+    for said in ("✓ hold: 1", "✗ do not: 1", "? cannot be said: 1"):
+        assert said in index.text
+    for said in (text, page.text, index.text):
+        assert "agree" not in said
+        assert "the paper says" not in said
+    report.write(record(of_paper=True), tmp_path / "own")
+    assert "## Agreement with the paper: 1 of 2" in markdown(record(), tmp_path / "older")
+    same = (tmp_path / "own" / "report.md").read_text(encoding="utf-8")
+    assert same == (tmp_path / "older" / "report.md").read_text(encoding="utf-8")
+
+
 def test_the_report_says_how_to_make_it_again(tmp_path):
     text = markdown(record(), tmp_path)
     assert "```\npython -m experiments.figure6_rates --workdir=RUNS\n```\n\n3 trainings" in text

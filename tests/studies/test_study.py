@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from layerdrop_jax.studies import engine, jobs, study
+from layerdrop_jax.studies import engine, jobs, results, study
 from layerdrop_jax.studies.jobs import Measure, StudyRun, check, plan
 from layerdrop_jax.studies.results import compare, row, table, whole
 from tests import stand_in, studies_list
@@ -34,15 +34,12 @@ def networks(**changes):
 
 
 def as_record(found, variant):
-    scores = {name: [whole(result) for result in results] for name, results in found.items()}
+    scores = {name: [whole(result) for result in of] for name, of in found.items()}
     means = {name: scores.get(name, []) for name in ("rate_0.5", "rate_0")}
-    rows = [row(name, results, whole) for name, results in found.items()]
-    return {
-        "setting": f"made up, {variant}",
-        "tables": [table("Scores", "perplexity", "lower", rows)],
-        "figures": [],
-        "claims": [compare("it helps", means, "lower")],
-    }
+    rows = [row(name, of, whole) for name, of in found.items()]
+    tables = [table("Scores", "perplexity", "lower", rows)]
+    claims = [compare("it helps", means, "lower")]
+    return results.record(f"made up, {variant}", tables=tables, claims=claims)
 
 
 def run_study(*argv, make_runs=lambda variant: networks()):
