@@ -2,7 +2,9 @@
 
 import html.parser
 import json
+import pathlib
 import re
+import tomllib
 import urllib.parse
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from layerdrop_jax.studies import report
 from tests.studies.records import record
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 NAN = float("nan")
 
 
@@ -243,6 +246,19 @@ def test_the_index_links_to_every_study(tmp_path):
     assert all(path.is_file() for path in linked)
     for text in ("✓ agree: 1", "✗ do not: 1", "? cannot be said: 1", "Other", "1 missing"):
         assert page.text.count(text) == 1
+
+
+def test_a_wheel_has_the_templates():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    declared = {
+        path
+        for package, patterns in project["tool"]["setuptools"]["package-data"].items()
+        for pattern in patterns
+        for path in ROOT.joinpath(*package.split(".")).glob(pattern)
+    }
+    files = {path for path in (ROOT / "layerdrop_jax").rglob("*") if path.is_file()}
+    assert {path.name for path in declared} >= {"report.html", "index.html", "style.css"}
+    assert declared == {path for path in files if path.suffix not in (".py", ".pyc")}
 
 
 def test_a_broken_record_is_named(tmp_path):
