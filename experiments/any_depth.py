@@ -22,7 +22,7 @@ DEPTHS = {"demo": (3, 4, 6, 9), "small": (4, 8, 12), "paper": (4, 8, 12)}
 
 
 def nested(variant):
-    """The network that learns at each of the depths; a sub-network is the first of its layers."""
+    """Makes the network that learns at each of the depths; a sub-network is its first layers."""
     depths = DEPTHS[variant]
     return networks.language_model(
         variant,

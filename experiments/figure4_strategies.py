@@ -50,7 +50,7 @@ def network(variant, rate):
 
 
 def learned(variant):
-    """Data Driven pruning is a way to train: the rate of each layer is learned, 0.5 in the mean."""
+    """Makes the network of Data Driven pruning, which learns each layer's rate, 0.5 in the mean."""
     return networks.language_model(
         variant,
         0.5,
@@ -123,13 +123,13 @@ def report(found, variant):
 
 
 def test_perplexity(strategy, result) -> float | None:
-    """Of the layers that a strategy chose."""
+    """Finds the perplexity of the layers that a strategy chose."""
     line = chosen(result, strategy)
     return line and line["test_perplexity"]
 
 
 def parameters_left(strategy, result) -> int:
-    """Of the layers that a strategy chose."""
+    """Finds the number of parameters of the layers that a strategy chose."""
     return chosen(result, strategy)["parameters"]
 
 

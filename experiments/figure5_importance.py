@@ -56,7 +56,7 @@ def report(found, variant):
 
 
 def without(result) -> dict[int, float]:
-    """{layer: exp of the mean nats of the sub-networks without it}."""
+    """Reads {layer: exp of the mean nats of the sub-networks without it}."""
     record = json.loads((result.workdir / "importance.json").read_text(encoding="utf-8"))
     stack = record["stacks"]["decoder"]
     drawn = stack["measures"]["half_depth"]

@@ -82,7 +82,7 @@ def label(rate) -> str:
 
 
 def language_model(variant, rate, *, depth=None, name="", **more) -> StudyRun:
-    """A language model with a drop rate; ``depth`` layers from the start, or the config's.
+    """Makes a language model with a drop rate; ``depth`` layers from the start, or the config's.
 
     Args:
       variant: demo, small or paper.
@@ -105,7 +105,7 @@ def language_model(variant, rate, *, depth=None, name="", **more) -> StudyRun:
 
 
 def translation(variant, rate, *, encoder=None, decoder=None, **more) -> StudyRun:
-    """A translation network with a drop rate in both stacks; other depths than the config's."""
+    """Makes a translation network with a drop rate in both stacks; its depths, or the config's."""
     config, overrides = MT[variant]
     overrides = overrides | {"drop.encoder": rate, "drop.decoder": rate}
     parts = ["mt"]
@@ -119,7 +119,7 @@ def translation(variant, rate, *, encoder=None, decoder=None, **more) -> StudyRu
 
 
 def summarisation(variant, rate, *, decoder=None, answers=False, **more) -> StudyRun:
-    """A network for summaries with a drop rate in both stacks; another decoder than the config's.
+    """Makes a network for summaries with a drop rate in both stacks; its decoder, or the config's.
 
     Args:
       variant: demo, small or paper.

@@ -70,7 +70,7 @@ def runs(variant):
 
 
 def networks_of(variant, kinds, *, equal_updates=False) -> list[StudyRun]:
-    """A run for each kind: of equal cost, or of as many updates as the config has."""
+    """Makes a run for each kind: of equal cost, or of as many updates as the config has."""
     config, _ = networks.LM[variant]
     own = load_config(config)
     updates = {

@@ -56,7 +56,7 @@ def main(argv=None):
 
 
 def combinations(config, sweeps) -> list[StudyRun]:
-    """A run for each combination of values; seeds are those of a run.
+    """Makes a run for each combination of values; seeds are those of a run.
 
     Raises:
       ValueError: a sweep that is not KEY=VALUE,..., two of one key, or two values that launch.py
@@ -115,7 +115,7 @@ def _check_different(text, values, parsed):
 
 
 def as_record(found, runs, arguments, command) -> dict:
-    """The report: a row for each combination, and the curves over depth."""
+    """Makes the record: a row for each combination, and the curves over depth."""
     rows = [row(run.name, results_of(found, run), whole) for run in runs]
     tables, figures = [], []
     if found:

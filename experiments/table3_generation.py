@@ -38,7 +38,7 @@ def runs(variant):
 
 
 def networks_of(variant):
-    """[(what it is, its run, the paper's three scores)]."""
+    """Lists (what it is, its run, the paper's three scores) of each network."""
     found = []
     for answers, paper in ((False, SUMMARIES), (True, ANSWERS)):
         if answers and variant not in networks.ANSWERS:
@@ -113,7 +113,7 @@ def report(found, variant):
 
 
 def of_test(key):
-    """A score of the whole network on the test split, as a function of its result."""
+    """Gives a score of the whole network on the test split, as a function of its result."""
 
     def score(result):
         found = [r[key] for r in result.records if r["kind"] == "test" and r.get(key) is not None]

@@ -43,7 +43,7 @@ UNKNOWN = (None,) * 5
 
 
 def networks_of(variant, depth):
-    """The pre-trained networks that are compared at a depth, by the keys of NAMES."""
+    """Makes the pre-trained networks that are compared at a depth, by the keys of NAMES."""
     return {
         "scratch": encoders.pretrained(variant, 0.0, depth=depth),
         "distilled": encoders.distilled(variant, depth),

@@ -121,7 +121,7 @@ class Processes:
 
 
 def _accelerators(slot, count, gpus, tpus) -> dict:
-    """Environment variables that show a process its own accelerators alone."""
+    """Makes environment variables that show a process its own accelerators alone."""
     env = {}
     if gpus:
         all_ids = ",".join(str(i) for i, _ in enumerate(DEVICES.glob("nvidia[0-9]*")))
@@ -156,7 +156,7 @@ def finished_commands(workdir) -> list[tuple[str, ...]]:
 
 
 def left(job: Job) -> list[Command]:
-    """The commands of a job that have not ended well yet.
+    """Finds the commands of a job that have not ended well yet.
 
     What was measured before the last training was measured of another network, or otherwise. Where
     the runs and the data lie does not count.
@@ -173,7 +173,7 @@ def _bare(arguments) -> tuple[str, ...]:
 
 
 def _trains(arguments) -> bool:
-    """Whether a command in done.jsonl has trained; without a mode it has."""
+    """Tells whether a command in done.jsonl has trained; without a mode it has."""
     modes = [a.removeprefix("--mode=") for a in arguments if a.startswith("--mode=")]
     return not modes or modes[0] in TRAINING
 
@@ -259,7 +259,7 @@ def run_jobs(jobs, pool, *, retries: int) -> dict[str, str]:
 
 
 def _start(job, pool):
-    """(the job, the arguments that run, their handle, how far the job was)."""
+    """Starts a job's next command: (job, its arguments, their handle, how far the job was)."""
     log = log_of(job)
     log.parent.mkdir(parents=True, exist_ok=True)
     command = left(job)[0]
@@ -282,7 +282,7 @@ def _note(job, arguments):
 
 
 def _progress(job) -> tuple[int, int]:
-    """How far a job is: commands done, and the last step that it saved."""
+    """Counts how far a job is: commands done, and the last step that it saved."""
     return len(finished_commands(job.workdir)), max(
         saved_steps(job.workdir / "checkpoints"), default=-1
     )
@@ -298,7 +298,7 @@ def _ending(code) -> str:
 
 
 def log_of(job) -> pathlib.Path:
-    """The file with everything that a job's commands say, beside its folder."""
+    """Names the file with everything that a job's commands say, beside its folder."""
     return job.workdir.with_name(f"{job.workdir.name}.log")
 
 
@@ -326,7 +326,7 @@ class _Lines:
 
 
 def how_far(workdir) -> str:
-    """A line about a run in training: its step and loss, or what it does before and after."""
+    """Says in a line how far a training is: its step and loss, or what it does before and after."""
     records = read_metrics(workdir)
     taken = [r for r in records if r["kind"] in ("train", "valid")]
     if not taken:
@@ -341,7 +341,7 @@ def how_far(workdir) -> str:
 
 @contextlib.contextmanager
 def _signals():
-    """Within it SIGTERM and SIGINT are only noted: one that raised could lose a run just started.
+    """Notes SIGTERM and SIGINT, which do not raise in it: that could lose a run just started.
 
     Gives the list of their names.
     """

@@ -201,7 +201,7 @@ def plan(runs, folder, overrides: Mapping = {}) -> list[Job]:
 
 
 def _lineage(run) -> list:
-    """A run after those that it goes on from."""
+    """Lists a run after those that it goes on from."""
     return [*_lineage(run.start), run] if run.start else [run]
 
 
@@ -251,7 +251,7 @@ def check(jobs) -> None:
 
 
 def _checked_training(job, command, configs) -> dict:
-    """The config of the run that a command trains, from those of the jobs before, by name."""
+    """Checks the config of the run that a command trains; ``configs`` are those of jobs before."""
     _check_layers(command)
     config = configs.get(job.after)
     if command.config:

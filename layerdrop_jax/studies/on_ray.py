@@ -73,7 +73,7 @@ class OnRay:
         return self._task.remote(str(self._root), tuple(arguments), str(log)), log
 
     def poll(self, handle) -> int | None:
-        """None while it waits or runs, then its exit code; -9 where its worker or node died."""
+        """Asks for its exit code: None while it waits or runs, -9 where its worker or node died."""
         task, log = handle
         if task not in self._codes and self._ray.wait([task], timeout=0)[0]:
             self._codes[task], why = self._outcome(task)
@@ -194,7 +194,7 @@ def _run(root, arguments, log):
 
 
 def _lock(file) -> bool:
-    """Whether the lock could be had; a file system that has no locks is trusted."""
+    """Tries to take the lock; a file system that has no locks is trusted."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -63,7 +63,7 @@ def write_index(folder) -> None:
 
 
 def read_records(results) -> dict[str, dict]:
-    """The record of each study that has results, by the name of its folder.
+    """Reads the record of each study that has results, by the name of its folder.
 
     Raises:
       ValueError: a report.json is not JSON.
@@ -78,7 +78,7 @@ def read_records(results) -> dict[str, dict]:
 
 
 def cleaned(value):
-    """The same as JSON can hold it: numbers of numpy as Python's, NaN and infinities as None."""
+    """Makes a value one that JSON can hold: numpy's numbers Python's, NaN and infinities None."""
     if isinstance(value, dict):
         return {key: cleaned(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple | range):
@@ -91,7 +91,7 @@ def cleaned(value):
 
 
 def markdown_table(header, rows, best=()) -> str:
-    """A table of texts as markdown; the scores of the rows `best` are in bold."""
+    """Writes a table of texts as markdown; the scores of the rows `best` are in bold."""
     ours = cells.ours_column(header)
     rows = [
         [
@@ -104,19 +104,19 @@ def markdown_table(header, rows, best=()) -> str:
 
 
 def markdown_text(text) -> str:
-    """A text for markdown: on one line, and what looks like a tag of HTML as it stands."""
+    """Writes a text for markdown: on one line, and what looks like a tag of HTML as it stands."""
     return re.sub("<(?=[A-Za-z/!])", "&lt;", cells.one_line(text))
 
 
 def fenced(text) -> str:
-    """A block of code, whatever is in it."""
+    """Writes a block of code, whatever is in it."""
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}\n{text}\n{fence}" if text else ""
 
 
 def _sections(record) -> list[str]:
-    """report.md, section by section."""
+    """Lists the sections of report.md."""
     sections = [f"# {record['title']}"]
     if record["failed"]:
         lines = [f"- {markdown_text(run['run'])}: {markdown_text(run['why'])}"

@@ -59,7 +59,7 @@ def typed_command(name, arguments=()) -> str:
 
 
 def add_arguments(parser) -> None:
-    """The arguments that studies and sweeps share."""
+    """Adds the arguments that studies and sweeps share."""
     add = parser.add_argument
     add("--workdir", type=pathlib.Path, help="for runs and reports; studies may share one")
     add("--list", action="store_true", help="print the commands, run none")
@@ -79,7 +79,7 @@ def _with_seeds(run, seeds):
 
 
 def seeds(text) -> tuple[int, ...]:
-    """``1,2`` as (1, 2)."""
+    """Reads ``1,2`` as (1, 2)."""
     if not all(seed.isdecimal() for seed in text.split(",")):
         raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds, such as 1,2,3")
     return tuple(map(int, text.split(",")))
@@ -153,7 +153,7 @@ def carry_out(name, variant, runs, make_record, arguments, extra, parser) -> Non
 
 
 def _pool(arguments):
-    """Where the runs go."""
+    """Makes the pool where the runs go."""
     share = {"cpus": arguments.cpus, "gpus": arguments.gpus, "tpus": arguments.tpus}
     for name, amount in share.items():
         if amount < 0:
