@@ -13,7 +13,7 @@ HUGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
 demo: $(STAMP)
 	@echo "Training a 12 + 6-layer translation model twice, with LayerDrop and without, on the CPU."
-	@JAX_PLATFORMS=cpu $(HUGE_PAGES) $(RUN) experiments/sweep.py --config=configs/wmt.py:demo \
+	@JAX_PLATFORMS=cpu $(HUGE_PAGES) $(RUN) -m experiments.sweep --config=configs/wmt.py:demo \
 	  --workdir=runs/demo --sweep drop.encoder,drop.decoder=0,0.2 --config.data.data_dir=runs/data \
 	  --processes=2
 

@@ -2,7 +2,7 @@
 
   python -m benchmarks.faults --workdir=runs/faults [--runs=20] [--kills=20] [--results=FOLDER]
 
-Trains short runs of configs/wmt.py:demo, made small, by experiments/sweep.py: once left alone, and
+Trains short runs of configs/wmt.py:demo, made small, by experiments.sweep: once left alone, and
 once while processes are killed by SIGKILL at random moments, runs and the sweep itself, which is
 then started again by the same command. Every run must end with the same parameters, moments of the
 optimizer, losses and scores. Exit code 1 where one does not. For Linux.
@@ -121,7 +121,7 @@ def sweep_command(folder, arguments) -> list[str]:
     """
     seeds = ",".join(str(seed) for seed in range(1, arguments.runs + 1))
     return [
-        *(sys.executable, "experiments/sweep.py", "--config=configs/wmt.py:demo"),
+        *(sys.executable, "-m", "experiments.sweep", "--config=configs/wmt.py:demo"),
         *(f"--workdir={folder}", f"--sweep=data.seed={seeds}"),
         f"--processes={arguments.processes}",
         f"--retries={arguments.kills}",  # a kill may come again before the first checkpoint

@@ -1,12 +1,20 @@
 """Every depth of one language model: nested training, LayerDrop, and networks of each depth.
 
-python experiments/any_depth.py --variant=demo --workdir=runs/studies
+python -m experiments.any_depth --variant=demo --workdir=runs/studies
 """
 
-import networks
-
+from experiments import networks
 from layerdrop_jax.studies import study
-from layerdrop_jax.studies.results import by_depth, compare, curve, cut_to, figure, scores
+from layerdrop_jax.studies.results import (
+    by_depth,
+    compare,
+    curve,
+    cut_to,
+    figure,
+    record,
+    results_of,
+    scores,
+)
 
 TITLE = "Any depth: nested training beside LayerDrop and networks of each depth"
 RATES = (0.0, 0.2, 0.5)
@@ -14,7 +22,7 @@ DEPTHS = {"demo": (3, 4, 6, 9), "small": (4, 8, 12), "paper": (4, 8, 12)}
 
 
 def nested(variant):
-    """The network that learns at each of the depths; a sub-network is the first of its layers."""
+    """Makes the network that learns at each of the depths; a sub-network is its first layers."""
     depths = DEPTHS[variant]
     return networks.language_model(
         variant,
@@ -39,36 +47,29 @@ def runs(variant):
 
 def report(found, variant):
     layers = networks.LM_LAYERS[variant]
-    ours = found.get(nested(variant).name, [])
-    cuts = {rate: found.get(networks.language_model(variant, rate).name, []) for rate in RATES}
-    own = {
-        depth: scores(
-            found.get(networks.language_model(variant, 0.0, depth=depth).name, []), cut_to(depth)
-        )
-        for depth in DEPTHS[variant]
-    }
+    ours = results_of(found, nested(variant))
+    cuts = networks.by_rate(found, variant, RATES)
+    own = {}
+    for depth in DEPTHS[variant]:
+        run = networks.language_model(variant, 0.0, depth=depth)
+        own[depth] = scores(results_of(found, run), cut_to(depth))
     whole = scores(cuts[0.0], cut_to(layers))
-    return {
-        "setting": networks.LM_SETTING[variant],
-        "tables": [],
-        "figures": [
-            figure(
-                "any_depth",
-                "One network cut to every depth",
-                "layers kept",
-                "valid perplexity",
-                [
-                    by_depth("nested", ours),
-                    by_depth("LayerDrop 0.2", cuts[0.2]),
-                    by_depth("LayerDrop 0.5", cuts[0.5]),
-                    by_depth("neither", cuts[0.0]),
-                    curve("from scratch at this depth", own | {layers: whole}),
-                ],
-                log=True,
-            )
+    drawn = figure(
+        "any_depth",
+        "One network cut to every depth",
+        "layers kept",
+        "valid perplexity",
+        [
+            by_depth("nested", ours),
+            *(by_depth(networks.label(rate), cuts[rate]) for rate in (0.2, 0.5)),
+            by_depth("neither", cuts[0.0]),
+            curve("from scratch at this depth", own | {layers: whole}),
         ],
-        "claims": judge(ours, cuts, own, whole, layers),
-    }
+        log=True,
+    )
+    claims = judge(ours, cuts, own, whole, layers)
+    setting = networks.LM_SETTING[variant]
+    return record(setting, figures=[drawn], claims=claims, of_paper=False)
 
 
 def judge(ours, cuts, own, whole, layers):
@@ -94,7 +95,7 @@ def judge(ours, cuts, own, whole, layers):
         claims.append(
             compare(
                 f"Cut to {depth} layers it is better than the better of LayerDrop 0.2 and 0.5",
-                {"nested": at(ours, depth), f"LayerDrop {best:g}": at(cuts[best], depth)},
+                {"nested": at(ours, depth), networks.label(best): at(cuts[best], depth)},
                 "lower",
             )
         )

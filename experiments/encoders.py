@@ -56,7 +56,7 @@ LAYERS = 12  # of all these networks, and of the paper's that are cut
 
 
 def pretrained(variant, rate, *, depth=None, config="") -> StudyRun:
-    """An encoder, pre-trained with a drop rate; ``depth`` layers from the start, or the config's.
+    """Makes an encoder, pre-trained with a drop rate; of ``depth`` layers, or the config's.
 
     Args:
       variant: demo, sst2, small or paper.
@@ -74,7 +74,7 @@ def pretrained(variant, rate, *, depth=None, config="") -> StudyRun:
 
 
 def distilled(variant, depth) -> StudyRun:
-    """A small encoder taught by the large one, from every other of its layers, as DistilBERT is.
+    """Makes a small encoder, which the large one teaches, of every other of its layers: DistilBERT.
 
     Its loss is half that of the masks and half the distance from the teacher's distributions at
     temperature 2. The teacher knows no LayerDrop. Begun from trained layers, it is trained twice as
@@ -88,18 +88,23 @@ def distilled(variant, depth) -> StudyRun:
     )
 
 
+def short_name(task) -> str:
+    """Names a task in the names of runs and figures: "sst2"."""
+    return task.lower().replace("-", "")
+
+
 def accuracy(variant):
-    """The score of a fine-tuned network, as a function of its result."""
+    """Gives the score of a fine-tuned network, as a function of its result."""
     return on_split(SPLIT[variant])
 
 
 def shown(variant) -> str:
-    """What `accuracy` is called."""
+    """Names `accuracy`."""
     return SHOWN[SPLIT[variant]]
 
 
 def claim_of_paper(what, scores, paper, figure="") -> list:
-    """[which of two the paper finds better, and whether ours is], or [] where it says nothing.
+    """Claims of two networks what the paper finds, which is better; [] where it finds nothing.
 
     Args:
       what: it is about.
@@ -121,7 +126,7 @@ def claim_of_paper(what, scores, paper, figure="") -> list:
 
 
 def finetuned(variant, task, network, *, depth=LAYERS) -> StudyRun:
-    """A pre-trained encoder on a task, cut to ``depth`` layers before that.
+    """Makes a pre-trained encoder on a task, cut to ``depth`` layers before that.
 
     LayerDrop stays on where nothing is cut, as in the paper; what is cut is fine-tuned without.
 
@@ -135,7 +140,7 @@ def finetuned(variant, task, network, *, depth=LAYERS) -> StudyRun:
         network.layers.get("encoder", LAYERS)
     )
     rate = network.overrides.get("drop.encoder", 0.0) if depth >= own else 0.0
-    name = f"{task.lower().replace('-', '')}_{network.name}"
+    name = f"{short_name(task)}_{network.name}"
     return StudyRun(
         name=name if depth >= own else f"{name}_cut_{depth}",
         config=TASKS[variant][task],

@@ -1,16 +1,25 @@
 """Figure 2: the score against the layers that are left, for a language model and translation.
 
-  python experiments/figure2_pruning.py --variant=demo --workdir=runs/studies
+  python -m experiments.figure2_pruning --variant=demo --workdir=runs/studies
 
 Three kinds of curve: cut without LayerDrop, cut with it, and trained from scratch at each depth.
 Translation is cut in the decoder.
 """
 
-import networks
-
+from experiments import networks
 from layerdrop_jax.runs.settings import find_task
 from layerdrop_jax.studies import study
-from layerdrop_jax.studies.results import by_depth, claim, compare, curve, cut_to, figure, scores
+from layerdrop_jax.studies.results import (
+    by_depth,
+    claim,
+    compare,
+    curve,
+    cut_to,
+    figure,
+    record,
+    results_of,
+    scores,
+)
 
 TITLE = "Figure 2: quality against layers pruned"
 RATES = {"lm": (0.0, 0.2, 0.5), "mt": (0.0, 0.2)}
@@ -39,20 +48,16 @@ def scratch(task, variant, depth):
 
 def report(found, variant):
     figures, claims = [], []
-    cuts = {
-        task: {rate: found.get(NETWORK[task](variant, rate).name, []) for rate in RATES[task]}
-        for task in NETWORK
-    }
+    cuts = {task: networks.by_rate(found, variant, RATES[task], NETWORK[task]) for task in NETWORK}
     shown = [task for task in NETWORK if any(cuts[task].values())] or list(NETWORK)
     for task in shown:
         cut, of = cuts[task], find_task(TASKS[task]).score
         own = {
-            depth: scores(found.get(scratch(task, variant, depth).name, []), cut_to(depth))
+            depth: scores(results_of(found, scratch(task, variant, depth)), cut_to(depth))
             for depth in SCRATCH[task][variant]
         }
         curves = [
-            by_depth(f"LayerDrop {rate:g}, cut" if rate else "without LayerDrop, cut", results)
-            for rate, results in cut.items()
+            by_depth(f"{networks.label(rate)}, cut", results) for rate, results in cut.items()
         ]
         if any(own.values()):  # the whole network without LayerDrop is one of these
             deepest = DEPTH[task][variant]
@@ -64,12 +69,8 @@ def report(found, variant):
         )
         claims += judge(task, DEPTH[task][variant] // 2, cut, own, of.better)
     settings = {"lm": networks.LM_SETTING, "mt": networks.MT_SETTING}
-    return {
-        "setting": "; ".join(settings[task][variant] for task in shown),
-        "tables": [],
-        "figures": figures,
-        "claims": claims,
-    }
+    setting = "; ".join(settings[task][variant] for task in shown)
+    return record(setting, figures=figures, claims=claims)
 
 
 def judge(task, half, cut, own, better):

@@ -1,15 +1,14 @@
 """Figure 3: accuracy against the depth of an encoder, cut or trained so.
 
-  python experiments/figure3_pruned_bert.py --variant=demo --workdir=runs/studies
+  python -m experiments.figure3_pruned_bert --variant=demo --workdir=runs/studies
 
 The runs are those of Table 7 and the whole networks.
 """
 
-import encoders
-import table7_pruned_bert as table7
-
+from experiments import encoders
+from experiments import table7_pruned_bert as table7
 from layerdrop_jax.studies import study
-from layerdrop_jax.studies.results import compare, curve, figure, scores
+from layerdrop_jax.studies.results import compare, curve, figure, record, results_of, scores
 
 TITLE = "Figure 3: pruned encoders against depth"
 LEFT_OUT = ("MRPC", "QNLI")  # of the paper's figure
@@ -40,7 +39,7 @@ def runs(variant):
 
 def report(found, variant):
     def values(run):
-        return scores(found.get(run.name, []), encoders.accuracy(variant))
+        return scores(results_of(found, run), encoders.accuracy(variant))
 
     figures, claims = [], []
     for task in tasks(variant):
@@ -54,7 +53,7 @@ def report(found, variant):
         }
         points["scratch"][encoders.LAYERS] = points["cut"][encoders.LAYERS] = full[0.0]
         points["dropped"][encoders.LAYERS] = full[0.2]
-        name = task.lower().replace("-", "")
+        name = encoders.short_name(task)
         curves = [curve(table7.CLAIMED[kind], points[kind]) for kind in table7.CLAIMED]
         figures.append(
             figure(
@@ -71,12 +70,7 @@ def report(found, variant):
                     name,
                 )
             )
-    return {
-        "setting": encoders.SETTING[variant],
-        "tables": [],
-        "figures": figures,
-        "claims": claims,
-    }
+    return record(encoders.SETTING[variant], figures=figures, claims=claims)
 
 
 if __name__ == "__main__":

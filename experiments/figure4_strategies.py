@@ -1,15 +1,15 @@
 """Figure 4, right: strategies of pruning, compared at half of the depth.
 
-  python experiments/figure4_strategies.py --variant=demo --workdir=runs/studies
+  python -m experiments.figure4_strategies --variant=demo --workdir=runs/studies
 
 docs/depth_on_demand.md has the strategies and what each costs.
 """
 
 import functools
 
-import networks
-
+from experiments import networks
 from layerdrop_jax.studies import study
+from layerdrop_jax.studies.jobs import Measure
 from layerdrop_jax.studies.results import (
     chosen,
     claim,
@@ -17,6 +17,8 @@ from layerdrop_jax.studies.results import (
     curve,
     figure,
     mean,
+    record,
+    results_of,
     row,
     scores,
     table,
@@ -48,7 +50,7 @@ def network(variant, rate):
 
 
 def learned(variant):
-    """Data Driven pruning is a way to train: the rate of each layer is learned, 0.5 in the mean."""
+    """Makes the network of Data Driven pruning, which learns each layer's rate, 0.5 in the mean."""
     return networks.language_model(
         variant,
         0.5,
@@ -61,17 +63,16 @@ def learned(variant):
 def evaluation(variant, names):
     half = networks.LM_LAYERS[variant] // 2
     texts = ";".join(name if name == "all" else f"{name}:{half}" for name in names)
-    return ("--mode=evaluate", f"--decoder_layers={texts}", f"--set=prune.budget={BUDGET[variant]}")
+    return Measure("evaluate", {"decoder": texts}, {"prune.budget": BUDGET[variant]})
 
 
 def report(found, variant):
     half = networks.LM_LAYERS[variant] // 2
-    of = {f"LayerDrop {rate:g}" if rate else "without LayerDrop": network(variant, rate)
-          for rate in RATES}  # fmt: skip
+    of = {networks.label(rate): network(variant, rate) for rate in RATES}
     of["Data Driven 0.5"] = learned(variant)
     curves, tables, perplexity = [], [], {}
     for label, run in of.items():
-        results, rows = found.get(run.name, []), []
+        results, rows = results_of(found, run), []
         for name, text in {"all": "whole", **NAMES}.items():
             strategy = name if name == "all" else f"{name}:{half}"
             score = functools.partial(test_perplexity, strategy)
@@ -80,22 +81,22 @@ def report(found, variant):
             rows.append(row(text, results, score, size=size))
         tables.append(table(f"{label}, test perplexity", "perplexity", "lower", rows))
         curves.append(curve(label, {NAMES[name]: perplexity[label, name] for name in NAMES}))
-    main = "LayerDrop 0.5"
+    main = networks.label(0.5)
     every_other, searched = perplexity[main, "spread"], perplexity[main, "search_on_valid"]
     halves = [values for name in ("first", "last") if (values := perplexity[main, name])]
     gain = 1 - mean(searched) / mean(every_other) if every_other and searched else None
-    return {
-        "setting": f"{networks.LM_SETTING[variant]}; {half} layers kept, chosen on the validation "
+    title, y = f"Test perplexity of {half} layers, by strategy", "test perplexity"
+    return record(
+        f"{networks.LM_SETTING[variant]}; {half} layers kept, chosen on the validation "
         f"split ({BUDGET[variant]} sets scored by a search), scored on the test split",
-        "tables": [one for one in tables if one["rows"]],
-        "figures": [
-            figure("strategies", f"Test perplexity of {half} layers, by strategy", "",
-                   "test perplexity", curves, log=True, kind="bars")
-        ],
-        "claims": [
+        tables=[one for one in tables if one["rows"]],
+        figures=[figure("strategies", title, "", y, curves, log=True, kind="bars")],
+        claims=[
             claim(
                 "Every Other is hard to beat",
-                "-" if gain is None else f"{main}: a search over {BUDGET[variant]} sets gains "
+                "-"
+                if gain is None
+                else f"{main}: a search over {BUDGET[variant]} sets gains "
                 f"{gain:.1%} of its perplexity; up to 5% is hard to beat",
                 None if gain is None else gain < 0.05,
             ),
@@ -118,17 +119,17 @@ def report(found, variant):
                 "lower",
             ),
         ],
-    }  # fmt: skip
+    )
 
 
 def test_perplexity(strategy, result) -> float | None:
-    """Of the layers that a strategy chose."""
+    """Finds the perplexity of the layers that a strategy chose."""
     line = chosen(result, strategy)
     return line and line["test_perplexity"]
 
 
 def parameters_left(strategy, result) -> int:
-    """Of the layers that a strategy chose."""
+    """Finds the number of parameters of the layers that a strategy chose."""
     return chosen(result, strategy)["parameters"]
 
 

@@ -1,14 +1,13 @@
 """Figure 4, left: structured dropout of heads, sub-layers and layers, alone and together.
 
-  python experiments/figure4_structured.py --variant=demo --workdir=runs/studies
+  python -m experiments.figure4_structured --variant=demo --workdir=runs/studies
 
 Every network takes the same number of updates, as in the paper; those that skip what they drop cost
 less. structured_dropouts.py compares at equal cost.
 """
 
-import networks
-from structured_dropouts import NAMES, SETTING, networks_of
-
+from experiments import networks
+from experiments.structured_dropouts import NAMES, SETTING, networks_of
 from layerdrop_jax.studies import study
 from layerdrop_jax.studies.results import (
     claim,
@@ -17,6 +16,8 @@ from layerdrop_jax.studies.results import (
     cut_to,
     figure,
     mean,
+    record,
+    results_of,
     row,
     scores,
     table,
@@ -34,7 +35,7 @@ def report(found, variant):
     layers = networks.LM_LAYERS[variant]
     rows, perplexity = [], {}
     for kind, run in zip(KINDS, runs(variant), strict=True):
-        results = found.get(run.name, [])
+        results = results_of(found, run)
         rows.append(row(NAMES[kind], results, cut_to(layers)))
         perplexity[kind] = scores(results, cut_to(layers))
     points = {NAMES[kind]: values for kind, values in perplexity.items()}
@@ -45,14 +46,13 @@ def report(found, variant):
     both = {"heads_layers": whole_layers, "heads_sublayers": sublayers}
     known = all([heads, *others, *(perplexity[kind] for kind in both)])
     text = [f"{what}: {mean(values):,.2f}" for what, values in points.items() if values]
-    return {
-        "setting": f"{SETTING[variant]}, the same for all",
-        "tables": [table("Valid perplexity", "perplexity", "lower", rows)],
-        "figures": [
-            figure("structured", "Valid perplexity by what is dropped", "", "valid perplexity",
-                   [curve("perplexity", points)], kind="bars")
-        ],
-        "claims": [
+    curves = [curve("perplexity", points)]
+    title, y = "Valid perplexity by what is dropped", "valid perplexity"
+    return record(
+        f"{SETTING[variant]}, the same for all",
+        tables=[table("Valid perplexity", "perplexity", "lower", rows)],
+        figures=[figure("structured", title, "", y, curves, kind="bars")],
+        claims=[
             compare(
                 "Heads alone are the worst to drop",
                 {
@@ -69,11 +69,15 @@ def report(found, variant):
             claim(
                 "Overlapping groups add up: heads with layers or sub-layers are better than either",
                 ", ".join(text) or "-",
-                all(mean(perplexity[kind]) < min(mean(heads), mean(alone))
-                    for kind, alone in both.items()) if known else None,
+                all(
+                    mean(perplexity[kind]) < min(mean(heads), mean(alone))
+                    for kind, alone in both.items()
+                )
+                if known
+                else None,
             ),
         ],
-    }  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Figure 5: the importance of each layer of a language model.
 
-  python experiments/figure5_importance.py --variant=demo --workdir=runs/studies
+  python -m experiments.figure5_importance --variant=demo --workdir=runs/studies
 
 For each layer, sub-networks of half the depth are drawn at random that lack it; their perplexity,
 by the mean of their nats, is the layer's importance (--mode=importance has other measures too).
@@ -9,43 +9,39 @@ by the mean of their nats, is the layer's importance (--mode=importance has othe
 import json
 import math
 
-import networks
-
+from experiments import networks
 from layerdrop_jax.studies import study
-from layerdrop_jax.studies.results import claim, curve, figure, mean
+from layerdrop_jax.studies.jobs import Measure
+from layerdrop_jax.studies.results import claim, curve, figure, mean, record, results_of
 
 TITLE = "Figure 5: importance of each layer"
 RATES = (0.0, 0.2, 0.5)
 
 
 def runs(variant):
-    return [
-        networks.language_model(variant, rate, measures=(("--mode=importance",),)) for rate in RATES
-    ]
+    measures = (Measure("importance"),)
+    return [networks.language_model(variant, rate, measures=measures) for rate in RATES]
 
 
 def report(found, variant):
     layers = networks.LM_LAYERS[variant]
     curves, means = [], {}
     for rate, run in zip(RATES, runs(variant), strict=True):
-        seeds = [without(result) for result in found.get(run.name, [])]
+        seeds = [without(result) for result in results_of(found, run)]
         points = {n: [of_seed[n] for of_seed in seeds] for n in range(layers)} if seeds else {}
-        label = f"LayerDrop {rate:g}" if rate else "without LayerDrop"
+        label = networks.label(rate)
         curves.append(curve(label, points))
         if seeds:
             means[label] = [mean(points[n]) for n in range(layers)]
     order = {
         label: sorted(range(layers), key=lambda n, of=of: -of[n]) for label, of in means.items()
     }
-    main = order.get("LayerDrop 0.2")
-    return {
-        "setting": f"{networks.LM_SETTING[variant]}; layers counted from 0",
-        "tables": [],
-        "figures": [
-            figure("importance", f"Perplexity of {layers // 2} layers without a layer", "layer",
-                   "valid perplexity (sample)", curves, log=True)
-        ],
-        "claims": [
+    main = order.get(networks.label(0.2))
+    title, y = f"Perplexity of {layers // 2} layers without a layer", "valid perplexity (sample)"
+    return record(
+        f"{networks.LM_SETTING[variant]}; layers counted from 0",
+        figures=[figure("importance", title, "layer", y, curves, log=True)],
+        claims=[
             claim(
                 "The first and last layers matter most",
                 "; ".join(
@@ -56,11 +52,11 @@ def report(found, variant):
                 set(main[:2]) == {0, layers - 1} if main else None,
             )
         ],
-    }  # fmt: skip
+    )
 
 
 def without(result) -> dict[int, float]:
-    """{layer: exp of the mean nats of the sub-networks without it}."""
+    """Reads {layer: exp of the mean nats of the sub-networks without it}."""
     record = json.loads((result.workdir / "importance.json").read_text(encoding="utf-8"))
     stack = record["stacks"]["decoder"]
     drawn = stack["measures"]["half_depth"]

@@ -1,12 +1,11 @@
 """Figure 6: the drop rate in training against pruning at inference, for a language model.
 
-python experiments/figure6_rates.py --variant=demo --workdir=runs/studies
+python -m experiments.figure6_rates --variant=demo --workdir=runs/studies
 """
 
-import networks
-
+from experiments import networks
 from layerdrop_jax.studies import study
-from layerdrop_jax.studies.results import by_depth, compare, cut_to, figure, scores
+from layerdrop_jax.studies.results import by_depth, compare, cut_to, figure, record, scores
 
 TITLE = "Figure 6: training rate against pruning at inference"
 RATES = {"demo": (0.0, 0.2, 0.5), "small": (0.0, 0.1, 0.2, 0.5), "paper": (0.1, 0.2, 0.3, 0.5)}
@@ -17,27 +16,19 @@ def runs(variant):
 
 
 def report(found, variant):
-    results = {
-        rate: found.get(networks.language_model(variant, rate).name, []) for rate in RATES[variant]
-    }
-    curves = [
-        by_depth(f"LayerDrop {rate:g}" if rate else "without LayerDrop", of)
-        for rate, of in results.items()
-    ]
+    results = networks.by_rate(found, variant, RATES[variant])
+    curves = [by_depth(networks.label(rate), of) for rate, of in results.items()]
     layers = networks.LM_LAYERS[variant]
 
     def at(rate, depth):
         return scores(results[rate], cut_to(depth))
 
     quarter = layers // 4
-    return {
-        "setting": networks.LM_SETTING[variant],
-        "tables": [],
-        "figures": [
-            figure("rates", "Valid perplexity after pruning", "layers kept", "valid perplexity",
-                   curves, log=True)
-        ],
-        "claims": [
+    title, y = "Valid perplexity after pruning", "valid perplexity"
+    return record(
+        networks.LM_SETTING[variant],
+        figures=[figure("rates", title, "layers kept", y, curves, log=True)],
+        claims=[
             compare(
                 "For deep pruning a larger training rate is better",
                 {
@@ -55,7 +46,7 @@ def report(found, variant):
                 "lower",
             ),
         ],
-    }  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Figure 7: training speed against the drop rate, in all modes of skip_scan, PyTorch beside them.
 
-  python experiments/figure7_speed.py --variant=demo --workdir=runs/studies
+  python -m experiments.figure7_speed --variant=demo --workdir=runs/studies
 
 A 16-layer language model, everything timed in turn in one process (benchmarks/training_speed.py).
 It needs the machine for itself: no --processes.
@@ -10,7 +10,7 @@ import json
 
 from layerdrop_jax.studies import study
 from layerdrop_jax.studies.jobs import StudyRun
-from layerdrop_jax.studies.results import claim, curve, figure, mean
+from layerdrop_jax.studies.results import claim, curve, figure, mean, record, results_of
 
 TITLE = "Figure 7: training speed"
 WIDTH = {"demo": 256, "small": 512, "paper": 1024}
@@ -24,7 +24,7 @@ def runs(variant):
 def report(found, variant):
     figures, ours, agrees = [], "-", None
     setting = f"16 layers, {WIDTH[variant]} wide, 8,000 words, 8 x 128 tokens, float32"
-    for result in found.get("training_speed", []):
+    for result in results_of(found, *runs(variant)):
         measured = json.loads((result.workdir / "results.json").read_text(encoding="utf-8"))
         speeds = {
             (line["variant"], line["rate"]): line["words_per_second"] for line in measured["speeds"]
@@ -63,7 +63,7 @@ def report(found, variant):
         ours += "; above 1.7 would be almost twice"
         agrees = half["skip"] > 1.7
     claims = [claim("At rate 0.5 training is almost twice as fast", ours, agrees)]
-    return {"setting": setting, "tables": [], "figures": figures, "claims": claims}
+    return record(setting, figures=figures, claims=claims)
 
 
 if __name__ == "__main__":

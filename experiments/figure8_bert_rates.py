@@ -1,14 +1,13 @@
 """Figure 8: the drop rate in pre-training against the depth that is fine-tuned.
 
-  python experiments/figure8_bert_rates.py --variant=demo --workdir=runs/studies
+  python -m experiments.figure8_bert_rates --variant=demo --workdir=runs/studies
 
 Networks are cut after pre-training, and fine-tuned then, without LayerDrop where they were cut.
 """
 
-import encoders
-
+from experiments import encoders, networks
 from layerdrop_jax.studies import study
-from layerdrop_jax.studies.results import compare, curve, figure, scores
+from layerdrop_jax.studies.results import compare, curve, figure, record, results_of, scores
 
 TITLE = "Figure 8: pre-training rate against depth, fine-tuned"
 RATES = {
@@ -42,18 +41,15 @@ def report(found, variant):
     figures, claims, score = [], [], encoders.accuracy(variant)
     for task in tasks(variant):
         values = {
-            (rate, depth): scores(found.get(run_of(variant, task, rate, depth).name, []), score)
+            (rate, depth): scores(results_of(found, run_of(variant, task, rate, depth)), score)
             for rate in RATES[variant]
             for depth in DEPTHS
         }
         curves = [
-            curve(
-                f"LayerDrop {rate:g}" if rate else "without LayerDrop",
-                {depth: values[rate, depth] for depth in sorted(DEPTHS)},
-            )
+            curve(networks.label(rate), {depth: values[rate, depth] for depth in sorted(DEPTHS)})
             for rate in RATES[variant]
         ]
-        name = task.lower().replace("-", "")
+        name = encoders.short_name(task)
         figures.append(
             figure(
                 name,
@@ -71,12 +67,7 @@ def report(found, variant):
                 name,
             )
         )
-    return {
-        "setting": encoders.SETTING[variant],
-        "tables": [],
-        "figures": figures,
-        "claims": claims,
-    }
+    return record(encoders.SETTING[variant], figures=figures, claims=claims)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from layerdrop_jax.core.structured import rows_kept, survival
 from layerdrop_jax.runs import settings
 from layerdrop_jax.step.flops import executed_flops, lm_flops, nominal_flops
 from layerdrop_jax.studies.jobs import StudyRun, load_config
+from layerdrop_jax.studies.results import results_of
 
 # Enough updates for networks of some quality; the configs' own demos are shorter.
 _LM_DEMO = {
@@ -75,8 +76,13 @@ LM_LAYERS = {"demo": 12, "small": 16, "paper": 16}
 MT_LAYERS = SUM_LAYERS = 6
 
 
+def label(rate) -> str:
+    """Names a network by its drop rate, for tables and figures."""
+    return f"LayerDrop {rate:g}" if rate else "without LayerDrop"
+
+
 def language_model(variant, rate, *, depth=None, name="", **more) -> StudyRun:
-    """A language model with a drop rate; ``depth`` layers from the start, or the config's.
+    """Makes a language model with a drop rate; ``depth`` layers from the start, or the config's.
 
     Args:
       variant: demo, small or paper.
@@ -99,7 +105,7 @@ def language_model(variant, rate, *, depth=None, name="", **more) -> StudyRun:
 
 
 def translation(variant, rate, *, encoder=None, decoder=None, **more) -> StudyRun:
-    """A translation network with a drop rate in both stacks; other depths than the config's."""
+    """Makes a translation network with a drop rate in both stacks; its depths, or the config's."""
     config, overrides = MT[variant]
     overrides = overrides | {"drop.encoder": rate, "drop.decoder": rate}
     parts = ["mt"]
@@ -113,7 +119,7 @@ def translation(variant, rate, *, encoder=None, decoder=None, **more) -> StudyRu
 
 
 def summarisation(variant, rate, *, decoder=None, answers=False, **more) -> StudyRun:
-    """A network for summaries with a drop rate in both stacks; another decoder than the config's.
+    """Makes a network for summaries with a drop rate in both stacks; its decoder, or the config's.
 
     Args:
       variant: demo, small or paper.
@@ -135,6 +141,18 @@ def summarisation(variant, rate, *, decoder=None, answers=False, **more) -> Stud
     return StudyRun(name="_".join(parts), config=config, overrides=overrides, **more)
 
 
+def by_rate(found, variant, rates, network=language_model) -> dict:
+    """Looks up the results of a network at some drop rates: {rate: [a `Result` for each seed]}.
+
+    Args:
+      found: run name -> `Result`s.
+      variant: demo, small or paper.
+      rates: LayerDrop's.
+      network: network(variant, rate) gives the run.
+    """
+    return {rate: results_of(found, network(variant, rate)) for rate in rates}
+
+
 def equal_cost(config, overrides) -> dict:
     """Overrides with as many updates as cost what the config's own do when nothing is dropped.
 
@@ -144,8 +162,7 @@ def equal_cost(config, overrides) -> dict:
       config: of a language model, as `StudyRun.config`.
       overrides: what is dropped.
     """
-    given = [f"--config={config}", *(f"--config.{k}={v}" for k, v in overrides.items())]
-    parsed = settings.parse(load_config(given))
+    parsed = settings.parse(load_config(config, overrides))
     model, drop, data = parsed.model, parsed.drop, parsed.data
     shape = jax.ShapeDtypeStruct((data.batch_rows, data.length), "int32")
     costs = lm_flops(model, {"input": shape})

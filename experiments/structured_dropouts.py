@@ -1,6 +1,6 @@
 """LayerDrop beside Dropout, DropBlock, DropPath and Stochastic Depth, at equal training cost.
 
-  python experiments/structured_dropouts.py --variant=demo --workdir=runs/studies
+  python -m experiments.structured_dropouts --variant=demo --workdir=runs/studies
 
 Cost is the FLOPs of what runs: methods that skip what they drop take more updates. Each comes on
 top of the config's own dropout, of which the demo has none. Each network is also cut to half of its
@@ -9,8 +9,7 @@ layers, since that is what LayerDrop is for.
 
 import functools
 
-import networks
-
+from experiments import networks
 from layerdrop_jax.studies import study
 from layerdrop_jax.studies.jobs import StudyRun, load_config
 from layerdrop_jax.studies.results import (
@@ -19,6 +18,8 @@ from layerdrop_jax.studies.results import (
     cut_to,
     figure,
     parameters,
+    record,
+    results_of,
     row,
     scores,
     table,
@@ -69,9 +70,9 @@ def runs(variant):
 
 
 def networks_of(variant, kinds, *, equal_updates=False) -> list[StudyRun]:
-    """A run for each kind: of equal cost, or of as many updates as the config has."""
+    """Makes a run for each kind: of equal cost, or of as many updates as the config has."""
     config, _ = networks.LM[variant]
-    own = load_config([f"--config={config}"])
+    own = load_config(config)
     updates = {
         "train.steps": own["train"]["steps"],
         "optimizer.period_updates": own["optimizer"]["period_updates"],
@@ -97,26 +98,24 @@ def report(found, variant):
     half = layers // 2
     rows, cut_rows, whole, cut, curves = [], [], {}, {}, []
     for kind, run in zip(COMPARED, runs(variant), strict=True):
-        results = found.get(run.name, [])
+        results = results_of(found, run)
         name = f"{NAMES[kind]}, {run.overrides['train.steps']:,} updates"
         rows.append(row(name, results, cut_to(layers)))
         size = functools.partial(parameters, depth=half)
         cut_rows.append(row(name, results, cut_to(half), size=size))
         whole[kind], cut[kind] = scores(results, cut_to(layers)), scores(results, cut_to(half))
         curves.append(by_depth(NAMES[kind], results))
-    return {
-        "setting": f"{SETTING[variant]}; where layers or rows are skipped, as many more updates as "
+    title, y = "Valid perplexity after pruning", "valid perplexity"
+    cut_title = f"Cut to {half} of {layers} layers, {y}"
+    return record(
+        f"{SETTING[variant]}; where layers or rows are skipped, as many more updates as "
         "cost the same (DropPath drops whole rows: 4 of the demo's 16)",
-        "tables": [
-            table("Whole network, valid perplexity", "perplexity", "lower", rows),
-            table(f"Cut to {half} of {layers} layers, valid perplexity", "perplexity", "lower",
-                  cut_rows),
+        tables=[
+            table(f"Whole network, {y}", "perplexity", "lower", rows),
+            table(cut_title, "perplexity", "lower", cut_rows),
         ],
-        "figures": [
-            figure("dropouts", "Valid perplexity after pruning", "layers kept", "valid perplexity",
-                   curves, log=True)
-        ],
-        "claims": [
+        figures=[figure("dropouts", title, "layers kept", y, curves, log=True)],
+        claims=[
             compare(
                 "LayerDrop regularises: it improves the whole network",
                 {"LayerDrop": whole["layers"], "nothing dropped": whole["none"]},
@@ -128,7 +127,8 @@ def report(found, variant):
                 "lower",
             ),
         ],
-    }  # fmt: skip
+        of_paper=False,
+    )
 
 
 if __name__ == "__main__":

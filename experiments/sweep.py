@@ -1,6 +1,6 @@
 """A sweep over any keys of a config: every combination of the values that are given.
 
-  python experiments/sweep.py --config=configs/multi30k.py:demo --workdir=DIR \\
+  python -m experiments.sweep --config=configs/multi30k.py:demo --workdir=DIR \\
       --sweep config.drop.decoder=0,0.1,0.2,0.5 --sweep seed=0,1,2
 
 Keys with commas between them share each value: --sweep drop.encoder,drop.decoder=0,0.2. A value
@@ -12,7 +12,6 @@ import argparse
 import csv
 import itertools
 import pathlib
-import shlex
 import sys
 
 from absl import flags as absl_flags
@@ -21,12 +20,21 @@ from layerdrop_jax.reports.run_report import compare_runs
 from layerdrop_jax.runs.settings import flatten
 from layerdrop_jax.studies import study
 from layerdrop_jax.studies.jobs import StudyRun, load_config
-from layerdrop_jax.studies.results import by_depth, figure, row, table, task_score, whole
+from layerdrop_jax.studies.results import (
+    by_depth,
+    figure,
+    record,
+    results_of,
+    row,
+    table,
+    task_score,
+    whole,
+)
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(
-        prog="python experiments/sweep.py",
+        prog=study.typed_command("sweep"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -39,16 +47,16 @@ def main(argv=None):
         runs = combinations(arguments.config, arguments.sweep)
     except ValueError as error:
         parser.error(str(error))
-    command = shlex.join(["python", "experiments/sweep.py", *argv])
+    command = study.typed_command("sweep", argv)
 
-    def record(found):
+    def make_record(found):
         return as_record(found, runs, arguments, command)
 
-    study.carry_out("report", "", runs, record, arguments, extra, parser)
+    study.carry_out("report", "", runs, make_record, arguments, extra, parser)
 
 
 def combinations(config, sweeps) -> list[StudyRun]:
-    """A run for each combination of values; seeds are those of a run.
+    """Makes a run for each combination of values; seeds are those of a run.
 
     Raises:
       ValueError: a sweep that is not KEY=VALUE,..., two of one key, or two values that launch.py
@@ -90,9 +98,8 @@ def _parsed(config, keys, value):
 
     What is refused is an error of the run's own, which names the run.
     """
-    flags = [f"--config={config}", *(f"--config.{key}={value}" for key in keys)]
     try:
-        flat = flatten(load_config(flags))
+        flat = flatten(load_config(config, dict.fromkeys(keys, value)))
         return [(type(flat[key]), flat[key]) for key in keys]
     except (ValueError, KeyError, absl_flags.Error):
         return value
@@ -108,13 +115,13 @@ def _check_different(text, values, parsed):
 
 
 def as_record(found, runs, arguments, command) -> dict:
-    """The report: a row for each combination, and the curves over depth."""
-    rows = [row(run.name, found.get(run.name, []), whole) for run in runs]
+    """Makes the record: a row for each combination, and the curves over depth."""
+    rows = [row(run.name, results_of(found, run), whole) for run in runs]
     tables, figures = [], []
     if found:
         of = task_score(next(iter(found.values()))[0])
         tables.append(table("Whole networks", f"test {of.label}", of.better, rows))
-        curves = [by_depth(run.name, found.get(run.name, [])) for run in runs]
+        curves = [by_depth(run.name, results_of(found, run)) for run in runs]
         y = of.of_depths
         figures.append(figure("depth", f"{y} after pruning", "layers kept", y, curves, log=of.log))
         groups = {name: [result.workdir for result in results] for name, results in found.items()}
@@ -124,10 +131,7 @@ def as_record(found, runs, arguments, command) -> dict:
         "title": f"A sweep of {arguments.config}",
         "variant": arguments.config.partition(":")[2] or "paper",
         "command": command,
-        "setting": "; ".join(arguments.sweep),
-        "tables": tables,
-        "figures": figures,
-        "claims": [],
+        **record("; ".join(arguments.sweep), tables=tables, figures=figures),
     }
 
 

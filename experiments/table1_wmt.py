@@ -1,15 +1,24 @@
 """Table 1: WMT en-de. LayerDrop against the same network without, and an encoder twice as deep.
 
-  python experiments/table1_wmt.py --variant=demo --workdir=runs/studies
+  python -m experiments.table1_wmt --variant=demo --workdir=runs/studies
 
 Without LayerDrop the paper's 12 encoder layers diverge; its networks are post-norm. The demo's are
 pre-norm, which trains either way.
 """
 
-import networks
-
+from experiments import networks
 from layerdrop_jax.studies import study
-from layerdrop_jax.studies.results import claim, compare, mean, row, scores, table, whole
+from layerdrop_jax.studies.results import (
+    claim,
+    compare,
+    mean,
+    record,
+    results_of,
+    row,
+    scores,
+    table,
+    whole,
+)
 
 TITLE = "Table 1: translation, and a deeper encoder"
 PAPER = {(6, 0.0): 29.3, (6, 0.2): 29.6, (12, 0.0): "diverges", (12, 0.2): 30.2}
@@ -28,16 +37,15 @@ def runs(variant):
 def report(found, variant):
     rows, bleu = [], {}
     for (depth, rate), run in zip(PAPER, runs(variant), strict=True):
-        results = found.get(run.name, [])
-        what = f"{depth} + 6 layers, " + (f"LayerDrop {rate:g}" if rate else "without LayerDrop")
+        results = results_of(found, run)
+        what = f"{depth} + 6 layers, {networks.label(rate)}"
         rows.append(row(what, results, whole, paper=PAPER[depth, rate]))
         bleu[depth, rate] = scores(results, whole)
     deep = bleu[12, 0.0]
-    return {
-        "setting": f"{networks.MT_SETTING[variant]}; ordinary dropout is the same in all rows",
-        "tables": [table("Translation, test BLEU", "BLEU", "higher", rows)],
-        "figures": [],
-        "claims": [
+    return record(
+        f"{networks.MT_SETTING[variant]}; ordinary dropout is the same in all rows",
+        tables=[table("Translation, test BLEU", "BLEU", "higher", rows)],
+        claims=[
             compare(
                 "LayerDrop improves the network of 6 + 6 layers (29.3 to 29.6)",
                 {"with LayerDrop": bleu[6, 0.2], "without": bleu[6, 0.0]},
@@ -54,7 +62,7 @@ def report(found, variant):
                 mean(deep) < COLLAPSED if deep else None,
             ),
         ],
-    }
+    )
 
 
 if __name__ == "__main__":

@@ -1,15 +1,22 @@
 """Table 2: WikiText-103. LayerDrop against the same network without, and a deeper one.
 
-  python experiments/table2_wikitext103.py --variant=demo --workdir=runs/studies
+  python -m experiments.table2_wikitext103 --variant=demo --workdir=runs/studies
 
 The demo's networks have 6 and 12 layers, the small ones 8 and 16, where the paper's have 16 and 40.
 """
 
-import networks
-
+from experiments import networks
 from layerdrop_jax.studies import study
 from layerdrop_jax.studies.jobs import StudyRun
-from layerdrop_jax.studies.results import compare, row, scores, table, whole
+from layerdrop_jax.studies.results import (
+    compare,
+    record,
+    results_of,
+    row,
+    scores,
+    table,
+    whole,
+)
 
 TITLE = "Table 2: language modelling, and a deeper network"
 PAPER = {("shallow", 0.0): 18.7, ("shallow", 0.2): 18.3, ("deep", 0.0): None, ("deep", 0.2): 17.7}
@@ -39,15 +46,14 @@ def report(found, variant):
     rows, perplexity = [], {}
     for (size, rate), run in zip(PAPER, runs(variant), strict=True):
         depth = DEPTHS[variant][size == "deep"]
-        results = found.get(run.name, [])
-        what = f"{depth} layers, " + (f"LayerDrop {rate:g}" if rate else "without LayerDrop")
+        results = results_of(found, run)
+        what = f"{depth} layers, {networks.label(rate)}"
         rows.append(row(what, results, whole, paper=PAPER[size, rate]))
         perplexity[size, rate] = scores(results, whole)
-    return {
-        "setting": networks.LM_SETTING[variant],
-        "tables": [table("Language modelling, test perplexity", "perplexity", "lower", rows)],
-        "figures": [],
-        "claims": [
+    return record(
+        networks.LM_SETTING[variant],
+        tables=[table("Language modelling, test perplexity", "perplexity", "lower", rows)],
+        claims=[
             compare(
                 "LayerDrop improves the network of 16 layers (18.7 to 18.3)",
                 {
@@ -62,7 +68,7 @@ def report(found, variant):
                 "lower",
             ),
         ],
-    }
+    )
 
 
 if __name__ == "__main__":

@@ -1,20 +1,21 @@
 """Table 3: summaries and long answers; LayerDrop against the same without it, a deeper decoder.
 
-  python experiments/table3_generation.py --variant=demo --workdir=runs/studies
-  python experiments/table3_generation.py --variant=paper --workdir=DIR --config.data.path=FOLDER
+  python -m experiments.table3_generation --variant=demo --workdir=runs/studies
+  python -m experiments.table3_generation --variant=paper --workdir=DIR --config.data.path=FOLDER
 
 FOLDER is ELI5's; CNN-DailyMail does not look at it. The demo has summaries alone, of functions of
 the standard library. The figure is Figure 2's part on summaries: the decoder cut to every depth.
 """
 
-import networks
-
+from experiments import networks
 from layerdrop_jax.studies import study
 from layerdrop_jax.studies.results import (
     by_depth,
     compare,
     cut_to,
     figure,
+    record,
+    results_of,
     row,
     scores,
     table,
@@ -37,7 +38,7 @@ def runs(variant):
 
 
 def networks_of(variant):
-    """[(what it is, its run, the paper's three scores)]."""
+    """Lists (what it is, its run, the paper's three scores) of each network."""
     found = []
     for answers, paper in ((False, SUMMARIES), (True, ANSWERS)):
         if answers and variant not in networks.ANSWERS:
@@ -46,13 +47,12 @@ def networks_of(variant):
             own = None if depth == networks.SUM_LAYERS else depth
             run = networks.summarisation(variant, rate, decoder=own, answers=answers)
             task = "Long answers" if answers else "Summaries"
-            drop = f"LayerDrop {rate:g}" if rate else "without LayerDrop"
-            found.append((f"{task}, 6 + {depth} layers, {drop}", run, theirs))
+            found.append((f"{task}, 6 + {depth} layers, {networks.label(rate)}", run, theirs))
     return found
 
 
 def report(found, variant):
-    each = [(what, found.get(run.name, []), paper) for what, run, paper in networks_of(variant)]
+    each = [(what, results_of(found, run), paper) for what, run, paper in networks_of(variant)]
     tables = [
         table(
             f"Test {name}",
@@ -94,12 +94,12 @@ def report(found, variant):
                 "higher",
             )
         )
-    return {
-        "setting": f"{networks.SUM_SETTING[variant]}; the paper's numbers are of CNN-DailyMail and "
+    return record(
+        f"{networks.SUM_SETTING[variant]}; the paper's numbers are of CNN-DailyMail and "
         "ELI5, and of another program's ROUGE; those of long answers without LayerDrop are a "
         "multitask network's",
-        "tables": tables,
-        "figures": [
+        tables=tables,
+        figures=[
             figure(
                 "summaries_depth",
                 "Test ROUGE-L, the decoder cut without fine-tuning",
@@ -108,12 +108,12 @@ def report(found, variant):
                 [by_depth(what, results) for what, results, _ in each],
             )
         ],
-        "claims": claims,
-    }
+        claims=claims,
+    )
 
 
 def of_test(key):
-    """A score of the whole network on the test split, as a function of its result."""
+    """Gives a score of the whole network on the test split, as a function of its result."""
 
     def score(result):
         found = [r[key] for r in result.records if r["kind"] == "test" and r.get(key) is not None]

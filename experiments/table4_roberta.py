@@ -1,15 +1,20 @@
 """Tables 4 and 5: RoBERTa fine-tuned whole, pre-trained with LayerDrop and without.
 
-  python experiments/table4_roberta.py --variant=demo --workdir=runs/studies
+  python -m experiments.table4_roberta --variant=demo --workdir=runs/studies
 
 LayerDrop stays on at fine-tuning where it was on before. The paper's networks are large (24
 layers), and one has 48 layers and rate 0.5; the other scales have their own, and one twice as deep.
 """
 
-import encoders
-
+from experiments import encoders
 from layerdrop_jax.studies import study
-from layerdrop_jax.studies.results import row, scores, table
+from layerdrop_jax.studies.results import (
+    record,
+    results_of,
+    row,
+    scores,
+    table,
+)
 
 TITLE = "Tables 4 and 5: RoBERTa, fine-tuned"
 NAMES = {
@@ -51,7 +56,7 @@ def runs(variant):
 def report(found, variant):
     tables, claims, score = [], [], encoders.accuracy(variant)
     for task in encoders.TASKS[variant]:
-        results = {kind: found.get(run_of(variant, task, kind).name, []) for kind in NAMES}
+        results = {kind: results_of(found, run_of(variant, task, kind)) for kind in NAMES}
         without, dropped, more, more_dropped, deep = PAPER.get(task, UNKNOWN)
         rows = [
             row(NAMES["without"], results["without"], score, paper=without),
@@ -72,12 +77,7 @@ def report(found, variant):
             claims += encoders.claim_of_paper(
                 task, {NAMES[first]: values[first], NAMES[second]: values[second]}, paper
             )
-    return {
-        "setting": encoders.SETTING[variant],
-        "tables": tables,
-        "figures": [],
-        "claims": claims,
-    }
+    return record(encoders.SETTING[variant], tables=tables, claims=claims)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,24 @@
 """Table 6: IWSLT14 de-en, with LayerDrop and without.
 
-  python experiments/table6_iwslt.py --variant=demo --workdir=runs/studies
-  python experiments/table6_iwslt.py --variant=paper --workdir=DIR --config.data.path=FOLDER
+  python -m experiments.table6_iwslt --variant=demo --workdir=runs/studies
+  python -m experiments.table6_iwslt --variant=paper --workdir=DIR --config.data.path=FOLDER
 
 FOLDER is the de-en folder of the IWSLT 2014 release; the demo translates CLDR phrases.
 """
 
+from experiments import networks
 from layerdrop_jax.studies import study
 from layerdrop_jax.studies.jobs import StudyRun
-from layerdrop_jax.studies.results import claim, mean, row, scores, table, whole
+from layerdrop_jax.studies.results import (
+    claim,
+    mean,
+    record,
+    results_of,
+    row,
+    scores,
+    table,
+    whole,
+)
 
 TITLE = "Table 6: translation of talks"
 PAPER = {0.0: 34.4, 0.2: 34.5}
@@ -33,16 +43,14 @@ def runs(variant):
 def report(found, variant):
     rows, bleu = [], {}
     for rate, run in zip(PAPER, runs(variant), strict=True):
-        results = found.get(run.name, [])
-        what = f"LayerDrop {rate:g}" if rate else "without LayerDrop"
-        rows.append(row(what, results, whole, paper=PAPER[rate]))
+        results = results_of(found, run)
+        rows.append(row(networks.label(rate), results, whole, paper=PAPER[rate]))
         bleu[rate] = scores(results, whole)
     known = all(bleu.values())
-    return {
-        "setting": SETTING[variant],
-        "tables": [table("Translation, test BLEU", "BLEU", "higher", rows)],
-        "figures": [],
-        "claims": [
+    return record(
+        SETTING[variant],
+        tables=[table("Translation, test BLEU", "BLEU", "higher", rows)],
+        claims=[
             claim(
                 "LayerDrop costs nothing on a small set (34.4 without, 34.5 with)",
                 f"{mean(bleu[0.2]) - mean(bleu[0.0]):+.2f} BLEU, half a point is nothing"
@@ -51,7 +59,7 @@ def report(found, variant):
                 mean(bleu[0.2]) > mean(bleu[0.0]) - 0.5 if known else None,
             )
         ],
-    }
+    )
 
 
 if __name__ == "__main__":

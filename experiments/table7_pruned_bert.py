@@ -1,16 +1,21 @@
 """Table 7: encoders of 6 and 3 layers, cut after pre-training with LayerDrop and without.
 
-  python experiments/table7_pruned_bert.py --variant=demo --workdir=runs/studies
+  python -m experiments.table7_pruned_bert --variant=demo --workdir=runs/studies
 
 Beside them what was trained at that depth from the start, and what a whole network taught: BERT and
 DistilBERT in the paper. The taught one begins with trained layers and so has had twice the updates.
 All are fine-tuned without LayerDrop.
 """
 
-import encoders
-
+from experiments import encoders
 from layerdrop_jax.studies import study
-from layerdrop_jax.studies.results import row, scores, table
+from layerdrop_jax.studies.results import (
+    record,
+    results_of,
+    row,
+    scores,
+    table,
+)
 
 TITLE = "Table 7: pruned encoders, fine-tuned"
 DEPTHS = (6, 3)
@@ -38,7 +43,7 @@ UNKNOWN = (None,) * 5
 
 
 def networks_of(variant, depth):
-    """The pre-trained networks that are compared at a depth, by the keys of NAMES."""
+    """Makes the pre-trained networks that are compared at a depth, by the keys of NAMES."""
     return {
         "scratch": encoders.pretrained(variant, 0.0, depth=depth),
         "distilled": encoders.distilled(variant, depth),
@@ -67,7 +72,7 @@ def report(found, variant):
         for depth in DEPTHS:
             *paper, more = PAPER.get(task, {}).get(depth, UNKNOWN)
             for (kind, name), number in zip(NAMES.items(), paper, strict=True):
-                results = found.get(run_of(variant, task, kind, depth).name, [])
+                results = results_of(found, run_of(variant, task, kind, depth))
                 values[kind, depth] = scores(results, score)
                 rows.append(row(name.format(depth), results, score, paper=number))
             rows.append(row(MORE.format(depth), [], score, paper=more))
@@ -83,12 +88,7 @@ def report(found, variant):
                     },
                     (dropped, theirs),
                 )
-    return {
-        "setting": encoders.SETTING[variant],
-        "tables": tables,
-        "figures": [],
-        "claims": claims,
-    }
+    return record(encoders.SETTING[variant], tables=tables, claims=claims)
 
 
 if __name__ == "__main__":

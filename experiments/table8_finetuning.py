@@ -1,7 +1,7 @@
 """Table 8: training on after pruning. A language model cut to half its layers, as it is and
 fine-tuned.
 
-  python experiments/table8_finetuning.py --variant=demo --workdir=runs/studies
+  python -m experiments.table8_finetuning --variant=demo --workdir=runs/studies
 
 The paper fine-tunes one network. Beside it stand other rates, and two more ways to begin: with the
 cut optimizer's moments, and with the whole network as teacher.
@@ -9,8 +9,7 @@ cut optimizer's moments, and with the whole network as teacher.
 
 import functools
 
-import networks
-
+from experiments import networks
 from layerdrop_jax.studies import study
 from layerdrop_jax.studies.jobs import StudyRun
 from layerdrop_jax.studies.results import (
@@ -19,6 +18,8 @@ from layerdrop_jax.studies.results import (
     cut_to,
     mean,
     parameters,
+    record,
+    results_of,
     row,
     scores,
     table,
@@ -79,25 +80,23 @@ def report(found, variant):
     whole, cut = cut_to(2 * half), cut_to(half)
     size = functools.partial(parameters, depth=half)
     for rate in RATES:
-        label = f"LayerDrop {rate:g}" if rate else "without LayerDrop"
-        results = found.get(network(variant, rate).name, [])
+        label = networks.label(rate)
+        results = results_of(found, network(variant, rate))
         paper = 20.78 if rate == 0.2 else None
         rows.append(row(f"{label}: whole", results, whole))
         rows.append(row(f"{label}: cut to {half} layers", results, cut, paper=paper, size=size))
         perplexity[rate, "cut"] = scores(results, cut)
         for way, run in zip(WAYS, tuned(variant, rate), strict=False):
-            results = found.get(run.name, [])
+            results = results_of(found, run)
             paper = 20.56 if (rate, way) == (0.2, "") else None
             rows.append(row(f"{label}: {NAMES[way]}", results, cut, paper=paper, size=size))
             perplexity[rate, way] = scores(results, cut)
     before, after = perplexity[0.2, "cut"], perplexity[0.2, ""]
     gain = 1 - mean(after) / mean(before) if before and after else None
-    return {
-        "setting": f"{networks.LM_SETTING[variant]}; {UPDATES[variant]:,} more updates, without "
-        "LayerDrop",
-        "tables": [table("Valid perplexity", "perplexity", "lower", rows)],
-        "figures": [],
-        "claims": [
+    return record(
+        f"{networks.LM_SETTING[variant]}; {UPDATES[variant]:,} more updates, without LayerDrop",
+        tables=[table("Valid perplexity", "perplexity", "lower", rows)],
+        claims=[
             compare(
                 "Fine-tuning improves the cut network (20.78 to 20.56)",
                 {"LayerDrop 0.2, fine-tuned": after, "cut": before},
@@ -109,7 +108,7 @@ def report(found, variant):
                 None if gain is None else 0 <= gain < 0.05,
             ),
         ],
-    }
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Writes the tables of the README and the docs from experiments/results.
 
-  python experiments/write_tables.py
-  python experiments/write_tables.py --check
+  python -m experiments.write_tables
+  python -m experiments.write_tables --check
 
 --check changes nothing: it names each file and block that differs from the results, and exits
 with 1 where one does. `layerdrop_jax/studies/written_blocks.py` says what the blocks are called.
@@ -28,7 +28,7 @@ def main(argv=None, root=ROOT) -> int:
         parser.error(str(error))
     if arguments.check:
         for line in drifted:
-            print(f"{line} is not what the results say: python experiments/write_tables.py")
+            print(f"{line} is not what the results say: python -m experiments.write_tables")
         return 1 if drifted else 0
     for line in drifted:
         print(f"{line}: written")

@@ -8,13 +8,13 @@ import json
 import pathlib
 
 from layerdrop_jax.studies import engine, jobs
-from layerdrop_jax.studies.jobs import Job
+from layerdrop_jax.studies.jobs import Command, Job
 from tests.tiny_run import tiny_lm_config, write_config_file
 
 EVERY = 3  # steps from one save to the next
 
-# --pause: seconds of a step. --fail: the step that always fails, or 0 for what measures.
-# --stumble: it fails after every save. --meet: a file that must appear before the first step.
+# Of the config, for the tests alone: pause, seconds of a step; fail, the step that always fails;
+# stumble, it fails after every save; meet, a file that must appear before the first step.
 LAUNCH = """
 import fcntl, json, os, pathlib, signal, sys, time
 
@@ -35,8 +35,6 @@ environment = {k: v for k, v in os.environ.items() if "VISIBLE" in k or k.starts
 cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 note(run / "starts.jsonl", pid=os.getpid(), cores=cores, environment=environment, flags=given)
 if given.get("mode", "train") not in ("train", "finetune"):
-    if "fail" in given:
-        sys.exit("launch.py: it broke")
     note(metrics, kind="subset", step=0, value=json.loads(state.read_text())["value"])
     sys.exit(0)
 config = json.loads(pathlib.Path(__file__).with_name("base.json").read_text())
@@ -57,14 +55,14 @@ lines = [line + "\\n" for line in lines if json.loads(line)["step"] <= now["step
 metrics.with_suffix(".partial").write_text("".join(lines))
 metrics.with_suffix(".partial").replace(metrics)
 limit = time.monotonic() + 900  # of no import of Python, on whatever machine
-while "meet" in given and not pathlib.Path(given["meet"]).exists():
+while "config.meet" in given and not pathlib.Path(given["config.meet"]).exists():
     if time.monotonic() > limit:
         sys.exit("launch.py: nobody came")
     time.sleep(0.01)
 while now["step"] < config["train"]["steps"]:
-    time.sleep(float(given.get("pause", 0)))
+    time.sleep(float(given.get("config.pause", 0)))
     step = now["step"] + 1
-    if given.get("fail") == str(step):
+    if given.get("config.fail") == str(step):
         sys.exit("launch.py: it broke")
     value = (31 * now["value"] + step + int(100 * config["drop"]["decoder"])) % 65521
     now = {"step": step, "value": value}
@@ -73,7 +71,7 @@ while now["step"] < config["train"]["steps"]:
         state.with_suffix(".partial").write_text(json.dumps(now))
         state.with_suffix(".partial").replace(state)
         (run / "checkpoints" / str(step)).mkdir(exist_ok=True)
-        if "stumble" in given:
+        if "config.stumble" in given:
             sys.exit("launch.py: it stumbled")
     if told:
         sys.exit(75)
@@ -98,11 +96,11 @@ def make(root: pathlib.Path, monkeypatch) -> pathlib.Path:
     return root
 
 
-def job(folder, name: str, *flags, seed: int = 1, steps: int = 6, after: str = "") -> Job:
-    """Makes a job of one training and nothing else, whose command has ``flags`` too."""
-    command = (f"--workdir={folder / name}", f"--config.seed={seed}")
-    command += (f"--config.train.steps={steps}", *flags)
-    return Job(name, name, seed, folder / name, (("launch.py", *command),), after)
+def job(folder, name: str, *, seed: int = 1, steps: int = 6, after: str = "", **more) -> Job:
+    """Makes a job of one training; ``more`` is what `LAUNCH` knows beside the config's own keys."""
+    overrides = {"seed": seed, "train.steps": steps, **more}
+    train = Command(folder / name, config="config.py", overrides=overrides)
+    return Job(name, name, seed, folder / name, (train,), after)
 
 
 def starts(workdir) -> list[dict]:

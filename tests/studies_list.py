@@ -1,4 +1,4 @@
-"""The studies: the scripts in experiments/ that have runs and a report."""
+"""The studies: the modules of experiments/ that have runs and a report."""
 
 import pathlib
 

@@ -4,6 +4,7 @@ Tables are (header, rows) of plain texts, for markdown, HTML and the blocks of t
 """
 
 import itertools
+import typing
 
 from layerdrop_jax.reports.run_plots import mean_and_range
 from layerdrop_jax.reports.run_report import spread_text
@@ -12,8 +13,55 @@ from layerdrop_jax.studies import pictures
 VERDICTS = {True: "yes", False: "no", None: "cannot be said"}
 
 
+class Wording(typing.NamedTuple):
+    """How claims are spoken of.
+
+    Attributes:
+      heading: above their table in report.md, before their count.
+      summary: at the top of report.html, before their count.
+      section: above them in report.html.
+      says: above the column of claims, and before each.
+      holds: above the column of verdicts.
+      badges: the words of each verdict.
+      counted: the words of each verdict, before the number of claims that have it.
+    """
+
+    heading: str
+    summary: str
+    section: str
+    says: str
+    holds: str
+    badges: dict
+    counted: dict
+
+
+OF_PAPER = Wording(
+    heading="Agreement with the paper",
+    summary="Claims of the paper that agree",
+    section="Agreement with the paper",
+    says="the paper says",
+    holds="agrees",
+    badges=VERDICTS | {True: "agrees with the paper", False: "does not agree"},
+    counted=VERDICTS | {True: "agree", False: "do not"},
+)
+OF_STUDY = Wording(
+    heading="Claims that hold",
+    summary="Claims that hold",
+    section="Claims",
+    says="the claim",
+    holds="holds",
+    badges=VERDICTS | {True: "holds", False: "does not hold"},
+    counted=VERDICTS | {True: "hold", False: "do not"},
+)
+
+
+def wording(record) -> Wording:
+    """Finds how a record's claims are spoken of; those of older records are all the paper's."""
+    return OF_PAPER if record.get("of_paper", True) else OF_STUDY
+
+
 def table_cells(scores) -> tuple[list[str], list[list[str]], set[int]]:
-    """The header and the rows of a table, without empty columns, and which rows score best.
+    """Writes the header and the rows of a table, without empty columns, and which rows score best.
 
     The score is in the column "ours", or "ours (mean)" where a row has several seeds.
     """
@@ -41,7 +89,7 @@ def table_cells(scores) -> tuple[list[str], list[list[str]], set[int]]:
 
 
 def short_cells(scores) -> tuple[list[str], list[list[str]], set[int]]:
-    """The same in few columns, for a page that shows many tables: the mean with its range."""
+    """Writes the same in few columns, for a page of many tables: the mean with its range."""
     rows = [row for row in scores["rows"] if row.get("paper") is not None or row.get("values")]
     texts = [
         [
@@ -57,7 +105,7 @@ def short_cells(scores) -> tuple[list[str], list[list[str]], set[int]]:
 
 
 def best_rows(scores, rows) -> set[int]:
-    """Which rows have the best mean, as it is written; none where there is nothing to compare."""
+    """Finds which rows have the best mean, as it is written; none of fewer than two."""
     means = {}
     for index, row in enumerate(rows):
         values = pictures.finite(row.get("values") or [])
@@ -71,7 +119,7 @@ def best_rows(scores, rows) -> set[int]:
 
 
 def figure_cells(figure) -> tuple[list[str], list[list[str]]]:
-    """The numbers of a figure: a row for each x, a column for each curve, mean and range."""
+    """Writes the numbers of a figure: a row for each x, a column for each curve, mean and range."""
     points = [
         {x: pictures.finite(values) for x, values in curve["points"]} for curve in figure["curves"]
     ]
@@ -91,13 +139,15 @@ def figure_cells(figure) -> tuple[list[str], list[list[str]]]:
     return without_empty(header, [row for row in rows if any(row[1:])])
 
 
-def claim_cells(claims) -> tuple[list[str], list[list[str]]]:
-    rows = [[c["paper"], c["ours"], VERDICTS[c["agrees"]]] for c in claims]
-    return without_empty(["the paper says", "here", "agrees"], rows)
+def claim_cells(record) -> tuple[list[str], list[list[str]]]:
+    """Writes the claims of a record as a table: what is said, what came out, the verdict."""
+    words = wording(record)
+    rows = [[c["paper"], c["ours"], VERDICTS[c["agrees"]]] for c in record["claims"]]
+    return without_empty([words.says, "here", words.holds], rows)
 
 
 def count_text(claims) -> str:
-    """How many claims agree with the paper, of those that can be judged; "" without claims."""
+    """Counts the claims that hold, of those that can be judged; "" without claims."""
     verdicts = [claim["agrees"] for claim in claims]
     unknown = verdicts.count(None)
     more = f" ({unknown} cannot be said)" if unknown else ""
@@ -105,12 +155,12 @@ def count_text(claims) -> str:
 
 
 def ours_column(header) -> int | None:
-    """Which column of a table has our scores; None where none has."""
+    """Finds which column of a table has our scores; None where none has."""
     return next((i for i, name in enumerate(header) if name.startswith("ours")), None)
 
 
 def without_empty(header, rows) -> tuple[list[str], list[list[str]]]:
-    """A table without the columns that have nothing in them."""
+    """Leaves out the columns of a table that have nothing in them."""
     kept = [any(row[i] for row in rows) for i in range(len(header))]
     return [
         list(itertools.compress(header, kept)),
@@ -119,7 +169,7 @@ def without_empty(header, rows) -> tuple[list[str], list[list[str]]]:
 
 
 def commands_text(scores) -> str:
-    """The commands of a table, a line each, under the names of the rows that they make."""
+    """Lists the commands of a table, a line each, under the names of the rows that they make."""
     names = {}
     for row in scores["rows"]:
         if row.get("commands"):
@@ -128,7 +178,7 @@ def commands_text(scores) -> str:
 
 
 def score_text(scores) -> str:
-    """What the values of a table are, which are better, and the hardware where it is one."""
+    """Says what the values of a table are, which are better, and the hardware where it is one."""
     hardware = common_hardware(scores)
     name = scores["score"][:1].upper() + scores["score"][1:]
     return f"{name}, {scores['better']} is better." + (
@@ -137,19 +187,19 @@ def score_text(scores) -> str:
 
 
 def common_hardware(scores) -> str:
-    """What all rows with a score ran on; "" where they differ or it is not known."""
+    """Finds what all rows with a score ran on; "" where they differ or it is not known."""
     hardware = {row.get("hardware") or "" for row in scores["rows"] if row.get("values")}
     return hardware.pop() if len(hardware) == 1 else ""
 
 
 def missing_text(record) -> str:
-    """That runs are missing, as a sentence that their list follows."""
+    """Says that runs are missing, in a sentence that their list follows."""
     count = len(record["failed"])
     return f"{count} run{'s are' if count > 1 else ' is'} missing from this:"
 
 
 def runs_text(record) -> str:
-    """How many runs this is made of, what their training took, and on what; "" without any."""
+    """Says how many runs this is made of, what their training took, and on what; "" without any."""
     runs = record["runs"]
     if not any(run["minutes"] for run in runs):
         return ""
@@ -165,14 +215,14 @@ def versions_text(record) -> str:
 
 
 def spread_note(figure) -> str:
-    """What the points of a figure are; "" where there is one value each."""
+    """Says what the points of a figure are; "" where there is one value each."""
     several = any(len(values) > 1 for curve in figure["curves"] for _, values in curve["points"])
     over = figure.get("over", "seeds")
     return f"Means over {over}, with the lowest and the highest." if several else ""
 
 
 def _seeds_text(row) -> str:
-    """The seeds behind a score, and those that have none."""
+    """Lists the seeds behind a score, and those that have none."""
     pairs = list(itertools.zip_longest(row.get("seeds") or [], row.get("values") or []))
     scored = [str(seed) for seed, value in pairs if seed is not None and pictures.finite([value])]
     lost = [str(seed) for seed, value in pairs if seed is not None and not pictures.finite([value])]
@@ -181,5 +231,5 @@ def _seeds_text(row) -> str:
 
 
 def one_line(text) -> str:
-    """A text as one line, as a cell of a markdown table must be."""
+    """Writes a text on one line, as a cell of a markdown table must be."""
     return " ".join(str(text).split())

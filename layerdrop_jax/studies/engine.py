@@ -22,7 +22,7 @@ from layerdrop_jax.files import read_json_lines
 from layerdrop_jax.progress import progress
 from layerdrop_jax.runs.checkpoints import saved_steps
 from layerdrop_jax.runs.metrics import read_metrics
-from layerdrop_jax.studies.jobs import ROOT, Job
+from layerdrop_jax.studies.jobs import ROOT, Command, Job, argv
 
 DONE = "done.jsonl"
 TRAINING = {"train": "training", "finetune": "training on"}  # a mode, in words
@@ -48,10 +48,10 @@ class Stopped(Exception):
     """Ctrl-C or SIGTERM: the runs have saved themselves, and the same command goes on."""
 
 
-def launch_command(command) -> list[str]:
-    """What is executed for a job's command: python, with a guard that ends it with its parent."""
+def guarded(arguments) -> list[str]:
+    """Renders ``python *arguments`` for Popen, with a guard that ends it with its parent."""
     guard = ["-c", _GUARD, str(os.getpid())] if sys.platform == "linux" else []
-    return [sys.executable, *guard, *command]
+    return [sys.executable, *guard, *arguments]
 
 
 class Processes:
@@ -88,12 +88,12 @@ class Processes:
     def has_room(self) -> bool:
         return bool(self._free)
 
-    def start(self, command, log: pathlib.Path):
-        """Starts ``python *command`` in the project's root; what it says is added to ``log``."""
+    def start(self, arguments, log: pathlib.Path):
+        """Starts ``python *arguments`` in the project's root; what it says is added to ``log``."""
         slot = self._free.pop(0)
         with log.open("a") as file:
             process = subprocess.Popen(
-                launch_command(command),
+                guarded(arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -121,7 +121,7 @@ class Processes:
 
 
 def _accelerators(slot, count, gpus, tpus) -> dict:
-    """Environment variables that show a process its own accelerators alone."""
+    """Makes environment variables that show a process its own accelerators alone."""
     env = {}
     if gpus:
         all_ids = ",".join(str(i) for i, _ in enumerate(DEVICES.glob("nvidia[0-9]*")))
@@ -150,27 +150,32 @@ def _accelerators(slot, count, gpus, tpus) -> dict:
 
 
 def finished_commands(workdir) -> list[tuple[str, ...]]:
-    """The commands in a run's done.jsonl; a line that a kill has cut short is none."""
+    """Reads the arguments in a run's done.jsonl; a line that a kill has cut short is none."""
     lines = read_json_lines(pathlib.Path(workdir) / DONE)
     return [tuple(record["command"]) for _, _, record in lines if record is not None]
 
 
-def left(job: Job) -> list[tuple[str, ...]]:
-    """The commands of a job that have not ended well yet.
+def left(job: Job) -> list[Command]:
+    """Finds the commands of a job that have not ended well yet.
 
     What was measured before the last training was measured of another network, or otherwise. Where
     the runs and the data lie does not count.
     """
-    done = [_bare(command) for command in finished_commands(job.workdir)]
-    trained = [number for number, command in enumerate(done) if _mode(command) in TRAINING]
+    done = [_bare(arguments) for arguments in finished_commands(job.workdir)]
+    trained = [number for number, arguments in enumerate(done) if _trains(arguments)]
     since = done[trained[-1] :] if trained else []
-    if _bare(job.commands[0]) not in since:
-        return list(job.commands)
-    return [command for command in job.commands if _bare(command) not in since]
+    rest = [command for command in job.commands if _bare(argv(command)) not in since]
+    return list(job.commands) if job.commands[0] in rest else rest
 
 
-def _bare(command) -> tuple[str, ...]:
-    return tuple(argument for argument in command if not argument.startswith(PLACES))
+def _bare(arguments) -> tuple[str, ...]:
+    return tuple(argument for argument in arguments if not argument.startswith(PLACES))
+
+
+def _trains(arguments) -> bool:
+    """Tells whether a command in done.jsonl has trained; without a mode it has."""
+    modes = [a.removeprefix("--mode=") for a in arguments if a.startswith("--mode=")]
+    return not modes or modes[0] in TRAINING
 
 
 def run_jobs(jobs, pool, *, retries: int) -> dict[str, str]:
@@ -214,13 +219,13 @@ def run_jobs(jobs, pool, *, retries: int) -> dict[str, str]:
                         running[job.name] = _start(waiting.pop(job.name), pool)
                 lines.show(running)
                 time.sleep(SECONDS_BETWEEN_LOOKS)
-                for name, (job, command, handle, before) in list(running.items()):
+                for name, (job, arguments, handle, before) in list(running.items()):
                     code = pool.poll(handle)
                     if code is None:
                         continue
                     del running[name]
                     if code == 0:
-                        _note(job, command)
+                        _note(job, arguments)
                         failures[name] = 0
                         if left(job):
                             waiting = {name: job} | waiting  # its next command, before other jobs
@@ -254,34 +259,30 @@ def run_jobs(jobs, pool, *, retries: int) -> dict[str, str]:
 
 
 def _start(job, pool):
-    """(the job, the command that runs, its handle, how far the job was)."""
+    """Starts a job's next command: (job, its arguments, their handle, how far the job was)."""
     log = log_of(job)
     log.parent.mkdir(parents=True, exist_ok=True)
     command = left(job)[0]
-    mode = _mode(command)
-    what = TRAINING.get(mode, mode) if command[0] == "launch.py" else "running"
+    what = "running" if command.program else TRAINING.get(command.mode, command.mode)
     print(f"{job.name}: {what}; what it says is in {log}", flush=True)
-    return job, command, pool.start(command, log), _progress(job)
+    arguments = argv(command)
+    return job, arguments, pool.start(arguments, log), _progress(job)
 
 
-def _mode(command) -> str:
-    return next((a.partition("=")[2] for a in command if a.startswith("--mode=")), "train")
-
-
-def _note(job, command):
+def _note(job, arguments):
     """Appends a finished command to done.jsonl, on the disk before it counts."""
     job.workdir.mkdir(parents=True, exist_ok=True)
     path = job.workdir / DONE
     # A line that was cut short gets its end first; a line is written at once, as others may write.
     cut = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size
     with path.open("a", encoding="utf-8") as file:
-        file.write("\n" * bool(cut) + json.dumps({"command": command}) + "\n")
+        file.write("\n" * bool(cut) + json.dumps({"command": arguments}) + "\n")
         file.flush()
         os.fsync(file.fileno())
 
 
 def _progress(job) -> tuple[int, int]:
-    """How far a job is: commands done, and the last step that it saved."""
+    """Counts how far a job is: commands done, and the last step that it saved."""
     return len(finished_commands(job.workdir)), max(
         saved_steps(job.workdir / "checkpoints"), default=-1
     )
@@ -297,7 +298,7 @@ def _ending(code) -> str:
 
 
 def log_of(job) -> pathlib.Path:
-    """The file with everything that a job's commands say, beside its folder."""
+    """Names the file with everything that a job's commands say, beside its folder."""
     return job.workdir.with_name(f"{job.workdir.name}.log")
 
 
@@ -318,14 +319,14 @@ class _Lines:
             return
         self._time = time.monotonic()
         for name, (job, *_) in running.items():
-            line = how_far(job.workdir) if job.commands[0][0] == "launch.py" else "running"
+            line = how_far(job.workdir) if not job.commands[0].program else "running"
             if line != self._said.get(name):
                 print(f"{name}: {line}", flush=True)
                 self._said[name] = line
 
 
 def how_far(workdir) -> str:
-    """A line about a run in training: its step and loss, or what it does before and after."""
+    """Says in a line how far a training is: its step and loss, or what it does before and after."""
     records = read_metrics(workdir)
     taken = [r for r in records if r["kind"] in ("train", "valid")]
     if not taken:
@@ -340,7 +341,7 @@ def how_far(workdir) -> str:
 
 @contextlib.contextmanager
 def _signals():
-    """Within it SIGTERM and SIGINT are only noted: one that raised could lose a run just started.
+    """Notes SIGTERM and SIGINT, which do not raise in it: that could lose a run just started.
 
     Gives the list of their names.
     """

@@ -1,7 +1,11 @@
-"""What a study trains and measures: a plain list of runs, and the commands that it comes to."""
+"""What a study trains and measures: a plain list of runs, and the commands that it comes to.
+
+A command stays a `Command` until it is executed, listed or recorded: `argv` renders it then.
+"""
 
 import dataclasses
 import pathlib
+import shlex
 import sys
 import typing
 from collections.abc import Mapping
@@ -9,7 +13,7 @@ from collections.abc import Mapping
 from absl import flags as absl_flags
 from ml_collections import config_flags
 
-from layerdrop_jax.commands.command_line import check_overrides, given_keys
+from layerdrop_jax.commands.command_line import check_overrides
 from layerdrop_jax.commands.finetune import adopt, check_adopted
 from layerdrop_jax.core.strategy_table import parse_strategy
 from layerdrop_jax.runs import settings
@@ -18,6 +22,20 @@ from layerdrop_jax.training.fitting import fit
 
 # Where launch.py and configs/ are: every command is started there.
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+class Measure(typing.NamedTuple):
+    """Something to find out about a trained network.
+
+    Attributes:
+      mode: of launch.py, "evaluate", "importance" or "frontier".
+      layers: strategies by stack, with semicolons between several: {"decoder": "all;first:6"}.
+      changes: values that differ from the run's config, by dotted name: {"prune.budget": 300}.
+    """
+
+    mode: str
+    layers: Mapping = {}
+    changes: Mapping = {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,8 +53,7 @@ class StudyRun:
       layers: which of its layers, a strategy by stack: {"decoder": "6"}.
       program: what is executed instead of a training, arguments of python; it writes its results
         into --out=FOLDER, the run's folder: ("-m", "benchmarks.training_speed"). Its one seed is 1.
-      measures: further commands for the trained network, each the flags of one, without --workdir:
-        ("--mode=importance",).
+      measures: of the trained network, in turn.
     """
 
     name: str
@@ -46,7 +63,31 @@ class StudyRun:
     start: "StudyRun | None" = None
     layers: Mapping = dataclasses.field(default_factory=dict)
     program: tuple[str, ...] = ()
-    measures: tuple[tuple[str, ...], ...] = ()
+    measures: tuple[Measure, ...] = ()
+
+
+class Command(typing.NamedTuple):
+    """One process of a job: launch.py, or another program.
+
+    Attributes:
+      workdir: the folder of the run that it trains or reads, or that a program writes into.
+      mode: of launch.py.
+      output: the folder of the run that mode "finetune" makes; None in every other mode.
+      config: of a run to train, as in `StudyRun`; "" where the run in ``workdir`` has one.
+      overrides: values that differ from that config's, by dotted name.
+      changes: values that differ from the config of the run in ``workdir``, by dotted name.
+      layers: strategies by stack, with semicolons between several.
+      program: arguments of python that are executed instead of launch.py; () for launch.py.
+    """
+
+    workdir: pathlib.Path
+    mode: str = "train"
+    output: pathlib.Path | None = None
+    config: str = ""
+    overrides: Mapping = {}
+    changes: Mapping = {}
+    layers: Mapping = {}
+    program: tuple[str, ...] = ()
 
 
 class Job(typing.NamedTuple):
@@ -57,7 +98,7 @@ class Job(typing.NamedTuple):
       run: the run's name.
       seed: of the run.
       workdir: its folder.
-      commands: what is executed in turn, each the arguments of python.
+      commands: what is executed in turn; the first makes the run, the others measure it.
       after: the name of the job that must be done before; "" for none.
     """
 
@@ -65,22 +106,66 @@ class Job(typing.NamedTuple):
     run: str
     seed: int
     workdir: pathlib.Path
-    commands: tuple[tuple[str, ...], ...]
+    commands: tuple[Command, ...]
     after: str
 
 
-def plan(runs, folder, extra=()) -> list[Job]:
-    """The jobs of some runs, each run's seeds one after the other; a run comes after its start.
+def argv(command: Command) -> tuple[str, ...]:
+    """Renders a command as the arguments of python, paths as seen from the project's root.
+
+    done.jsonl and the records of studies hold what this gives: another order of the arguments would
+    train finished runs again.
+    """
+    at = f"--workdir={_from_root(command.workdir)}"
+    if command.program:
+        return (*command.program, f"--out={_from_root(command.workdir)}")
+    mode = [] if command.mode == "train" else [f"--mode={command.mode}"]
+    if command.output:
+        arguments = [*mode, at, f"--output={_from_root(command.output)}"]
+    else:
+        arguments = [at, *mode]
+    arguments += [f"--{stack}_layers={texts}" for stack, texts in command.layers.items()]
+    if command.config:
+        arguments += [f"--config={command.config}", *_config_flags(command.overrides)]
+    arguments += [f"--set={change}" for change in _assignments(command.changes)]
+    return ("launch.py", *arguments)
+
+
+def typed(command: Command) -> str:
+    """Renders a command as a person would type it in the project's root."""
+    return " ".join(("python", *map(_quoted, argv(command))))
+
+
+def _quoted(argument):
+    name, equals, value = argument.partition("=")
+    return f"{name}{equals}{shlex.quote(value)}" if equals else shlex.quote(argument)
+
+
+def _config_flags(overrides):
+    return [f"--config.{text}" for text in _assignments(overrides)]
+
+
+def _assignments(values):
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+def _from_root(path) -> str:
+    path = pathlib.Path(path).absolute()
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
+def plan(runs, folder, overrides: Mapping = {}) -> list[Job]:
+    """Lists the jobs of some runs, each run's seeds one after the other; a run follows its start.
 
     Args:
       runs: `StudyRun`s. The starts of those that go on from others need not be among them.
       folder: for the runs' folders.
-      extra: flags for every command that trains from a config.
+      overrides: for every training from a config, by dotted name, before the run's own.
 
     Raises:
       ValueError: two runs of one name, or a run that is not of one kind: a config, another run to
         start from, or a program; one that sets its seed, or goes on from a seed that its start does
-        not have; a flag in ``extra`` for what a run sets itself.
+        not have; a key of ``overrides`` that a run sets itself.
     """
     every = {}
     for run in runs:
@@ -95,9 +180,13 @@ def plan(runs, folder, extra=()) -> list[Job]:
             )
         if len(set(run.seeds)) < len(run.seeds):
             raise ValueError(f"the run {run.name!r} has a seed twice: {run.seeds}")
-        if run.program and (extra or run.seeds != (1,)):
+        if run.program and (overrides or run.seeds != (1,)):
             raise ValueError(
                 f"the run {run.name!r} trains nothing: it takes no seeds and no --config.KEY=VALUE"
+            )
+        if run.program and (run.overrides or run.layers or run.measures):
+            raise ValueError(
+                f"the run {run.name!r} trains nothing: it takes no overrides, layers or measures"
             )
         if "seed" in run.overrides:
             raise ValueError(f"the run {run.name!r} sets seed: its seeds are a list of their own")
@@ -107,47 +196,34 @@ def plan(runs, folder, extra=()) -> list[Job]:
                 f"the run {run.name!r} has seed {min(lacking)}, and {run.start.name!r}, from which "
                 "it goes on, has not"
             )
-        found += [_job(run, seed, pathlib.Path(folder), extra) for seed in run.seeds]
+        found += [_job(run, seed, pathlib.Path(folder), overrides) for seed in run.seeds]
     return found
 
 
 def _lineage(run) -> list:
-    """A run after those that it goes on from."""
+    """Lists a run after those that it goes on from."""
     return [*_lineage(run.start), run] if run.start else [run]
 
 
-def _job(run, seed, folder, extra) -> Job:
+def _job(run, seed, folder, overrides) -> Job:
     name = f"{run.name}_seed_{seed}"
     workdir = folder / name
-    at = f"--workdir={shown(workdir)}"
-    after = ""
     if run.program:
-        command = (*run.program, f"--out={shown(workdir)}")
-        return Job(name, run.name, seed, workdir, (command,), after)
-    train = [at]
+        return Job(name, run.name, seed, workdir, (Command(workdir, program=run.program),), "")
+    after = f"{run.start.name}_seed_{seed}" if run.start else ""
     if run.start:
-        after = f"{run.start.name}_seed_{seed}"
-        train = ["--mode=finetune", f"--workdir={shown(folder / after)}"]
-        train += [f"--output={shown(workdir)}"]
-        train += [f"--{stack}_layers={strategy}" for stack, strategy in run.layers.items()]
-    if run.config:
-        train += [f"--config={run.config}", *extra]
-        values = {**run.overrides, "seed": seed}
-        for flag in extra:  # it would count for nothing
-            if flag.partition("=")[0].removeprefix("--config.") in values:
-                raise ValueError(f"{flag}: the run {run.name!r} sets that itself, leave it out")
-        train += [f"--config.{key}={value}" for key, value in values.items()]
+        train = Command(folder / after, "finetune", output=workdir, layers=run.layers)
     else:
-        train += [f"--set={key}={value}" for key, value in run.overrides.items()]
-    commands = [train, *([at, *measure] for measure in run.measures)]
-    argvs = tuple(("launch.py", *command) for command in commands)
-    return Job(name, run.name, seed, workdir, argvs, after)
-
-
-def shown(path) -> str:
-    """A path as launch.py is told it, which is started in the project's root."""
-    path = pathlib.Path(path).absolute()
-    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+        train = Command(workdir)
+    if run.config:
+        own = {**run.overrides, "seed": seed}
+        for flag in _config_flags({k: v for k, v in overrides.items() if k in own}):
+            raise ValueError(f"{flag}: the run {run.name!r} sets that itself, leave it out")
+        train = train._replace(config=run.config, overrides={**overrides, **own})
+    else:
+        train = train._replace(changes=run.overrides)
+    measures = (Command(workdir, **measure._asdict()) for measure in run.measures)
+    return Job(name, run.name, seed, workdir, (train, *measures), after)
 
 
 def check(jobs) -> None:
@@ -162,42 +238,48 @@ def check(jobs) -> None:
     """
     configs = {}
     for job in jobs:
+        first, *measures = job.commands
+        if first.program:
+            continue
         try:
-            _check_job(job, configs)
+            configs[job.name] = _checked_training(job, first, configs)
+            for measure in measures:
+                _check_measure(measure, configs[job.name])
         except (ValueError, absl_flags.Error) as error:
             last = str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")
             raise ValueError(f"{job.name}: {last}") from None
 
 
-def _check_job(job, configs):
-    """Adds the job's config to the others', by its name."""
-    for command in job.commands:
-        if command[0] != "launch.py":
-            continue
-        changes = [a.removeprefix("--set=") for a in command if a.startswith("--set=")]
-        for argument in command:
-            name, _, value = argument.partition("=")
-            if name in ("--encoder_layers", "--decoder_layers"):
-                for text in value.split(";"):
-                    parse_strategy(text)
-        if command != job.commands[0]:  # it measures what the first trains
-            parsed = settings.parse(settings.change(configs[job.name], changes))
-            settings.check_read([c.partition("=")[0] for c in changes], parsed, "--set=")
-            continue
-        given = [a for a in command if a.startswith("--config")]
-        config = load_config(given) if given else configs[job.after]
-        if job.after:
-            if given:
-                check_adopted(given_keys(given))
-                config = adopt(config, configs[job.after])
-            config = config | {"init": config["init"] | {"run": job.after}}
-            config = settings.change(config, changes, tuple(config))
-        config = fit(config, job.workdir)
-        keys = [*given_keys(given), *(change.partition("=")[0] for change in changes)]
-        settings.check_read(keys, settings.parse(config), "")
-        configs[job.name] = config
-        if not job.after and (job.workdir / "config.json").exists():
-            _check_same(read_config(job.workdir), config, job.workdir)
+def _checked_training(job, command, configs) -> dict:
+    """Checks the config of the run that a command trains; ``configs`` are those of jobs before."""
+    _check_layers(command)
+    config = configs.get(job.after)
+    if command.config:
+        config = load_config(command.config, command.overrides)
+    if job.after:
+        if command.config:
+            check_adopted(list(command.overrides))
+            config = adopt(config, configs[job.after])
+        config = config | {"init": config["init"] | {"run": job.after}}
+        config = settings.change(config, _assignments(command.changes), tuple(config))
+    config = fit(config, job.workdir)
+    keys = [*command.overrides, *command.changes]
+    settings.check_read(keys, settings.parse(config), "")
+    if not job.after and (job.workdir / "config.json").exists():
+        _check_same(read_config(job.workdir), config, job.workdir)
+    return config
+
+
+def _check_measure(command, config):
+    _check_layers(command)
+    parsed = settings.parse(settings.change(config, _assignments(command.changes)))
+    settings.check_read(list(command.changes), parsed, "--set=")
+
+
+def _check_layers(command):
+    for texts in command.layers.values():
+        for text in texts.split(";"):
+            parse_strategy(text)
 
 
 def _check_same(old, new, workdir):
@@ -212,23 +294,21 @@ def _check_same(old, new, workdir):
         )
 
 
-def load_config(given) -> dict:
-    """The config that launch.py makes of ``--config=PATH[:VARIANT]`` and ``--config.KEY=VALUE``s.
+def load_config(config: str, overrides: Mapping = {}) -> dict:
+    """Loads a config as launch.py does, wherever this is run.
+
+    Args:
+      config: PATH or PATH:VARIANT, a path as seen from the project's root.
+      overrides: values that differ from the config's, by dotted name.
 
     Raises:
       ValueError, absl.flags.Error: an unknown file, variant or key, or a value that does not fit.
     """
     if str(ROOT) not in sys.path:  # configs import one another, as they do in launch.py
         sys.path.append(str(ROOT))
-    argv = ["launch.py", *map(_from_root, given)]
+    flags = ["launch.py", f"--config={ROOT / config}", *_config_flags(overrides)]
     values = absl_flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    check_overrides(argv[1:], load=values["config"].parser.parse)
-    values(argv)
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=flags)
+    check_overrides(flags[1:], load=values["config"].parser.parse)
+    values(flags)
     return values["config"].value.to_dict()
-
-
-def _from_root(argument):
-    """A config's path is meant from the project's root, wherever this is run."""
-    name, equals, value = argument.partition("=")
-    return f"--config={ROOT / value}" if name == "--config" and equals else argument

@@ -15,7 +15,7 @@ import threading
 import time
 
 from layerdrop_jax.studies import engine
-from layerdrop_jax.studies.engine import SAVED, launch_command
+from layerdrop_jax.studies.engine import SAVED, guarded
 
 SECONDS_TO_CONNECT = 5
 SECONDS_TO_SAVE = 600  # how long a run whose worker has died may say nothing before it ends
@@ -66,14 +66,14 @@ class OnRay:
     def has_room(self) -> bool:
         return True  # Ray keeps what does not fit yet
 
-    def start(self, command, log: pathlib.Path):
-        """Has ``python *command`` executed on some node; what it says is added to ``log``."""
+    def start(self, arguments, log: pathlib.Path):
+        """Has ``python *arguments`` executed on some node; what it says is added to ``log``."""
         log = pathlib.Path(log).resolve()
         log.touch()
-        return self._task.remote(str(self._root), tuple(command), str(log)), log
+        return self._task.remote(str(self._root), tuple(arguments), str(log)), log
 
     def poll(self, handle) -> int | None:
-        """None while it waits or runs, then its exit code; -9 where its worker or node died."""
+        """Asks for its exit code: None while it waits or runs, -9 where its worker or node died."""
         task, log = handle
         if task not in self._codes and self._ray.wait([task], timeout=0)[0]:
             self._codes[task], why = self._outcome(task)
@@ -145,8 +145,8 @@ def _in_one_line(error) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _run(root, command, log):
-    """What a worker does: runs the command and waits. Its globals travel with it, by value.
+def _run(root, arguments, log):
+    """Runs ``python *arguments`` in a worker and waits. Its globals travel with it, by value.
 
     Returns:
       (exit code, why where it is not launch.py that says it).
@@ -175,7 +175,7 @@ def _run(root, command, log):
                     return 1, f"{node}: what was started before still writes to {log}"
                 time.sleep(SECONDS_BETWEEN_LOOKS)
             process = subprocess.Popen(
-                launch_command(command),
+                guarded(arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -194,7 +194,7 @@ def _run(root, command, log):
 
 
 def _lock(file) -> bool:
-    """Whether the lock could be had; a file system that has no locks is trusted."""
+    """Tries to take the lock; a file system that has no locks is trusted."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

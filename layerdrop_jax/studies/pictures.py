@@ -28,7 +28,7 @@ VISIBLE = 0.25
 
 
 def draw(figure: dict, path) -> bool:
-    """One figure of a study's record as a PNG.
+    """Draws one figure of a study's record as a PNG.
 
     A linear axis starts at zero, since a cut one makes small differences look large; where all
     values of lines lie so close together that nothing could be seen, within a quarter of the
@@ -73,19 +73,19 @@ def draw(figure: dict, path) -> bool:
 
 
 def spread_points(curve) -> list[tuple]:
-    """[(x, mean, lowest, highest)] of the points that have a value; lines from left to right."""
+    """Lists (x, mean, lowest, highest) of the points with a value; of lines from left to right."""
     points = [(x, finite(values)) for x, values in curve["points"]]
     points = [(x, *mean_and_range(values)) for x, values in points if values]
     return points if any(isinstance(x, str) for x, *_ in points) else sorted(points)
 
 
 def finite(values) -> list[float]:
-    """The values that are numbers: neither None nor NaN nor infinite."""
+    """Keeps the values that are numbers: neither None nor NaN nor infinite."""
     return [value for value in values if value is not None and math.isfinite(value)]
 
 
 def number_format(values, digits) -> str:
-    """The format in which the middle one of some numbers has so many digits; one for all."""
+    """Chooses one format for some numbers, in which the middle one has so many digits."""
     sizes = sorted(abs(value) for value in values if value) or [1]
     before = math.floor(math.log10(sizes[len(sizes) // 2])) + 1
     return f",.{min(max(digits - before, 0), 5)}f"
@@ -180,7 +180,7 @@ def _name_bars(axis, names) -> float:
 
 
 def _write_values(axis, curves, names, width):
-    """The numbers at the ends of the bars: flat where they fit, else upright, or none of many."""
+    """Writes the numbers at the bars' ends: flat where they fit, else upright; none of many."""
     form = number_format([mean for _, points in curves for _, mean, *_ in points], 3)
     texts = [[format(mean, form) for _, mean, *_ in points] for _, points in curves]
     bar = 200 / len(names) * width  # points

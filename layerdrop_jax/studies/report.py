@@ -6,6 +6,7 @@ All are drawn from one record, a dict of JSON:
      "versions": {package: version},
      "claims": [{"paper": text, "ours": text, "agrees": true, false or null,
                  "figure": name of the figure it is about, optional}],
+     "of_paper": whether the claims are the paper's; older records have none, theirs are,
      "tables": [{"title", "score": what the values are, "better": "higher" or "lower",
                  "format": how they are written, as ",.2f",
                  "rows": [{"name", "paper": number, text or null, "values": [one of each seed],
@@ -62,7 +63,7 @@ def write_index(folder) -> None:
 
 
 def read_records(results) -> dict[str, dict]:
-    """The record of each study that has results, by the name of its folder.
+    """Reads the record of each study that has results, by the name of its folder.
 
     Raises:
       ValueError: a report.json is not JSON.
@@ -77,7 +78,7 @@ def read_records(results) -> dict[str, dict]:
 
 
 def cleaned(value):
-    """The same as JSON can hold it: numbers of numpy as Python's, NaN and infinities as None."""
+    """Makes a value one that JSON can hold: numpy's numbers Python's, NaN and infinities None."""
     if isinstance(value, dict):
         return {key: cleaned(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple | range):
@@ -90,7 +91,7 @@ def cleaned(value):
 
 
 def markdown_table(header, rows, best=()) -> str:
-    """A table of texts as markdown; the scores of the rows `best` are in bold."""
+    """Writes a table of texts as markdown; the scores of the rows `best` are in bold."""
     ours = cells.ours_column(header)
     rows = [
         [
@@ -103,19 +104,19 @@ def markdown_table(header, rows, best=()) -> str:
 
 
 def markdown_text(text) -> str:
-    """A text for markdown: on one line, and what looks like a tag of HTML as it stands."""
+    """Writes a text for markdown: on one line, and what looks like a tag of HTML as it stands."""
     return re.sub("<(?=[A-Za-z/!])", "&lt;", cells.one_line(text))
 
 
 def fenced(text) -> str:
-    """A block of code, whatever is in it."""
+    """Writes a block of code, whatever is in it."""
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}\n{text}\n{fence}" if text else ""
 
 
 def _sections(record) -> list[str]:
-    """report.md, section by section."""
+    """Lists the sections of report.md."""
     sections = [f"# {record['title']}"]
     if record["failed"]:
         lines = [f"- {markdown_text(run['run'])}: {markdown_text(run['why'])}"
@@ -123,8 +124,9 @@ def _sections(record) -> list[str]:
         sections += [f"**{cells.missing_text(record)}**", "\n".join(lines)]
     sections += [f"Variant: {record['variant']}." if record["variant"] else "", record["setting"]]
     if record["claims"]:
-        sections.append(f"## Agreement with the paper: {cells.count_text(record['claims'])}")
-        sections.append(markdown_table(*cells.claim_cells(record["claims"])))
+        heading = cells.wording(record).heading
+        sections.append(f"## {heading}: {cells.count_text(record['claims'])}")
+        sections.append(markdown_table(*cells.claim_cells(record)))
     for figure in record["figures"]:
         sections += [f"## {figure['title']}", f"![{figure['title']}]({figure['name']}.png)"]
         sections += [cells.spread_note(figure), markdown_table(*cells.figure_cells(figure))]

@@ -4,7 +4,6 @@ A score is a list with a value for each seed. Layers are counted and numbered as
 was trained.
 """
 
-import shlex
 import typing
 from collections.abc import Callable
 
@@ -13,6 +12,7 @@ from layerdrop_jax.reports.run_report import spread_text
 from layerdrop_jax.runs.folder import read_config
 from layerdrop_jax.runs.metrics import read_metrics
 from layerdrop_jax.runs.settings import find_task
+from layerdrop_jax.studies.jobs import typed
 from layerdrop_jax.tasks.task import Score
 
 
@@ -37,17 +37,22 @@ class Result(typing.NamedTuple):
 
 
 def read(job) -> Result:
-    """The result of a job that is done."""
-    commands = tuple(" ".join(("python", *map(_quoted, command))) for command in job.commands)
+    """Reads the result of a job that is done."""
     is_run = (job.workdir / "config.json").exists()  # and not what a program has written
     config = read_config(job.workdir) if is_run else {}
     records = read_metrics(job.workdir, required=is_run)
+    commands = tuple(map(typed, job.commands))
     return Result(job.run, job.seed, config, records, job.workdir, commands)
 
 
-def _quoted(argument):
-    name, equals, value = argument.partition("=")
-    return f"{name}{equals}{shlex.quote(value)}" if equals else shlex.quote(argument)
+def results_of(found: dict, run) -> list[Result]:
+    """Looks up a run's results, one a seed; [] where none is done.
+
+    Args:
+      found: run name -> `Result`s.
+      run: a `StudyRun`.
+    """
+    return found.get(run.name, [])
 
 
 def task_score(result: Result) -> Score:
@@ -56,23 +61,23 @@ def task_score(result: Result) -> Score:
 
 
 def minutes(result: Result) -> float:
-    """Of training, without evaluation."""
+    """Adds up the minutes of training, without evaluation."""
     return sum(r["seconds"] for r in result.records if r["kind"] == "train") / 60
 
 
 def hardware(result: Result) -> str:
-    """What it was trained on, as the run says; "" where it does not."""
+    """Finds what it was trained on, as the run says; "" where it does not."""
     starts = [r.get("hardware") for r in result.records if r["kind"] == "start"]
     return (starts or [""])[0] or ""
 
 
 def whole(result: Result) -> float | None:
-    """The score of the whole network on the test split; on the dev set where it is one of GLUE."""
+    """Finds the score of the whole network on the test split; of GLUE on the dev set."""
     return on_split(task_score(result).split)(result)
 
 
 def on_split(split: str) -> Callable:
-    """The score of the whole network on a split, as a function of its result."""
+    """Gives the score of the whole network on a split, as a function of its result."""
 
     def score(result):
         key = task_score(result).key
@@ -87,7 +92,7 @@ def on_split(split: str) -> Callable:
 
 
 def depths(result: Result) -> dict[int, float]:
-    """The scores of the network cut to every depth by rule, as evaluation takes them.
+    """Finds the scores of the network cut to every depth by rule, as evaluation takes them.
 
     Of which split the task declares (`Score.depths`); the last measurement counts.
     """
@@ -101,26 +106,26 @@ def depths(result: Result) -> dict[int, float]:
 
 
 def cut_to(depth: int) -> Callable:
-    """The score of a network cut to a depth, as a function of its result; see `depths`."""
+    """Gives the score of a network cut to a depth, as a function of its result; see `depths`."""
     return lambda result: depths(result).get(depth)
 
 
 def parameters(result: Result, depth: int | None = None) -> int | None:
-    """Of the whole network, or cut to a depth."""
+    """Finds the number of parameters, of the whole network or cut to a depth."""
     sizes = [r["parameters"] for r in result.records
              if r["kind"] == "depth" and depth in (None, len(layers_kept(r)))]  # fmt: skip
     return max(sizes, default=None)
 
 
 def chosen(result: Result, strategy: str, stack: str = "decoder") -> dict | None:
-    """The line about the layers that a strategy chose (--mode=evaluate); the last one counts."""
+    """Finds the last line about the layers that a strategy chose (--mode=evaluate)."""
     found = [r for r in result.records if r["kind"] == "subset"
              and r.get(f"{stack}_strategy") == strategy]  # fmt: skip
     return found[-1] if found else None
 
 
 def row(name: str, results, score: Callable, *, paper=None, size=parameters) -> dict | None:
-    """A row of a table, from the results of one run; None without any.
+    """Makes a row of a table, from the results of one run; None without any.
 
     Args:
       name: of the row, for a reader.
@@ -145,7 +150,7 @@ def row(name: str, results, score: Callable, *, paper=None, size=parameters) -> 
 
 
 def trained(result: Result) -> dict:
-    """What a run took, for the record."""
+    """Says what a run took, for the record."""
     return {
         "run": result.run,
         "seed": result.seed,
@@ -156,56 +161,79 @@ def trained(result: Result) -> dict:
 
 
 def table(title: str, score: str, better: str, rows) -> dict:
-    """A table of rows, those that are None left out."""
+    """Makes a table of rows, those that are None left out."""
     rows = [one for one in rows if one is not None]
     return {"title": title, "score": score, "better": better, "format": ",.2f", "rows": rows}
 
 
 def curve(label: str, points: dict) -> dict | None:
-    """A curve from {x: [a value for each seed]}; None without any point."""
+    """Makes a curve from {x: [a value for each seed]}; None without any point."""
     points = [[x, list(values)] for x, values in points.items() if values]
     return {"label": label, "points": points} if points else None
 
 
 def by_depth(label: str, results) -> dict | None:
-    """The curve of a run's scores over the layers kept; of the depths that all its seeds have."""
+    """Makes the curve of a run's scores over the layers kept, of the depths that all seeds have."""
     found = [depths(result) for result in results]
     shared = set.intersection(*map(set, found)) if found else set()
     return curve(label, {depth: [scores[depth] for scores in found] for depth in sorted(shared)})
 
 
 def figure(name: str, title: str, x: str, y: str, curves, *, log=False, kind="lines") -> dict:
-    """A picture of curves, those that are None left out."""
+    """Makes a picture of curves, those that are None left out."""
     curves = [one for one in curves if one is not None]
     return {"name": name, "title": title, "x": x, "y": y, "log": log, "kind": kind,
             "curves": curves}  # fmt: skip
 
 
 def scores(results, score: Callable) -> list[float]:
-    """The scores of a run, of the seeds that have one."""
+    """Finds the scores of a run, of the seeds that have one."""
     return [value for value in map(score, results) if value is not None]
 
 
 def mean(values) -> float | None:
-    """The mean over the seeds; None of none."""
+    """Computes the mean over the seeds; None of none."""
     return sum(values) / len(values) if values else None
 
 
-def claim(paper: str, ours: str, agrees: bool | None, figure: str = "") -> dict:
-    """What the paper says, what came out, and whether that is the same; None: it cannot be said.
+def record(setting: str, *, tables=(), figures=(), claims=(), of_paper: bool = True) -> dict:
+    """Builds what a study's results decide of its record; `studies/report.py` has the rest.
 
-    ``figure`` is the name of the one it is about, where there are several.
+    Args:
+      setting: the data, the network and the training, in words.
+      tables: of `table`.
+      figures: of `figure`.
+      claims: of `claim` and `compare`.
+      of_paper: whether it is the paper that claims this; reports are worded by it.
+    """
+    return {
+        "setting": setting,
+        "tables": list(tables),
+        "figures": list(figures),
+        "claims": list(claims),
+        "of_paper": of_paper,
+    }
+
+
+def claim(paper: str, ours: str, agrees: bool | None, figure: str = "") -> dict:
+    """Builds a claim: what is said, what came out, and whether that is the same.
+
+    Args:
+      paper: what the paper says, or the study itself; see ``of_paper`` of `record`.
+      ours: what came out.
+      agrees: None where it cannot be said.
+      figure: the name of the one it is about, where there are several.
     """
     return {"paper": paper, "ours": ours, "agrees": agrees, "figure": figure}
 
 
 def compare(paper: str, ours: dict, better: str, figure: str = "") -> dict:
-    """The claim that the first of two scores is the better one, in the mean over seeds.
+    """Claims that the first of two scores is the better one, in the mean over seeds.
 
     Where the seeds of the two overlap it cannot be said.
 
     Args:
-      paper: what the paper says.
+      paper: as in `claim`.
       ours: {what: a value for each seed}, two of them.
       better: "higher" or "lower".
       figure: as in `claim`.

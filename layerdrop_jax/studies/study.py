@@ -1,7 +1,7 @@
 """The command line that every study has, and what happens then.
 
-A study has a list of runs and a function that makes of their results the parts of its record:
-"setting", "tables", "figures" and "claims" (see `layerdrop_jax.studies.results`).
+A study has a list of runs and a function that makes of their results what they decide of its
+record: `results.record`.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import sys
 import jax
 
 from layerdrop_jax.studies import engine, report, results
-from layerdrop_jax.studies.jobs import check, plan
+from layerdrop_jax.studies.jobs import check, plan, typed
 
 VARIANTS = ("demo", "small", "paper")
 
@@ -28,12 +28,12 @@ def main(file, title, runs, make_record, argv=None, variants=VARIANTS) -> None:
       file: of the study, after which it is named.
       title: of the report.
       runs: runs(variant) gives a list of `StudyRun`s.
-      make_record: make_record(found, variant) gives the parts of the record, from ``found``: run
-        name -> `Result`s, one a seed, of the jobs that are done.
+      make_record: make_record(found, variant) gives `results.record`, from ``found``: run name ->
+        `Result`s, one a seed, of the jobs that are done.
       variants: which there are, where a study has more than the usual ones.
     """
     name = pathlib.Path(file).stem
-    parser = argparse.ArgumentParser(prog=f"python experiments/{name}.py", description=title)
+    parser = argparse.ArgumentParser(prog=typed_command(name), description=title)
     parser.add_argument("--variant", choices=variants, default="demo")
     add_arguments(parser)
     parser.add_argument("--seeds", type=seeds, help="instead of the study's own: 1,2,3")
@@ -43,7 +43,7 @@ def main(file, title, runs, make_record, argv=None, variants=VARIANTS) -> None:
     chosen = runs(arguments.variant)
     if arguments.seeds:
         chosen = [_with_seeds(run, arguments.seeds) for run in chosen]
-    command = shlex.join(["python", f"experiments/{name}.py", *argv])
+    command = typed_command(name, argv)
 
     def record_of(found):
         return {"name": name, "title": title, "variant": arguments.variant, "command": command} | (
@@ -53,8 +53,13 @@ def main(file, title, runs, make_record, argv=None, variants=VARIANTS) -> None:
     carry_out(name, arguments.variant, chosen, record_of, arguments, extra, parser)
 
 
+def typed_command(name, arguments=()) -> str:
+    """Renders the command that starts a study, or a sweep, as typed in the project's root."""
+    return shlex.join(["python", "-m", f"experiments.{name}", *arguments])
+
+
 def add_arguments(parser) -> None:
-    """The arguments that studies and sweeps share."""
+    """Adds the arguments that studies and sweeps share."""
     add = parser.add_argument
     add("--workdir", type=pathlib.Path, help="for runs and reports; studies may share one")
     add("--list", action="store_true", help="print the commands, run none")
@@ -74,7 +79,7 @@ def _with_seeds(run, seeds):
 
 
 def seeds(text) -> tuple[int, ...]:
-    """``1,2`` as (1, 2)."""
+    """Reads ``1,2`` as (1, 2)."""
     if not all(seed.isdecimal() for seed in text.split(",")):
         raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds, such as 1,2,3")
     return tuple(map(int, text.split(",")))
@@ -92,7 +97,7 @@ def carry_out(name, variant, runs, make_record, arguments, extra, parser) -> Non
       extra: what was given beside them.
       parser: for errors.
     """
-    strange = [argument for argument in extra if not argument.startswith("--config.")]
+    strange = [a for a in extra if not (a.startswith("--config.") and "=" in a)]
     if strange:
         parser.error(f"unknown argument {strange[0]!r}; --config.KEY=VALUE goes to every training")
     if arguments.workdir is None:
@@ -107,10 +112,11 @@ def carry_out(name, variant, runs, make_record, arguments, extra, parser) -> Non
     jax.config.update("jax_platforms", "cpu")  # of this process, in a sweep too
     try:
         folder = arguments.workdir / variant
-        jobs = plan(runs, folder / "networks", extra)
+        overrides = dict(flag.removeprefix("--config.").split("=", 1) for flag in extra)
+        jobs = plan(runs, folder / "networks", overrides)
         if arguments.list:
             for job in jobs:
-                print(*(shlex.join(["python", *command]) for command in job.commands), sep="\n")
+                print(*map(typed, job.commands), sep="\n")
             return
         check(jobs)
         if arguments.dry_run:
@@ -147,7 +153,7 @@ def carry_out(name, variant, runs, make_record, arguments, extra, parser) -> Non
 
 
 def _pool(arguments):
-    """Where the runs go."""
+    """Makes the pool where the runs go."""
     share = {"cpus": arguments.cpus, "gpus": arguments.gpus, "tpus": arguments.tpus}
     for name, amount in share.items():
         if amount < 0:

@@ -9,7 +9,7 @@ For each folder experiments/results/NAME with a report.json there are
 
     NAME          its tables: name, the paper's number, ours with its range, seeds
     NAME.figure   its pictures, and their numbers as tables
-    NAME.claims   what the paper says, what came out, whether that is the same
+    NAME.claims   what the paper says, or the study; what came out; whether that is the same
     NAME.command  the command that makes it again
 
 and `studies` is the overview, a row for each that has claims. `experiments/write_tables.py` writes
@@ -68,7 +68,7 @@ def write_tables(root, *, check: bool = False) -> list[str]:
 
 
 def build(records: dict[str, dict], results: str) -> dict[str, str]:
-    """All blocks by name.
+    """Writes all blocks, by name.
 
     Args:
       records: the record of each study, by the name of its folder.
@@ -96,14 +96,14 @@ def build(records: dict[str, dict], results: str) -> dict[str, str]:
                     markdown_table(*numbers),
                 )
             ),
-            f"{name}.claims": markdown_table(*cells.claim_cells(record["claims"])),
+            f"{name}.claims": markdown_table(*cells.claim_cells(record)),
             f"{name}.command": fenced(record["command"]),
         }
     return blocks
 
 
 def fill(text: str, blocks: dict[str, str]) -> str:
-    """A text of markdown with the blocks between its markers.
+    """Fills the blocks between the markers of a text of markdown.
 
     Raises:
       ValueError: a marker names no block, or has no end before the next marker.
@@ -119,7 +119,7 @@ def fill(text: str, blocks: dict[str, str]) -> str:
 
 
 def shown_blocks(text: str) -> list[tuple[str, str]]:
-    """(name, what stands there) of each block in a text.
+    """Finds (name, what stands there) of each block in a text.
 
     Raises:
       ValueError: a marker has no end before the next marker.
@@ -128,7 +128,7 @@ def shown_blocks(text: str) -> list[tuple[str, str]]:
 
 
 def _places(text) -> list[tuple[str, int, int]]:
-    """(name, start, end) of what is between the markers."""
+    """Finds (name, start, end) of what is between the markers."""
     marks = list(OPEN.finditer(text))
     limits = [*(mark.start() for mark in marks), len(text)][1:]
     places = []
@@ -142,7 +142,7 @@ def _places(text) -> list[tuple[str, int, int]]:
 
 
 def _overview(records, results) -> str:
-    """A row for each study: what it is, how many claims agree, what it took."""
+    """Writes a row for each study: what it is, how many claims hold, what it took."""
     rows = [
         [
             f"[{record['title']}]({results}/{name}/report.md)",
@@ -154,12 +154,12 @@ def _overview(records, results) -> str:
         for name, record in records.items()
         if record["claims"]  # a sweep has none
     ]
-    header = ["study", "variant", "claims that agree", "minutes of training", "runs missing"]
+    header = ["study", "variant", "claims that hold", "minutes of training", "runs missing"]
     return markdown_table(*cells.without_empty(header, rows))
 
 
 def _minutes_text(record) -> str:
-    """Of training, all runs together."""
+    """Adds up the minutes of training, all runs together."""
     minutes = sum(run["minutes"] for run in record["runs"])
     return f"{minutes:,.0f}" if minutes else ""
 

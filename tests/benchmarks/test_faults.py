@@ -8,9 +8,9 @@ import sys
 
 import jax
 import pytest
-import sweep as sweep_script
 
 from benchmarks import faults
+from experiments import sweep as sweep_script
 from layerdrop_jax.models.params import make_params
 from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.runs.checkpoints import Checkpoints
@@ -34,7 +34,7 @@ for seed in range(1, int(count) + 1):
         command = [*guard, f"--workdir={run}", f"--config.seed={seed}", *flags]
         if subprocess.run(command).returncode == 0:
             (run / "done.jsonl").write_text(json.dumps({"command": "it", "seconds": 1}) + "\\n")
-        elif "--fail=2" in flags:
+        elif "--config.fail=2" in flags:
             sys.exit(3)
 """
 
@@ -43,7 +43,7 @@ for seed in range(1, int(count) + 1):
 def root(tmp_path, monkeypatch):
     """A project whose training and whose sweeps are made up; what its runs end with too."""
     stand_in.make(tmp_path, monkeypatch)
-    flags = ["--config.train.steps=9", "--pause=0.05"]
+    flags = ["--config.train.steps=9", "--config.pause=0.05"]
 
     def command(folder, arguments):
         given = [engine._GUARD, str(folder / "networks"), str(arguments.runs), *flags]
@@ -109,7 +109,7 @@ def test_a_run_that_ends_otherwise_is_an_error(root, monkeypatch, capsys):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_sweep_that_fails_is_an_error(root):
     folder, flags = root
-    flags.append("--fail=2")
+    flags.append("--config.fail=2")
     with pytest.raises(SystemExit, match="the sweep ended with exit code 3: see .*alone/sweep.log"):
         faults.main([f"--workdir={folder / 'faults'}", "--runs=1", "--kills=1"])
 
@@ -127,8 +127,8 @@ def test_kills_are_spread_over_the_time_that_the_sweep_takes(count, sweeps):
 
 def test_the_sweep_is_one_that_would_run(tmp_path, capsys):
     arguments = argparse.Namespace(runs=3, kills=5, processes=2)
-    _, script, *argv = faults.sweep_command(tmp_path / "alone", arguments)
-    assert script == "experiments/sweep.py"
+    _, flag, module, *argv = faults.sweep_command(tmp_path / "alone", arguments)
+    assert (flag, module) == ("-m", "experiments.sweep")
     sweep_script.main([*argv, "--dry_run"])
     assert "3 runs of report would do; 0 are done" in capsys.readouterr().out
 

@@ -3,13 +3,15 @@
 import importlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 
 import pytest
 
+from experiments import networks, sweep
 from layerdrop_jax.studies import report
-from layerdrop_jax.studies.jobs import check, plan
+from layerdrop_jax.studies.jobs import check, plan, typed
 from layerdrop_jax.studies.results import Result
 from tests import studies_list
 
@@ -145,7 +147,7 @@ def made_up(run, seed, folder, agrees):
 @pytest.mark.parametrize("agrees", [True, False])
 @pytest.mark.parametrize("name", studies_list.NAMES)
 def test_claims_are_judged_by_the_scores(name, agrees, tmp_path):
-    study = importlib.import_module(name)
+    study = importlib.import_module(f"experiments.{name}")
     found = {}
     for run in study.runs("demo"):
         folder = tmp_path / run.name
@@ -163,7 +165,7 @@ def test_claims_are_judged_by_the_scores(name, agrees, tmp_path):
 
 @pytest.mark.parametrize("name", studies_list.NAMES)
 def test_without_any_run_nothing_is_claimed(name, tmp_path):
-    study = importlib.import_module(name)
+    study = importlib.import_module(f"experiments.{name}")
     record = study.report({}, "demo")
     assert all(claim["agrees"] is None for claim in record["claims"])
     rest = {"name": name, "title": "T", "variant": "demo", "command": "c", "versions": {}}
@@ -173,7 +175,7 @@ def test_without_any_run_nothing_is_claimed(name, tmp_path):
 
 @pytest.mark.parametrize("name", studies_list.NAMES)
 def test_a_study_is_one_at_every_scale(name):
-    study = importlib.import_module(name)
+    study = importlib.import_module(f"experiments.{name}")
     for variant in ("demo", "small", "paper"):
         runs = study.runs(variant)
         assert len({run.name for run in runs}) == len(runs) > 0
@@ -192,14 +194,14 @@ def test_the_study_in_the_docs_is_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_study_runs_from_anywhere_with_nothing_but_the_package(tmp_path):
-    (tmp_path / "path").mkdir()
-    (tmp_path / "path" / "layerdrop_jax").symlink_to(studies_list.ROOT / "layerdrop_jax")
-    script = studies_list.ROOT / "experiments" / "table6_iwslt.py"
+def test_a_study_needs_nothing_but_the_two_packages(tmp_path):
+    for package in ("layerdrop_jax", "experiments"):
+        (tmp_path / package).symlink_to(studies_list.ROOT / package)
+    environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, str(script), "--dry_run", "--workdir=out"],
+        [sys.executable, "-m", "experiments.table6_iwslt", "--dry_run", "--workdir=out"],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path / "path")},
+        env=environment,
         capture_output=True,
         text=True,
     )
@@ -216,15 +218,37 @@ def test_committed_reports_are_of_the_studies_as_they_are(path):
     record = json.loads(path.read_text(encoding="utf-8"))
     if record["name"] not in studies_list.NAMES:
         pytest.skip("not a study's, but a sweep's")
-    study = importlib.import_module(record["name"])
+    study = importlib.import_module(f"experiments.{record['name']}")
     now = study.report({}, record["variant"])
     assert record["title"] == study.TITLE
+    assert record.get("of_paper", True) is now["of_paper"]
     known = [claim["paper"] for claim in now["claims"]]
     claims = [claim["paper"] for claim in record["claims"]]
     # --only leaves tasks out, and their claims
     assert claims
     assert claims == [claim for claim in known if claim in claims]
     assert not record["failed"]
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.parent.name)
+def test_the_commands_of_committed_reports_are_rendered_as_they_were(path):
+    record = json.loads(path.read_text(encoding="utf-8"))
+    given = shlex.split(record["command"])
+    flags = dict(flag[2:].split("=", 1) for flag in given if "=" in flag and flag[:2] == "--")
+    overrides = {k.removeprefix("config."): v for k, v in flags.items() if k[:7] == "config."}
+    folder = studies_list.ROOT / flags["workdir"] / "networks"
+    if record["name"] == "sweep":
+        sweeps = [given[n + 1] for n, flag in enumerate(given) if flag == "--sweep"]
+        runs = sweep.combinations(flags["config"], sweeps)
+    else:
+        runs = importlib.import_module(f"experiments.{record['name']}").runs(record["variant"])
+        folder = folder.parent / record["variant"] / "networks"
+    commands = {
+        (job.run, job.seed): [*map(typed, job.commands)] for job in plan(runs, folder, overrides)
+    }
+    assert record["runs"]
+    for run in record["runs"]:
+        assert run["commands"] == commands[run["run"], run["seed"]]
 
 
 @pytest.mark.parametrize(
@@ -240,7 +264,6 @@ def test_committed_reports_are_of_the_studies_as_they_are(path):
     ],
 )
 def test_equal_cost_is_in_flops_of_what_runs(overrides, times):
-    networks = importlib.import_module("networks")
     # next to such wide layers the output layer costs nothing
     wide = {"model.embed_dim": 1024, "model.ffn_dim": 65536, **overrides}
     steps = networks.equal_cost("configs/wikitext103.py:demo", wide)

@@ -4,8 +4,8 @@ import json
 import shlex
 
 import pytest
-import sweep
 
+from experiments import sweep
 from tests import stand_in
 
 
@@ -102,7 +102,7 @@ def test_a_sweep_from_its_command_line_to_its_report(root, capsys):
     record = json.loads((root / "out" / "report" / "report.json").read_text())
     assert record["title"] == "A sweep of config.py"
     assert record["setting"] == "config.drop.decoder=0,0.1; seed=0,1; --config.train.steps=4"
-    assert shlex.split(record["command"]) == ["python", "experiments/sweep.py", *argv]
+    assert shlex.split(record["command"]) == ["python", "-m", "experiments.sweep", *argv]
     (scores,) = record["tables"]
     assert (scores["score"], scores["better"]) == ("test perplexity", "lower")
     assert [row["name"] for row in scores["rows"]] == ["drop.decoder=0", "drop.decoder=0.1"]

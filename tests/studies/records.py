@@ -6,7 +6,7 @@ RECORD = {
     "name": "figure6_rates",
     "title": "Figure 6: rates",
     "variant": "demo",
-    "command": "python experiments/figure6_rates.py --workdir=RUNS",
+    "command": "python -m experiments.figure6_rates --workdir=RUNS",
     "setting": "pystdlib, 4 layers",
     "versions": {"python": "3.11.7", "jax": "0.10.2"},
     "claims": [

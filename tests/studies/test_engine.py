@@ -15,12 +15,12 @@ import pytest
 
 from layerdrop_jax.studies import engine
 from layerdrop_jax.studies.engine import Processes, run_jobs
-from layerdrop_jax.studies.jobs import Job
+from layerdrop_jax.studies.jobs import Command, Job, argv
 from tests import stand_in
 from tests.patience import wait
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
-SLOW = "--pause=0.1"
+SLOW = {"pause": 0.1}
 
 
 @pytest.fixture
@@ -56,8 +56,8 @@ class Watched(Processes):
         super().__init__(*args, **kwargs)
         self.running, self.codes = [], []
 
-    def start(self, command, log):
-        process = super().start(command, log)
+    def start(self, arguments, log):
+        process = super().start(arguments, log)
         self.running.append(process)
         return process
 
@@ -69,12 +69,14 @@ class Watched(Processes):
         return code
 
 
-def three(root, *flags):
+def three(root, **more):
     """Jobs of which the first two wait for each other before their first step."""
-    meet = {"a": f"--meet={root / 'b' / 'starts.jsonl'}"}
-    meet["b"] = f"--meet={root / 'a' / 'starts.jsonl'}"
+    meet = {
+        "a": {"meet": root / "b" / "starts.jsonl"},
+        "b": {"meet": root / "a" / "starts.jsonl"},
+    }
     return [
-        stand_in.job(root, name, *flags, *([meet[name]] if name in meet else []), seed=seed)
+        stand_in.job(root, name, **more, **meet.get(name, {}), seed=seed)
         for seed, name in enumerate("abc")
     ]
 
@@ -102,13 +104,12 @@ def test_jobs_run_and_are_skipped_when_they_are_done(root, capsys):
     for job in jobs:
         assert_undisturbed(job)
         assert len(stand_in.starts(job.workdir)) == 1
-        assert engine.finished_commands(job.workdir) == list(job.commands)
+        assert engine.finished_commands(job.workdir) == [*map(argv, job.commands)]
 
 
 def test_commands_of_a_job_run_in_turn(root):
     train = stand_in.job(root, "a")
-    at = f"--workdir={root / 'a'}"
-    measures = tuple(("launch.py", at, f"--mode={mode}") for mode in ("importance", "frontier"))
+    measures = tuple(Command(root / "a", mode) for mode in ("importance", "frontier"))
     job = train._replace(commands=(*train.commands, *measures))
     assert run_jobs([train], Processes(1), retries=0) == {}
     assert engine.left(job) == list(measures)
@@ -120,23 +121,24 @@ def test_commands_of_a_job_run_in_turn(root):
 
 def note(job, *commands, end="\n"):
     job.workdir.mkdir(exist_ok=True)
-    lines = [json.dumps({"command": command, "seconds": 1}) for command in commands]
+    lines = [json.dumps({"command": argv(command), "seconds": 1}) for command in commands]
     (job.workdir / "done.jsonl").write_text("\n".join(lines) + end)
 
 
 def test_what_was_measured_before_the_last_training_is_left(tmp_path):
-    train, measure = ("launch.py", "--config=a"), ("launch.py", "--mode=importance")
-    job = Job("a", "a", 1, tmp_path / "a", (train, measure), "")
-    other = ("launch.py", "--config=a", "--config.decode.beam=4")
+    folder = tmp_path / "a"
+    train, measure = Command(folder, config="a"), Command(folder, "importance")
+    job = Job("a", "a", 1, folder, (train, measure), "")
+    other = train._replace(overrides={"decode.beam": 4})
     note(job, train, measure)
     assert engine.left(job) == []
     note(job, train, measure, other)
     assert engine.left(job) == [train, measure]
     note(job, train, measure, other, train)
     assert engine.left(job) == [measure]
-    note(job, train, ("launch.py", "--mode=frontier"), measure)  # another study's is no matter
+    note(job, train, Command(folder, "frontier"), measure)  # another study's is no matter
     assert engine.left(job) == []
-    moved = (*train, "--workdir=elsewhere", "--config.data.data_dir=there")
+    moved = train._replace(workdir=tmp_path / "b", overrides={"data.data_dir": "there"})
     assert engine.left(job._replace(commands=(moved, measure))) == []
 
 
@@ -147,7 +149,7 @@ def test_a_line_of_done_jsonl_that_was_cut_short_does_not_count(root):
     path.write_text(path.read_text()[:-5])
     assert engine.left(job) == list(job.commands)
     assert run_jobs([job], Processes(1), retries=0) == {}
-    assert engine.finished_commands(job.workdir)[-1] == job.commands[0]
+    assert engine.finished_commands(job.workdir)[-1] == argv(job.commands[0])
     assert engine.left(job) == []
 
 
@@ -163,10 +165,10 @@ class Beside:
     def has_room(self):
         return True
 
-    def start(self, command, log):
+    def start(self, arguments, log):
         if not self.ran:
             note(self.job, *self.others)
-        self.ran.append(command)
+        self.ran.append(arguments)
         return log
 
     def poll(self, handle):
@@ -177,20 +179,19 @@ class Beside:
 
 
 def test_what_another_study_has_done_meanwhile_is_not_taken_for_ones_own(root):
-    at = f"--workdir={root / 'a'}"
-    train, *measures = (("launch.py", at, f"--mode={mode}") for mode in ("train", "a", "b", "c"))
+    train, *measures = (Command(root / "a", mode) for mode in ("train", "a", "b", "c"))
     job = stand_in.job(root, "a")._replace(commands=(train, *measures))
     note(job, train)
     pool = Beside(job, (train, measures[0]))
     assert run_jobs([job], pool, retries=0) == {}
-    assert pool.ran == measures
+    assert pool.ran == [*map(argv, measures)]
     other = stand_in.job(root, "b")
     pool = Beside(
         other, other.commands
     )  # while the first of its jobs runs here, the second is done
     first = stand_in.job(root, "c")
     assert run_jobs([first, other._replace(after="c")], pool, retries=0) == {}
-    assert pool.ran == [first.commands[0]]
+    assert pool.ran == [argv(first.commands[0])]
 
 
 # Order
@@ -198,8 +199,8 @@ def test_what_another_study_has_done_meanwhile_is_not_taken_for_ones_own(root):
 
 def test_a_job_starts_after_the_one_that_it_goes_on_from(root):
     last = stand_in.job(root, "c", after="b")
-    middle = stand_in.job(root, "b", SLOW, after="a")
-    first = stand_in.job(root, "a", SLOW, steps=3)
+    middle = stand_in.job(root, "b", after="a", **SLOW)
+    first = stand_in.job(root, "a", steps=3, **SLOW)
     assert run_jobs([last, middle, first], Processes(3), retries=0) == {}
     ends = [(job.workdir / "done.jsonl").stat().st_mtime for job in (first, middle)]
     begun = [(job.workdir / "config.json").stat().st_mtime for job in (middle, last)]
@@ -240,7 +241,7 @@ def test_no_more_run_at_once_than_are_asked_for(root):
 
 
 def test_a_job_that_fails_is_tried_again_and_given_up_and_the_others_go_on(root, capsys):
-    bad = stand_in.job(root, "bad", "--fail=2")
+    bad = stand_in.job(root, "bad", fail=2)
     after = stand_in.job(root, "after", after="bad")
     last = stand_in.job(root, "last", after="after")
     good = stand_in.job(root, "good")
@@ -258,13 +259,13 @@ def test_a_job_that_fails_is_tried_again_and_given_up_and_the_others_go_on(root,
     assert output.count("bad: exit code 1") == 2
     assert output.count("bad: given up: exit code 1") == 1
     # The same command tries again.
-    again = [(*bad.commands[0][:-1],)]
-    assert run_jobs([bad._replace(commands=tuple(again))], Processes(1), retries=0) == {}
-    assert_undisturbed(bad._replace(commands=tuple(again)))
+    again = stand_in.job(root, "bad")
+    assert run_jobs([again], Processes(1), retries=0) == {}
+    assert_undisturbed(again)
 
 
 def test_one_that_gets_further_each_time_is_never_given_up(root):
-    job = stand_in.job(root, "a", "--stumble=1", steps=12)
+    job = stand_in.job(root, "a", stumble=1, steps=12)
     assert run_jobs([job], Processes(1), retries=1) == {}
     assert len(stand_in.starts(job.workdir)) == 5
     assert_undisturbed(job, 12)
@@ -272,13 +273,13 @@ def test_one_that_gets_further_each_time_is_never_given_up(root):
 
 def test_getting_further_starts_the_count_anew(root):
     # It fails at step 5 for ever: once after having saved step 3, then without getting further.
-    job = stand_in.job(root, "a", "--fail=5")
+    job = stand_in.job(root, "a", fail=5)
     assert list(run_jobs([job], Processes(1), retries=2)) == ["a"]
     assert len(stand_in.starts(job.workdir)) == 3
 
 
 def test_a_job_that_was_killed_goes_on_and_ends_as_if_nothing_had_been(root, capsys):
-    pool, job = Watched(1), stand_in.job(root, "a", SLOW, steps=8)
+    pool, job = Watched(1), stand_in.job(root, "a", steps=8, **SLOW)
 
     def kill():
         wait(lambda: (root / "a" / "checkpoints" / "3").exists())
@@ -292,7 +293,7 @@ def test_a_job_that_was_killed_goes_on_and_ends_as_if_nothing_had_been(root, cap
 
 
 def test_one_that_somebody_tells_to_stop_has_not_failed(root):
-    pool, job = Watched(1), stand_in.job(root, "a", SLOW)
+    pool, job = Watched(1), stand_in.job(root, "a", **SLOW)
 
     def stop():
         wait(lambda: stand_in.starts(job.workdir))
@@ -307,7 +308,7 @@ def test_one_that_somebody_tells_to_stop_has_not_failed(root):
 def test_twenty_jobs_and_twenty_random_kills(root):
     pool, draw = Watched(4), random.Random(1)
     jobs = [
-        stand_in.job(root, f"job_{seed}", "--pause=0.02", seed=seed, steps=10) for seed in range(20)
+        stand_in.job(root, f"job_{seed}", pause=0.02, seed=seed, steps=10) for seed in range(20)
     ]
 
     def kill():
@@ -330,7 +331,7 @@ def test_twenty_jobs_and_twenty_random_kills(root):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_driver_lets_the_runs_save_themselves(root, number, capsys):
     pool = Watched(2)
-    jobs = three(root, SLOW)
+    jobs = three(root, **SLOW)
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
 
     def stop():
@@ -355,18 +356,22 @@ def test_a_signal_to_the_driver_lets_the_runs_save_themselves(root, number, caps
 DRIVER = """
 import json, pathlib, sys
 from layerdrop_jax.studies import engine
-from layerdrop_jax.studies.jobs import Job
+from layerdrop_jax.studies.jobs import Command, Job
 engine.ROOT, engine.SECONDS_BETWEEN_LOOKS = pathlib.Path(sys.argv[1]), 0.02
-jobs = [Job(n, r, s, pathlib.Path(w), tuple(map(tuple, c)), a)
-        for n, r, s, w, c, a in json.loads(sys.argv[2])]
+jobs = []
+for name, seed, overrides in json.loads(sys.argv[2]):
+    folder = engine.ROOT / name
+    train = Command(folder, config="config.py", overrides=overrides)
+    jobs.append(Job(name, name, seed, folder, (train,), ""))
 engine.run_jobs(jobs, engine.Processes(2), retries=0)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the guard is Linux's")
 def test_runs_end_with_a_driver_that_is_killed_and_the_same_command_goes_on(root):
-    jobs = three(root, SLOW)
-    given = json.dumps([[*job[:3], str(job.workdir), *job[4:]] for job in jobs])
+    jobs = three(root, **SLOW)
+    given = [[job.name, job.seed, job.commands[0].overrides] for job in jobs]
+    given = json.dumps(given, default=str)
     command = [sys.executable, "-c", DRIVER, str(root), given]
     driver = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
     try:
@@ -392,7 +397,7 @@ def test_a_mistake_of_ours_leaves_no_run_behind(root, monkeypatch):
             return True
 
     pool = Broken(1)
-    jobs = [stand_in.job(root, name, SLOW) for name in "ab"]
+    jobs = [stand_in.job(root, name, **SLOW) for name in "ab"]
     with pytest.raises(RuntimeError, match="a mistake"):
         run_jobs(jobs, pool, retries=0)
     assert pool.codes == [75]
@@ -417,7 +422,7 @@ def test_how_far_a_run_is(tmp_path):
 
 def test_how_far_the_runs_are_is_said_once_while_they_run(root, monkeypatch, capsys):
     monkeypatch.setattr(engine, "SECONDS_BETWEEN_LINES", 0.02)
-    run_jobs([stand_in.job(root, "a", "--pause=0.15", steps=4)], Processes(1), retries=0)
+    run_jobs([stand_in.job(root, "a", pause=0.15, steps=4)], Processes(1), retries=0)
     lines = [line for line in capsys.readouterr().out.splitlines() if ": step 2 of 4" in line]
     assert len(lines) == 1
 

@@ -7,10 +7,10 @@ import pathlib
 import pytest
 
 from layerdrop_jax.studies import jobs
-from layerdrop_jax.studies.jobs import StudyRun, check, load_config, plan
+from layerdrop_jax.studies.jobs import Measure, StudyRun, argv, check, load_config, plan
 from tests import stand_in
 
-MEASURE = ("--mode=evaluate", "--decoder_layers=all;first:2", "--set=prune.budget=30")
+MEASURE = Measure("evaluate", {"decoder": "all;first:2"}, {"prune.budget": 30})
 
 
 @pytest.fixture
@@ -23,6 +23,14 @@ def network(**changes):
     return StudyRun(**given | changes)
 
 
+def measured(mode, **more):
+    return network(measures=(Measure(mode, **more),))
+
+
+def rendered(job):
+    return tuple(map(argv, job.commands))
+
+
 def tuned(start, **changes):
     given = {"name": "tuned", "start": start, "layers": {"decoder": "2"}}
     return StudyRun(**given | {"overrides": {"train.steps": 9, "init.moments": "prune"}} | changes)
@@ -32,33 +40,35 @@ def tuned(start, **changes):
 
 
 def test_a_run_is_a_job_for_each_seed(root):
-    first, second = plan([network(measures=(MEASURE,))], root / "out", ["--config.data.workers=2"])
+    first, second = plan([network(measures=(MEASURE,))], root / "out", {"data.workers": "2"})
     assert (first.name, first.run, first.seed, first.after) == ("net_seed_1", "net", 1, "")
     assert first.workdir == root / "out" / "net_seed_1"
     at = "--workdir=out/net_seed_1"  # from the root, where it is executed
-    assert first.commands == (
+    assert rendered(first) == (
         ("launch.py", at, "--config=config.py", "--config.data.workers=2")
         + ("--config.drop.decoder=0.5", "--config.seed=1"),
-        ("launch.py", at, *MEASURE),
+        ("launch.py", at, "--mode=evaluate")
+        + ("--decoder_layers=all;first:2", "--set=prune.budget=30"),
     )
+    assert first.commands[1].layers == {"decoder": "all;first:2"}  # it is no text yet
     assert second.name == "net_seed_2"
-    assert second.commands[0][-1] == "--config.seed=2"
+    assert second.commands[0].overrides["seed"] == 2
 
 
 def test_a_folder_outside_the_root_is_told_whole(root):
     (job,) = plan([network(seeds=(1,))], root.parent / "elsewhere")
-    assert f"--workdir={root.parent / 'elsewhere' / 'net_seed_1'}" in job.commands[0]
+    assert f"--workdir={root.parent / 'elsewhere' / 'net_seed_1'}" in rendered(job)[0]
 
 
 def test_a_run_that_goes_on_from_another_comes_after_it_seed_by_seed(root):
     again = tuned(tuned(network()), name="again", overrides={})
-    jobs = plan([again], root / "out", ["--config.data.workers=2"])
+    jobs = plan([again], root / "out", {"data.workers": "2"})
     assert [(job.name, job.after) for job in jobs] == [
         *((f"net_seed_{seed}", "") for seed in (1, 2)),
         *((f"tuned_seed_{seed}", f"net_seed_{seed}") for seed in (1, 2)),
         *((f"again_seed_{seed}", f"tuned_seed_{seed}") for seed in (1, 2)),
     ]
-    assert jobs[3].commands == (
+    assert rendered(jobs[3]) == (
         ("launch.py", "--mode=finetune", "--workdir=out/net_seed_2", "--output=out/tuned_seed_2")
         + ("--decoder_layers=2", "--set=train.steps=9", "--set=init.moments=prune"),
     )
@@ -76,9 +86,9 @@ def test_a_run_may_go_on_with_another_task(root):
     run = StudyRun(
         name="task", start=network(overrides={"model.decoder_layers": 3}), seeds=(2,), **other
     )
-    start, job = plan([run], root / "out", ("--config.data.data_dir=d",))[1:]
+    start, job = plan([run], root / "out", {"data.data_dir": "d"})[1:]
     assert (start.name, job.after) == ("net_seed_2", "net_seed_2")
-    assert job.commands == (
+    assert rendered(job) == (
         ("launch.py", "--mode=finetune", "--workdir=out/net_seed_2", "--output=out/task_seed_2")
         + ("--decoder_layers=2", "--config=config.py", "--config.data.data_dir=d")
         + ("--config.train.steps=7", "--config.seed=2"),
@@ -93,7 +103,7 @@ def test_a_program_is_told_where_to_write(root):
     (job,) = plan(
         [StudyRun(name="speed", program=("-m", "benchmarks.speed"), seeds=(1,))], root / "out"
     )
-    assert job.commands == (("-m", "benchmarks.speed", "--out=out/speed_seed_1"),)
+    assert rendered(job) == (("-m", "benchmarks.speed", "--out=out/speed_seed_1"),)
     check([job])
 
 
@@ -110,6 +120,10 @@ def test_a_program_is_told_where_to_write(root):
             [StudyRun(name="both", config="c.py", program=("x",))],
             "the run 'both' needs a config, a run",
         ),
+        (
+            [StudyRun(name="speed", program=("x",), seeds=(1,), measures=(MEASURE,))],
+            "'speed' trains nothing: it takes no overrides, layers or measures",
+        ),
         ([network(overrides={"seed": 3})], "the run 'net' sets seed: its seeds are a list"),
         ([tuned(network(), seeds=(1, 5))], "'tuned' has seed 5, and 'net', from which it goes on"),
     ],
@@ -123,7 +137,7 @@ def test_runs_that_do_not_go_together_are_an_error(planned, message):
 def test_a_flag_for_what_a_run_sets_itself_is_an_error(key):
     message = f"--config.{key}=1: the run 'net' sets that itself, leave it out"
     with pytest.raises(ValueError, match=message):
-        plan([network()], pathlib.Path("out"), [f"--config.{key}=1"])
+        plan([network()], pathlib.Path("out"), {key: 1})
 
 
 # Checks
@@ -141,9 +155,9 @@ def test_what_is_right_passes_and_writes_nothing(root):
         (network(overrides={"drop.stack": 1}), "net_seed_1: --config.drop.stack: config.drop"),
         (network(overrides={"train.steps": "many"}), "net_seed_1: .*many"),
         (network(overrides={"train.steps": 0}), "net_seed_1: train.steps=0 must be at least 1"),
-        (network(measures=(("--mode=evaluate", "--decoder_layers=1;best:2"),)), "net_seed.*best"),
-        (network(measures=(("--mode=evaluate", "--set=prune.money=3"),)), "1: --set=prune.money"),
-        (network(measures=(("--mode=importance", "--set=train.steps=3"),)), "1: --set=train.steps"),
+        (measured("evaluate", layers={"decoder": "1;best:2"}), "net_seed.*best"),
+        (measured("evaluate", changes={"prune.money": 3}), "1: --set=prune.money"),
+        (measured("importance", changes={"train.steps": 3}), "1: --set=train.steps"),
         (tuned(network(), layers={"decoder": "best:2"}), "tuned_seed_1: .*best"),
         (tuned(network(), overrides={"train.step": 3}), "tuned_seed_1: --set=train.step=3 is not"),
         (tuned(network(), overrides={"train.steps": "many"}), "tuned_seed_1: .*steps='many'"),
@@ -162,14 +176,14 @@ def test_an_unknown_variant_is_an_error():
 
 def test_configs_are_read_from_the_root_wherever_this_is_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = load_config(["--config=configs/wmt.py:demo", "--config.drop.decoder=0.25"])
+    config = load_config("configs/wmt.py:demo", {"drop.decoder": 0.25})
     assert config["drop"]["decoder"] == 0.25
     assert config["model"]["encoder_layers"] == 12
 
 
 def test_a_folder_with_another_run_is_refused_and_what_may_differ_is_not(root):
     (job,) = plan([network(seeds=(1,))], root / "out")
-    old = load_config([a for a in job.commands[0] if a.startswith("--config")])
+    old = load_config(job.commands[0].config, job.commands[0].overrides)
     job.workdir.mkdir(parents=True)
 
     def hold(section, **values):

@@ -16,7 +16,7 @@ import time
 import pytest
 
 from layerdrop_jax.studies.engine import run_jobs
-from layerdrop_jax.studies.jobs import Job
+from layerdrop_jax.studies.jobs import Command, Job
 from layerdrop_jax.studies.on_ray import OnRay
 from tests.patience import wait
 
@@ -207,7 +207,8 @@ def test_an_address_without_a_cluster_is_an_error_at_once(address, error, root):
 def test_jobs_end_whole_though_a_worker_is_killed(cluster, root):
     names = ("a", "b", "c")
     folders = [root / name for name in names]
-    jobs = [Job(f.name, f.name, 1, f, (command(f, steps=40),), "") for f in folders]
+    programs = [Command(folder, program=command(folder, steps=40)) for folder in folders]
+    jobs = [Job(p.workdir.name, p.workdir.name, 1, p.workdir, (p,), "") for p in programs]
 
     def kill():
         wait(lambda: (root / "a" / "steps").exists())

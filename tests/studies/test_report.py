@@ -2,7 +2,9 @@
 
 import html.parser
 import json
+import pathlib
 import re
+import tomllib
 import urllib.parse
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from layerdrop_jax.studies import report
 from tests.studies.records import record
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 NAN = float("nan")
 
 
@@ -93,9 +96,33 @@ def test_claims_have_verdicts_and_a_count(tmp_path):
     ]
 
 
+def test_claims_that_are_not_the_papers_are_worded_otherwise(tmp_path):
+    report.write(record(of_paper=False), tmp_path / "own")
+    report.write_index(tmp_path)
+    text = (tmp_path / "own" / "report.md").read_text(encoding="utf-8")
+    assert "## Claims that hold: 1 of 2 (1 cannot be said)\n" in text
+    assert rows_of(text, "the claim")[:2] == [
+        ["the claim", "here", "holds"],
+        ["higher rates win when small", "51 against 90", "yes"],
+    ]
+    page = Page((tmp_path / "own" / "report.html").read_text(encoding="utf-8"))
+    index = Page((tmp_path / "index.html").read_text(encoding="utf-8"))
+    for said in ("✓ holds", "✗ does not hold", "? cannot be said", "the claim"):
+        assert said in page.text
+    for said in ("✓ hold: 1", "✗ do not: 1", "? cannot be said: 1"):
+        assert said in index.text
+    for said in (text, page.text, index.text):
+        assert "agree" not in said
+        assert "the paper says" not in said
+    report.write(record(of_paper=True), tmp_path / "own")
+    assert "## Agreement with the paper: 1 of 2" in markdown(record(), tmp_path / "older")
+    same = (tmp_path / "own" / "report.md").read_text(encoding="utf-8")
+    assert same == (tmp_path / "older" / "report.md").read_text(encoding="utf-8")
+
+
 def test_the_report_says_how_to_make_it_again(tmp_path):
     text = markdown(record(), tmp_path)
-    assert "```\npython experiments/figure6_rates.py --workdir=RUNS\n```\n\n3 trainings" in text
+    assert "```\npython -m experiments.figure6_rates --workdir=RUNS\n```\n\n3 trainings" in text
     assert "3 trainings, 10 minutes in all, each on 1 core or 8 x H100.\n\npython 3.11.7" in text
     assert "jax 0.10.2" in text
     assert "Variant: demo.\n\npystdlib, 4 layers\n" in text
@@ -219,6 +246,19 @@ def test_the_index_links_to_every_study(tmp_path):
     assert all(path.is_file() for path in linked)
     for text in ("✓ agree: 1", "✗ do not: 1", "? cannot be said: 1", "Other", "1 missing"):
         assert page.text.count(text) == 1
+
+
+def test_a_wheel_has_the_templates():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    declared = {
+        path
+        for package, patterns in project["tool"]["setuptools"]["package-data"].items()
+        for pattern in patterns
+        for path in ROOT.joinpath(*package.split(".")).glob(pattern)
+    }
+    files = {path for path in (ROOT / "layerdrop_jax").rglob("*") if path.is_file()}
+    assert {path.name for path in declared} >= {"report.html", "index.html", "style.css"}
+    assert declared == {path for path in files if path.suffix not in (".py", ".pyc")}
 
 
 def test_a_broken_record_is_named(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from layerdrop_jax.runs.folder import write_config
 from layerdrop_jax.studies import results
-from layerdrop_jax.studies.jobs import Job
+from layerdrop_jax.studies.jobs import Command, Job, argv
 from layerdrop_jax.studies.results import Result
 
 LM, MT = "language_modelling", "translation"
@@ -23,9 +23,10 @@ def result(*records, task=LM, seed=1, commands=("python launch.py",)):
 
 
 def test_a_job_that_is_done_is_read_from_its_folder(tmp_path):
+    folder = tmp_path / "my runs"
     commands = (
-        ("launch.py", "--workdir=my runs/a", "--config=configs/wmt.py:demo"),
-        ("launch.py", "--mode=evaluate", "--decoder_layers=all;first:2", '--set=a="$b"'),
+        Command(folder, config="configs/wmt.py:demo"),
+        Command(folder, "evaluate", layers={"decoder": "all;first:2"}, changes={"a": '"$b"'}),
     )
     write_config(tmp_path, {"task": "translation", "seed": 3})
     (tmp_path / "metrics.jsonl").write_text('{"kind": "start", "step": 0}\n{"kind": "tr')
@@ -33,14 +34,22 @@ def test_a_job_that_is_done_is_read_from_its_folder(tmp_path):
     assert (found.run, found.seed, found.config["seed"], found.workdir) == ("net", 3, 3, tmp_path)
     assert found.records == [{"kind": "start", "step": 0}]
     assert results.task_score(found).label == "BLEU"
-    assert found.commands[0] == f"python {commands[0][0]} --workdir='my runs/a' {commands[0][2]}"
-    assert [tuple(shlex.split(text)[1:]) for text in found.commands] == list(commands)
+    assert (
+        found.commands[0] == f"python launch.py --workdir='{folder}' --config=configs/wmt.py:demo"
+    )
+    assert [tuple(shlex.split(text)[1:]) for text in found.commands] == [*map(argv, commands)]
+    assert argv(commands[1])[2:] == (
+        *("--mode=evaluate", "--decoder_layers=all;first:2"),
+        '--set=a="$b"',
+    )
 
 
 def test_what_a_program_wrote_has_no_config(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps({}))
-    found = results.read(Job("speed", "speed", 1, tmp_path, (("-m", "speed"),), ""))
-    assert (found.config, found.records, found.commands) == ({}, [], ("python -m speed",))
+    program = Command(tmp_path, program=("-m", "speed"))
+    found = results.read(Job("speed", "speed", 1, tmp_path, (program,), ""))
+    command = f"python -m speed --out={tmp_path}"
+    assert (found.config, found.records, found.commands) == ({}, [], (command,))
     assert results.trained(found)["minutes"] == 0
 
 

@@ -9,13 +9,13 @@ import threading
 
 import pytest
 
-from layerdrop_jax.studies import engine, jobs, study
-from layerdrop_jax.studies.jobs import StudyRun, check, plan
+from layerdrop_jax.studies import engine, jobs, results, study
+from layerdrop_jax.studies.jobs import Measure, StudyRun, check, plan
 from layerdrop_jax.studies.results import compare, row, table, whole
 from tests import stand_in, studies_list
 from tests.patience import wait
 
-MEASURE = ("--mode=evaluate", "--decoder_layers=first:2")
+MEASURE = Measure("evaluate", {"decoder": "first:2"})
 
 
 @pytest.fixture
@@ -34,15 +34,12 @@ def networks(**changes):
 
 
 def as_record(found, variant):
-    scores = {name: [whole(result) for result in results] for name, results in found.items()}
+    scores = {name: [whole(result) for result in of] for name, of in found.items()}
     means = {name: scores.get(name, []) for name in ("rate_0.5", "rate_0")}
-    rows = [row(name, results, whole) for name, results in found.items()]
-    return {
-        "setting": f"made up, {variant}",
-        "tables": [table("Scores", "perplexity", "lower", rows)],
-        "figures": [],
-        "claims": [compare("it helps", means, "lower")],
-    }
+    rows = [row(name, of, whole) for name, of in found.items()]
+    tables = [table("Scores", "perplexity", "lower", rows)]
+    claims = [compare("it helps", means, "lower")]
+    return results.record(f"made up, {variant}", tables=tables, claims=claims)
 
 
 def run_study(*argv, make_runs=lambda variant: networks()):
@@ -52,7 +49,7 @@ def run_study(*argv, make_runs=lambda variant: networks()):
 
 def test_a_study_from_its_runs_to_its_report(root, capsys):
     record = run_study(f"--results={root / 'kept'}")
-    assert record["command"].startswith("python experiments/made_up.py --workdir=out --results=")
+    assert record["command"].startswith("python -m experiments.made_up --workdir=out --results=")
     assert (record["title"], record["variant"]) == ("Made up", "demo")
     assert record["setting"] == "made up, demo"
     assert record["failed"] == []
@@ -106,9 +103,14 @@ def test_a_dry_run_checks_and_runs_nothing(root, capsys):
 
 
 def test_a_run_that_fails_is_in_the_report_and_in_the_exit_code(root, capsys):
+    measured = '    note(metrics, kind="subset"'
+    launch = (root / "launch.py").read_text()
+    broken = f"    sys.exit('launch.py: it broke')\n{measured}"
+    (root / "launch.py").write_text(launch.replace(measured, broken))
+
     def make_runs(variant):
         good, bad = networks(seeds=(1,))
-        bad = networks(seeds=(1,), measures=(("--mode=importance", "--fail=0"),))[1]
+        bad = networks(seeds=(1,), measures=(Measure("importance"),))[1]
         return [bad, StudyRun(name="tuned", start=bad, seeds=(1,)), good]
 
     with pytest.raises(SystemExit) as raised:
@@ -130,7 +132,7 @@ def test_a_run_that_fails_is_in_the_report_and_in_the_exit_code(root, capsys):
 
 def test_a_study_that_is_stopped_says_so_and_the_same_command_goes_on(root, capsys):
     (root / "launch.py").write_text(
-        (root / "launch.py").read_text().replace('given.get("pause", 0)', "0.1")
+        (root / "launch.py").read_text().replace('given.get("config.pause", 0)', "0.1")
     )
     folder = root / "out" / "demo" / "networks" / "rate_0_seed_1"
 
@@ -157,6 +159,7 @@ def test_a_study_that_is_stopped_says_so_and_the_same_command_goes_on(root, caps
         (["--config.drop.decoder=1"], "--config.drop.decoder=1: the run 'rate_0' sets that itself"),
         (["--config.seed=1"], "--config.seed=1: the run 'rate_0' sets that itself"),
         (["--speed=3"], "unknown argument '--speed=3'; --config.KEY=VALUE goes to every training"),
+        (["--config.drop.rescale"], "argument '--config.drop.rescale'; --config.KEY=VALUE goes"),
         (["--only=rate_1"], "--only=rate_1: no run's name has one of these in it"),
         (["--seeds=one"], "'one' is no list of seeds, such as 1,2,3"),
         (["--processes=0"], "--processes=0 must be at least 1"),
@@ -182,7 +185,7 @@ def test_without_a_folder_there_is_no_study(capsys):
 @pytest.mark.parametrize("name", studies_list.NAMES)
 @pytest.mark.parametrize("variant", study.VARIANTS)
 def test_every_study_would_run(name, variant, tmp_path):
-    found = importlib.import_module(name).runs(variant)
+    found = importlib.import_module(f"experiments.{name}").runs(variant)
     check(plan([*map(one_seed, found)], tmp_path))
 
 

@@ -38,7 +38,7 @@ Full depth (test perplexity, lower is better):
 `<!-- results: NAME -->` is what a marker looks like.
 <!-- results: rates.command -->
 ```
-python experiments/figure6_rates.py --workdir=RUNS
+python -m experiments.figure6_rates --workdir=RUNS
 ```
 <!-- end -->
 """
@@ -47,7 +47,7 @@ DOCS = "<!-- results: rates.figure -->\n<!-- end -->\n<!-- results: rates.claims
 
 def test_the_tables_of_the_docs_are_those_of_the_results():
     drifted = written_blocks.write_tables(ROOT, check=True)
-    assert not drifted, f"python experiments/write_tables.py writes {', '.join(drifted)}"
+    assert not drifted, f"python -m experiments.write_tables writes {', '.join(drifted)}"
 
 
 @pytest.fixture
