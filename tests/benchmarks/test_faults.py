@@ -19,11 +19,11 @@ from layerdrop_jax.step.train_step import make_state
 from layerdrop_jax.studies import engine
 from tests import stand_in, tiny_run
 
+pytestmark = pytest.mark.slow
+
 # A sweep without anything to import.
 SWEEP = """
 import json, os, pathlib, subprocess, sys
-
-pytestmark = pytest.mark.slow
 
 guard, networks, count, *flags = sys.argv[1:]
 guard = [sys.executable, "-c", guard, str(os.getpid()), "launch.py"]

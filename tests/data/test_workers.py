@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 # What training does: batches until it is told to stop, by a signal or by a worker's end.
@@ -16,8 +18,6 @@ PROGRAM = """
 import signal, sys, threading
 from layerdrop_jax.data import pipeline, tokenizers, workers
 from layerdrop_jax.data.pairs import DataConfig, prepare_rows
-
-pytestmark = pytest.mark.slow
 
 def main():
     stop = threading.Event()

@@ -22,6 +22,7 @@ from tests.patience import wait
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install -e .[sweep]")
 
+pytestmark = pytest.mark.slow
 NOTHING = {"cpus": 1, "gpus": 0, "tpus": 0}
 
 # Takes steps, notes each at once, goes on after the last that was noted; on SIGTERM it saves itself
@@ -29,7 +30,6 @@ NOTHING = {"cpus": 1, "gpus": 0, "tpus": 0}
 LAUNCH = """
 import json, os, pathlib, signal, sys, time
 
-pytestmark = pytest.mark.slow
 workdir, steps, code = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 workdir.mkdir(exist_ok=True)
 def note(name, text):
