@@ -53,6 +53,13 @@ def small_pictures():
     style.STYLE["savefig.dpi"] = 60
 
 
+@pytest.fixture(scope="module", autouse=True)
+def room_for_the_next_file():
+    """Frees what a file compiled: all of it would be gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
 def quick_compile(compile_cache):
     with tiny_run.quick_compile(compile_cache):

@@ -15,6 +15,7 @@ def quick_compile(tmp_path_factory):
         yield
 
 
+@pytest.mark.slow
 def test_a_whole_run(tmp_path):
     sizes = ["--tokens=37", "--vocabulary=101", "--width=8", "--factor=2", "--rounds=2"]
     adaptive_softmax.main([f"--out={tmp_path}", *sizes, "--cutoffs", "13", "31"])

@@ -26,6 +26,7 @@ def small(monkeypatch):
     monkeypatch.setattr(step_cost.importlib.util, "find_spec", lambda name: None)  # PyTorch is slow
 
 
+@pytest.mark.slow
 def test_all_kinds_of_steps_compute_the_same():
     ids, target = lm.batch()
     start, train_step = lm.make(lm.block_config(8))

@@ -20,6 +20,7 @@ def test_masks_have_the_expected_depth_in_the_mean(rate):
         assert len({mask.tobytes() for mask in masks}) > 1
 
 
+@pytest.mark.slow
 def test_a_whole_run(monkeypatch, tmp_path, compile_cache):
     for name, size in {"LAYERS": 4, "VOCABULARY": 31, "ROWS": 2, "LENGTH": 5}.items():
         monkeypatch.setattr(lm, name, size)

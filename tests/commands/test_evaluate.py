@@ -83,6 +83,7 @@ def keep_first(depth):
     return {"decoder": np.arange(4) < depth}
 
 
+@pytest.mark.slow
 def test_the_score_is_that_of_the_file_that_generate_writes(run, tmp_path):
     """With blank lines, lines in quotation marks, and one that is too long."""
     folder = shutil.copytree(run, tmp_path / "run")

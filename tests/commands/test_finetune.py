@@ -82,6 +82,7 @@ def test_the_tokenizer_is_the_runs_and_the_config_says_where_it_began(lm_run, tw
     assert (init["moments"], init["distill"]) == ("prune", 0.0)
 
 
+@pytest.mark.slow
 def test_the_schedule_begins_anew(lm_run, taught):
     old, new = tiny_run.train_lines(lm_run), tiny_run.train_lines(taught[0])
     assert [line["step"] for line in new] == list(range(1, 21))
@@ -89,6 +90,7 @@ def test_the_schedule_begins_anew(lm_run, taught):
     assert new[8]["lr"] == pytest.approx(0.003)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_the_folder_that_it_began_with(twice, tmp_path):
     """Its origin's origin is gone; with its own gone too, it still resumes."""
     copy = shutil.copytree(twice[0], tmp_path / "run")
@@ -181,6 +183,7 @@ def taught(lm_run, tmp_path_factory, quick_compile):
     return folder, kept
 
 
+@pytest.mark.slow
 def test_learning_from_the_whole_network_brings_the_cut_one_closer(lm_run, twice, taught):
     teacher = load_run(lm_run)
     before, after = apart(twice[1], teacher), apart(taught[0], teacher)

@@ -54,6 +54,7 @@ WRAPPED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapped", WRAPPED)
 @pytest.mark.parametrize(
     ("derivative", "message"),
@@ -66,6 +67,7 @@ def test_a_derivative_that_skip_lacks_is_an_error_that_names_cond(wrapped, deriv
         WRAPPED[wrapped](derivative, *tiny_stack())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [None, jax.checkpoint_policies.nothing_saveable])
 def test_forward_over_reverse_is_exact_in_skip(policy):
     def second_order(mode):

@@ -17,6 +17,7 @@ N, B, D = 3, 16, 24
 KEEPS = ([True, False, True], [False] * N, [True] * N)
 
 
+@pytest.mark.slow
 def test_eight_virtual_devices():
     """In a process of its own, because the number of devices is fixed when JAX starts."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"

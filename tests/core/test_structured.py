@@ -266,6 +266,7 @@ def rows_problem():
     return x, params, memory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.0, 0.4, 0.99])
 def test_kept_rows_equal_the_masked_computation(rows_problem, rate):
     x, params, memory = rows_problem

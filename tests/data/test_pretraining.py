@@ -155,6 +155,7 @@ def test_one_set_has_the_record_of_a_language_model(make_config, folder, tmp_pat
     assert pretraining.source_record(make_config()) == streams.source_record(config)
 
 
+@pytest.mark.slow
 def test_docstrings_are_of_this_python(make_config):
     config = make_config(dataset="pystdlib_docstrings")
     splits = {

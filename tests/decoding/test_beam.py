@@ -65,6 +65,7 @@ def assert_same(found: Hypotheses, row, expected, tolerance=3e-5):
 LIMITS = np.array([1, 2, 3, 5, 8, 11, 11], np.int32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("beam", "no_repeat_ngram"), [(1, 0), (1, 3), (2, 0), (2, 2), (4, 0), (4, 2), (4, 3)]
 )

@@ -163,12 +163,14 @@ def assert_plain_search_agrees(decode, next_logits, sources, limits, options):
             )
 
 
+@pytest.mark.slow
 def test_plain_search_over_the_recorded_model(nmt_post):
     decode, next_logits, sources = nmt_post
     options = {"beam": 4, "length_penalty": 0.6, "no_repeat_ngram": 3}
     assert_plain_search_agrees(decode, next_logits, sources[::2], [11, 7, 13], options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -184,6 +186,7 @@ def test_plain_search_over_a_random_model(changes):
     assert_plain_search_agrees(decode, next_logits, sources, [9, 5, 12], options)
 
 
+@pytest.mark.slow
 def test_translations_do_not_depend_on_batching():
     decode, _ = compiled(random_model())
     config = BeamConfig(beam=2, max_length_a=1.0, max_length_b=4)

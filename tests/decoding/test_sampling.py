@@ -47,6 +47,7 @@ def test_without_a_stop_it_goes_on_behind_eos():
     assert run(config, [5]).tolist() == [[6, EOS, 3, 4, 5]]
 
 
+@pytest.mark.slow
 def test_padding_is_never_chosen():
     """Token 0's likeliest follower is padding."""
     for temperature in (0.0, 1.0, 5.0):
@@ -84,6 +85,7 @@ def test_what_is_left_after_filtering(changes, allowed):
     np.testing.assert_allclose(jax.nn.softmax(scores), wanted, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_samples_follow_the_distribution():
     """Chi-squared with 2 degrees of freedom; 13.8 is exceeded once in a thousand."""
     config = dataclasses.replace(CONFIG, temperature=1.0, top_k=3, max_tokens=1)

@@ -47,6 +47,7 @@ def measured(folder, quick_compile):
 # What is written
 
 
+@pytest.mark.slow
 def test_every_depth_is_measured(folder, measured, tmp_path):
     assert json.loads((folder / frontier.FILE).read_text(encoding="utf-8")) == measured
     layers = [depth["layers"] for depth in measured["depths"]]
@@ -102,6 +103,7 @@ def test_a_depth_costs_time_and_memory(measured):
     assert len(set(memory)) == 4
 
 
+@pytest.mark.slow
 def test_one_depth_of_a_translation(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     record = frontier.measure(
@@ -303,6 +305,7 @@ def greedy_translation(network, ids_BxP, new_tokens):
     return ids_BxT[:, 1:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["run", "lm_run"])
 def test_a_request_is_answered_by_the_task_s_own_decoder(request, name):
     greedy = "decode.beam=1" if name == "run" else "decode.temperature=0"

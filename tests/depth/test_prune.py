@@ -41,6 +41,7 @@ def family(run, tmp_path_factory, quick_compile):
     return once, child, twice, folder / "grandchild"
 
 
+@pytest.mark.slow
 def test_layers_keep_the_numbers_of_the_trained_network(family):
     once, _, twice, folder = family
     assert (once["encoder_layers"], once["decoder_layers"]) == ([0, 1], [0, 2, 3])
@@ -60,6 +61,7 @@ def test_the_parent_is_named_by_its_hash(run, family):
     assert once["parent_steps"] == twice["parent_steps"] == parent.steps
 
 
+@pytest.mark.slow
 def test_the_folder_is_smaller_and_stands_alone(run, family, translate):
     *_, record, folder = family
     small, parent = load_run(folder), load_run(run)
@@ -74,6 +76,7 @@ def test_the_folder_is_smaller_and_stands_alone(run, family, translate):
     assert make_translator(small)(sources) == translate(sources, keep)
 
 
+@pytest.mark.slow
 def test_it_is_evaluated_as_any_run_is(run, tmp_path):
     prune(run, tmp_path / "small", flags={"encoder": None, "decoder": "explicit:0,2"})
     evaluate(tmp_path / "small")
@@ -116,6 +119,7 @@ def test_whole_chunks_of_layers_go_on_sharing_their_weights(shared, tmp_path):
     assert load_run(tmp_path / "grandchild").settings.model.share_layers == 2
 
 
+@pytest.mark.slow
 def test_half_a_chunk_of_layers_ends_the_sharing(shared, tmp_path):
     record = prune(shared, tmp_path / "small", flags={"decoder": "explicit:1,2,3"})
     small = load_run(tmp_path / "small")
@@ -167,6 +171,7 @@ def test_a_difference_of_nan_is_a_difference(run, tmp_path, monkeypatch):
     assert list(tmp_path.rglob("*")) == [tmp_path / "small"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -101,6 +101,7 @@ def sample_of(run):
     return sorted(order[: run.settings.prune.sample_rows].tolist())
 
 
+@pytest.mark.slow
 def test_a_score_is_the_loss_of_the_pruned_network_on_the_sample(folder, scorer, scores):
     run = load_run(folder)
     sample = sample_of(run)

@@ -91,6 +91,7 @@ def test_every_strategy_keeps_as_many_layers_as_asked(lines, lines_scorer, name)
     assert choose(lines, Scorer(lines), decoder=f"{name}:4") == (layers, records)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MEASURING)
 def test_each_stack_of_a_translation_is_cut_on_its_own(pairs, scorer, name):
     layers, records = choose(pairs, scorer, encoder=f"{name}:1", decoder=f"{name}:2")
@@ -207,6 +208,7 @@ def planted(request, tmp_path_factory):
     return run, Scorer(run).batches
 
 
+@pytest.mark.slow
 def test_the_layer_that_does_nothing_goes_first(planted):
     run, batches = planted
     for name in ("block_influence", "gradient_importance"):

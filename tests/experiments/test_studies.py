@@ -173,6 +173,7 @@ def test_without_any_run_nothing_is_claimed(name, tmp_path):
     assert "cannot be said" in (tmp_path / "report.md").read_text() or not record["claims"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", studies_list.NAMES)
 def test_a_study_is_one_at_every_scale(name):
     study = importlib.import_module(f"experiments.{name}")

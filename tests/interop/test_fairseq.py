@@ -103,6 +103,7 @@ def recorded(golden_dir):
     return recorded_config(hyper), weights, unpacked_batch(*map(whole.get, names)), pruned, cases
 
 
+@pytest.mark.slow
 def test_layers_taken_out_are_what_the_reference_prunes_to(recorded):
     *_, cases = recorded
     assert cases

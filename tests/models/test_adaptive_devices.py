@@ -22,6 +22,7 @@ OPTIONS |= {"ignored_targets": False, "dtype": "float32"}
 COLLECTIVE = re.compile(r" = (.*?) (all-[a-z]+|collective-permute|reduce-scatter)(-start)?\(")
 
 
+@pytest.mark.slow
 def test_eight_virtual_devices():
     """In a process of its own, because the number of devices is fixed when JAX starts."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"

@@ -195,6 +195,7 @@ def layer_by_layer(share, params):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [1, 2])
 def test_a_watch_sees_what_enters_and_leaves_the_layers_that_run(share):
     """Inside a gradient, which it does not change."""
@@ -348,6 +349,7 @@ def draw_groups(seed):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_a_layer_without_some_of_its_parts(norm, mode):
@@ -452,6 +454,7 @@ def test_rescaled_sub_layers_keep_their_mean():
 # DropPath, DropBlock, DropConnect
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", ["all", "kept"])
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_drop_path_of_whole_rows(norm, rows):

@@ -24,6 +24,7 @@ def config(share_layers):
     return small_config(share_layers=share_layers, **depths)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("share", "encoder", "decoder", "share_left", "rows"),
     [

@@ -157,6 +157,7 @@ def assert_different(found):
         assert np.any(np.abs(one - other) > 1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("norm", "share", "choices"),
     [
@@ -177,6 +178,7 @@ def test_without_a_decoder_the_encoder_says_nothing():
     np.testing.assert_array_equal(some, none)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("norm", "share", "choices"),
     [
@@ -194,6 +196,7 @@ def test_what_a_search_finds(norm, share, choices):
     assert_different(tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "share"),
     [({}, 1), ({}, 2), (PLAIN, 2)],
@@ -248,6 +251,7 @@ def test_the_other_stack_stays_as_it_is():
         np.testing.assert_array_equal(found, np.repeat(a, 2, axis=0))
 
 
+@pytest.mark.slow
 def test_gradients_of_what_is_left():
     """Those of the whole network under the mask, row for row, and none for a stack of no layers."""
     config = translation("post", 1)

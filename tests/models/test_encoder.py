@@ -123,6 +123,7 @@ def assert_gradients(found, gradients, weights, config):
     assert compared == len(gradients)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_reference_masked_language_model(recorded, mode):
     """Whole, pruned, and with forced LayerDrop, in one executable."""

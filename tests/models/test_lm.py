@@ -155,6 +155,7 @@ def test_own_golden_values(mode):
     assert differentiate._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_reference_states_log_probs_loss_and_gradients(golden_dir):
     """With the quirk that v0.10.0 has, and with both that v0.9.0 has."""
     arrays, description = load(golden_dir, "lm_adaptive")
@@ -192,6 +193,7 @@ def test_without_the_quirks_the_loss_is_the_whole_likelihood(golden_dir):
     assert loss > arrays["loss/eval_loss_sum"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_reference_with_forced_layer_drop(golden_dir, mode):
     arrays, description = load(golden_dir, "lm_adaptive")
@@ -235,6 +237,7 @@ def test_reference_with_forced_layer_drop(golden_dir, mode):
     assert differentiate._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_reference_cut_to_some_layers(golden_dir):
     arrays, description = load(golden_dir, "lm_adaptive")
     cut, cases = load(golden_dir, "layers_lm_roberta")
@@ -297,6 +300,7 @@ def test_a_position_sees_itself_and_those_before_it(changes):
     assert changed.tolist() == [False] * 4 + [True] * 3
 
 
+@pytest.mark.slow
 def test_log_probs_are_those_of_the_loss():
     for changes in ({}, PLAIN, {**PLAIN, "tie_embeddings": False, "tie_projections": False}):
         config = lm_config(**changes)
@@ -339,6 +343,7 @@ def test_shared_layers_are_the_same_layers_written_out(mode):
         assert_gradients(jax.device_get(found), jax.device_get(wanted | {"decoder": summed}))
 
 
+@pytest.mark.slow
 def test_shared_layers_have_dropouts_of_their_own():
     """The two layers of a chunk draw different masks, though their weights are the same."""
     config = lm_config(share_layers=2, decoder_layers=2, dropout=0.5)

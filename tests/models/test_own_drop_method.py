@@ -31,6 +31,7 @@ def test_every_run_of_layers_is_drawn():
     assert masks == {(0, 1), (1, 2), (2, 3), (3, 4)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["skip", "cond", "mask"])
 def test_the_layers_that_it_drops_do_not_run_and_get_no_gradient(mode):
     config = encoder_config(encoder_layers=N)

@@ -161,6 +161,7 @@ def test_reference_pre_norm_with_learned_positions(golden_dir):
     check(arrays, config, "skip", [whole], description["hyper"]["label_smoothing"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_reference_post_norm_whole_and_with_forced_layer_drop(golden_dir, mode):
     arrays, description = load(golden_dir, "nmt_post")

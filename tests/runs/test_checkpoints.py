@@ -317,6 +317,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_sigkill_while_saving_never_harms_earlier_checkpoints(tmp_path, caplog):
     abstract = {"params": {"x": jnp.zeros(300_000)}, "rest": {"step": jnp.int32(0)}}
     noise = np.random.default_rng(0).normal(size=300_000).astype(np.float32)

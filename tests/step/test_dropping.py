@@ -72,6 +72,7 @@ def depth_scale(schedule, num_layers):
 # Rates and draws
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stack", ["encoder", "decoder"])
 @pytest.mark.parametrize("schedule", ["constant", "linear", "exponential"])
 def test_every_group_is_drawn_at_its_rate_over_depth(stack, schedule):
@@ -94,6 +95,7 @@ def test_every_group_is_drawn_at_its_rate_over_depth(stack, schedule):
     assert groups["heads"].shape[2:] == (SUBLAYERS[stack] - 1, HEADS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("group", "expected"),
     [("sublayers", {"sublayers"}), ("ffns", {"sublayers"}), ("heads", {"heads"}), (None, set())],
@@ -110,6 +112,7 @@ def test_a_group_that_is_not_in_use_is_not_drawn(group, expected):
         assert_frequency(groups["sublayers"], [[1, 1, 0.7]])
 
 
+@pytest.mark.slow
 def test_the_layers_are_the_same_whatever_else_is_dropped():
     alone, *_ = draws(config(decoder=0.5), "decoder")
     everything = config(decoder=0.5, sublayers=0.4, heads=0.2, ffns=0.6, rescale=True)
@@ -125,6 +128,7 @@ def test_the_layers_are_the_same_whatever_else_is_dropped():
     assert (same_rate[:, 0] != alone[:, 0]).any(), "stacks share a key"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("over_time", TIME_SCHEDULES)
 def test_rates_over_time(over_time):
     drop = config(decoder=0.5, heads=0.3, ffns=0.4, over_time=over_time, over_steps=200)
@@ -160,6 +164,7 @@ def test_the_mean_depth_of_exact_draws():
     assert dropping.mean_depth(drop, rates_N, 4) == (3 * 1 + 4) / 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.0, 1.0])
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("layers", [1, 4])
@@ -187,6 +192,7 @@ def test_one_layer_by_every_schedule():
 # Exactly so many
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.5, 0.7, 0.9])
 @pytest.mark.parametrize("layers", [4, 5, 6, 15])
 def test_exact_runs_the_number_it_announces(rate, layers):

@@ -57,6 +57,7 @@ def encoder_outputs(config, params, ids, *, classify=False):
     return np.asarray(run(params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [None, 3])
 def test_masked_language_model_by_definition(key):
     """Of training's masks, which the micro-batch's key gives, and of evaluation's."""
@@ -165,6 +166,7 @@ def test_numbers_by_definition():
     np.testing.assert_allclose(taught, (0.7 * squares + 0.3 * apart, squares, 2), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [losses.masked_lm_loss, losses.classification_loss])
 def test_no_gradient_goes_to_an_encoders_teacher(loss):
     classes = 3 if loss is losses.classification_loss else 0

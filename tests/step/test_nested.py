@@ -154,6 +154,7 @@ def test_the_gradient_is_that_of_whole_and_sub_networks(task, drop):
         assert metrics[f"{stack}_layers"] == keep_N.size + again_N.sum()
 
 
+@pytest.mark.slow
 def test_flops_are_those_of_all_that_ran():
     settings = settings_of("language_modelling")
     _, metrics, _ = step_of(settings, batch_of("language_modelling"), perturbed(settings))

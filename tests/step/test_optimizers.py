@@ -105,6 +105,7 @@ def recorded_runs(golden_dir, optimizer):
     return np.load(golden_dir / "optim.npz"), found
 
 
+@pytest.mark.slow
 def test_adam_equals_the_reference(golden_dir):
     """Where no gradient is left out: the reference counts the updates of each parameter then."""
     recorded, runs = recorded_runs(golden_dir, "adam")
@@ -176,6 +177,7 @@ def test_nag_equals_torch(torch_values):
         np.testing.assert_allclose(state.velocity[name], expected, atol=2e-7)
 
 
+@pytest.mark.slow
 def test_nag_equals_the_reference(golden_dir):
     """Where `b` has no gradient, it is the feed-forward layer of a stack that did not run.
 
@@ -270,6 +272,7 @@ def test_a_rate_of_zero_stops_nag_and_clears_its_velocity():
     np.testing.assert_allclose(third, second * (1 - 0.2 * 0.1) - 1.9 * 0.2 * 3, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adam", "nag"])
 def test_a_restart_changes_no_bit(name, tmp_path):
     """The state goes through a file of plain arrays after some updates, in warm-up and after it."""
@@ -310,6 +313,7 @@ def test_a_restart_changes_no_bit(name, tmp_path):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adam", "nag"])
 def test_moments_go_on_under_a_schedule_that_starts_anew(name):
     config = OptimizerConfig(name=name, rate=0.1, warmup_updates=4, weight_decay=0.1)

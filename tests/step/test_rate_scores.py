@@ -292,6 +292,7 @@ def test_gradients_are_as_large_as_the_loss_is_off():
     assert log_p[1] < log_p[0] - 1e-4
 
 
+@pytest.mark.slow
 def test_equal_rates_move_the_network_as_given_ones_do():
     params, batch = initial_params(1), random_batch(1)
     plain = start(params, score_units=0)

@@ -148,6 +148,7 @@ def mean_loss(params, smoothing):
     return jnp.mean(loss_BxT, where=rows["target_segment"] > 0)
 
 
+@pytest.mark.slow
 def test_accumulated_gradient_is_that_of_all_rows_at_once_then_clipped():
     tokens = [int((micro["target_segment"] > 0).sum()) for micro in (FULL, SPARSE)]
     assert tokens[0] > 2 * tokens[1]  # a mean of the micro-batches' means would be another number
@@ -209,6 +210,7 @@ def test_a_batch_of_padding_moves_nothing_and_makes_no_nan():
     assert (metrics["loss"], metrics["tokens"]) == (0, 0)
 
 
+@pytest.mark.slow
 def test_the_step_is_pure():
     step, state = compiled(dropout=0.1)
     before = jax.tree.map(np.array, state)
@@ -360,6 +362,7 @@ def sub_layers_that_moved(new, old):
     return found
 
 
+@pytest.mark.slow
 def test_freezing_leaves_what_ran_in_no_micro_batch_bit_for_bit():
     """Weights and both moments, of layers and of sub-layers; what ran at all moves as ever."""
     step, state = compiled(dropped_layers="freeze", weight_decay=0.1)
@@ -412,6 +415,7 @@ def test_freezing_leaves_what_ran_in_no_micro_batch_bit_for_bit():
     assert set(np.concatenate(shares)) == {0.0, 0.5, 1.0}
 
 
+@pytest.mark.slow
 def test_flops_of_a_drop_path_that_computes_some_rows():
     """2 of 3 rows: two thirds of what the layers cost, and all of the output layer."""
     model = dataclasses.replace(settings().model, drop_path=0.3, drop_path_rows="kept")

@@ -328,6 +328,7 @@ def test_twenty_jobs_and_twenty_random_kills(root):
 # The driver
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_driver_lets_the_runs_save_themselves(root, number, capsys):
     pool = Watched(2)
@@ -367,6 +368,7 @@ engine.run_jobs(jobs, engine.Processes(2), retries=0)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the guard is Linux's")
 def test_runs_end_with_a_driver_that_is_killed_and_the_same_command_goes_on(root):
     jobs = three(root, **SLOW)

@@ -182,6 +182,7 @@ def test_without_a_folder_there_is_no_study(capsys):
     assert "--workdir=FOLDER says where runs and reports go" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", studies_list.NAMES)
 @pytest.mark.parametrize("variant", study.VARIANTS)
 def test_every_study_would_run(name, variant, tmp_path):

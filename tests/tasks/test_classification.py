@@ -128,6 +128,7 @@ def lines_of(folder, kind):
 # Where it starts
 
 
+@pytest.mark.slow
 def test_it_starts_from_the_layers_that_are_left_with_a_new_head(parent, config, config_of):
     network = load_run(parent)
     settings = settings_lib.parse(config_of(parent, config, layers="1,3"))
@@ -143,6 +144,7 @@ def test_it_starts_from_the_layers_that_are_left_with_a_new_head(parent, config,
     assert params["classification_head"]["out"]["kernel"].shape == (30, 3)
 
 
+@pytest.mark.slow
 def test_training_begins_with_these_weights(parent, began):
     rows = jax.tree.map(lambda leaf: leaf[np.array([1, 3])], load_run(parent).params["encoder"])
     jax.tree.map(np.testing.assert_array_equal, began[1]["encoder"], rows)
@@ -441,6 +443,7 @@ def test_other_labels_than_the_heads_are_refused(cut, tmp_path):
     assert "has the labels high, low, middle, and tsv has high, low, medium: start" in message
 
 
+@pytest.mark.slow
 def test_other_texts_than_the_heads_are_refused(cut, tmp_path):
     text = tiny_run.write_labelled(tmp_path / "text", SPLITS)
     for path in text.glob("*.tsv"):

@@ -89,6 +89,7 @@ def test_perplexity_is_that_of_each_token_behind_its_window(run):
     assert nats == pytest.approx(total / len(rows.tokens), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_rows", [1, 7, 64])
 def test_perplexity_does_not_depend_on_the_batch(run, batch_rows):
     rows = language_modelling._windows(run, "valid")
@@ -245,6 +246,7 @@ def test_a_split_without_text_has_no_score(folder, tmp_path):
         evaluate(copy)
 
 
+@pytest.mark.slow
 def test_an_answer_is_json_and_its_prompt_as_it_was_given(run):
     prompts = ["one two", "one\ntwo", '"in quotation marks"']
     answers = [json.loads(line) for line in answer(run, prompts)]
@@ -307,6 +309,7 @@ def test_nesterov_in_two_parts_is_nesterov_in_one(text, tmp_path):
     tiny_run.assert_same_end(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_another_text_does_not_go_on(folder, text, tmp_path):
     config = tiny_run.tiny_lm_config(text, train={"steps": 2, "eval_every": 2})
     train.train(config, tmp_path / "run", command="")

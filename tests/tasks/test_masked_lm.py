@@ -152,6 +152,7 @@ def test_every_step_hides_as_many_tokens_as_the_rule_says(masked_run):
 # Depth
 
 
+@pytest.mark.slow
 def test_a_pruned_folder_is_what_its_depth_was_measured_to_be(masked_run, tmp_path):
     record = prune(masked_run, tmp_path / "small", flags={"encoder": "every_other:0.5"})
     assert record["encoder_layers"] == [0, 2]
@@ -173,6 +174,7 @@ def test_several_choices_of_layers_in_one_command(copy):
     assert {"test_perplexity", "valid_perplexity", "nats"} <= found[0].keys()
 
 
+@pytest.mark.slow
 def test_the_frontier_and_the_importance_of_layers(copy, run, monkeypatch):
     monkeypatch.setattr(latency, "ROUNDS", 1)
     sample = Scorer(run)

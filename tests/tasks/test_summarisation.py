@@ -67,6 +67,7 @@ def test_the_answers_kept_are_those_scored(run):
     assert test["sentences"] == len(hypotheses)
 
 
+@pytest.mark.slow
 def test_the_score_is_that_of_the_file_that_generate_writes(run, tmp_path):
     """With blank lines, and lines in quotation marks."""
     folder = shutil.copytree(run, tmp_path / "run")

@@ -171,6 +171,7 @@ def test_with_all_that_drops_at_once_it_trains_and_resumes(text, tmp_path, monke
     assert record["decoder_layers"] == [0, 3]
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_last_step_is_not_forgotten(config, tmp_path, monkeypatch):
     config = config | {"train": config["train"] | {"steps": 2}}
     validate = train._validate
@@ -185,6 +186,7 @@ def test_a_signal_in_the_last_step_is_not_forgotten(config, tmp_path, monkeypatc
     assert last_checkpoint(tmp_path / "run")[0] == 2
 
 
+@pytest.mark.slow
 def test_a_start_killed_before_its_first_checkpoint_leaves_no_line_twice(run, config, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
@@ -224,6 +226,7 @@ def assert_stopped(config, folder, step):
     assert all(np.isfinite(line["loss"]) for line in train_lines(folder))
 
 
+@pytest.mark.slow
 def test_an_absurd_learning_rate(text, tmp_path):
     # After the second update the parameters are so large that the third loss is NaN.
     optimizer = {"rate": 1e16, "warmup_init_rate": 1e-3, "warmup_updates": 10}
@@ -243,6 +246,7 @@ def test_any_number_that_is_not_finite(name, value):
     assert closed == [True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "every"), [("grad_norm", 1), ("param_norm", 6)])
 def test_it_is_seen_before_it_is_saved_and_otherwise_one_step_later(
     name, every, text, tmp_path, monkeypatch
@@ -290,6 +294,7 @@ def test_another_config_names_the_keys_that_differ(run, config):
     assert before == {name: (run / name).stat().st_mtime_ns for name in files(run)}
 
 
+@pytest.mark.slow
 def test_what_may_change_does(run, config, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(run, folder)

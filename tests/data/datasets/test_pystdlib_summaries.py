@@ -75,6 +75,7 @@ def test_what_cannot_be_parsed_has_no_pairs(source):
     assert list(pairs_lib.read_pairs(source)) == []
 
 
+@pytest.mark.slow
 def test_splits_share_no_function(tmp_path):
     config = summaries.SummaryConfig(dataset="pystdlib_summaries", data_dir=str(tmp_path))
     found = {s: list(summaries.load_pairs(config, s)) for s in ("train", "valid", "test")}

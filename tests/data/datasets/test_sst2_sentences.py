@@ -45,6 +45,7 @@ def test_a_missing_file_and_foreign_columns_are_named(folder, tmp_path):
         load("train", tmp_path, folder)
 
 
+@pytest.mark.slow
 def test_the_files_as_published(data_dir, tmp_path):
     path = data_dir / "sst2"
     assert [len(load(split, tmp_path, path)) for split in ("train", "valid", "test")] == [
