@@ -38,8 +38,8 @@ def evenly_spaced(num_layers: int, keep: int) -> tuple[int, ...]:
     The j-th layer kept is floor(j num_layers / keep): 12 layers cut to 3 keep 0, 4, 8. Where
     ``num_layers`` is a multiple of m, keeping a share 1 - 1/m agrees with ``every_other`` at 1/m.
 
-    Raises, as the rules below do:
-      ValueError: ``keep`` outside 0 to ``num_layers``.
+    Raises:
+      ValueError: ``keep`` outside 0 to ``num_layers``; the rules below raise it too.
     """
     check_keep(num_layers, keep)
     return tuple(j * num_layers // keep for j in range(keep))
