@@ -84,6 +84,35 @@ def test_a_link_that_leads_nowhere_is_found(link):
     assert broken(ROOT / "docs" / "checks.md", text) == [link]
 
 
+def joined_lists(text: str) -> list[int]:
+    """The lines of a page on which a list begins that the site would read as more of what is above.
+
+    GitHub needs no blank line between the two; the site does, but below a heading.
+    """
+    lines, tokens = text.splitlines(), PARSER.parse(text)
+    begins = [
+        token.map[0]
+        for token in tokens
+        if token.type in ("bullet_list_open", "ordered_list_open") and token.level == 0
+    ]
+    return [
+        number + 1
+        for number in begins
+        if number and lines[number - 1].strip() and not lines[number - 1].startswith("#")
+    ]
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *PAGES, *NOTEBOOKS], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_every_list_is_one_on_the_site_too(path):
+    assert joined_lists(markdown_of(path)) == []
+
+
+def test_a_list_that_the_site_would_not_show_is_found():
+    assert joined_lists("# Head\n- one\n\ntext\n\n- one\n- two\n\ntext:\n- one\n") == [10]
+
+
 def of_nav(entry) -> list[str]:
     """The pages of an entry of mkdocs.yml's nav, and of all that is below it."""
     if isinstance(entry, str):
