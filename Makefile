@@ -1,15 +1,17 @@
-# make demo | test | test-all | bench | lint | clean. Each target that needs Python sets up .venv by itself.
+# make demo | test | test-all | bench | lint | docs | clean. Each target that needs Python sets up
+# .venv by itself; docs, the documentation site in site/, sets up .venv-docs, which has no JAX.
 #
 # PYTHON=... picks the interpreter; otherwise the first of the usual names that really runs, is
 # new enough and can make a virtual environment (a version manager's stub may exist and not run).
 
 CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 STAMP := .venv/installed
+DOCS_STAMP := .venv-docs/installed
 RUN := .venv/bin/python
 # XLA's CPU backend takes fresh memory in every step; faulting it in by small pages is a tenth of it.
 HUGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
-.PHONY: demo test test-all bench lint clean
+.PHONY: demo test test-all bench lint docs clean
 
 demo: $(STAMP)
 	@echo "Training a 12 + 6-layer translation model twice, with LayerDrop and without, on the CPU."
@@ -39,20 +41,30 @@ lint: $(STAMP)
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 
+docs: $(DOCS_STAMP)
+	@echo "Building the documentation site; a link that leads nowhere is an error."
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+	@echo "Open site/index.html, or, to search too: python3 -m http.server --directory site"
+
 clean:
-	@echo "Removing .venv and caches; runs/ stays."
-	@rm -rf .venv .pytest_cache .ruff_cache *.egg-info
+	@echo "Removing .venv, .venv-docs, site and caches; runs/ stays."
+	@rm -rf .venv .venv-docs site .pytest_cache .ruff_cache *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Sets $$found to the first interpreter that will do, or ends the recipe.
+define FIND_PYTHON
+found=; for python in $(CANDIDATES); do \
+  if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
+    >/dev/null 2>&1; then found=$$python; break; fi; done; \
+if [ -z "$$found" ]; then \
+  echo "No Python >= 3.11 that can make a virtual environment among: $(CANDIDATES)." \
+    "Install one (with its venv module), or name it: make PYTHON=/path/to/python3.12" >&2; \
+  exit 1; fi
+endef
 
 # pip is silent with -q and prints hundreds of lines without, so awk turns its lines into a count.
 $(STAMP): requirements.txt pyproject.toml
-	@found=; for python in $(CANDIDATES); do \
-	  if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
-	    >/dev/null 2>&1; then found=$$python; break; fi; done; \
-	if [ -z "$$found" ]; then \
-	  echo "No Python >= 3.11 that can make a virtual environment among: $(CANDIDATES)." \
-	    "Install one (with its venv module), or name it: make PYTHON=/path/to/python3.12" >&2; \
-	  exit 1; fi; \
+	@$(FIND_PYTHON); \
 	echo "Setting up .venv with $$("$$found" --version) (once, a minute or two)."; \
 	"$$found" -m venv --clear .venv
 	@total=$$(grep '^[a-z]' requirements.txt | grep -vc 'sys_platform =='); \
@@ -66,3 +78,16 @@ $(STAMP): requirements.txt pyproject.toml
 	@$(RUN) -m pip install --disable-pip-version-check -q --no-deps -e .
 	@touch $@
 	@echo "The environment is ready in .venv."
+
+# The extra alone: mkdocs reads the package's source and imports nothing of it.
+DOCS_PACKAGES := import tomllib; \
+  print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")
+
+$(DOCS_STAMP): pyproject.toml
+	@$(FIND_PYTHON); \
+	echo "Setting up .venv-docs with $$("$$found" --version) (once, half a minute)."; \
+	"$$found" -m venv --clear .venv-docs
+	@.venv-docs/bin/python -c '$(DOCS_PACKAGES)' >.venv-docs/packages.txt
+	@.venv-docs/bin/python -m pip install --disable-pip-version-check --no-input -q \
+	  -r .venv-docs/packages.txt
+	@touch $@

@@ -11,6 +11,20 @@ import rich.progress
 PATIENCE = 5.0  # seconds; what ends earlier shows no bar
 
 
+def lines_or_bars(**how) -> rich.console.Console:
+    """Returns a console that moves bars on a terminal, and elsewhere writes lines.
+
+    A notebook calls itself a terminal, and gets lines: it can show a bar only with widgets.
+
+    Args:
+      how: arguments of `rich.console.Console`.
+    """
+    in_notebook = rich.console.Console().is_jupyter
+    return rich.console.Console(
+        **how, force_jupyter=False, force_terminal=False if in_notebook else None
+    )
+
+
 @contextlib.contextmanager
 def progress(what: str, total: int | None) -> Iterator[Callable]:
     """Yields a function that counts steps done; a bar on standard error appears after a while.
@@ -24,7 +38,7 @@ def progress(what: str, total: int | None) -> Iterator[Callable]:
     bar = rich.progress.Progress(
         *rich.progress.Progress.get_default_columns(),
         rich.progress.MofNCompleteColumn(),
-        console=rich.console.Console(stderr=True),
+        console=lines_or_bars(stderr=True),
     )
     task = bar.add_task(what, total=total)
 

@@ -1,10 +1,19 @@
 """The examples run, and learn what they set out to."""
 
 import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+from tests import tiny_run
+
 pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(
@@ -16,3 +25,70 @@ def test_an_example_learns(name, bound, capsys):
     after = module.main()
     assert after < bound < before
     assert capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------
+# The notebook
+
+NOTEBOOK = ROOT / "examples" / "any_depth.ipynb"
+# Runs the cells in order, as a notebook does, and writes down what the last of them see.
+RUNNER = """
+import json, os, pathlib, sys
+sources, small, record = json.loads(sys.stdin.read())
+names = {"__name__": "__main__"}
+for number, (source, is_parameters) in enumerate(sources):
+    exec(compile(source, f"cell {number}", "exec"), names)
+    if is_parameters:
+        names |= small
+        names["RUNS"] = pathlib.Path(small["RUNS"])
+found = {name: names[name] for name in ("perplexity", "record", "prompt", "continuation", "traces")}
+pathlib.Path(record).write_text(json.dumps(found))
+"""
+
+
+def code_cells() -> list[dict]:
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(lm_text, compile_cache, tmp_path):
+    small = {
+        "RUNS": str(tmp_path / "runs"),
+        "TEXT": {"dataset": "text", "path": str(lm_text), "data_dir": str(tmp_path / "prepared")},
+        "UPDATES": 10,
+    }
+    sources = [
+        ("".join(cell["source"]), "parameters" in cell["metadata"].get("tags", ()))
+        for cell in code_cells()
+    ]
+    assert [is_parameters for _, is_parameters in sources].count(True) == 1
+    done = subprocess.run(
+        [sys.executable, "-c", RUNNER],
+        input=json.dumps([sources, small, str(tmp_path / "record.json")]),
+        cwd=NOTEBOOK.parent,
+        env=os.environ | tiny_run.quick_environment(compile_cache) | {"MPLBACKEND": "Agg"},
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "record.json").read_text())
+    for curve in found["perplexity"].values():
+        assert list(curve) == ["6", "5", "4", "3", "2", "1"]
+        assert all(1 < value < 1000 for value in curve.values())
+    assert found["record"]["decoder_layers"] == [0, 1, 2]
+    assert found["continuation"]
+    assert len(found["traces"]) == 1  # one compilation for all masks
+    assert found["prompt"] + found["continuation"] in done.stdout
+
+
+def test_the_notebook_shows_a_whole_run():
+    cells = code_cells()
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert {output["output_type"] for output in outputs} == {"stream", "display_data"}
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    text = "".join("".join(output.get("text", ())) for output in outputs)
+    for shown in ("nested  3 layers", "plain   3 layers", "decoder_layers: [0, 1, 2]", "masks"):
+        assert shown in text
+    assert [output for output in outputs if "image/png" in output.get("data", {})]
+    assert str(ROOT) not in text

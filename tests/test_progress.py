@@ -1,5 +1,7 @@
 """A bar for what takes long, and nothing for what does not."""
 
+import io
+
 import pytest
 
 from layerdrop_jax import progress
@@ -21,3 +23,13 @@ def test_what_takes_long_shows_a_bar_on_standard_error(capsys, monkeypatch, tota
     assert shown.out == ""
     assert "reading" in shown.err
     assert ("7/7" if total else "7/?") in shown.err
+
+
+@pytest.mark.parametrize(("in_notebook", "bars"), [(True, False), (False, True)])
+def test_a_notebook_that_calls_itself_a_terminal_gets_lines(monkeypatch, in_notebook, bars):
+    screen = io.StringIO()
+    screen.isatty = lambda: True
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: in_notebook)
+    console = progress.lines_or_bars(file=screen)
+    assert console.is_terminal == bars
+    assert not console.is_jupyter

@@ -39,7 +39,7 @@ from layerdrop_jax.core.loop_primitives import marked, never_transposed, reverse
 MODES = ("skip", "cond", "mask")
 
 
-def skip_scan(f: Callable, init, xs, keep, *, mode: str = "skip", policy=None):
+def skip_scan(f: Callable, init, xs, keep, *, mode: str = "skip", policy=None) -> tuple:
     """Scans ``f`` over the leading axis of ``xs``, running only the steps that ``keep`` marks.
 
     Args:

@@ -11,7 +11,16 @@ from layerdrop_jax.runs.folder import check_numbers, read_config
 
 
 class Run(typing.NamedTuple):
-    """A run's folder, read for inference; ``steps`` are those of the checkpoints used."""
+    """A run's folder, read for inference.
+
+    Attributes:
+      workdir: the folder.
+      config: nested, as in config.json, with what was changed.
+      settings: the same as dataclasses, checked.
+      tokenizer: of the run.
+      params: a nested dict of float32 arrays, the layers of a stack on axis 0.
+      steps: of the checkpoints that the parameters are the mean of.
+    """
 
     workdir: pathlib.Path
     config: dict

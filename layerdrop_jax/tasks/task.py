@@ -104,8 +104,9 @@ class Task:
       targets: ``targets(batch)``, what a batch asks for and which of it counts.
       outputs: ``outputs(network, batch, keep=None, watch=None)``, what two networks are compared
         by, float[B, T, ...], and which of it means something, bool[B, T].
-      start_request, finish_request: ``(settings, network, ids_BxP)`` and ``(settings, network,
-        what the first gave)``: what a depth is timed by.
+      start_request: ``start_request(settings, network, ids_BxP) -> state``, the first half of what
+        a depth is timed by: it reads prompts.
+      finish_request: ``finish_request(settings, network, state)``, the other half: it answers.
       columns: ``columns(run)``, the names of the texts that an input has; None: it is one text.
       make_answer: ``make_answer(run)`` gives ``answer(inputs, keep=None) -> answers``, one for each
         input: a text, or a tuple of texts where there are ``columns``. An answer is a text of one

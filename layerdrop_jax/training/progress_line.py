@@ -7,8 +7,9 @@ import time
 
 import jax
 import numpy as np
-from rich import console as rich_console
 from rich import progress as rich_progress
+
+from layerdrop_jax.progress import lines_or_bars
 
 
 class Window:
@@ -71,7 +72,7 @@ class Progress:
           seconds: without a terminal, the least time between two lines.
           file: what to write to; None is standard error.
         """
-        self._console = rich_console.Console(file=file or sys.stderr, soft_wrap=True)
+        self._console = lines_or_bars(file=file or sys.stderr, soft_wrap=True)
         self._total, self._counted, self._seconds = total, counted, seconds
         self._first, self._warm = (start, time.monotonic()), False
         self._written = -math.inf
