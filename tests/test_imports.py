@@ -161,7 +161,7 @@ def test_a_forbidden_import_is_caught(path, source):
         ("layerdrop_jax/data/packing.py", "from layerdrop_jax.progress import progress"),
         ("layerdrop_jax/decoding/beam.py", "from jax import lax\nfrom .constraints import x"),
         ("layerdrop_jax/commands/evaluate.py", "from layerdrop_jax.depth import strategies"),
-        ("experiments/demo.py", "from layerdrop_jax.tasks.language_modelling import answer"),
+        ("experiments/demo.py", "from layerdrop_jax.tasks.language_modelling import make_answer"),
         (ORBAX_HOME, "from orbax.checkpoint import v1 as ocp"),
         ("experiments/demo.py", "import launch\nfrom layerdrop_jax.reports import run_report"),
         (

@@ -20,7 +20,7 @@ from layerdrop_jax.runs.metrics import read_metrics
 from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.symbols import EOS, PAD
 from layerdrop_jax.tasks import language_modelling
-from layerdrop_jax.tasks.language_modelling import answer, make_continuer, make_measure
+from layerdrop_jax.tasks.language_modelling import make_answer, make_continuer, make_measure
 from layerdrop_jax.training import train
 from tests import tiny_run
 from tests.compiling import fast_jit
@@ -249,7 +249,7 @@ def test_a_split_without_text_has_no_score(folder, tmp_path):
 @pytest.mark.slow
 def test_an_answer_is_json_and_its_prompt_as_it_was_given(run):
     prompts = ["one two", "one\ntwo", '"in quotation marks"']
-    answers = [json.loads(line) for line in answer(run, prompts)]
+    answers = make_answer(run)(prompts)
     assert [a["prompt"] for a in answers] == prompts
     assert all(isinstance(a["continuation"], str) and len(a) == 2 for a in answers)
 
