@@ -118,8 +118,11 @@ def best_rows(scores, rows) -> set[int]:
     return {i for i, mean in means.items() if format(mean, scores["format"]) == written}
 
 
-def figure_cells(figure) -> tuple[list[str], list[list[str]]]:
-    """Writes the numbers of a figure: a row for each x, a column for each curve, mean and range."""
+def figure_cells(figure, *, short: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Writes the numbers of a figure: a row for each x, a column for each curve, mean and range.
+
+    With ``short`` the means alone, and a row for each x at which all curves have a value.
+    """
     points = [
         {x: pictures.finite(values) for x, values in curve["points"]} for curve in figure["curves"]
     ]
@@ -129,14 +132,20 @@ def figure_cells(figure) -> tuple[list[str], list[list[str]]]:
     values = [value for curve in points for found in curve.values() for value in found]
     form = figure.get("format") or pictures.number_format(values, 4)
     header = [figure["x"], *(curve["label"] or figure["y"] for curve in figure["curves"])]
+    shown = _mean if short else list
     rows = [
         [
             x if isinstance(x, str) else f"{x:,.6g}",
-            *(spread_text(curve.get(x), form) for curve in points),
+            *(spread_text(shown(curve.get(x, ())), form) for curve in points),
         ]
         for x in places
+        if not short or all(curve.get(x) for curve in points)
     ]
     return without_empty(header, [row for row in rows if any(row[1:])])
+
+
+def _mean(values) -> list:
+    return [sum(values) / len(values)]
 
 
 def claim_cells(record) -> tuple[list[str], list[list[str]]]:

@@ -9,6 +9,7 @@ For each folder experiments/results/NAME with a report.json there are
 
     NAME          its tables: name, the paper's number, ours with its range, seeds
     NAME.figure   its pictures, and their numbers as tables
+    NAME.short    its pictures, and the means at the places where all curves have a value
     NAME.claims   what the paper says, or the study; what came out; whether that is the same
     NAME.command  the command that makes it again
 
@@ -77,7 +78,7 @@ def build(records: dict[str, dict], results: str) -> dict[str, str]:
     results = pathlib.PurePath(results).as_posix()
     blocks = {"studies": _overview(records, results)}
     for name, record in records.items():
-        figures = [(figure, cells.figure_cells(figure)) for figure in record["figures"]]
+        figures = record["figures"]
         blocks |= {
             name: _joined(
                 part
@@ -87,19 +88,25 @@ def build(records: dict[str, dict], results: str) -> dict[str, str]:
                     markdown_table(*cells.short_cells(scores)),
                 )
             ),
-            f"{name}.figure": _joined(
-                part
-                for figure, numbers in figures
-                if numbers[1]  # else there is no picture
-                for part in (
-                    f"![{figure['title']}]({results}/{name}/{figure['name']}.png)",
-                    markdown_table(*numbers),
-                )
-            ),
+            f"{name}.figure": _figures(figures, f"{results}/{name}"),
+            f"{name}.short": _figures(figures, f"{results}/{name}", short=True),
             f"{name}.claims": markdown_table(*cells.claim_cells(record)),
             f"{name}.command": fenced(record["command"]),
         }
     return blocks
+
+
+def _figures(figures, folder, **how) -> str:
+    numbers = [(figure, cells.figure_cells(figure, **how)) for figure in figures]
+    return _joined(
+        part
+        for figure, (header, rows) in numbers
+        if rows  # else there is no picture
+        for part in (
+            f"![{figure['title']}]({folder}/{figure['name']}.png)",
+            markdown_table(header, rows),
+        )
+    )
 
 
 def fill(text: str, blocks: dict[str, str]) -> str:

@@ -10,7 +10,7 @@ import urllib.parse
 import numpy as np
 import pytest
 
-from layerdrop_jax.studies import report
+from layerdrop_jax.studies import cells, report
 from tests.studies.records import record
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -84,6 +84,14 @@ def test_a_figure_has_its_picture_and_its_numbers(tmp_path):
         ["1", "450.00 (400.00 to 500.00)", "90.00"],
         ["2", "31.00 (30.00 to 32.00)", "50.00"],
     ]
+
+
+def test_short_numbers_are_means_where_every_curve_has_one():
+    (figure,) = record()["figures"]
+    figure["curves"][1]["points"].append([4, [20.0]])
+    header, rows = cells.figure_cells(figure, short=True)
+    assert header == ["layers kept", "LayerDrop 0", "LayerDrop 0.5"]
+    assert rows == [["1", "450.00", "90.00"], ["2", "31.00", "50.00"]]
 
 
 def test_claims_have_verdicts_and_a_count(tmp_path):
