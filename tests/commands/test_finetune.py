@@ -24,7 +24,7 @@ from layerdrop_jax.training import train as train_lib
 from layerdrop_jax.training.train import train
 from tests import tiny_run
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = [pytest.mark.usefixtures("quick_compile"), pytest.mark.slow]
 
 STILL = [f"optimizer.{name}=0" for name in ("rate", "min_rate", "warmup_init_rate")]
 SHORT = ["train.accumulate=1", "drop.decoder=0", "model.dropout=0"]
@@ -55,7 +55,6 @@ def twice(lm_run, tmp_path_factory, quick_compile):
 # Where it starts
 
 
-@pytest.mark.slow
 def test_it_starts_from_exactly_the_weights_that_are_left(lm_run, twice):
     parent = load_run(lm_run)
     for folder, layers in zip(twice, ([0, 2, 3], [0, 3]), strict=True):
@@ -82,7 +81,6 @@ def test_the_tokenizer_is_the_runs_and_the_config_says_where_it_began(lm_run, tw
     assert (init["moments"], init["distill"]) == ("prune", 0.0)
 
 
-@pytest.mark.slow
 def test_the_schedule_begins_anew(lm_run, taught):
     old, new = tiny_run.train_lines(lm_run), tiny_run.train_lines(taught[0])
     assert [line["step"] for line in new] == list(range(1, 21))
@@ -90,7 +88,6 @@ def test_the_schedule_begins_anew(lm_run, taught):
     assert new[8]["lr"] == pytest.approx(0.003)
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_without_the_folder_that_it_began_with(twice, tmp_path):
     """Its origin's origin is gone; with its own gone too, it still resumes."""
     copy = shutil.copytree(twice[0], tmp_path / "run")
@@ -183,7 +180,6 @@ def taught(lm_run, tmp_path_factory, quick_compile):
     return folder, kept
 
 
-@pytest.mark.slow
 def test_learning_from_the_whole_network_brings_the_cut_one_closer(lm_run, twice, taught):
     teacher = load_run(lm_run)
     before, after = apart(twice[1], teacher), apart(taught[0], teacher)
@@ -202,7 +198,6 @@ def test_the_teacher_does_not_move(lm_run, taught):
     )
 
 
-@pytest.mark.slow
 def test_stopped_and_resumed_it_ends_bit_for_bit_as_if_it_never_had_been(lm_run, taught, tmp_path):
     for steps in (7, 20):
         tune(lm_run, tmp_path / "run", *DISTILL, f"train.steps={steps}", layers="0,2")

@@ -62,6 +62,7 @@ def test_every_depth_is_measured(folder, measured, tmp_path):
     assert "as it was typed" in table
 
 
+@pytest.mark.slow
 def test_quality_is_that_of_the_sub_networks(folder, measured):
     run = load_run(folder)
     scorer = Scorer(run)

@@ -366,6 +366,7 @@ def test_chunks_must_fill_the_stack():
 # Decoding with a cache
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [{}, PLAIN, {"share_layers": 2}], ids=["adaptive", "plain", "shared"]
 )

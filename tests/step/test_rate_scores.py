@@ -126,6 +126,7 @@ def test_layers_that_do_nothing_are_found(seed):
     assert top_layers(softmax_N, len(useful)) == useful
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_dropping_what_does_nothing_is_what_lowers_the_loss(seed):
     sums, _ = learned(seed)

@@ -170,6 +170,7 @@ def test_accumulated_gradient_is_that_of_all_rows_at_once_then_clipped():
     assert clipped == [True, False]
 
 
+@pytest.mark.slow
 def test_row_groups_are_micro_batches_with_draws_of_their_own():
     """Group g has the rows g, g + G, ...; its draw is that of a micro-batch in its place."""
     grouped, state = compiled(row_groups=B)
@@ -293,6 +294,7 @@ def test_rate_0_drops_nothing_and_rate_1_everything():
     assert norm(grads_of(new)) > 0  # the embedding still learns
 
 
+@pytest.mark.slow
 def test_each_micro_batch_draws_for_itself():
     # With one draw for both, their order would not matter.
     swapped = stacked(SPARSE, FULL)

@@ -327,6 +327,7 @@ def test_an_answer_names_the_label(cut):
     assert classification.make_answer(run)([]) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cut", "regression"])
 def test_the_score_is_that_of_the_file_that_generate_writes(name, request, tmp_path):
     """With blank texts, texts in quotation marks, and one that is too long."""

@@ -20,7 +20,7 @@ from layerdrop_jax.training.train import train
 from tests import tiny_run
 from tests.test_configs import recorded_reads, unread
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = [pytest.mark.usefixtures("quick_compile"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,6 @@ def of_kind(run, kind):
     return [record for record in read_metrics(run) if record["kind"] == kind]
 
 
-@pytest.mark.slow
 def test_every_leaf_of_the_data_is_read(run_and_reads):
     """The other sections are translation's."""
     assert unread([settings.SummaryConfig], run_and_reads[1]) == []
@@ -67,7 +66,6 @@ def test_the_answers_kept_are_those_scored(run):
     assert test["sentences"] == len(hypotheses)
 
 
-@pytest.mark.slow
 def test_the_score_is_that_of_the_file_that_generate_writes(run, tmp_path):
     """With blank lines, and lines in quotation marks."""
     folder = shutil.copytree(run, tmp_path / "run")
