@@ -81,7 +81,8 @@ class BlockConfig:
     saved: str
     share_layers: int
 
-    # What `LMConfig` makes fields of. In the reference's other networks they have these values.
+    # What `LMConfig` makes fields of; the reference's other networks have these values. (No
+    # annotation: they are no fields here, and the defaults of the fields there.)
     activations = tuple(ACTIVATIONS)
     norm_type = "layer"
     norm_epsilon = LAYER_NORM_EPSILON
@@ -150,18 +151,8 @@ class BlockConfig:
             )
         params = self.importers[library](state, self)
         model = nnx.eval_shape(lambda: self.make_model(nnx.Rngs(0)))
-        have, want = (
-            {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
-            for leaves in map(
-                jax.tree_util.tree_leaves_with_path, (params, nnx.to_pure_dict(nnx.state(model)))
-            )
-        )
-        for name in sorted(have.keys() | want.keys()):
-            if have.get(name) != want.get(name):
-                raise ValueError(
-                    f"the state is of another network than the config: {name} is "
-                    f"{have.get(name, 'absent')} there and {want.get(name, 'absent')} here"
-                )
+        if said := first_difference(params, nnx.to_pure_dict(nnx.state(model))):
+            raise ValueError(f"the state is of another network than the config: {said}")
         return params
 
     def depth(self, stack: str) -> int:
@@ -206,6 +197,19 @@ def check_sizes(section: str, config, names, *, least: int = 1) -> None:
     for name in names:
         if getattr(config, name) < least:
             raise ValueError(f"{section}.{name}={getattr(config, name)} is not {least} or more")
+
+
+def first_difference(there, here) -> str:
+    """Says which array, the first by name, has another shape in two trees; "" where none has."""
+    theirs, ours = (
+        {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (there, here))
+    )
+    for name in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(name) != ours.get(name):
+            shapes = theirs.get(name, "absent"), ours.get(name, "absent")
+            return f"{name} is {shapes[0]} there and {shapes[1]} here"
+    return ""
 
 
 class _SubLayers(nnx.Module):
