@@ -109,7 +109,7 @@ class Attention(nnx.Module):
         return self._out(_as_heads(out_BxMxGxK, size))
 
     def __call__(self, x_BxTxD, memory_BxSxD, mask_BxTxS, key=None, keep_H=None, position_BxT=None):
-        """Attends to a memory; ``position_BxT`` is that of both, so the memory is x itself there."""
+        """Attends to a memory; ``position_BxT`` is of both, which are one where it is given."""
         keys_values = self.keys_values(memory_BxSxD, position_BxT)
         return self.attend(x_BxTxD, *keys_values, mask_BxTxS, key, keep_H, position_BxT)
 

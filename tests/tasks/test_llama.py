@@ -20,7 +20,7 @@ from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.training.train import Interrupted, train
 from tests import tiny_run
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = [pytest.mark.usefixtures("quick_compile"), pytest.mark.slow]
 
 GROUPS = {"decoder": 0.2, "sublayers": 0.1, "heads": 0.1, "ffns": 0.1}
 
