@@ -15,7 +15,7 @@ from layerdrop_jax.core.structured import sample_groups
 from layerdrop_jax.models.attention import causal_mask
 from layerdrop_jax.models.blocks import SAVED, BlockConfig, EncoderLayer, make_stack, run_stack
 from layerdrop_jax.models.embeddings import Embedding
-from layerdrop_jax.models.layers import dropout, layer_norm
+from layerdrop_jax.models.layers import dropout, make_norm
 from layerdrop_jax.step.losses import label_smoothed_nll
 from layerdrop_jax.step.optimizers import OptimizerConfig, make_optimizer
 
@@ -38,7 +38,7 @@ class LM(nnx.Module):
         self.config = config
         self.embedding = Embedding(VOCABULARY, config.embed_dim, rngs=rngs)
         self.layers = make_stack(lambda rngs: EncoderLayer(config, rngs=rngs), num_layers, rngs)
-        self.norm = layer_norm(config, rngs)
+        self.norm = make_norm(config, rngs)
 
     def __call__(self, ids_BxT, run, key=None):
         """Computes logits [B, T, V]; ``run(layers, x, mask_BxTxT)`` runs the stack."""

@@ -1,7 +1,7 @@
 """The reference's architectures, by its names; what they leave out has its defaults.
 
-Sizes are those of fairseq's transformer_legacy.py, transformer_lm.py and roberta/model.py. A config
-takes one and changes what differs.
+Sizes are those of fairseq's transformer_legacy.py, transformer_lm.py and roberta/model.py; Llama's
+are its own. A config takes one and changes what differs.
 """
 
 # What the reference's architectures do not know, switched off.
@@ -60,7 +60,15 @@ transformer_lm_wiki103 = {
     "attention_dropout": 0.1,
     "activation_dropout": 0.1,
     **_OURS,
+    "norm_type": "layer",
+    "norm_epsilon": 1e-5,
+    "biases": "all",
+    "kv_heads": 0,
+    "head_dim": 0,
+    "qk_norm": False,
     "positions": "sinusoidal",
+    "rope_theta": 10000.0,
+    "scale_embeddings": True,
     "max_length": 3072,
     "tie_embeddings": True,
     "adaptive_cutoffs": "20000,60000",
@@ -70,6 +78,29 @@ transformer_lm_wiki103 = {
     "adaptive_buffer": 0.125,
     "adaptive_ignored_targets": False,
     "adaptive_padding_rows": False,
+}
+
+# The shape of Llama 3.2 with 1B parameters; the frequencies of its positions are not stretched.
+llama_3_2_1b = transformer_lm_wiki103 | {
+    "embed_dim": 2048,
+    "ffn_dim": 8192,
+    "attention_heads": 32,
+    "kv_heads": 8,
+    "decoder_layers": 16,
+    "norm_type": "rms",
+    "final_norm": True,
+    "activation": "swiglu",
+    "biases": "none",
+    "positions": "rotary",
+    "rope_theta": 500000.0,
+    "scale_embeddings": False,
+    "max_length": 8192,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "adaptive_cutoffs": "",
+    "tie_projections": False,
+    "adaptive_dropout": 0.0,
 }
 
 

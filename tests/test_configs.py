@@ -191,9 +191,9 @@ def test_every_leaf_of_a_language_model_is_read(tmp_path, monkeypatch):
         model={"decoder_layers": 1, "drop_path": 0.1},
         train={"steps": 2, "accumulate": 1, "eval_every": 2},
     )
-    plain = tiny_lm_config(
+    plain = tiny_run.tiny_llama_config(
         tmp_path / "text",
-        model={"decoder_layers": 1, "adaptive_cutoffs": "", "tie_embeddings": False},
+        model={"decoder_layers": 1, "tie_embeddings": False},
         train={"steps": 1, "accumulate": 1, "eval_every": 1, "label_smoothing": 0.1},
     )
     (tmp_path / "prompts").write_text("one two\n")

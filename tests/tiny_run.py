@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from configs import cnn_dailymail, glue, roberta, wikitext103, wmt
+from configs import cnn_dailymail, glue, llama, roberta, wikitext103, wmt
 from layerdrop_jax.models.params import make_params
 from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.runs.checkpoints import CheckpointConfig, Checkpoints
@@ -57,6 +57,10 @@ LM_SIZES = TRAINING | {
     "drop": {"decoder": 0.2},
     "evaluate": {"length": 29, "context": 11, "batch_rows": 5},
     "decode": {"max_tokens": 13, "batch_rows": 2},
+}
+LLAMA_SIZES = LM_SIZES | {
+    "model": {"embed_dim": 30, "ffn_dim": 37, "attention_heads": 6, "kv_heads": 2, "head_dim": 4}
+    | {"decoder_layers": 4, "dropout": 0.05, "max_length": 47},
 }
 MASKED_SIZES = TRAINING | {
     "data": {"vocab_size": 331, "batch_rows": 8, "length": 23},
@@ -127,20 +131,17 @@ def write_lines(folder, sizes=PAIRS):
 
 def tiny_lm_config(text, **sections):
     """Makes configs/wikitext103.py:demo small, as `tiny_config`, on `write_lines`' folder."""
-    config = wikitext103.demo().to_dict()
-    own = {"data": {"dataset": "text", "path": str(text), "data_dir": str(text / "prepared")}}
-    for changes in (LM_SIZES, own, sections):
-        for section, values in changes.items():
-            config[section] |= values
-    config["model"]["vocab_size"] = config["data"]["vocab_size"]
-    return config
+    return _own_text(wikitext103.demo(), text, LM_SIZES, sections)
+
+
+def tiny_llama_config(text, **sections):
+    """Makes configs/llama.py:demo small, as `tiny_config`, on `write_lines`' folder."""
+    return _own_text(llama.demo(), text, LLAMA_SIZES, sections)
 
 
 def tiny_masked_config(text, **sections):
     """Makes configs/roberta.py:demo small, as `tiny_config`, on `write_lines`' folder."""
-    config = roberta.demo().to_dict()
-    own = {"data": {"dataset": "text", "path": str(text), "data_dir": str(text / "prepared")}}
-    return _encoder_config(config, MASKED_SIZES, own, sections)
+    return _own_text(roberta.demo(), text, MASKED_SIZES, sections)
 
 
 LABELS = ("high", "low", "middle")  # of `write_labelled`, in alphabetical order
@@ -174,13 +175,13 @@ def write_labelled(folder, sizes=PAIRS, *, texts=1, numbers=False, header="label
 
 def tiny_classification_config(text, **sections):
     """Makes configs/glue.py:demo small, as `tiny_config`, on `write_labelled`'s folder."""
-    config = glue.demo().to_dict()
-    own = {"data": {"dataset": "tsv", "path": str(text), "data_dir": str(text / "prepared")}}
-    return _encoder_config(config, CLASSIFICATION_SIZES, own, sections)
+    return _own_text(glue.demo(), text, CLASSIFICATION_SIZES, sections, dataset="tsv")
 
 
-def _encoder_config(config, *of_sections):
-    for changes in of_sections:
+def _own_text(config, text, sizes, sections, *, dataset="text"):
+    config = config.to_dict()
+    own = {"data": {"dataset": dataset, "path": str(text), "data_dir": str(text / "prepared")}}
+    for changes in (sizes, own, sections):
         for section, values in changes.items():
             config[section] |= values
     config["model"]["vocab_size"] = config["data"]["vocab_size"]

@@ -53,3 +53,89 @@ def encoder_params(state: dict, config) -> dict:
     if _TOKEN_TYPES in state and positions in renamed:
         renamed[positions] = np.asarray(renamed[positions]) + np.asarray(state[_TOKEN_TYPES])[:1]
     return fairseq.encoder_params(renamed, config)
+
+
+# Our modules within a layer of a decoder, and theirs.
+_NORMS = {"self_attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+_LINEAR = {
+    **{("self_attn", f"{name}_proj"): f"self_attn.{name}_proj" for name in "qkv"},
+    ("self_attn", "out_proj"): "self_attn.o_proj",
+    ("ffn", "gate"): "mlp.gate_proj",
+    ("ffn", "fc1"): "mlp.up_proj",
+    ("ffn", "fc2"): "mlp.down_proj",
+}
+# What the layout says about a network, by the fields of `LMConfig`.
+_DECODER = {
+    "norm": ("pre",),
+    "final_norm": (True,),
+    "norm_type": ("rms",),
+    "activation": ("swiglu",),
+    "positions": ("rotary",),
+    "biases": ("none", "qkv"),
+    "scale_embeddings": (False,),
+    "adaptive_cutoffs": ("",),
+}
+
+
+def decoder_params(state: dict, config) -> dict:
+    """Maps a state dict of Llama, Mistral, Qwen2 or Qwen3, each for causal LM, onto `LM`.
+
+    ``biases`` is ``qkv`` for Qwen2 and ``none`` for the others; ``qk_norm`` is True for Qwen3. The
+    network is the same where Hugging Face's config has ``hidden_act="silu"``, no sliding window and
+    rotary positions of the default kind: Llama from 3.1 on stretches their frequencies, which no
+    weight tells and `LM` does not do.
+
+    Args:
+      state: arrays by Hugging Face's key, linear weights [out, in].
+      config: the `LMConfig` of the network.
+
+    Returns:
+      Nested dict as `nnx.to_pure_dict` gives, float32, the layers on axis 0.
+
+    Raises:
+      ValueError: the config has what this layout cannot hold; a weight that it calls for is
+        missing; the state has weights that it does not call for.
+    """
+    for name, known in _DECODER.items():
+        if getattr(config, name) not in known:
+            raise ValueError(
+                f"model.{name}={getattr(config, name)!r} is not in the layout of Llama: there it "
+                f"is {' or '.join(map(repr, known))}"
+            )
+    left = {key for key in state if not key.endswith("rotary_emb.inv_freq")}
+
+    def take(key):
+        if key not in state:
+            raise ValueError(f"the state lacks {key}: does the config describe the same network?")
+        left.discard(key)
+        return np.asarray(state[key], np.float32)
+
+    def stacked(name):
+        return np.stack([take(f"model.layers.{n}.{name}") for n in range(config.decoder_layers)])
+
+    decoder = {"self_attn": {}, "ffn": {}}
+    for (part, ours), theirs in _LINEAR.items():
+        decoder[part][ours] = {"kernel": stacked(f"{theirs}.weight").swapaxes(1, 2)}
+        if config.biases == "qkv" and ours in ("q_proj", "k_proj", "v_proj"):
+            decoder[part][ours]["bias"] = stacked(f"{theirs}.bias")
+    for ours, theirs in _NORMS.items():
+        decoder[ours] = {"scale": stacked(f"{theirs}.weight")}
+    for name in ("q_norm", "k_norm") if config.qk_norm else ():
+        decoder["self_attn"][name] = {"scale": stacked(f"self_attn.{name}.weight")}
+    params = {
+        "embedding": {"table": take("model.embed_tokens.weight")},
+        "decoder": decoder,
+        "decoder_norm": {"scale": take("model.norm.weight")},
+    }
+    if not config.tie_embeddings:
+        params["output"] = {"table": take("lm_head.weight")}
+    elif "lm_head.weight" in state and not np.array_equal(
+        take("lm_head.weight"), params["embedding"]["table"]
+    ):
+        raise ValueError("lm_head.weight is not the table of the embeddings: tie_embeddings=False")
+    if left:
+        raise ValueError(
+            f"the state has {min(left)}, which the config does not call for: do its depth, biases "
+            "and qk_norm describe the same network?"
+        )
+    return params

@@ -8,7 +8,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from layerdrop_jax.core.structured import drop_heads
-from layerdrop_jax.models.layers import dropout, linear, xavier_uniform
+from layerdrop_jax.models.embeddings import rotate
+from layerdrop_jax.models.layers import dropout, linear, make_norm, xavier_uniform
 
 # Xavier uniform with gain 1/sqrt(2): the bound of one joint [3D, D] projection.
 _qkv_kernel = nnx.initializers.variance_scaling(0.5, "fan_avg", "uniform")
@@ -21,93 +22,161 @@ HIDDEN = -1e30
 SAVED_NAME = "attention"
 
 
-def _qkv_bias(key, shape, dtype=jnp.float32):
-    # q, k and v keep the bias of a PyTorch Linear, U(+-1/sqrt(fan_in)); fan_in is the width too.
-    bound = shape[0] ** -0.5
+def _qkv_bias(fan_in, key, shape, dtype=jnp.float32):
+    # q, k and v keep the bias of a PyTorch Linear, U(+-1/sqrt(fan_in)).
+    bound = fan_in**-0.5
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class Attention(nnx.Module):
-    """Projections q, k, v and out, all with bias; q is scaled by K^-0.5 after its bias."""
+    """Projections q, k, v and out; q is scaled by K^-0.5 last.
+
+    H heads of queries share G heads of keys and values (Ainslie et al. 2023), H/G neighbours each.
+    Where the config asks for it, q and k have a norm over K, before rotary positions turn them.
+    """
 
     def __init__(self, config, *, rngs):
         self.config = config
-        dim = config.embed_dim
-        qkv = {"kernel_init": _qkv_kernel, "bias_init": _qkv_bias}
-        self.q_proj = linear(config, dim, dim, rngs, **qkv)
-        self.k_proj = linear(config, dim, dim, rngs, **qkv)
-        self.v_proj = linear(config, dim, dim, rngs, **qkv)
-        self.out_proj = linear(config, dim, dim, rngs, kernel_init=xavier_uniform)
+        dim, size = config.embed_dim, config.head_size
+        inner, shared = config.attention_heads * size, config.key_heads * size
+        qkv = {"kernel_init": _qkv_kernel, "bias_init": partial(_qkv_bias, dim)}
+        qkv |= {"use_bias": config.biases != "none"}
+        self.q_proj = linear(config, dim, inner, rngs, **qkv)
+        self.k_proj = linear(config, dim, shared, rngs, **qkv)
+        self.v_proj = linear(config, dim, shared, rngs, **qkv)
+        self.out_proj = linear(config, inner, dim, rngs, kernel_init=xavier_uniform)
+        if config.qk_norm:
+            self.q_norm = make_norm(config, rngs, size)
+            self.k_norm = make_norm(config, rngs, size)
 
-    def keys_values(self, memory_BxSxD):
-        """Computes the keys and values of a memory, each [B, S, H, K]."""
-        return self._heads(self.k_proj(memory_BxSxD)), self._heads(self.v_proj(memory_BxSxD))
+    def keys_values(self, memory_BxSxD, position_BxS=None):
+        """Computes the keys and values of a memory, each [B, S, G, K].
 
-    def attend(self, x_BxTxD, k_BxSxHxK, v_BxSxHxK, mask_BxTxS, key=None, keep_H=None):
+        ``position_BxS`` turns the keys where positions are rotary; None turns nothing.
+        """
+        k_BxSxGxK, v_BxSxGxK = (
+            self._heads(proj(memory_BxSxD)) for proj in (self.k_proj, self.v_proj)
+        )
+        if self.config.qk_norm:
+            k_BxSxGxK = self.k_norm(k_BxSxGxK)
+        return self._rotate(k_BxSxGxK, position_BxS), v_BxSxGxK
+
+    def attend(
+        self, x_BxTxD, k_BxSxGxK, v_BxSxGxK, mask_BxTxS, key=None, keep_H=None, position_BxT=None
+    ):
         """Attends from x to keys and values, where ``mask`` is True; returns [B, T, D].
 
-        ``keep_H`` marks the heads whose output counts; None keeps all.
+        ``keep_H`` marks the heads whose output counts; None keeps all. ``position_BxT`` is that of
+        the queries, as in `keys_values`.
         """
-        q_BxTxHxK = self._heads(self.q_proj(x_BxTxD)) * self._head_size**-0.5
+        q_BxTxHxK = self._queries(x_BxTxD, position_BxT)
         # Weights [B, H, T, S] are computed again in the backward pass: storing them costs more.
         weighted = jax.checkpoint(partial(_weighted_values, self.config.attention_dropout))
-        out_BxTxHxK = weighted(q_BxTxHxK, k_BxSxHxK, v_BxSxHxK, mask_BxTxS, key)
+        out_BxTxHxK = weighted(q_BxTxHxK, k_BxSxGxK, v_BxSxGxK, mask_BxTxS, key)
         out_BxTxHxK = checkpoint_name(out_BxTxHxK, SAVED_NAME)
         if keep_H is not None:
             out_BxTxHxK = drop_heads(out_BxTxHxK, keep_H)
-        return self.out_proj(out_BxTxHxK.reshape(x_BxTxD.shape))
+        return self._out(out_BxTxHxK)
 
-    def attend_cache(self, x_BxMxD, k_BxHxSxK, v_BxHxSxK, mask_BxMxS, now=None):
+    def attend_cache(self, x_BxMxD, k_BxGxSxK, v_BxGxSxK, mask_BxMxS, now=None, position_BxM=None):
         """Attends from M queries to a cache, without moving any of it; returns [B, M, D].
 
         Args:
           x_BxMxD: one new token for each of M hypotheses.
-          k_BxHxSxK, v_BxHxSxK: the cache, heads first: it is read where it lies.
+          k_BxGxSxK, v_BxGxSxK: the cache, heads first: it is read where it lies.
           mask_BxMxS: the entries of the cache that each hypothesis sees.
-          now: the keys and values [B, M, H, K] of the new tokens themselves; each hypothesis
+          now: the keys and values [B, M, G, K] of the new tokens themselves; each hypothesis
             sees its own. None in cross-attention.
+          position_BxM: that of the new tokens, as in `keys_values`.
         """
-        q_BxMxHxK = self._heads(self.q_proj(x_BxMxD)) * self._head_size**-0.5
-        scores_BxHxMxS = jnp.einsum("bmhk,bhsk->bhms", q_BxMxHxK, k_BxHxSxK).astype(jnp.float32)
-        scores_BxHxMxS = jnp.where(mask_BxMxS[:, None], scores_BxHxMxS, HIDDEN)
+        q_BxMxHxK = self._queries(x_BxMxD, position_BxM)
+        # Heads that share keys and values become more hypotheses, which read the same cache.
+        size = self.config.attention_heads // self.config.key_heads
+        q_BxMxGxK = _as_hypotheses(q_BxMxHxK, size)
+        mask_BxMxS = _repeat(mask_BxMxS, size)
+        scores_BxGxMxS = jnp.einsum("bmhk,bhsk->bhms", q_BxMxGxK, k_BxGxSxK).astype(jnp.float32)
+        scores_BxGxMxS = jnp.where(mask_BxMxS[:, None], scores_BxGxMxS, HIDDEN)
         if now is None:
-            weights_BxHxMxS = jax.nn.softmax(scores_BxHxMxS).astype(v_BxHxSxK.dtype)
-            out_BxMxHxK = jnp.einsum("bhms,bhsk->bmhk", weights_BxHxMxS, v_BxHxSxK)
+            weights_BxGxMxS = jax.nn.softmax(scores_BxGxMxS).astype(v_BxGxSxK.dtype)
+            out_BxMxGxK = jnp.einsum("bhms,bhsk->bmhk", weights_BxGxMxS, v_BxGxSxK)
         else:
-            k_BxMxHxK, v_BxMxHxK = now
-            own_BxHxM = jnp.einsum("bmhk,bmhk->bhm", q_BxMxHxK, k_BxMxHxK).astype(jnp.float32)
-            scores = jnp.concatenate([scores_BxHxMxS, own_BxHxM[..., None]], axis=-1)
-            weights = jax.nn.softmax(scores).astype(v_BxHxSxK.dtype)
-            out_BxMxHxK = jnp.einsum("bhms,bhsk->bmhk", weights[..., :-1], v_BxHxSxK)
-            out_BxMxHxK += jnp.einsum("bhm,bmhk->bmhk", weights[..., -1], v_BxMxHxK)
-        return self.out_proj(out_BxMxHxK.reshape(x_BxMxD.shape))
+            k_BxMxGxK, v_BxMxGxK = (_repeat(a, size) for a in now)
+            own_BxGxM = jnp.einsum("bmhk,bmhk->bhm", q_BxMxGxK, k_BxMxGxK).astype(jnp.float32)
+            scores = jnp.concatenate([scores_BxGxMxS, own_BxGxM[..., None]], axis=-1)
+            weights = jax.nn.softmax(scores).astype(v_BxGxSxK.dtype)
+            out_BxMxGxK = jnp.einsum("bhms,bhsk->bmhk", weights[..., :-1], v_BxGxSxK)
+            out_BxMxGxK += jnp.einsum("bhm,bmhk->bmhk", weights[..., -1], v_BxMxGxK)
+        return self._out(_as_heads(out_BxMxGxK, size))
 
-    def __call__(self, x_BxTxD, memory_BxSxD, mask_BxTxS, key=None, keep_H=None):
-        return self.attend(x_BxTxD, *self.keys_values(memory_BxSxD), mask_BxTxS, key, keep_H)
+    def __call__(self, x_BxTxD, memory_BxSxD, mask_BxTxS, key=None, keep_H=None, position_BxT=None):
+        """Attends to a memory; ``position_BxT`` is of both, which are one where it is given."""
+        keys_values = self.keys_values(memory_BxSxD, position_BxT)
+        return self.attend(x_BxTxD, *keys_values, mask_BxTxS, key, keep_H, position_BxT)
 
-    @property
-    def _head_size(self):
-        return self.config.embed_dim // self.config.attention_heads
+    def _queries(self, x_BxTxD, position_BxT):
+        q_BxTxHxK = self._heads(self.q_proj(x_BxTxD))
+        if self.config.qk_norm:
+            q_BxTxHxK = self.q_norm(q_BxTxHxK)
+        return self._rotate(q_BxTxHxK, position_BxT) * self.config.head_size**-0.5
 
-    def _heads(self, x_BxTxD):
-        return x_BxTxD.reshape(*x_BxTxD.shape[:-1], self.config.attention_heads, self._head_size)
+    def _rotate(self, x_BxTxHxK, position_BxT):
+        if position_BxT is None:
+            return x_BxTxHxK
+        return rotate(x_BxTxHxK, position_BxT, self.config.rope_theta)
+
+    def _heads(self, x_BxTxE):
+        return x_BxTxE.reshape(*x_BxTxE.shape[:-1], -1, self.config.head_size)
+
+    def _out(self, out_BxTxHxK):
+        return self.out_proj(out_BxTxHxK.reshape(*out_BxTxHxK.shape[:-2], -1))
 
 
-def _weighted_values(rate, q_BxTxHxK, k_BxSxHxK, v_BxSxHxK, mask_BxTxS, key):
+def _weighted_values(rate, q_BxTxHxK, k_BxSxGxK, v_BxSxGxK, mask_BxTxS, key):
     """Computes softmax(q k^T) v, [B, T, H, K], over the keys that ``mask`` lets through."""
     # Heads first: batched products over leading axes are about twice as fast on CPU.
-    q_BxHxTxK, k_BxHxSxK, v_BxHxSxK = (
-        jnp.swapaxes(a, 1, 2) for a in (q_BxTxHxK, k_BxSxHxK, v_BxSxHxK)
-    )
-    scores_BxHxTxS = jnp.einsum("bhtk,bhsk->bhts", q_BxHxTxK, k_BxHxSxK).astype(jnp.float32)
-    scores_BxHxTxS = jnp.where(mask_BxTxS[:, None], scores_BxHxTxS, HIDDEN)
-    weights_BxHxTxS = jax.nn.softmax(scores_BxHxTxS).astype(v_BxSxHxK.dtype)
+    q_BxHxTxK, k_BxGxSxK, v_BxGxSxK = map(heads_first, (q_BxTxHxK, k_BxSxGxK, v_BxSxGxK))
+    (batch, heads, length, _), groups = q_BxHxTxK.shape, k_BxGxSxK.shape[1]
+
+    def fold(a_BxHxTx_):
+        """Makes heads that share keys, which are neighbours, more queries of one head, in place."""
+        return a_BxHxTx_.reshape(batch, groups, -1, a_BxHxTx_.shape[-1])
+
+    def unfold(a_BxGx_x_):
+        return a_BxGx_x_.reshape(batch, heads, length, a_BxGx_x_.shape[-1])
+
+    scores = jnp.einsum("bhtk,bhsk->bhts", fold(q_BxHxTxK), k_BxGxSxK).astype(jnp.float32)
+    scores_BxHxTxS = jnp.where(mask_BxTxS[:, None], unfold(scores), HIDDEN)
+    weights_BxHxTxS = jax.nn.softmax(scores_BxHxTxS).astype(v_BxGxSxK.dtype)
     weights_BxHxTxS = dropout(weights_BxHxTxS, rate, key)
-    return jnp.swapaxes(jnp.einsum("bhts,bhsk->bhtk", weights_BxHxTxS, v_BxHxSxK), 1, 2)
+    out = jnp.einsum("bhts,bhsk->bhtk", fold(weights_BxHxTxS), v_BxGxSxK)
+    return heads_first(unfold(out))
+
+
+def _as_hypotheses(x_BxMxHxK, size: int):
+    """Makes the members of groups of ``size`` heads hypotheses, [B, M * size, G, K]."""
+    batch, beam, heads, channels = x_BxMxHxK.shape
+    if size == 1:
+        return x_BxMxHxK
+    x = x_BxMxHxK.reshape(batch, beam, heads // size, size, channels)
+    return x.swapaxes(2, 3).reshape(batch, beam * size, heads // size, channels)
+
+
+def _as_heads(x_BxMxGxK, size: int):
+    """Undoes `_as_hypotheses`."""
+    batch, rows, groups, channels = x_BxMxGxK.shape
+    if size == 1:
+        return x_BxMxGxK
+    x = x_BxMxGxK.reshape(batch, rows // size, size, groups, channels)
+    return x.swapaxes(2, 3).reshape(batch, rows // size, groups * size, channels)
+
+
+def _repeat(a_BxMx___, size: int):
+    """Gives each member of a group of heads a copy of its hypothesis' entry."""
+    return a_BxMx___ if size == 1 else jnp.repeat(a_BxMx___, size, axis=1)
 
 
 def heads_first(x_BxSxHxK):
-    """Moves heads in front of positions, [B, H, S, K], as caches are kept."""
+    """Moves heads in front of positions, [B, H, S, K], as caches are kept; and back."""
     return jnp.swapaxes(x_BxSxHxK, 1, 2)
 
 

@@ -11,7 +11,15 @@ from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.core.skip_scan import skip_scan
 from layerdrop_jax.core.structured import drop_block, drop_connect, drop_path, drop_path_rows
 from layerdrop_jax.models.attention import SAVED_NAME, Attention
-from layerdrop_jax.models.layers import ACTIVATIONS, FeedForward, dropout, layer_norm, split_rows
+from layerdrop_jax.models.layers import (
+    ACTIVATIONS,
+    GATED,
+    LAYER_NORM_EPSILON,
+    FeedForward,
+    dropout,
+    make_norm,
+    split_rows,
+)
 
 NORMS = ("post", "pre")
 DTYPES = ("float32", "bfloat16")
@@ -37,7 +45,7 @@ class BlockConfig:
     Attributes:
       embed_dim: model width D.
       ffn_dim: feed-forward width F.
-      attention_heads: heads H; D must be a multiple.
+      attention_heads: heads H; D must be a multiple, but where the config gives the head size.
       norm: ``post``, x <- LN(x + f(x)), or ``pre``, x <- x + f(LN(x)).
       activation: ``relu`` or ``gelu`` (exact).
       dropout: after the embedding and after every sub-layer.
@@ -73,8 +81,18 @@ class BlockConfig:
     saved: str
     share_layers: int
 
+    # What `LMConfig` makes fields of; the reference's other networks have these values. (No
+    # annotation: they are no fields here, and the defaults of the fields there.)
+    activations = tuple(ACTIVATIONS)
+    norm_type = "layer"
+    norm_epsilon = LAYER_NORM_EPSILON
+    biases = "all"
+    kv_heads = 0
+    head_dim = 0
+    qk_norm = False
+
     def __post_init__(self):
-        choices = {"norm": NORMS, "activation": tuple(ACTIVATIONS), "dtype": DTYPES}
+        choices = {"norm": NORMS, "activation": self.activations, "dtype": DTYPES}
         for name, known in (choices | {"drop_path_rows": ROWS, "saved": tuple(SAVED)}).items():
             check_choice("model", name, getattr(self, name), known)
         sizes = ("embed_dim", "ffn_dim", "attention_heads", "drop_block_size", "share_layers")
@@ -87,7 +105,7 @@ class BlockConfig:
                     f"model.{stack}_layers={self.depth(stack)} is not a multiple of "
                     f"model.share_layers={self.share_layers}"
                 )
-        if self.embed_dim % self.attention_heads:
+        if self.embed_dim % self.attention_heads and not self.head_dim:
             raise ValueError(
                 f"model.embed_dim={self.embed_dim} is not a multiple of "
                 f"model.attention_heads={self.attention_heads}"
@@ -131,20 +149,37 @@ class BlockConfig:
                 f"library={library!r} has no weights for {type(self).__name__}: "
                 f"{', '.join(self.importers) or 'none'} can be read"
             )
-        return self.importers[library](state, self)
+        params = self.importers[library](state, self)
+        model = nnx.eval_shape(lambda: self.make_model(nnx.Rngs(0)))
+        if said := first_difference(params, nnx.to_pure_dict(nnx.state(model))):
+            raise ValueError(f"the state is of another network than the config: {said}")
+        return params
 
     def depth(self, stack: str) -> int:
         """Counts the layers of a stack, N."""
         return getattr(self, f"{stack}_layers")
 
+    @property
+    def head_size(self) -> int:
+        """Channels of a head, K."""
+        return self.head_dim or self.embed_dim // self.attention_heads
+
+    @property
+    def key_heads(self) -> int:
+        """Heads of keys and values, G."""
+        return self.kv_heads or self.attention_heads
+
     def attention_flops(self, queries: int, keys: int) -> int:
         """Counts the FLOPs of an attention sub-layer for one row, forward."""
-        projections = 4 * self.embed_dim**2 * (queries + keys)  # q and out; k and v
-        return projections + 4 * self.embed_dim * queries * keys  # scores, weighted values
+        heads = self.attention_heads * queries + self.key_heads * keys  # q and out; k and v
+        projections = 4 * self.embed_dim * self.head_size * heads
+        products = 4 * self.attention_heads * self.head_size * queries * keys
+        return projections + products  # scores, weighted values
 
     def ffn_flops(self, tokens: int) -> int:
         """Counts the FLOPs of a feed-forward sub-layer for one row, forward."""
-        return 4 * self.embed_dim * self.ffn_dim * tokens
+        matrices = 3 if self.activation in GATED else 2
+        return 2 * matrices * self.embed_dim * self.ffn_dim * tokens
 
     def stored_layers(self, stack: str) -> int:
         """Counts the layers with weights of their own: the length of axis 0 of a stack."""
@@ -162,6 +197,19 @@ def check_sizes(section: str, config, names, *, least: int = 1) -> None:
     for name in names:
         if getattr(config, name) < least:
             raise ValueError(f"{section}.{name}={getattr(config, name)} is not {least} or more")
+
+
+def first_difference(there, here) -> str:
+    """Says which array, the first by name, has another shape in two trees; "" where none has."""
+    theirs, ours = (
+        {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (there, here))
+    )
+    for name in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(name) != ours.get(name):
+            shapes = theirs.get(name, "absent"), ours.get(name, "absent")
+            return f"{name} is {shapes[0]} there and {shapes[1]} here"
+    return ""
 
 
 class _SubLayers(nnx.Module):
@@ -242,13 +290,16 @@ class EncoderLayer(_SubLayers):
     def __init__(self, config: BlockConfig, *, rngs):
         self.config = config
         self.self_attn = Attention(config, rngs=rngs)
-        self.self_attn_norm = layer_norm(config, rngs)
+        self.self_attn_norm = make_norm(config, rngs)
         self.ffn = FeedForward(config, rngs=rngs)
-        self.ffn_norm = layer_norm(config, rngs)
+        self.ffn_norm = make_norm(config, rngs)
 
-    def __call__(self, x_BxTxD, mask_BxTxT, key=None, groups=None, mode="skip"):
+    def __call__(self, x_BxTxD, mask_BxTxT, key=None, groups=None, mode="skip", position_1xT=None):
+        """Runs the layer; ``position_1xT`` is for rotary positions, None where there are others."""
+
         def self_attention(x_BxTxD, key, rows, keep_H):
-            return self.self_attn(x_BxTxD, x_BxTxD, _take(mask_BxTxT, rows), key, keep_H)
+            mask = _take(mask_BxTxT, rows)
+            return self.self_attn(x_BxTxD, x_BxTxD, mask, key, keep_H, position_1xT)
 
         return self._run(x_BxTxD, (self_attention, self._feed_forward), key, groups, mode)
 
@@ -266,11 +317,11 @@ class DecoderLayer(_SubLayers):
     def __init__(self, config: BlockConfig, *, rngs):
         self.config = config
         self.self_attn = Attention(config, rngs=rngs)
-        self.self_attn_norm = layer_norm(config, rngs)
+        self.self_attn_norm = make_norm(config, rngs)
         self.cross_attn = Attention(config, rngs=rngs)
-        self.cross_attn_norm = layer_norm(config, rngs)
+        self.cross_attn_norm = make_norm(config, rngs)
         self.ffn = FeedForward(config, rngs=rngs)
-        self.ffn_norm = layer_norm(config, rngs)
+        self.ffn_norm = make_norm(config, rngs)
 
     def __call__(
         self,

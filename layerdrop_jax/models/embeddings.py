@@ -68,6 +68,26 @@ def check_sinusoids(dim: int) -> None:
         )
 
 
+def rotate(x_BxTxHxK, position_BxT, theta: float):
+    """Turns queries or keys by their positions: rotary positions, Su et al. 2021 (RoFormer).
+
+    The pair of channels j and j + K/2 is turned by position * theta^(-2j/K), as Llama pairs them
+    (RoFormer pairs neighbours), in float32.
+
+    Args:
+      x_BxTxHxK: K even.
+      position_BxT: int, counted from 0; B may be 1.
+      theta: the base of the frequencies.
+    """
+    half = x_BxTxHxK.shape[-1] // 2
+    frequencies = np.asarray(theta ** (-np.arange(half) / half), np.float32)
+    angles = position_BxT[..., None, None].astype(jnp.float32) * frequencies[None, None, None]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    first, second = jnp.split(x_BxTxHxK.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x_BxTxHxK.dtype)
+
+
 class Positions(nnx.Module):
     """Adds positions, ``sinusoidal`` (no parameters) or ``learned``."""
 

@@ -17,7 +17,7 @@ from layerdrop_jax.models.blocks import (
     run_layers,
 )
 from layerdrop_jax.models.embeddings import Embedding, Positions
-from layerdrop_jax.models.layers import ACTIVATIONS, dropout, layer_norm, linear
+from layerdrop_jax.models.layers import ACTIVATIONS, dropout, linear, make_norm
 from layerdrop_jax.symbols import PAD
 
 INITIAL_DEVIATION = 0.02
@@ -83,7 +83,7 @@ class Encoder(nnx.Module):
         self.config = config
         self.embedding = Embedding(config.vocab_size, config.embed_dim, rngs=rngs)
         self.positions = Positions("learned", config.max_length, config.embed_dim, rngs=rngs)
-        self.embedding_norm = layer_norm(config, rngs)
+        self.embedding_norm = make_norm(config, rngs)
         self.encoder = make_stack(
             lambda rngs: EncoderLayer(config, rngs=rngs), config.stored_layers("encoder"), rngs
         )
@@ -144,7 +144,7 @@ class MaskedLMHead(nnx.Module):
     def __init__(self, config: EncoderConfig, *, rngs):
         self.config = config
         self.dense = linear(config, config.embed_dim, config.embed_dim, rngs)
-        self.norm = layer_norm(config, rngs)
+        self.norm = make_norm(config, rngs)
         self.bias = nnx.Param(jnp.zeros(config.vocab_size, jnp.float32))
 
     def __call__(self, x, embedding):

@@ -1,4 +1,4 @@
-"""Linear maps, layer norm, dropout and the feed-forward sub-layer, as in the reference."""
+"""Linear maps, norms, dropout and the feed-forward sub-layer, as in the reference."""
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,11 @@ ACTIVATIONS = {
     "relu": jax.nn.relu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
 }
+# Applied to a linear map of their own, the gate, which the hidden units are multiplied by: SwiGLU
+# of Shazeer 2020 (GLU Variants Improve Transformer).
+GATED = {"swiglu": jax.nn.silu}
+NORM_TYPES = ("layer", "rms")
+BIASES = ("all", "none", "qkv")
 
 xavier_uniform = nnx.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 
@@ -46,11 +51,24 @@ def _last_axis_product(x, kernel_DxF, dimension_numbers, precision=None, **_):
     return out_MxF.reshape(*x.shape[:-1], -1)
 
 
-def linear(config, in_dim: int, out_dim: int, rngs, *, kernel_init=xavier_uniform, bias_init=None):
-    """Makes a map ``y = x W + b``, W float32 [in_dim, out_dim], computed in ``config.dtype``."""
+def linear(
+    config,
+    in_dim: int,
+    out_dim: int,
+    rngs,
+    *,
+    kernel_init=xavier_uniform,
+    bias_init=None,
+    use_bias: bool | None = None,
+):
+    """Makes a map ``y = x W + b``, W float32 [in_dim, out_dim], computed in ``config.dtype``.
+
+    With ``use_bias=None`` it has a b where ``config.biases`` is ``all``.
+    """
     return nnx.Linear(
         in_dim,
         out_dim,
+        use_bias=config.biases == "all" if use_bias is None else use_bias,
         kernel_init=kernel_init,
         bias_init=bias_init or nnx.initializers.zeros_init(),
         dtype=jnp.dtype(config.dtype),
@@ -60,17 +78,24 @@ def linear(config, in_dim: int, out_dim: int, rngs, *, kernel_init=xavier_unifor
     )
 
 
-def layer_norm(config, rngs):
-    """Makes a layer norm over the model width."""
-    return nnx.LayerNorm(
-        config.embed_dim,
-        epsilon=LAYER_NORM_EPSILON,
+def make_norm(config, rngs, width: int | None = None):
+    """Makes the norm of ``config.norm_type`` over the model width, or over another ``width``.
+
+    ``layer`` is layer norm; ``rms``, without mean and bias, that of Zhang and Sennrich 2019.
+    Statistics are float32 in either.
+    """
+    shared = {
+        "epsilon": config.norm_epsilon,
         # The textbook two passes: E[x^2] - E[x]^2 loses digits that parity asks for.
-        use_fast_variance=False,
-        dtype=jnp.dtype(config.dtype),
-        param_dtype=jnp.float32,
-        rngs=rngs,
-    )
+        "use_fast_variance": False,
+        "dtype": jnp.dtype(config.dtype),
+        "param_dtype": jnp.float32,
+        "rngs": rngs,
+    }
+    width = width or config.embed_dim
+    if config.norm_type == "rms":
+        return nnx.RMSNorm(width, **shared)
+    return nnx.LayerNorm(width, use_bias=config.biases == "all", **shared)
 
 
 def dropout(x, rate: float, key):
@@ -97,13 +122,19 @@ def split_rows(a, axis: int = 0):
 
 
 class FeedForward(nnx.Module):
-    """``fc2(dropout(activation(fc1(x))))``."""
+    """``fc2(dropout(activation(fc1(x))))``; gated, ``fc2(dropout(activation(gate(x)) fc1(x)))``."""
 
     def __init__(self, config, *, rngs):
         self.config = config
         self.fc1 = linear(config, config.embed_dim, config.ffn_dim, rngs)
         self.fc2 = linear(config, config.ffn_dim, config.embed_dim, rngs)
+        if config.activation in GATED:
+            self.gate = linear(config, config.embed_dim, config.ffn_dim, rngs)
 
     def __call__(self, x_BxTxD, key=None):
-        hidden_BxTxF = ACTIVATIONS[self.config.activation](self.fc1(x_BxTxD))
+        activation = self.config.activation
+        if activation in GATED:
+            hidden_BxTxF = GATED[activation](self.gate(x_BxTxD)) * self.fc1(x_BxTxD)
+        else:
+            hidden_BxTxF = ACTIVATIONS[activation](self.fc1(x_BxTxD))
         return self.fc2(dropout(hidden_BxTxF, self.config.activation_dropout, key))

@@ -1,4 +1,8 @@
-"""The decoder-only language model, with the reference's semantics (fairseq's transformer_lm)."""
+"""The decoder-only language model: the reference's (fairseq's transformer_lm), and today's (Llama).
+
+They are one network with other parts, and one config says which: RMSNorm, rotary positions, SwiGLU,
+fewer heads for keys and values, no biases.
+"""
 
 import dataclasses
 
@@ -7,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layerdrop_jax.core.randomness import named_key
-from layerdrop_jax.interop import fairseq
+from layerdrop_jax.interop import fairseq, huggingface
 from layerdrop_jax.models.adaptive import AdaptiveEmbedding, AdaptiveSoftmax, bands
 from layerdrop_jax.models.attention import causal_mask, heads_first
 from layerdrop_jax.models.blocks import (
@@ -21,7 +25,16 @@ from layerdrop_jax.models.blocks import (
     run_stack,
 )
 from layerdrop_jax.models.embeddings import POSITIONS, Embedding, Positions, check_sinusoids
-from layerdrop_jax.models.layers import dropout, layer_norm
+from layerdrop_jax.models.layers import (
+    ACTIVATIONS,
+    BIASES,
+    GATED,
+    NORM_TYPES,
+    dropout,
+    make_norm,
+)
+
+ROTARY = "rotary"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +44,18 @@ class LMConfig(BlockConfig):
     Attributes:
       vocab_size: V.
       decoder_layers: depth of the stack, 0 or more.
-      positions: ``sinusoidal`` or ``learned``.
+      activation: that of `BlockConfig`, or ``swiglu``, whose FFN has a third matrix, the gate.
+      norm_type: ``layer`` or ``rms``, of every norm.
+      norm_epsilon: what every norm adds to the variance, or to the mean square.
+      biases: which linear maps have one: ``all``, and layer norms too, ``qkv``, those of queries,
+        keys and values alone, or ``none``.
+      kv_heads: heads of keys and values, G, which divides the heads; 0 is as many.
+      head_dim: channels of a head, K; 0 is D / H.
+      qk_norm: whether queries and keys have a norm over K.
+      positions: ``sinusoidal`` or ``learned``, added to the embedding; or ``rotary``, by which
+        every layer turns its queries and keys.
+      rope_theta: the base of the frequencies of rotary positions.
+      scale_embeddings: whether the embedding is multiplied by sqrt(D).
       max_length: longest sequence in tokens.
       final_norm: whether a layer norm follows the last layer; only in a pre-norm network. The
         reference's WikiText-103 model has none.
@@ -50,7 +74,15 @@ class LMConfig(BlockConfig):
 
     vocab_size: int
     decoder_layers: int
+    norm_type: str
+    norm_epsilon: float
+    biases: str
+    kv_heads: int
+    head_dim: int
+    qk_norm: bool
     positions: str
+    rope_theta: float
+    scale_embeddings: bool
     max_length: int
     final_norm: bool
     tie_embeddings: bool
@@ -62,10 +94,29 @@ class LMConfig(BlockConfig):
     adaptive_ignored_targets: bool
     adaptive_padding_rows: bool
 
+    activations = (*ACTIVATIONS, *GATED)
+
     def __post_init__(self):
         super().__post_init__()
-        check_choice("model", "positions", self.positions, POSITIONS)
+        check_choice("model", "positions", self.positions, (*POSITIONS, ROTARY))
+        check_choice("model", "norm_type", self.norm_type, NORM_TYPES)
+        check_choice("model", "biases", self.biases, BIASES)
         check_sizes("model", self, ("vocab_size", "max_length", "adaptive_factor"))
+        check_sizes("model", self, ("kv_heads", "head_dim"), least=0)
+        for name in ("norm_epsilon", "rope_theta"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"model.{name}={getattr(self, name)} is not above 0")
+        if self.attention_heads % self.key_heads:
+            raise ValueError(
+                f"model.kv_heads={self.kv_heads} does not divide "
+                f"model.attention_heads={self.attention_heads}"
+            )
+        if self.positions == ROTARY and self.head_size % 2:
+            raise ValueError(
+                f"model.positions={ROTARY!r} turns pairs of channels, and a head has "
+                f"{self.head_size}: set model.head_dim, or model.attention_heads, to have an even "
+                "number"
+            )
         if self.positions == "sinusoidal":
             check_sinusoids(self.embed_dim)
         if self.final_norm and self.norm != "pre":
@@ -89,7 +140,7 @@ class LMConfig(BlockConfig):
 
     @property
     def importers(self):
-        return {"fairseq": fairseq.lm_params}
+        return {"fairseq": fairseq.lm_params, "huggingface": huggingface.decoder_params}
 
     def make_model(self, rngs):
         return LM(self, rngs=rngs)
@@ -131,12 +182,13 @@ class LM(nnx.Module):
             self.embedding = Embedding(vocabulary, dim, rngs=rngs)
             if not config.tie_embeddings:
                 self.output = Embedding(vocabulary, dim, rngs=rngs, zero_padding=False)
-        self.positions = Positions(config.positions, config.max_length, dim, rngs=rngs)
+        if config.positions != ROTARY:
+            self.positions = Positions(config.positions, config.max_length, dim, rngs=rngs)
         self.decoder = make_stack(
             lambda rngs: EncoderLayer(config, rngs=rngs), config.stored_layers("decoder"), rngs
         )
         if config.final_norm:
-            self.decoder_norm = layer_norm(config, rngs)
+            self.decoder_norm = make_norm(config, rngs)
 
     def __call__(self, ids_BxT, **how):
         """Computes the hidden states [B, T, D] that the output layer reads.
@@ -149,11 +201,13 @@ class LM(nnx.Module):
         """
         (batch, length), how = ids_BxT.shape, How(**how)
         mask_BxTxT = jnp.broadcast_to(causal_mask(length), (batch, length, length))
+        position_1xT = jnp.arange(length)[None]
 
         def layer_call(layer, x_BxTxD, key, groups):
-            return layer(x_BxTxD, mask_BxTxT, key, groups, how.mode)
+            position = self._turned(position_1xT)
+            return layer(x_BxTxD, mask_BxTxT, key, groups, how.mode, position)
 
-        x_BxTxD = self._embed(ids_BxT, jnp.arange(length)[None], how.key)
+        x_BxTxD = self._embed(ids_BxT, position_1xT, how.key)
         return self.finish(run_layers(self, "decoder", x_BxTxD, layer_call, how))
 
     def nll(self, x_BxTxD, target_BxT, weight_BxT, key=None):
@@ -202,25 +256,27 @@ class LM(nnx.Module):
         batch, length = ids_BxP.shape
         mask_BxPxP = jnp.broadcast_to(causal_mask(length), (batch, length, length))
         keep_N = How(keep=keep).kept("decoder", self.config.decoder_layers)
+        position_1xP = jnp.arange(length)[None]
+        turned_1xP = self._turned(position_1xP)
 
         def run_layer(layer, x_BxPxD, _, __):
             now = ()
 
             def self_attention(x_BxPxD):
                 nonlocal now
-                now = layer.self_attn.keys_values(x_BxPxD)
-                return layer.self_attn.attend(x_BxPxD, *now, mask_BxPxP)
+                now = layer.self_attn.keys_values(x_BxPxD, turned_1xP)
+                return layer.self_attn.attend(x_BxPxD, *now, mask_BxPxP, position_BxT=turned_1xP)
 
             x_BxPxD = layer.step(x_BxPxD, self_attention)
             return x_BxPxD, jax.tree.map(heads_first, now)
 
-        x_BxPxD = self._embed(ids_BxP, jnp.arange(length)[None], None)
+        x_BxPxD = self._embed(ids_BxP, position_1xP, None)
         x_BxPxD, past = run_stack(self.decoder, x_BxPxD, keep_N, run_layer)
         last_Bx1xD = jnp.take_along_axis(x_BxPxD, (length_B - 1)[:, None, None], axis=1)
         room = ((0, 0), (0, 0), (0, 0), (0, max_tokens), (0, 0))
         cache = {
             "keep": keep_N,
-            "past": jax.tree.map(lambda a_NxBxHxPxK: jnp.pad(a_NxBxHxPxK, room), past),
+            "past": jax.tree.map(lambda a_NxBxGxPxK: jnp.pad(a_NxBxGxPxK, room), past),
             "length": length_B,
             "begin": jnp.int32(length),
         }
@@ -241,15 +297,19 @@ class LM(nnx.Module):
         # Tokens that follow lie behind the longest prompt, step after step.
         places = jnp.arange(keys.shape[3])[None]
         seen_BxS = (places < length_B[:, None]) | ((places >= begin) & (places < begin + step))
-        x_Bx1xD = self._embed(token_B[:, None], (length_B + step)[:, None], None)
+        position_Bx1 = (length_B + step)[:, None]
+        turned_Bx1 = self._turned(position_Bx1)
+        x_Bx1xD = self._embed(token_B[:, None], position_Bx1, None)
 
         def run_layer(layer, x_Bx1xD, _, past):
             now = ()
 
             def self_attention(x_Bx1xD):
                 nonlocal now
-                now = layer.self_attn.keys_values(x_Bx1xD)
-                return layer.self_attn.attend_cache(x_Bx1xD, *past, seen_BxS[:, None], now)
+                now = layer.self_attn.keys_values(x_Bx1xD, turned_Bx1)
+                return layer.self_attn.attend_cache(
+                    x_Bx1xD, *past, seen_BxS[:, None], now, turned_Bx1
+                )
 
             x_Bx1xD = layer.step(x_Bx1xD, self_attention)
             return x_Bx1xD, jax.tree.map(heads_first, now)
@@ -266,9 +326,16 @@ class LM(nnx.Module):
 
     # -- parts ----------------------------------------------------------------------------------
 
+    def _turned(self, positions):
+        """Returns the positions for the layers, which read rotary ones; None for the others."""
+        return positions if self.config.positions == ROTARY else None
+
     def _embed(self, ids, positions, key):
-        # The reference scales the output of adaptive input too.
-        x = self.config.embed_dim**0.5 * self.embedding(ids) + self.positions(positions)
+        x = self.embedding(ids)
+        if self.config.scale_embeddings:  # the reference scales the output of adaptive input too
+            x = self.config.embed_dim**0.5 * x
+        if self.config.positions != ROTARY:
+            x = x + self.positions(positions)
         x = x.astype(self.config.dtype)
         return dropout(x, self.config.dropout, None if key is None else named_key(key, "embedding"))
 

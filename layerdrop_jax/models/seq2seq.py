@@ -22,7 +22,7 @@ from layerdrop_jax.models.blocks import (
     run_stack,
 )
 from layerdrop_jax.models.embeddings import POSITIONS, Embedding, Positions, check_sinusoids
-from layerdrop_jax.models.layers import dropout, layer_norm
+from layerdrop_jax.models.layers import dropout, make_norm
 
 SHARING = ("all", "decoder", "none")
 
@@ -120,8 +120,8 @@ class Seq2Seq(nnx.Module):
             lambda rngs: DecoderLayer(config, rngs=rngs), config.stored_layers("decoder"), rngs
         )
         if config.norm == "pre":
-            self.encoder_norm = layer_norm(config, rngs)
-            self.decoder_norm = layer_norm(config, rngs)
+            self.encoder_norm = make_norm(config, rngs)
+            self.decoder_norm = make_norm(config, rngs)
 
     def __call__(self, batch, **how):
         """Computes logits, float32 [B, T, V], of packed rows; takes the arguments of `states`."""

@@ -24,7 +24,15 @@ def _to_version_3(config):
     config["drop"]["row_groups"] = 1
 
 
-STEPS = (_to_version_2, _to_version_3)
+def _to_version_4(config):
+    """Adds what a language model's layers are made of; they were the reference's."""
+    model = config["model"]
+    if "adaptive_cutoffs" in model:  # whatever its task is called
+        model |= {"norm_type": "layer", "norm_epsilon": 1e-5, "biases": "all", "qk_norm": False}
+        model |= {"kv_heads": 0, "head_dim": 0, "rope_theta": 10000.0, "scale_embeddings": True}
+
+
+STEPS = (_to_version_2, _to_version_3, _to_version_4)
 VERSION = len(STEPS) + 1
 
 

@@ -449,6 +449,8 @@ def unread(settings: Settings) -> dict[str, str]:
     adaptive += "adaptive_ignored_targets adaptive_padding_rows"
     whole = not getattr(model, "adaptive_cutoffs", "")
     never("model", adaptive, "model.adaptive_cutoffs is empty", whole)
+    added = getattr(model, "positions", "")
+    never("model", "rope_theta", f"model.positions={added!r}", added != "rotary")
     headless = not getattr(model, "num_classes", 0)
     never("model", "pooler_dropout", "model.num_classes=0", headless)
     never("init", "temperature", "init.distill=0", not settings.init.distill)

@@ -7,6 +7,7 @@ import jax
 
 from layerdrop_jax.core.pruning import check_layers
 from layerdrop_jax.files import write_json
+from layerdrop_jax.models.blocks import first_difference
 from layerdrop_jax.models.cut import cut_model, take_rows
 from layerdrop_jax.models.encoder import HEADS
 from layerdrop_jax.models.params import abstract_params, hash_params, make_params
@@ -63,22 +64,12 @@ def load_origin(settings: Settings) -> Origin | None:
         fresh = make_params(model, settings.seed)
         params = {name: params[name] for name in params if name not in HEADS}
         params |= {name: fresh[name] for name in fresh if name in HEADS}
-    _check_fits(params, abstract_params(model), init.run)
+    if said := first_difference(params, abstract_params(model)):
+        raise ValueError(
+            f"init.run={init.run} does not fit this config's model: {said}; see --mode=finetune, "
+            "which makes the config"
+        )
     return Origin(run, layers, params)
-
-
-def _check_fits(params, wanted, folder):
-    have, want = (
-        {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
-        for leaves in (jax.tree_util.tree_leaves_with_path(tree) for tree in (params, wanted))
-    )
-    for name in sorted(have.keys() | want.keys()):
-        if have.get(name) != want.get(name):
-            raise ValueError(
-                f"init.run={folder} does not fit this config's model: {name} is "
-                f"{have.get(name, 'absent')} there and {want.get(name, 'absent')} here; see "
-                "--mode=finetune, which makes the config"
-            )
 
 
 def carry_over(origin: Origin, settings: Settings) -> tuple[dict, list[int]]:

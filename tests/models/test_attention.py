@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ from flax import nnx
 from layerdrop_jax.models.attention import Attention, causal_mask, segment_mask
 from tests.compiling import fast_jit
 from tests.models.networks import small_config
+from tests.models.test_lm import lm_config
 
 B, T, S, D, H = 2, 3, 5, 14, 2
 
@@ -126,6 +129,28 @@ def test_a_dropped_head_adds_nothing(attention, keep):
     np.testing.assert_array_equal(gradient["out_proj"]["kernel"].any(1), rows_D)
     bias = np.where(rows_D, params["v_proj"]["bias"], np.nan)
     np.testing.assert_array_equal(run(replaced("v_proj", bias=bias), keep_H)[1], out_BxTxD)
+
+
+def test_heads_that_share_keys_are_heads_with_the_same_keys():
+    """A dropped one drops alone: heads are those of the queries."""
+    config = lm_config(embed_dim=12, attention_heads=6, kv_heads=2, biases="qkv")
+    plain = dataclasses.replace(config, kv_heads=0)
+    shared, repeated = Attention(config, rngs=nnx.Rngs(3)), Attention(plain, rngs=nnx.Rngs(3))
+    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        ours, theirs = getattr(shared, name), getattr(repeated, name)
+        times = 3 if name in ("k_proj", "v_proj") else 1
+        for leaf in ("kernel", "bias") if ours.bias is not None else ("kernel",):
+            wide = np.asarray(getattr(ours, leaf)[...])
+            heads = wide.reshape(*wide.shape[:-1], -1, 2).repeat(times, axis=-2)
+            getattr(theirs, leaf)[...] = jnp.asarray(heads.reshape(*wide.shape[:-1], -1))
+    x_BxTxD = jnp.asarray(np.random.default_rng(0).normal(size=(B, T, 12)), jnp.float32)
+    mask_BxTxT = jnp.broadcast_to(causal_mask(T), (B, T, T))
+    for keep_H in (None, np.array([1, 0, 1, 1, 1, 0], bool)):
+        found, wanted = (
+            fast_jit(a.__call__)(x_BxTxD, x_BxTxD, mask_BxTxT, None, keep_H)
+            for a in (shared, repeated)
+        )
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
 
 
 def test_segments_see_themselves_and_padding_sees_nothing():

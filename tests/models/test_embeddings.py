@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from layerdrop_jax.models.embeddings import Embedding, Positions, sinusoids
+from layerdrop_jax.models.embeddings import Embedding, Positions, rotate, sinusoids
 
 PAD = 1
 
@@ -96,3 +96,16 @@ def test_logits_of_bfloat16_are_not_rounded_to_it():
     table = np.asarray(embedding.table[...].astype(jnp.bfloat16), np.float32)
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, np.asarray(x_BxTxD, np.float32) @ table.T, rtol=0, atol=1e-5)
+
+
+def test_rotary_positions_by_hand():
+    """Channels j and j + K/2 are a complex number, turned by position * theta^(-2j/K)."""
+    x_BxTxHxK = np.random.default_rng(0).normal(size=(2, 3, 5, 6)).astype(np.float32)
+    position_BxT = np.array([[0, 1, 7], [100, 2, 3]])
+    turn_BxTxJ = np.exp(1j * position_BxT[..., None] * 50.0 ** (-np.arange(3) / 3))
+    wanted = (x_BxTxHxK[..., :3] + 1j * x_BxTxHxK[..., 3:]) * turn_BxTxJ[:, :, None]
+    found = rotate(jnp.asarray(x_BxTxHxK), jnp.asarray(position_BxT), 50.0)
+    np.testing.assert_allclose(found[..., :3], wanted.real, rtol=0, atol=5e-5)
+    np.testing.assert_allclose(found[..., 3:], wanted.imag, rtol=0, atol=5e-5)
+    half = rotate(jnp.asarray(x_BxTxHxK, jnp.bfloat16), jnp.asarray(position_BxT), 50.0)
+    assert half.dtype == jnp.bfloat16

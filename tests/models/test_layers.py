@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from layerdrop_jax.models.layers import ACTIVATIONS, FeedForward, dropout, layer_norm
+from layerdrop_jax.models.layers import ACTIVATIONS, FeedForward, dropout, make_norm
 from tests.compiling import fast_jit
 from tests.models.networks import small_config
 
@@ -45,7 +45,7 @@ def test_gelu_is_exact():
 
 
 def test_layer_norm_has_the_references_epsilon():
-    norm = layer_norm(small_config(embed_dim=6, attention_heads=2), nnx.Rngs(0))
+    norm = make_norm(small_config(embed_dim=6, attention_heads=2), nnx.Rngs(0))
     norm.scale[...] = jnp.arange(1.0, 7.0)
     norm.bias[...] = jnp.arange(6.0)
     # The variance is as small as epsilon, and the mean is large beside it.

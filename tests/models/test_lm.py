@@ -43,6 +43,9 @@ def lm_config(**changes) -> LMConfig:
 
 
 PLAIN = {"adaptive_cutoffs": "", "final_norm": True, "positions": "learned"}
+# Parts of today's decoder, and an adaptive softmax behind them.
+MIXED = {"norm_type": "rms", "activation": "swiglu", "positions": "rotary", "biases": "qkv"}
+MIXED |= {"kv_heads": 1, "head_dim": 6, "qk_norm": True, "scale_embeddings": False}
 
 
 def make(config, seed=3):
@@ -287,7 +290,7 @@ def test_parameters_of_the_papers_networks(layers, ffn_dim, total):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{}, PLAIN], ids=["adaptive", "plain"])
+@pytest.mark.parametrize("changes", [{}, PLAIN, MIXED], ids=["adaptive", "plain", "mixed"])
 def test_a_position_sees_itself_and_those_before_it(changes):
     config = lm_config(**changes)
     graph, params = make(config)
@@ -368,7 +371,9 @@ def test_chunks_must_fill_the_stack():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "changes", [{}, PLAIN, {"share_layers": 2}], ids=["adaptive", "plain", "shared"]
+    "changes",
+    [{}, PLAIN, {"share_layers": 2}, MIXED],
+    ids=["adaptive", "plain", "shared", "mixed"],
 )
 def test_steps_with_a_cache_are_the_whole_sequence(changes):
     """log p of every next token, for prompts of unequal length, at full and at half depth."""
@@ -422,7 +427,8 @@ def test_steps_with_a_cache_are_the_whole_sequence(changes):
         ({"norm": "post", "final_norm": True}, "model.final_norm=True needs model.norm='pre'"),
         ({"adaptive_dropout": 1.0}, r"model.adaptive_dropout=1.0 is not in \[0, 1\)"),
         ({"vocab_size": 0}, "model.vocab_size=0"),
-        ({"positions": "rotary"}, "model.positions='rotary' is unknown"),
+        ({"positions": "absolute"}, "model.positions='absolute' is unknown"),
+        ({"positions": "rotary"}, "model.positions='rotary' .* has 7"),
     ],
 )
 def test_bad_values_are_named(changes, message):

@@ -154,9 +154,11 @@ if __name__ == "__main__":
         {"decoder": 6},
         {"lm_one": (one, False), "lm_sharded": (eight, True)},
     )
+    # Today's decoder, two heads of queries for each of keys.
+    sizes["model"] = {"embed_dim": 16, "attention_heads": 4, "ffn_dim": 24, "decoder_layers": 6}
     sizes["drop"] = {"decoder": 0.5, "score_units": 16, "score_rate": 0.3}
     found |= runs(
-        tiny_run.tiny_lm_config(unread, **sizes),
+        tiny_run.tiny_llama_config(unread, **sizes),
         make_lm_batch(),
         {"decoder": 6},
         {"learned_one": (one, False), "learned_sharded": (eight, True)},
