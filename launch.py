@@ -6,6 +6,7 @@
   python launch.py --workdir=RUN --mode=finetune --output=NEW [--decoder_layers=3] [--config=...]
   python launch.py --workdir=RUN --mode=generate --input=FILE --output=FILE [--decoder_layers=3]
   python launch.py --workdir=RUN --mode=importance     of every layer; =frontier: of every depth
+  python launch.py --workdir=RUN --mode=export --output=DIR    for Hugging Face's transformers
   python launch.py --workdir=RUN --mode=describe       parameters, drop rates; or of a --config
 
 Exit codes: 0 done; 1 error (-v=1 shows where); 75 saved, the same command goes on; 130 interrupted.
@@ -32,6 +33,7 @@ MODES = {  # what each reads beside --workdir
     "prune": (*CUT, "output"),
     "finetune": (*CUT, "output", "distributed", "config"),
     "generate": (*CUT, "input", "input_format", "output"),
+    "export": (*CUT, "to", "output"),
     "importance": ("set", "output"),
     "frontier": (*CUT, "budget_ms", "budget_params", "output"),
     "describe": ("config",),
@@ -46,6 +48,7 @@ INPUT_FORMAT = flags.DEFINE_enum(
     "input_format", "text", ["text", "jsonl"], "generate: what a line of input is, text or JSON"
 )
 OUTPUT = flags.DEFINE_string("output", "", "generate: file to write; other modes: folder to make")
+TO = flags.DEFINE_enum("to", "huggingface", ["huggingface"], "export: the library to write for")
 STACKS = {s: flags.DEFINE_string(f"{s}_layers", None, LAYERS) for s in ("encoder", "decoder")}
 SET = flags.DEFINE_multi_string("set", [], "SECTION.KEY=VALUE, otherwise than the run's config")
 BUDGET_MS = flags.DEFINE_float("budget_ms", None, "frontier: milliseconds for a request", 0)
@@ -80,9 +83,13 @@ def main(argv):
     elif mode == "evaluate":
         evaluate(workdir, **cut)
     else:
-        {"prune": prune, "generate": generate, "importance": importance, "frontier": frontier}[
-            mode
-        ](workdir, command, cut)
+        {
+            "prune": prune,
+            "generate": generate,
+            "export": export,
+            "importance": importance,
+            "frontier": frontier,
+        }[mode](workdir, command, cut)
 
 
 def train(config, workdir, command, cut):
@@ -128,6 +135,14 @@ def generate(workdir, command, cut):
     from layerdrop_jax.commands.generate import generate
 
     generate(workdir, INPUT.value, OUTPUT.value, input_format=INPUT_FORMAT.value, **cut)
+
+
+def export(workdir, command, cut):
+    from layerdrop_jax.commands.export_run import export_run
+    from layerdrop_jax.reports.terminal import exported_table
+
+    record = export_run(workdir, OUTPUT.value, library=TO.value, command=command, **cut)
+    say(record, lambda: exported_table(record))
 
 
 def importance(workdir, command, cut):
