@@ -6,6 +6,8 @@
   python launch.py --workdir=RUN --mode=finetune --output=NEW [--decoder_layers=3] [--config=...]
   python launch.py --workdir=RUN --mode=generate --input=FILE --output=FILE [--decoder_layers=3]
   python launch.py --workdir=RUN --mode=importance     of every layer; =frontier: of every depth
+  python launch.py --workdir=RUN --mode=export --output=DIR    for Hugging Face's transformers
+  python launch.py --workdir=RUN --mode=import --from=DIR      a Llama, Mistral, Qwen2 or Qwen3
   python launch.py --workdir=RUN --mode=describe       parameters, drop rates; or of a --config
 
 Exit codes: 0 done; 1 error (-v=1 shows where); 75 saved, the same command goes on; 130 interrupted.
@@ -32,6 +34,8 @@ MODES = {  # what each reads beside --workdir
     "prune": (*CUT, "output"),
     "finetune": (*CUT, "output", "distributed", "config"),
     "generate": (*CUT, "input", "input_format", "output"),
+    "export": (*CUT, "to", "output"),
+    "import": ("from", "config", "set"),
     "importance": ("set", "output"),
     "frontier": (*CUT, "budget_ms", "budget_params", "output"),
     "describe": ("config",),
@@ -46,6 +50,8 @@ INPUT_FORMAT = flags.DEFINE_enum(
     "input_format", "text", ["text", "jsonl"], "generate: what a line of input is, text or JSON"
 )
 OUTPUT = flags.DEFINE_string("output", "", "generate: file to write; other modes: folder to make")
+TO = flags.DEFINE_enum("to", "huggingface", ["huggingface"], "export: the library to write for")
+FROM = flags.DEFINE_string("from", "", "import: folder of a network of Hugging Face's")
 STACKS = {s: flags.DEFINE_string(f"{s}_layers", None, LAYERS) for s in ("encoder", "decoder")}
 SET = flags.DEFINE_multi_string("set", [], "SECTION.KEY=VALUE, otherwise than the run's config")
 BUDGET_MS = flags.DEFINE_float("budget_ms", None, "frontier: milliseconds for a request", 0)
@@ -77,12 +83,18 @@ def main(argv):
     cut = {"flags": {s: flag.value for s, flag in STACKS.items()}, "changes": SET.value}
     if mode in ("train", "finetune"):
         train(config, workdir, command, cut)
+    elif mode == "import":
+        import_(config, workdir)
     elif mode == "evaluate":
         evaluate(workdir, **cut)
     else:
-        {"prune": prune, "generate": generate, "importance": importance, "frontier": frontier}[
-            mode
-        ](workdir, command, cut)
+        {
+            "prune": prune,
+            "generate": generate,
+            "export": export,
+            "importance": importance,
+            "frontier": frontier,
+        }[mode](workdir, command, cut)
 
 
 def train(config, workdir, command, cut):
@@ -128,6 +140,25 @@ def generate(workdir, command, cut):
     from layerdrop_jax.commands.generate import generate
 
     generate(workdir, INPUT.value, OUTPUT.value, input_format=INPUT_FORMAT.value, **cut)
+
+
+def export(workdir, command, cut):
+    from layerdrop_jax.commands.export_run import export_run
+    from layerdrop_jax.reports.terminal import exported_table
+
+    record = export_run(workdir, OUTPUT.value, library=TO.value, command=command, **cut)
+    say(record, lambda: exported_table(record))
+
+
+def import_(config, workdir):
+    from configs import llama
+    from layerdrop_jax.commands.import_run import import_run
+    from layerdrop_jax.reports.terminal import exported_table
+
+    config = config or llama.get_config("demo").to_dict()
+    named = {"changes": SET.value, "given": given_keys(sys.argv)}
+    record = import_run(FROM.value, workdir, config, **named)
+    say(record, lambda: exported_table(record))
 
 
 def importance(workdir, command, cut):

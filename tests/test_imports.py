@@ -29,6 +29,7 @@ ALLOWED |= {ground: {ground} for ground in GROUND} | {
     "scores": {"scores", *GROUND},
     "step": {*GROUND, "data", "core", "models", "decoding", "step"},
     "interop": {"interop"},
+    "commands": {*GROUND, *LEAVES, *ORDER[: ORDER.index("commands") + 1], "interop"},
     "experiments": HOUSE | {"interop", "experiments", "configs", "launch"},
     "examples": {PACKAGE},
     "launch": HOUSE - {"studies"} | {"interop", "launch", "configs"},

@@ -369,7 +369,7 @@ def test_every_mode_asks_for_a_folder(refused, mode):
     assert refused(*given) == f"--mode={mode} needs --workdir=FOLDER, the run's folder"
 
 
-@pytest.mark.parametrize("mode", [mode for mode in launch.MODES if mode != "train"])
+@pytest.mark.parametrize("mode", [m for m in launch.MODES if m not in ("train", "import")])
 def test_missing_and_foreign_folders_are_named(refused, tmp_path, mode):
     output = [f"--output={tmp_path / 'output'}"] if "output" in launch.MODES[mode] else []
     options = [f"--mode={mode}", *output]

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pathlib
 import random
 import signal
 
@@ -11,10 +12,12 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from configs import cnn_dailymail, glue, llama, roberta, wikitext103, wmt
+from layerdrop_jax.data.streams import save_texts
+from layerdrop_jax.data.tokenizers import train_text_bpe
 from layerdrop_jax.models.params import make_params
 from layerdrop_jax.runs import settings as settings_lib
-from layerdrop_jax.runs.checkpoints import CheckpointConfig, Checkpoints
-from layerdrop_jax.runs.folder import read_config
+from layerdrop_jax.runs.checkpoints import CheckpointConfig, Checkpoints, write_params
+from layerdrop_jax.runs.folder import read_config, write_config
 from layerdrop_jax.runs.metrics import read_metrics
 from layerdrop_jax.step import train_step as state
 from layerdrop_jax.step.optimizers import make_optimizer
@@ -137,6 +140,22 @@ def tiny_lm_config(text, **sections):
 def tiny_llama_config(text, **sections):
     """Makes configs/llama.py:demo small, as `tiny_config`, on `write_lines`' folder."""
     return _own_text(llama.demo(), text, LLAMA_SIZES, sections)
+
+
+def write_untrained(folder, config):
+    """Writes the folder of a language model as its first parameters are, without training it."""
+    parsed = settings_lib.parse(config)
+    texts = {
+        split: (pathlib.Path(parsed.data.path) / f"{split}.txt").read_text().splitlines()
+        for split in ("train", "valid", "test")
+    }
+    folder.mkdir(parents=True)
+    train_text_bpe(texts["train"], parsed.data.vocab_size, folder / "tokenizer.json")
+    for split in ("valid", "test"):
+        save_texts(folder, split, texts[split])
+    write_params(folder / "checkpoints", 1, make_params(parsed.model, config["seed"]))
+    write_config(folder, config)
+    return folder
 
 
 def tiny_masked_config(text, **sections):

@@ -73,6 +73,8 @@ def check_flags(mode: str, given: Mapping, modes: Mapping) -> None:
         raise ValueError("--mode=train needs --config=configs/NAME.py[:variant]")
     if "workdir" not in given and not (mode == "describe" and "config" in given):
         raise ValueError(f"--mode={mode} needs --workdir=FOLDER, the run's folder")
+    if mode == "import" and "from" not in given:
+        raise ValueError("--mode=import needs --from=FOLDER, a network of Hugging Face's")
     if mode == "describe" and {"workdir", "config"} <= set(given):
         raise ValueError("--mode=describe takes --workdir or --config, not both")
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 import shutil
 
 import jax
@@ -16,7 +15,13 @@ from layerdrop_jax.models.blocks import BlockConfig
 from layerdrop_jax.models.cut import cut_model, masks, take_rows
 from layerdrop_jax.models.params import count_params, hash_params, model_graph
 from layerdrop_jax.runs.checkpoints import write_params
-from layerdrop_jax.runs.folder import PRUNED, check_output, original_layers, write_config
+from layerdrop_jax.runs.folder import (
+    PRUNED,
+    check_new,
+    made_whole,
+    original_layers,
+    write_config,
+)
 from layerdrop_jax.runs.run import Run, load_run
 from layerdrop_jax.tasks.task import task_of
 
@@ -47,10 +52,7 @@ def prune(workdir, output, *, flags: dict, changes=()) -> dict:
       ValueError: bad layers, a stack that the model does not have, an ``output`` that is in use or
         among a run's own files, or a result that does not compute what its parent does.
     """
-    output = pathlib.Path(output or f"{str(workdir).rstrip('/')}-pruned")
-    check_output(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"--output={output} is in use: name a folder that is new or empty")
+    output = check_new(output or f"{str(workdir).rstrip('/')}-pruned")
     parent = load_run(workdir, changes)
     texts = {stack: getattr(parent.settings.prune, stack) for stack in parent.settings.model.stacks}
     layers, chosen = strategies.choose(parent, strategies.wanted(parent, flags, texts))
@@ -68,10 +70,7 @@ def prune(workdir, output, *, flags: dict, changes=()) -> dict:
         "chosen": chosen,
     }
 
-    # In place at the end, with one rename: a reader never finds half a folder.
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with made_whole(output) as partial:
         scores = {
             stack: [learned[layer] for layer in layers[stack]]
             for stack in layers
@@ -96,11 +95,6 @@ def prune(workdir, output, *, flags: dict, changes=()) -> dict:
                 f"the pruned network differs from its masked parent by {difference:.1e} in the "
                 "outputs on the validation split: nothing was written"
             )
-        if output.exists():
-            output.rmdir()
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return {"output": str(output)} | record | {"largest_difference": difference}
 
 

@@ -130,6 +130,49 @@ class BlockConfig:
         """Functions ``f(state, config) -> parameters``, by the library whose weights they read."""
         return {}
 
+    @property
+    def exporters(self) -> dict:
+        """Pairs of functions by the library they write for: of its config, and of its weights.
+
+        They are ``f(config) -> fields`` and ``f(parameters, config) -> state``.
+        """
+        return {}
+
+    def export_config(self, library: str) -> dict:
+        """Writes what another library's config says of the network.
+
+        Args:
+          library: a key of ``exporters``.
+
+        Raises:
+          ValueError: the library is not known for this kind of network, or cannot hold this one;
+            the message names the key.
+        """
+        return self._exporters(library)[0](self)
+
+    def export_params(self, library: str, params: dict) -> dict:
+        """Writes the network's parameters as another library's weights; undoes `import_params`.
+
+        Args:
+          library: a key of ``exporters``.
+          params: nested dict as `make_params` gives.
+
+        Returns:
+          float32 arrays by that library's names.
+
+        Raises:
+          ValueError: as `export_config`.
+        """
+        return self._exporters(library)[1](params, self)
+
+    def _exporters(self, library):
+        if library not in self.exporters:
+            raise ValueError(
+                f"library={library!r} has no layout for {type(self).__name__}: "
+                f"{', '.join(self.exporters) or 'none'} can be written"
+            )
+        return self.exporters[library]
+
     def import_params(self, library: str, state: dict) -> dict:
         """Makes the network's parameters of another library's weights.
 

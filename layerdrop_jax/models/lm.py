@@ -142,6 +142,10 @@ class LMConfig(BlockConfig):
     def importers(self):
         return {"fairseq": fairseq.lm_params, "huggingface": huggingface.decoder_params}
 
+    @property
+    def exporters(self):
+        return {"huggingface": (huggingface.decoder_config, huggingface.decoder_state)}
+
     def make_model(self, rngs):
         return LM(self, rngs=rngs)
 

@@ -44,6 +44,14 @@ def pruned_table(record) -> str:
     return columns(rows)
 
 
+def exported_table(record) -> str:
+    """Says what ``--mode=export`` wrote, or ``--mode=import``."""
+    rows = [("folder", record["output"]), ("architecture", record["architecture"])]
+    rows.append(("parameters", f"{record['parameters']:,}"))
+    rows.append(("compared", record["compared"]))
+    return columns(rows)
+
+
 def frontier_table(record) -> str:
     """Says what ``--mode=frontier`` measured: the verdict, and a line for each depth."""
     key = record["quality"]["key"]

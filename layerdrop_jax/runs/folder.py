@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import time
 from collections.abc import Mapping
 
@@ -43,6 +44,47 @@ def check_output(output, flag="output") -> None:
                 f"--{flag}={output} is in the folder of a run, {folder}, which keeps its own "
                 f"{own} there: name a place outside it"
             )
+
+
+def check_new(output, flag="output") -> pathlib.Path:
+    """Checks that a folder to make is new or empty, and not among a run's own files.
+
+    Args:
+      output: the folder.
+      flag: what it was given by.
+
+    Raises:
+      ValueError: it is in use, or where a run keeps its own.
+    """
+    check_output(output, flag)
+    output = pathlib.Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"--{flag}={output} is in use: name a folder that is new or empty")
+    return output
+
+
+@contextlib.contextmanager
+def made_whole(output: pathlib.Path):
+    """Gives a folder to fill, which becomes ``output`` at the end; after an error there is none.
+
+    It is put in place by one rename: a reader never finds half a folder.
+
+    Args:
+      output: new or empty, see `check_new`.
+    """
+    partial = output.with_name(output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        try:
+            partial.mkdir(parents=True)
+        except OSError as error:
+            raise OSError(f"cannot write {output}: {error.strerror}") from error
+        yield partial
+        if output.exists():
+            output.rmdir()
+        partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_folder(workdir, config):

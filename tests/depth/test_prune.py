@@ -201,6 +201,6 @@ def test_an_output_in_use_is_left_alone(run, tmp_path):
 
 def test_an_output_that_cannot_be_written_is_one_line(run, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="cannot save step") as caught:
+    with pytest.raises(OSError, match="cannot write .*small") as caught:
         prune(run, tmp_path / "file" / "small", flags={"decoder": "explicit:0,2"})
     assert len(str(caught.value).splitlines()) == 1

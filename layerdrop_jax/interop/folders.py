@@ -1,0 +1,122 @@
+"""Folders of Hugging Face's `transformers`: their weights, and what that library computes."""
+
+import importlib.util
+import json
+import pathlib
+
+import numpy as np
+import safetensors.numpy
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"  # of weights in several files
+TORCH_WEIGHTS = "pytorch_model.bin"
+LIBRARIES = ("torch", "transformers")
+
+
+def write_state(folder, state: dict) -> None:
+    """Writes weights as ``model.safetensors``.
+
+    Args:
+      folder: where the file goes.
+      state: arrays by Hugging Face's key.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    path = pathlib.Path(folder) / WEIGHTS
+    try:
+        safetensors.numpy.save_file(state, path, metadata={"format": "pt"})
+    except safetensors.SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}") from None
+
+
+def read_state(folder) -> dict:
+    """Reads the weights of a folder: model.safetensors, or the files that its index names.
+
+    ``pytorch_model.bin`` is read where torch is installed, and then as weights alone: nothing that
+    such a file may hold is run.
+
+    Returns:
+      arrays by Hugging Face's key, in the type that the file has.
+
+    Raises:
+      FileNotFoundError: no weights, or a file of the index is missing.
+      ValueError: a file that is damaged, or that only torch can read.
+    """
+    folder = pathlib.Path(folder)
+    if (folder / WEIGHTS).exists():
+        return _read(folder / WEIGHTS)
+    if (folder / INDEX).exists():
+        index = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(index, dict):
+            raise ValueError(f"{folder / INDEX} has no weight_map: it is no list of weights")
+        state = {}
+        for name in sorted(set(index.values())):
+            state |= _read(folder / pathlib.Path(name).name)
+        if lacking := index.keys() - state.keys():
+            raise ValueError(f"{folder / INDEX} names {min(lacking)}, which no file has")
+        return state
+    if (folder / TORCH_WEIGHTS).exists():
+        return _read_torch(folder / TORCH_WEIGHTS)
+    raise FileNotFoundError(f"{folder} has neither {WEIGHTS} nor {INDEX}: there are no weights")
+
+
+def read_json(path) -> dict:
+    """Reads a file that holds a JSON object.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: it holds something else.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: {path.parent} is no folder of Hugging Face's")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is not a JSON object: it is a {type(found).__name__}")
+    return found
+
+
+def can_compute() -> bool:
+    """Says whether the library is installed here, so that `logits` can be called."""
+    return all(importlib.util.find_spec(name) for name in LIBRARIES)
+
+
+def logits(folder, ids_BxT):
+    """Computes what the library makes of a folder: logits, float32 [B, T, V].
+
+    Args:
+      folder: config.json and the weights.
+      ids_BxT: ids of tokens, without padding.
+    """
+    import torch
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+    ).eval()
+    with torch.no_grad():
+        return model(torch.from_numpy(np.asarray(ids_BxT, np.int64))).logits.numpy()
+
+
+def _read(path):
+    try:
+        return safetensors.numpy.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file, or not a whole one: {error}") from None
+
+
+def _read_torch(path):
+    if not importlib.util.find_spec("torch"):
+        raise ValueError(
+            f"{path} is a file of torch's, which is not installed here: where it is, convert it by "
+            "transformers' AutoModelForCausalLM.from_pretrained(...).save_pretrained(...), or "
+            "install it (pip install torch)"
+        )
+    import torch
+
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return {key: tensor.float().numpy() for key, tensor in state.items()}
