@@ -41,7 +41,7 @@ for number, (source, is_parameters) in enumerate(sources):
     if is_parameters:
         names |= small
         names["RUNS"] = pathlib.Path(small["RUNS"])
-found = {name: names[name] for name in ("perplexity", "record", "prompt", "continuation", "traces")}
+found = {name: names[name] for name in ("perplexity", "record", "prompt", "answer", "traces")}
 pathlib.Path(record).write_text(json.dumps(found))
 """
 
@@ -77,9 +77,9 @@ def test_the_notebook_runs_from_top_to_bottom(lm_text, compile_cache, tmp_path):
         assert list(curve) == ["6", "5", "4", "3", "2", "1"]
         assert all(1 < value < 1000 for value in curve.values())
     assert found["record"]["decoder_layers"] == [0, 1, 2]
-    assert found["continuation"]
+    assert found["answer"]["continuation"]
     assert len(found["traces"]) == 1  # one compilation for all masks
-    assert found["prompt"] + found["continuation"] in done.stdout
+    assert found["prompt"] + found["answer"]["continuation"] in done.stdout
 
 
 def test_the_notebook_shows_a_whole_run():
