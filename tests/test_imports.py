@@ -42,14 +42,9 @@ CORE_OUTSIDE = {"jax", "numpy"}
 ORBAX_HOME = f"{PACKAGE}/runs/checkpoints.py"
 # What is common to all tasks finds one by its name, and no task knows another.
 TASKS = {
-    f"{PACKAGE}.tasks.{task}"
-    for task in (
-        "translation",
-        "summarisation",
-        "language_modelling",
-        "masked_lm",
-        "classification",
-    )
+    f"{PACKAGE}.tasks.{file.stem}"
+    for file in (ROOT / PACKAGE / "tasks").glob("*.py")
+    if "\nTASK = Task(" in file.read_text(encoding="utf-8")
 }
 
 
