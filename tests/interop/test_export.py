@@ -165,6 +165,7 @@ def test_a_number_that_was_not_written_is_found(cut):
         compare(folder, config, params, state | {key: state[key] + 1e-6})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_library_computes_the_same(name, tmp_path):
     for library in folders.LIBRARIES:

@@ -71,6 +71,7 @@ def test_there_and_back_is_the_same_network(run, imported, tmp_path):
     assert answers(imported, tmp_path, "there") == answers(run, tmp_path, "here")
 
 
+@pytest.mark.slow
 def test_an_imported_run_is_cut_like_any_other(imported, tmp_path):
     record = prune(imported, tmp_path / "small", flags={"decoder": "2"})
     assert record["decoder_layers"] == [0, 2]
@@ -209,7 +210,6 @@ def test_a_network_of_others_is_read(name, make, shards, changes, tmp_path):
         ours = np.asarray(run.params["embedding"]["table"])[encode(run.tokenizer, [text])[0]]
         ids = theirs.encode(text, add_special_tokens=False).ids
         np.testing.assert_array_equal(ours, state["model.embed_tokens.weight"][ids])
-    assert answers(tmp_path / "run", tmp_path, "out").count("continuation") == 3
 
 
 # Refusals
