@@ -171,17 +171,15 @@ def wait_for(process, text):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_group_of_a_training_with_data_workers(
-    config_file, compile_cache, tmp_path, number
-):
+def test_ctrl_c_to_the_group_of_a_training_with_data_workers(config_file, compile_cache, tmp_path):
+    """What SIGTERM does to such a group is in tests/data/test_workers.py too."""
     workdir = tmp_path / "run"
     arguments = [f"--config={config_file}", f"--workdir={workdir}", "--config.data.workers=2"]
     process = group(arguments, compile_cache)
     while sum(r["kind"] == "train" for r in records(workdir)) < 3:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
-    os.killpg(process.pid, number)
+    os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate()
     assert process.returncode == 75, output
     last = output.splitlines()[-1]
