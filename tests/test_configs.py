@@ -1,6 +1,7 @@
 """Every configuration is complete and locked, and every one of its leaves is read by something."""
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import importlib
@@ -266,8 +267,7 @@ def read_glue(config, monkeypatch):
 
 def describe_nested(config):
     """LayerDrop alone draws no sub-networks, so the run's keys of `nested` are read here."""
-    changed = {name: dict(section) for name, section in config.items() if isinstance(section, dict)}
-    changed = {**config, **changed}
+    changed = copy.deepcopy(config)
     for stack in ("encoder", "decoder"):
         if stack in config["drop"]:
             changed["drop"][stack] = 0.0

@@ -20,7 +20,6 @@ from layerdrop_jax.runs.metrics import read_metrics
 from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.symbols import EOS, PAD, SPECIAL_SYMBOLS, UNK
 
-LIBRARIES = ("huggingface",)
 # Of the largest logit. Both compute in float32, and add up in other orders.
 TOLERANCE = 1e-4
 ROWS, LENGTH = 2, 32  # of the tokens whose logits are compared
@@ -38,7 +37,7 @@ def export_run(
     Args:
       workdir: a run's folder.
       output: the folder to make; "" is the run's name with -LIBRARY behind it.
-      library: one of LIBRARIES.
+      library: one of the ``exporters`` of the network's config.
       flags: a strategy by stack, see `strategies`; a stack without one stays whole.
       changes: what to do otherwise than the run's config says, see `settings.change`.
       command: what started it, for the card.

@@ -4,12 +4,10 @@ import json
 import os
 import sys
 
+from layerdrop_jax.commands.network import load
 from layerdrop_jax.data.datasets.text import decode_lines, read_lines
-from layerdrop_jax.depth import strategies
 from layerdrop_jax.files import to_json
-from layerdrop_jax.models.cut import masks
 from layerdrop_jax.runs.folder import check_output
-from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.tasks.task import task_of
 
 INPUT_FORMATS = ("text", "jsonl")
@@ -26,7 +24,7 @@ def generate(
 ) -> None:
     """Answers lines from a file or standard input, in order, one line each.
 
-    What an answer is depends on the task: see `translation.answer`, `language_modelling.answer`.
+    What an answer is depends on the task: see ``make_answer`` of each task.
 
     Args:
       workdir: a run's folder.
@@ -42,13 +40,13 @@ def generate(
     """
     if target:
         check_output(target)
-    run = load_run(workdir, changes, sections=("decode", "prune"))
-    task = task_of(run.settings)
-    inputs = read_inputs(source, input_format, task.columns(run))
+    network = load(workdir, changes)
+    columns = task_of(network.run.settings).columns(network.run)
+    inputs = read_inputs(source, input_format, columns)
     if target:
         _check_writable(target)  # before the work, not after it
-    layers, _ = strategies.choose(run, strategies.wanted(run, flags or {}))
-    answers = task.make_answer(run)(inputs, masks(run.settings.model, layers))
+    depth = {stack: text for stack, text in (flags or {}).items() if text is not None}
+    answers = network.answer(inputs, depth=depth)
     text = "".join(_as_line(answer) + "\n" for answer in answers).encode()
     if not target:
         sys.stdout.buffer.write(text)

@@ -5,10 +5,9 @@ four special symbols of another tokenizer take the ids and the names that they h
 other entries follow in their old order: text becomes the same pieces as before.
 """
 
-import itertools
-
 import numpy as np
 
+from layerdrop_jax.data.tokenizers import made_up_names
 from layerdrop_jax.symbols import BOS, EOS, PAD, SPECIAL_SYMBOLS, UNK
 
 
@@ -93,9 +92,7 @@ def _symbols(names, unk_token, known) -> list:
 
 def _renumbered(content, names, rest) -> dict:
     """Writes a tokenizer.json with the symbols first and the old ids ``rest`` behind them."""
-    taken = set(names.values())
-    made_up = (f"madeupword{number:04d}" for number in itertools.count())
-    made_up = (name for name in made_up if name not in taken)
+    made_up = made_up_names(set(names.values()))
     tokens = [*SPECIAL_SYMBOLS, *(names.get(number) or next(made_up) for number in rest)]
     ids = {token: number for number, token in enumerate(tokens)}
     model = content["model"] | {"vocab": ids}

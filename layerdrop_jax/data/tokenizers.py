@@ -262,15 +262,25 @@ def _fill_up_and_write(
     """Adds `madeupwordNNNN` and symbols `last` up to `vocab_size`, writes and reads the file."""
     content = json.loads(tokenizer.to_str())
     vocabulary = content["model"]["vocab"]
-    names = (f"madeupword{number:04d}" for number in itertools.count())
+    names = made_up_names(vocabulary)
     while len(vocabulary) < vocab_size - len(last):
-        vocabulary.setdefault(next(names), len(vocabulary))
+        vocabulary[next(names)] = len(vocabulary)
     for symbol in last:
         vocabulary[symbol] = len(vocabulary)
         added = content["added_tokens"]
         added.append(added[0] | {"id": vocabulary[symbol], "content": symbol})
     write_atomically(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
     return load_tokenizer(path)
+
+
+def made_up_names(taken) -> Iterator[str]:
+    """Yields `madeupwordNNNN`, by which entries are called that no text is encoded into.
+
+    Args:
+      taken: names that are not given again; it may grow in between.
+    """
+    names = (f"madeupword{number:04d}" for number in itertools.count())
+    return (name for name in names if name not in taken)
 
 
 def load_tokenizer(path: str | os.PathLike) -> tokenizers.Tokenizer:

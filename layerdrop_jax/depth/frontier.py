@@ -62,12 +62,13 @@ def measure(
         check_output(output)
     run = load_run(workdir, changes)
     task, model, prune = task_of(run.settings), run.settings.model, run.settings.prune
-    least = params_of(model, dict.fromkeys(model.stacks, ()))
-    if budget_params is not None and budget_params < least:
-        raise ValueError(
-            f"--budget_params={budget_params} is kept by no depth: without any layer the network "
-            f"has {least:,} parameters"
-        )
+    if budget_params is not None:
+        least = params_of(model, dict.fromkeys(model.stacks, ()))
+        if budget_params < least:
+            raise ValueError(
+                f"--budget_params={budget_params} is kept by no depth: without any layer the "
+                f"network has {least:,} parameters"
+            )
     wanted = _every_choice(run, flags)
     for of_stack in wanted:
         strategies.check(run, of_stack)

@@ -29,17 +29,17 @@ def seq2seq_params(state: dict, config) -> dict:
         than the config's.
     """
     params = {
-        "source_embedding": {"table": _take(state, "encoder.embed_tokens.weight")},
+        "source_embedding": {"table": take(state, "encoder.embed_tokens.weight")},
         "encoder": _stack(state, "encoder", config.encoder_layers, ("self_attn",)),
         "decoder": _stack(state, "decoder", config.decoder_layers, ("self_attn", "cross_attn")),
     }
     if config.share_embeddings != "all":
-        params["target_embedding"] = {"table": _take(state, "decoder.embed_tokens.weight")}
+        params["target_embedding"] = {"table": take(state, "decoder.embed_tokens.weight")}
     if config.share_embeddings == "none":
         params["output"] = {"table": _output_table(state)}
     if config.positions == "learned":
-        params["source_positions"] = {"table": _take(state, "encoder.embed_positions.weight")}
-        params["target_positions"] = {"table": _take(state, "decoder.embed_positions.weight")}
+        params["source_positions"] = {"table": take(state, "encoder.embed_positions.weight")}
+        params["target_positions"] = {"table": take(state, "decoder.embed_positions.weight")}
     if config.norm == "pre":
         params["encoder_norm"] = _norm(state, "encoder.layer_norm")
         params["decoder_norm"] = _norm(state, "decoder.layer_norm")
@@ -66,25 +66,25 @@ def lm_params(state: dict, config) -> dict:
         params["embedding"], output = {}, {}
         for band in (0, *tails):
             table, projection = (f"{embeddings}.{band}.{part}.weight" for part in (0, 1))
-            params["embedding"][f"table_{band}"] = _take(state, table)
-            params["embedding"][f"projection_{band}"] = _take(state, projection).T
+            params["embedding"][f"table_{band}"] = take(state, table)
+            params["embedding"][f"projection_{band}"] = take(state, projection).T
         if config.tie_embeddings:
-            output["clusters"] = _take(state, f"{softmax}.head.class_proj.weight").T
+            output["clusters"] = take(state, f"{softmax}.head.class_proj.weight").T
         else:
-            output["head"] = _take(state, f"{softmax}.head.weight").T
+            output["head"] = take(state, f"{softmax}.head.weight").T
         for band in tails:
             projection, table = (f"{softmax}.tail.{band - 1}.{part}.weight" for part in (0, 2))
             if not config.tie_projections:
-                output[f"projection_{band}"] = _take(state, projection).T
+                output[f"projection_{band}"] = take(state, projection).T
             if not config.tie_embeddings:
-                output[f"table_{band}"] = _take(state, table)
+                output[f"table_{band}"] = take(state, table)
         params["output"] = output
     else:
-        params["embedding"] = {"table": _take(state, "decoder.embed_tokens.weight")}
+        params["embedding"] = {"table": take(state, "decoder.embed_tokens.weight")}
         if not config.tie_embeddings:
             params["output"] = {"table": _output_table(state)}
     if config.positions == "learned":
-        params["positions"] = {"table": _take(state, "decoder.embed_positions.weight")}
+        params["positions"] = {"table": take(state, "decoder.embed_positions.weight")}
     if config.final_norm:
         params["decoder_norm"] = _norm(state, "decoder.layer_norm")
     return params
@@ -108,8 +108,8 @@ def encoder_params(state: dict, config) -> dict:
     state = {_current_name(key): array for key, array in state.items()}
     at = "encoder.sentence_encoder"
     params = {
-        "embedding": {"table": _take(state, f"{at}.embed_tokens.weight")},
-        "positions": {"table": _take(state, f"{at}.embed_positions.weight")},
+        "embedding": {"table": take(state, f"{at}.embed_tokens.weight")},
+        "positions": {"table": take(state, f"{at}.embed_positions.weight")},
         "embedding_norm": _norm(state, f"{at}.layernorm_embedding"),
         "encoder": _stack(state, at, config.encoder_layers, ("self_attn",)),
     }
@@ -127,7 +127,7 @@ def encoder_params(state: dict, config) -> dict:
     params["lm_head"] = {
         "dense": _linear(state, f"{head}.dense"),
         "norm": _norm(state, f"{head}.layer_norm"),
-        "bias": _take(state, f"{head}.bias"),
+        "bias": take(state, f"{head}.bias"),
     }
     return params
 
@@ -151,7 +151,7 @@ def _classification_head(state):
 def _output_table(state):
     # v0.9.0 calls the untied output matrix embed_out.
     key = "decoder.output_projection.weight"
-    return _take(state, key if key in state else "decoder.embed_out")
+    return take(state, key if key in state else "decoder.embed_out")
 
 
 def _stack(state, side, num_layers, attentions):
@@ -183,14 +183,19 @@ def _stack_trees(trees):
 
 
 def _linear(state, at):
-    return {"kernel": _take(state, f"{at}.weight").T, "bias": _take(state, f"{at}.bias")}
+    return {"kernel": take(state, f"{at}.weight").T, "bias": take(state, f"{at}.bias")}
 
 
 def _norm(state, at):
-    return {"scale": _take(state, f"{at}.weight"), "bias": _take(state, f"{at}.bias")}
+    return {"scale": take(state, f"{at}.weight"), "bias": take(state, f"{at}.bias")}
 
 
-def _take(state, key):
+def take(state: dict, key: str) -> np.ndarray:
+    """Takes a weight out of a state dict, as float32.
+
+    Raises:
+      ValueError: the state lacks it.
+    """
     if key not in state:
         raise ValueError(f"the state lacks {key}: does the config describe the same network?")
     return np.asarray(state[key], np.float32)

@@ -114,10 +114,8 @@ def decoder_params(state: dict, config) -> dict:
     left = {key for key in state if not key.endswith("rotary_emb.inv_freq")}
 
     def take(key):
-        if key not in state:
-            raise ValueError(f"the state lacks {key}: does the config describe the same network?")
         left.discard(key)
-        return np.asarray(state[key], np.float32)
+        return fairseq.take(state, key)
 
     def stacked(name):
         return np.stack([take(f"model.layers.{n}.{name}") for n in range(config.decoder_layers)])
@@ -269,11 +267,9 @@ def decoder_fields(found: dict) -> dict:
             f"config.json has sliding_window={window}, and every token sees all before it here: "
             f"max_position_embeddings={window} there gives up what is longer"
         )
-    for key in ("rms_norm_eps", "tie_word_embeddings"):
-        if key not in found:
-            found = found | {key: _DEFAULTS[key]}
+    said = _DEFAULTS | found
     try:
-        sizes = {ours: found[theirs] for ours, theirs in _SIZES.items()}
+        sizes = {ours: said[theirs] for ours, theirs in _SIZES.items()}
     except KeyError as error:
         raise ValueError(f"config.json lacks {error}") from None
     return sizes | {

@@ -20,6 +20,7 @@ from layerdrop_jax.models.layers import (
     make_norm,
     split_rows,
 )
+from layerdrop_jax.models.params import abstract_params, first_difference
 
 NORMS = ("post", "pre")
 DTYPES = ("float32", "bfloat16")
@@ -193,8 +194,7 @@ class BlockConfig:
                 f"{', '.join(self.importers) or 'none'} can be read"
             )
         params = self.importers[library](state, self)
-        model = nnx.eval_shape(lambda: self.make_model(nnx.Rngs(0)))
-        if said := first_difference(params, nnx.to_pure_dict(nnx.state(model))):
+        if said := first_difference(params, abstract_params(self)):
             raise ValueError(f"the state is of another network than the config: {said}")
         return params
 
@@ -240,19 +240,6 @@ def check_sizes(section: str, config, names, *, least: int = 1) -> None:
     for name in names:
         if getattr(config, name) < least:
             raise ValueError(f"{section}.{name}={getattr(config, name)} is not {least} or more")
-
-
-def first_difference(there, here) -> str:
-    """Says which array, the first by name, has another shape in two trees; "" where none has."""
-    theirs, ours = (
-        {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
-        for leaves in map(jax.tree_util.tree_leaves_with_path, (there, here))
-    )
-    for name in sorted(theirs.keys() | ours.keys()):
-        if theirs.get(name) != ours.get(name):
-            shapes = theirs.get(name, "absent"), ours.get(name, "absent")
-            return f"{name} is {shapes[0]} there and {shapes[1]} here"
-    return ""
 
 
 class _SubLayers(nnx.Module):

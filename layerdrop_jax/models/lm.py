@@ -206,10 +206,10 @@ class LM(nnx.Module):
         (batch, length), how = ids_BxT.shape, How(**how)
         mask_BxTxT = jnp.broadcast_to(causal_mask(length), (batch, length, length))
         position_1xT = jnp.arange(length)[None]
+        turned_1xT = self._turned(position_1xT)
 
         def layer_call(layer, x_BxTxD, key, groups):
-            position = self._turned(position_1xT)
-            return layer(x_BxTxD, mask_BxTxT, key, groups, how.mode, position)
+            return layer(x_BxTxD, mask_BxTxT, key, groups, how.mode, turned_1xT)
 
         x_BxTxD = self._embed(ids_BxT, position_1xT, how.key)
         return self.finish(run_layers(self, "decoder", x_BxTxD, layer_call, how))

@@ -144,8 +144,8 @@ def figure_cells(figure, *, short: bool = False) -> tuple[list[str], list[list[s
     return without_empty(header, [row for row in rows if any(row[1:])])
 
 
-def _mean(values) -> list:
-    return [sum(values) / len(values)]
+def _mean(values) -> tuple:
+    return mean_and_range(values)[:1]
 
 
 def claim_cells(record) -> tuple[list[str], list[list[str]]]:

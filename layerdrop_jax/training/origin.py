@@ -7,10 +7,9 @@ import jax
 
 from layerdrop_jax.core.pruning import check_layers
 from layerdrop_jax.files import write_json
-from layerdrop_jax.models.blocks import first_difference
 from layerdrop_jax.models.cut import cut_model, take_rows
 from layerdrop_jax.models.encoder import HEADS
-from layerdrop_jax.models.params import abstract_params, hash_params, make_params
+from layerdrop_jax.models.params import abstract_params, first_difference, hash_params, make_params
 from layerdrop_jax.runs.checkpoints import restore_state
 from layerdrop_jax.runs.folder import PRUNED, original_layers, read_pruned
 from layerdrop_jax.runs.run import Run, load_run

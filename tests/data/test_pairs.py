@@ -9,35 +9,18 @@ import pytest
 from layerdrop_jax.data import tokenizers
 from layerdrop_jax.data.datasets import cldr
 from layerdrop_jax.data.pairs import (
-    DataConfig,
     load_eval_text,
     load_pairs,
     prepare_rows,
     save_eval_text,
     warn_of_padding,
 )
-
-
-def config_of(**changes):
-    values = {
-        "dataset": "text",
-        "vocab_size": 331,
-        "batch_rows": 4,
-        "source_length": 19,
-        "target_length": 23,
-        "max_length": 19,
-    }
-    return DataConfig(**(values | changes))
+from tests.data.short_pairs import PAIRS, config_of
 
 
 @pytest.fixture(scope="module")
-def pairs():
-    return [(f"a{i} b{i % 7}", f"c{i % 5} d{i}") for i in range(97)]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(pairs, tmp_path_factory):
-    return tokenizers.train_tokenizer(pairs, 331, tmp_path_factory.mktemp("bpe") / "t.json")
+def tokenizer(tmp_path_factory):
+    return tokenizers.train_tokenizer(PAIRS, 331, tmp_path_factory.mktemp("bpe") / "t.json")
 
 
 def test_long_and_empty_pairs_are_skipped_and_counted(tokenizer):
@@ -54,9 +37,9 @@ def test_nothing_left_to_train_on_is_an_error(tokenizer):
         prepare_rows(config_of(), tokenizer, [("a " * 40, "c"), ("", "c")])
 
 
-def test_a_tokenizer_of_another_size_is_an_error(tokenizer, pairs):
+def test_a_tokenizer_of_another_size_is_an_error(tokenizer):
     with pytest.raises(ValueError, match=r"tokenizer has 331 entries, data.vocab_size is 337"):
-        prepare_rows(config_of(vocab_size=337), tokenizer, pairs)
+        prepare_rows(config_of(vocab_size=337), tokenizer, PAIRS)
 
 
 def test_lop_sided_rows_are_warned_of_with_a_length_that_fits(tokenizer, caplog):

@@ -4,35 +4,19 @@ import numpy as np
 import pytest
 
 from layerdrop_jax.data import packing, pipeline, tokenizers
-from layerdrop_jax.data.pairs import DataConfig, prepare_rows
+from layerdrop_jax.data.pairs import prepare_rows
 from layerdrop_jax.symbols import PAD
-
-
-def config_of(**changes):
-    values = {
-        "dataset": "text",
-        "vocab_size": 331,
-        "batch_rows": 4,
-        "source_length": 19,
-        "target_length": 23,
-        "max_length": 19,
-    }
-    return DataConfig(**(values | changes))
+from tests.data.short_pairs import PAIRS, config_of
 
 
 @pytest.fixture(scope="module")
-def pairs():
-    return [(f"a{i} b{i % 7}", f"c{i % 5} d{i}") for i in range(97)]
+def tokenizer(tmp_path_factory):
+    return tokenizers.train_tokenizer(PAIRS, 331, tmp_path_factory.mktemp("bpe") / "t.json")
 
 
 @pytest.fixture(scope="module")
-def tokenizer(pairs, tmp_path_factory):
-    return tokenizers.train_tokenizer(pairs, 331, tmp_path_factory.mktemp("bpe") / "t.json")
-
-
-@pytest.fixture(scope="module")
-def rows(pairs, tokenizer):
-    return prepare_rows(config_of(), tokenizer, pairs, seed=1)
+def rows(tokenizer):
+    return prepare_rows(config_of(), tokenizer, PAIRS, seed=1)
 
 
 def take(iterator, count):

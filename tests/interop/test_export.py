@@ -19,18 +19,10 @@ from layerdrop_jax.models.encoder import EncoderConfig
 from layerdrop_jax.models.params import abstract_params, make_params
 from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.symbols import EOS
-from tests import tiny_run
 from tests.interop.test_huggingface import config_of, decoder_state
 from tests.models.test_llama import NETWORKS, llama_config, recorded
 
 CLASSES = {"llama": "Llama", "llama_tied": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
-
-
-@pytest.fixture(scope="module")
-def run(lm_text, tmp_path_factory):
-    """An untrained run's folder."""
-    folder = tmp_path_factory.mktemp("export") / "run"
-    return tiny_run.write_untrained(folder, tiny_run.tiny_llama_config(lm_text))
 
 
 @pytest.fixture(scope="module")

@@ -28,13 +28,6 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 @pytest.fixture(scope="module")
-def run(lm_text, tmp_path_factory):
-    """An untrained run's folder."""
-    folder = tmp_path_factory.mktemp("import") / "run"
-    return tiny_run.write_untrained(folder, tiny_run.tiny_llama_config(lm_text))
-
-
-@pytest.fixture(scope="module")
 def exported(run):
     export_run(run, run.parent / "exported")
     return run.parent / "exported"
