@@ -20,6 +20,7 @@ from layerdrop_jax.models.blocks import (
     How,
     check_choice,
     check_sizes,
+    leave,
     make_stack,
     run_layers,
     run_stack,
@@ -163,7 +164,7 @@ class LMConfig(BlockConfig):
                 rest += dim * width + self.adaptive_buffer * width * (stop - start)
             rest += sum(width * dim for _, _, width in (first, *tails))  # the input's projections
         layer = [self.attention_flops(length, length), self.ffn_flops(length)]
-        return {"decoder": layer, "rest": 2 * rest * length}
+        return {"decoder": layer, "rest": 2 * rest * length + self.exit_flops(length)}
 
 
 class LM(nnx.Module):
@@ -277,6 +278,7 @@ class LM(nnx.Module):
         x_BxPxD = self._embed(ids_BxP, position_1xP, None)
         x_BxPxD, past = run_stack(self.decoder, x_BxPxD, keep_N, run_layer)
         last_Bx1xD = jnp.take_along_axis(x_BxPxD, (length_B - 1)[:, None, None], axis=1)
+        last_Bx1xD = leave(self.decoder, last_Bx1xD, keep_N)
         room = ((0, 0), (0, 0), (0, 0), (0, max_tokens), (0, 0))
         cache = {
             "keep": keep_N,
@@ -321,6 +323,7 @@ class LM(nnx.Module):
         x_Bx1xD, now = run_stack(
             self.decoder, x_Bx1xD, cache["keep"], run_layer, extra=cache["past"]
         )
+        x_Bx1xD = leave(self.decoder, x_Bx1xD, cache["keep"])
         past = jax.tree.map(
             lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, begin + step, 3),
             cache["past"],

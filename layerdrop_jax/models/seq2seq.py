@@ -17,6 +17,7 @@ from layerdrop_jax.models.blocks import (
     How,
     check_choice,
     check_sizes,
+    leave,
     make_stack,
     run_layers,
     run_stack,
@@ -92,7 +93,8 @@ class Seq2SeqConfig(BlockConfig):
         return {
             "encoder": [self.attention_flops(source, source), self.ffn_flops(source)],
             "decoder": list(decoder),
-            "rest": 2 * self.embed_dim * self.target_vocab_size * target,
+            "rest": 2 * self.embed_dim * self.target_vocab_size * target
+            + self.exit_flops(source + target),
         }
 
 
@@ -269,8 +271,7 @@ class Seq2Seq(nnx.Module):
         x_BxMxD, now = run_stack(
             self.decoder, x_BxMxD, cache["keep"], run_layer, extra=(cache["past"], cache["cross"])
         )
-        if self.config.norm == "pre":
-            x_BxMxD = self.decoder_norm(x_BxMxD)
+        x_BxMxD = self.finish(leave(self.decoder, x_BxMxD, cache["keep"]))
         past = jax.tree.map(
             lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, step * beam, 3),
             cache["past"],

@@ -32,7 +32,12 @@ def _to_version_4(config):
         model |= {"kv_heads": 0, "head_dim": 0, "rope_theta": 10000.0, "scale_embeddings": True}
 
 
-STEPS = (_to_version_2, _to_version_3, _to_version_4)
+def _to_version_5(config):
+    """Adds exit maps, which no network had."""
+    config["model"]["exit_maps"] = False
+
+
+STEPS = (_to_version_2, _to_version_3, _to_version_4, _to_version_5)
 VERSION = len(STEPS) + 1
 
 
