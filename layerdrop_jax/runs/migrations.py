@@ -33,8 +33,9 @@ def _to_version_4(config):
 
 
 def _to_version_5(config):
-    """Adds exit maps, which no network had."""
+    """Adds exit maps, which no network had, and the tracker: it was TensorBoard."""
     config["model"]["exit_maps"] = False
+    config["train"]["tracker"] = "tensorboard"
 
 
 STEPS = (_to_version_2, _to_version_3, _to_version_4, _to_version_5)
