@@ -70,7 +70,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> typing.Any:
     for home, names in _HOMES.items():
         if name in names:
             globals()[name] = getattr(importlib.import_module(f"{__name__}.{home}"), name)
@@ -78,5 +78,5 @@ def __getattr__(name: str):
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})

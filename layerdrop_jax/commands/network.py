@@ -6,7 +6,9 @@ network.answer(["two cats", "a dog"], depth=3)
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from layerdrop_jax.depth import strategies
 from layerdrop_jax.models.cut import masks
@@ -24,7 +26,7 @@ class Network:
 
     run: Run
 
-    def answer(self, inputs, *, depth=None) -> list:
+    def answer(self, inputs: Iterable[Any], *, depth: Any = None) -> list[Any]:
         """Answers inputs with some of the layers, as ``--mode=generate`` does.
 
         A depth is data to what is compiled: another one compiles nothing new.
@@ -45,7 +47,7 @@ class Network:
         return self._answer(list(inputs), self._keep(depth))
 
     @functools.cached_property
-    def _answer(self) -> Callable:
+    def _answer(self) -> Callable[..., list[Any]]:
         return task_of(self.run.settings).make_answer(self.run)
 
     def _keep(self, depth):
@@ -68,7 +70,7 @@ def _strategy(depth) -> str:
     return "explicit:" + ",".join(map(str, depth))
 
 
-def load(workdir, changes=()) -> Network:
+def load(workdir: str | os.PathLike[str], changes: Sequence[str] = ()) -> Network:
     """Loads the network of a run's folder.
 
     Args:

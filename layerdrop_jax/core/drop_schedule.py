@@ -1,15 +1,23 @@
 """How often each layer is dropped, over depth and over time, and which layers a step keeps."""
 
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 SCHEDULES = ("constant", "linear", "linear-from-zero", "exponential")
 TIME_SCHEDULES = ("constant", "warm-up", "progressive", "early", "late", "decay", "plateau")
 PLATEAU = 0.8  # of its steps; the rest is the way down
 
 
-def drop_rates(num_layers: int, rate, schedule: str = "constant", protect=()) -> jax.Array:
+def drop_rates(
+    num_layers: int,
+    rate: ArrayLike,
+    schedule: str = "constant",
+    protect: Iterable[int] = (),
+) -> jax.Array:
     """Computes the drop rate of each layer, before any layer is drawn.
 
     With i counted from 0 and N layers:
@@ -56,7 +64,7 @@ def drop_rates(num_layers: int, rate, schedule: str = "constant", protect=()) ->
     return jnp.asarray(rate, jnp.float32) * jnp.asarray(scale, jnp.float32)
 
 
-def rate_at(step, schedule: str = "constant", steps: int = 1) -> jax.Array:
+def rate_at(step: ArrayLike, schedule: str = "constant", steps: int = 1) -> jax.Array:
     """Computes the factor by which the drop rates are multiplied at a step of training.
 
     * ``constant``: 1.
@@ -107,7 +115,7 @@ def rate_at(step, schedule: str = "constant", steps: int = 1) -> jax.Array:
     )
 
 
-def sample_keep(key: jax.Array, rates, *, exact=None) -> jax.Array:
+def sample_keep(key: jax.Array, rates: ArrayLike, *, exact: ArrayLike | None = None) -> jax.Array:
     """Draws the layers that run: layer i runs where u_i > rates[i].
 
     u is jax.random.uniform(key, [N]). As in the reference, u and the rates are compared in float32,

@@ -6,6 +6,8 @@ Layers are counted from 0. A choice of layers is a tuple of strictly increasing 
 import itertools
 import math
 import operator
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 import numpy as np
@@ -149,7 +151,7 @@ def every_depth(num_layers: int, rule: str = "spread") -> list[tuple[str, tuple[
     return choices
 
 
-def check_layers(layers, num_layers: int) -> tuple[int, ...]:
+def check_layers(layers: Iterable[int], num_layers: int) -> tuple[int, ...]:
     """Checks that ``layers`` name layers of a stack of ``num_layers``; makes them a tuple of ints.
 
     Raises:
@@ -170,7 +172,7 @@ def check_layers(layers, num_layers: int) -> tuple[int, ...]:
     return layers
 
 
-def take_layers(stacked, layers):
+def take_layers(stacked: Any, layers: Iterable[int]) -> Any:
     """Takes the parameters of the sub-network that keeps ``layers`` out of a stack.
 
     Args:

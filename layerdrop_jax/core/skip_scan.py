@@ -26,6 +26,7 @@ each leaf of the carry.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,13 +34,22 @@ import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 from jax.dtypes import float0
+from jax.typing import ArrayLike
 
 from layerdrop_jax.core.loop_primitives import marked, never_transposed, reverse_only, unwritten
 
 MODES = ("skip", "cond", "mask")
 
 
-def skip_scan(f: Callable, init, xs, keep, *, mode: str = "skip", policy=None) -> tuple:
+def skip_scan(
+    f: Callable[[Any, Any], tuple[Any, Any]],
+    init: Any,
+    xs: Any,
+    keep: ArrayLike,
+    *,
+    mode: str = "skip",
+    policy: Callable[..., Any] | None = None,
+) -> tuple[Any, Any]:
     """Scans ``f`` over the leading axis of ``xs``, running only the steps that ``keep`` marks.
 
     Args:

@@ -1,11 +1,14 @@
 """Layers that lie one by one, made a stack with the layers on axis 0, and back."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
-def stack_layers(layers):
+def stack_layers(layers: Iterable[Any]) -> Any:
     """Stacks layers that lie one by one, for `skip_scan`.
 
     Args:
@@ -47,7 +50,7 @@ def stack_layers(layers):
     return jax.tree.map(lambda *a: jnp.stack(a), *layers)
 
 
-def unstack_layers(stacked) -> list:
+def unstack_layers(stacked: Any) -> list[Any]:
     """Takes a stack apart, into a list of its N layers; undoes `stack_layers`.
 
     Args:
@@ -59,7 +62,7 @@ def unstack_layers(stacked) -> list:
     return [jax.tree.map(lambda a, n=n: a[n], stacked) for n in range(count_layers(stacked))]
 
 
-def count_layers(stacked) -> int:
+def count_layers(stacked: Any) -> int:
     """Counts the layers of a stack.
 
     Raises:

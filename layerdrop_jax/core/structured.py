@@ -9,8 +9,12 @@ The others, `drop_path` to `drop_connect`, scale what they keep, so that evaluat
 network. At rate 0 they change nothing, and at rate 1 they leave nothing.
 """
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from layerdrop_jax.core.drop_schedule import sample_keep
 from layerdrop_jax.core.randomness import named_key
@@ -18,7 +22,9 @@ from layerdrop_jax.core.randomness import named_key
 GROUPS = ("layers", "sublayers", "heads", "ffns")
 
 
-def sample_groups(key: jax.Array, rates: dict, *, num_sublayers: int, num_heads: int) -> dict:
+def sample_groups(
+    key: jax.Array, rates: Mapping[str, ArrayLike], *, num_sublayers: int, num_heads: int
+) -> dict[str, jax.Array]:
     """Draws the groups inside the layers of one stack that run.
 
     Each group has a draw of its own, named after it: adding a group does not change what the others
@@ -64,7 +70,7 @@ def sample_groups(key: jax.Array, rates: dict, *, num_sublayers: int, num_heads:
     return keep
 
 
-def survival(rates: dict, *, num_sublayers: int) -> jax.Array:
+def survival(rates: Mapping[str, ArrayLike], *, num_sublayers: int) -> jax.Array:
     """Computes the probability that each sub-layer runs: that all groups which cover it are kept.
 
     Heads cover no sub-layer: attention runs without the heads that are dropped.
@@ -109,7 +115,7 @@ def drop_heads(out_BxTxHxK: jax.Array, keep_H: jax.Array) -> jax.Array:
     return jnp.where(keep_H[None, None, :, None], out_BxTxHxK, 0)
 
 
-def drop_path(key: jax.Array, x_B___: jax.Array, rate) -> jax.Array:
+def drop_path(key: jax.Array, x_B___: jax.Array, rate: ArrayLike) -> jax.Array:
     """Zeroes the residual branch of whole examples, scales the others by 1 / (1 - rate): DropPath.
 
     The name comes from Larsson et al. 2017 (FractalNet), who drop the paths that enter a join. In
@@ -137,7 +143,12 @@ def rows_kept(num_rows: int, rate: float) -> int:
     return max(int(num_rows * (1 - rate) + 1e-6), 1)
 
 
-def drop_path_rows(key: jax.Array, branch, x_B___: jax.Array, rate: float) -> jax.Array:
+def drop_path_rows(
+    key: jax.Array,
+    branch: Callable[[jax.Array, jax.Array], jax.Array],
+    x_B___: jax.Array,
+    rate: float,
+) -> jax.Array:
     """Computes a branch only for the examples that DropPath keeps: x + branch(x), in the mean.
 
     Oquab et al. 2024 (DINOv2): k = max(floor(B (1 - rate)), 1) rows are drawn without
@@ -177,7 +188,7 @@ def drop_path_rows(key: jax.Array, branch, x_B___: jax.Array, rate: float) -> ja
     return x_B___.at[rows].add(residual.astype(x_B___.dtype), **at_rows)
 
 
-def drop_block(key: jax.Array, x_BxTxD: jax.Array, rate, block: int) -> jax.Array:
+def drop_block(key: jax.Array, x_BxTxD: jax.Array, rate: ArrayLike, block: int) -> jax.Array:
     """Zeroes blocks of positions that follow each other, through all channels: DropBlock.
 
     Ghiasi et al. 2018, in one dimension, with one mask per row. A block begins at each position
@@ -218,7 +229,7 @@ def drop_block(key: jax.Array, x_BxTxD: jax.Array, rate, block: int) -> jax.Arra
     return jnp.where(keep_BxT[:, :, None], x_BxTxD * scale_B[:, None, None], 0)
 
 
-def drop_connect(key: jax.Array, params, rate):
+def drop_connect(key: jax.Array, params: Any, rate: ArrayLike) -> Any:
     """Zeroes single weights and scales the others by 1 / (1 - rate): DropConnect.
 
     Wan et al. 2013, with three differences: one draw serves the whole batch rather than each
@@ -251,7 +262,7 @@ def _inverse(keep, dtype):
     return (1 / jnp.where(keep > 0, keep, 1)).astype(dtype)
 
 
-def _check_groups(rates: dict) -> None:
+def _check_groups(rates: Mapping[str, ArrayLike]) -> None:
     for name in rates:
         if name not in GROUPS:
             raise ValueError(f"drop group {name!r} is unknown: it is one of {', '.join(GROUPS)}")

@@ -23,11 +23,11 @@ class Run(typing.NamedTuple):
     """
 
     workdir: pathlib.Path
-    config: dict
+    config: dict[str, typing.Any]
     settings: settings.Settings
     tokenizer: typing.Any
-    params: dict
-    steps: list
+    params: dict[str, typing.Any]
+    steps: list[int]
 
 
 def load_run(workdir, changes=(), *, sections=settings.CHANGED_AFTER) -> Run:

@@ -1,0 +1,21 @@
+"""The names that `import layerdrop_jax` gives: there, and typed, so that a checker can read them."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+import layerdrop_jax
+
+
+@pytest.mark.parametrize("name", layerdrop_jax.__all__)
+def test_a_public_function_says_every_type(name):
+    signature = inspect.signature(getattr(layerdrop_jax, name))
+    untyped = [p.name for p in signature.parameters.values() if p.annotation is p.empty]
+    assert not untyped
+    assert signature.return_annotation is not signature.empty
+    assert name in dir(layerdrop_jax)
+
+
+def test_checkers_are_told_of_the_types():
+    assert (Path(layerdrop_jax.__file__).parent / "py.typed").exists()
