@@ -1,4 +1,4 @@
-"""The names that `import layerdrop_jax` gives: there, and typed, so that a checker can read them."""
+"""The names that `import layerdrop_jax` gives: they exist, and say their types to a checker."""
 
 import inspect
 from pathlib import Path
