@@ -213,11 +213,11 @@ def compile_(config, workdir):
     from layerdrop_jax.training.compilation import keep_compiled
     from layerdrop_jax.training.fitting import check_numbers
 
-    keep_compiled("off")  # how long it takes is part of the result
     config = config or run_folder.read_config(workdir)
     check_numbers(config)
     parsed = settings.parse(config)
     settings.check_read(given_keys(sys.argv), parsed)
+    keep_compiled("off")  # how long it takes is part of the result
     record = compile_program(parsed, where=TOPOLOGY.value, what=PROGRAM.value)
     if OUTPUT.value:
         write_json(OUTPUT.value, record)

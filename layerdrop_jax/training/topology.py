@@ -56,7 +56,7 @@ def find_devices(topology: str) -> list:
             f"--topology={topology}: libtpu knows no such slice ({said}); it is a kind and a shape,"
             " such as v5e:4x4"
         ) from None
-    if len({device.coords for device in devices}) < len(devices):
+    if len({tuple(device.coords) for device in devices}) < len(devices):
         raise ValueError(
             f"--topology={topology}: libtpu describes {devices[0].device_kind} core by core, and "
             "JAX runs it chip by chip; use v5e, v5p or v6e"
