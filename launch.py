@@ -10,6 +10,7 @@
   python launch.py --workdir=RUN --mode=export --output=DIR    for Hugging Face's transformers
   python launch.py --workdir=RUN --mode=import --from=DIR      a Llama, Mistral, Qwen2 or Qwen3
   python launch.py --workdir=RUN --mode=describe       parameters, drop rates; or of a --config
+  python launch.py --config=... --mode=compile --topology=v5e:4x4    for devices that are not there
 
 Exit codes: 0 done; 1 error (-v=1 shows where); 75 saved, the same command goes on; 130 interrupted.
 """
@@ -41,6 +42,7 @@ MODES = {  # what each reads beside --workdir
     "card": ("set", "controls", "output"),
     "frontier": (*CUT, "budget_ms", "budget_params", "output"),
     "describe": ("config",),
+    "compile": ("config", "topology", "program", "output"),
 }
 LAYERS = "layers to use: a depth, a list or STRATEGY:DEPTH, see docs/depth_on_demand.md"
 
@@ -51,7 +53,15 @@ INPUT = flags.DEFINE_string("input", "", "generate: file to read instead of stan
 INPUT_FORMAT = flags.DEFINE_enum(
     "input_format", "text", ["text", "jsonl"], "generate: what a line of input is, text or JSON"
 )
-OUTPUT = flags.DEFINE_string("output", "", "generate: file to write; other modes: folder to make")
+OUTPUT = flags.DEFINE_string(
+    "output", "", "generate, compile: file to write; other modes: folder to make"
+)
+TOPOLOGY = flags.DEFINE_string(
+    "topology", "", "compile: a TPU slice such as v5e:4x4, or cpu; without it, for this host"
+)
+PROGRAM = flags.DEFINE_enum(
+    "program", "train", ["train", "evaluate", "request"], "compile: which program"
+)
 TO = flags.DEFINE_enum("to", "huggingface", ["huggingface"], "export: the library to write for")
 FROM = flags.DEFINE_string("from", "", "import: folder of a network of Hugging Face's")
 STACKS = {s: flags.DEFINE_string(f"{s}_layers", None, LAYERS) for s in ("encoder", "decoder")}
@@ -79,6 +89,9 @@ def main(argv):
     config = CONFIG.value and CONFIG.value.to_dict()
     if mode == "describe":
         return describe(config, workdir)
+
+    if mode == "compile":
+        return compile_(config, workdir)
 
     from layerdrop_jax.training import compilation
 
@@ -204,6 +217,28 @@ def describe(config, workdir):
     parsed = settings.parse(fit(config) if config else run_folder.read_config(workdir))
     settings.check_read(given_keys(sys.argv), parsed)
     print(describe(parsed))
+
+
+def compile_(config, workdir):
+    from layerdrop_jax.commands.compile_program import compile_program, faults
+    from layerdrop_jax.files import write_json
+    from layerdrop_jax.reports.terminal import compiled_table
+    from layerdrop_jax.runs import folder as run_folder
+    from layerdrop_jax.runs import settings
+    from layerdrop_jax.training.compilation import keep_compiled
+    from layerdrop_jax.training.fitting import check_numbers
+
+    config = config or run_folder.read_config(workdir)
+    check_numbers(config)
+    parsed = settings.parse(config)
+    settings.check_read(given_keys(sys.argv), parsed)
+    keep_compiled("off")  # how long it takes is part of the result
+    record = compile_program(parsed, where=TOPOLOGY.value, what=PROGRAM.value)
+    if OUTPUT.value:
+        write_json(OUTPUT.value, record)
+    say(record, lambda: compiled_table(record))
+    if said := faults(record):
+        raise ValueError(said)
 
 
 def say(record, for_a_person):

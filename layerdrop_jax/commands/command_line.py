@@ -71,12 +71,17 @@ def check_flags(mode: str, given: Mapping, modes: Mapping) -> None:
             raise ValueError(f"--{name}= is empty: {what}, or leave the flag out")
     if mode == "train" and "config" not in given:
         raise ValueError("--mode=train needs --config=configs/NAME.py[:variant]")
-    if "workdir" not in given and not (mode == "describe" and "config" in given):
+    by_config = mode in ("describe", "compile")
+    if "workdir" not in given and not (by_config and "config" in given):
         raise ValueError(f"--mode={mode} needs --workdir=FOLDER, the run's folder")
     if mode == "import" and "from" not in given:
         raise ValueError("--mode=import needs --from=FOLDER, a network of Hugging Face's")
-    if mode == "describe" and {"workdir", "config"} <= set(given):
-        raise ValueError("--mode=describe takes --workdir or --config, not both")
+    if by_config and {"workdir", "config"} <= set(given):
+        raise ValueError(f"--mode={mode} takes --workdir or --config, not both")
+    if mode == "compile" and "compiled" in given:
+        raise ValueError(
+            "--mode=compile does not read --compiled: it says how long compiling takes"
+        )
 
 
 def in_one_line(function):

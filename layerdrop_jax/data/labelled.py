@@ -213,21 +213,22 @@ class LabelledRows:
     def __getitem__(self, row: int) -> dict[str, np.ndarray]:
         row = range(len(self))[row]
         ids = self.tokens[self.offsets[row] : self.offsets[row + 1]]
-        return self._row(ids, self.labels[row], 1)
+        return _fill_row(ids, self.labels[row], 1, self.length)
 
     @property
     def padding(self) -> dict[str, np.ndarray]:
-        # An example without text: attention needs something to look at.
-        return self._row([BOS, EOS], 0, 0)
+        return empty_row(self.length, self.labels.dtype)
 
-    def _row(self, ids: Sequence[int], label: int | float, weight: int) -> dict[str, np.ndarray]:
-        tokens = np.full(self.length, PAD, np.int32)
-        tokens[: len(ids)] = ids
-        return {
-            "tokens": tokens,
-            "label": np.asarray(label, self.labels.dtype),
-            "weight": np.asarray(weight, np.int32),
-        }
+
+def empty_row(length: int, label_type) -> dict[str, np.ndarray]:
+    """Makes the row of an example without text: attention needs something to look at."""
+    return _fill_row([BOS, EOS], np.zeros((), label_type), 0, length)
+
+
+def _fill_row(ids: Sequence[int], label, weight: int, length: int) -> dict[str, np.ndarray]:
+    tokens = np.full(length, PAD, np.int32)
+    tokens[: len(ids)] = ids
+    return {"tokens": tokens, "label": np.asarray(label), "weight": np.asarray(weight, np.int32)}
 
 
 def prepare_examples(

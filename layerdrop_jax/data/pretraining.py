@@ -148,9 +148,12 @@ class TokenBlocks:
 
     @property
     def padding(self) -> dict[str, np.ndarray]:
-        """A row without a token, not even `<s>`; its number is -1."""
-        tokens = np.full(self.length, PAD, np.int32)
-        return {"tokens": tokens, "row": np.array(-1, np.int32)}
+        return empty_row(self.length)
+
+
+def empty_row(length: int) -> dict[str, np.ndarray]:
+    """Makes a row without a token, not even `<s>`; its number is -1."""
+    return {"tokens": np.full(length, PAD, np.int32), "row": np.array(-1, np.int32)}
 
 
 def prepare_blocks(

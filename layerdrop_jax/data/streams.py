@@ -151,7 +151,7 @@ class Blocks:
 
     @property
     def padding(self) -> dict[str, np.ndarray]:
-        return fill_row(self.tokens, 0, 0, 0, length=self.length)
+        return empty_row(self.length)
 
 
 def prepare_blocks(
@@ -252,7 +252,7 @@ class Windows:
 
     @property
     def padding(self) -> dict[str, np.ndarray]:
-        return fill_row(self.tokens, 0, 0, 0, length=self.length)
+        return empty_row(self.length)
 
 
 def check_windows(length: int, context: int, break_mode: str) -> None:
@@ -305,6 +305,11 @@ def fill_row(
     target[start - begin : end - begin] = tokens[start:end]
     weight[start - begin : end - begin] = 1
     return {"input": inputs, "target": target, "weight": weight}
+
+
+def empty_row(length: int) -> dict[str, np.ndarray]:
+    """Fills one row with padding."""
+    return fill_row(np.empty(0, np.int32), 0, 0, 0, length=length)
 
 
 def save_texts(folder: str | os.PathLike, split: str, texts: Sequence[str]) -> None:

@@ -10,13 +10,11 @@ import time
 
 import jax
 import numpy as np
-from flax import nnx
 
 from layerdrop_jax.models.cut import cut_model, take_rows
-from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.progress import progress
 from layerdrop_jax.runs.run import Run
-from layerdrop_jax.tasks.task import task_of
+from layerdrop_jax.training import program
 
 ROUNDS = 7  # timings of each depth, taken in turn with the others
 
@@ -62,27 +60,13 @@ def add_latency(run: Run, depths) -> None:
 
 def _compile(run, layers, batch):
     """Compiles two programs: one takes a request up to its prompt, one makes its new tokens."""
-    task, prune = task_of(run.settings), run.settings.prune
-    model, rows = cut_model(run.settings.model, layers)
-    graph = model_graph(model)
-
-    @jax.jit
-    def prompt(params, ids_BxP):
-        return task.start_request(run.settings, nnx.merge(graph, params), ids_BxP)
-
-    @jax.jit
-    def generate(params, state):
-        return task.finish_request(run.settings, nnx.merge(graph, params), state)
-
-    params = jax.eval_shape(lambda: take_rows(run.params, rows))
-    ids_BxP = jax.ShapeDtypeStruct((batch, prune.prompt_tokens), np.int32)
-    state = jax.eval_shape(prompt, params, ids_BxP)
-    return prompt.lower(params, ids_BxP).compile(), generate.lower(params, state).compile()
+    model, _ = cut_model(run.settings.model, layers)
+    return [lowered.compile() for lowered in program.lower_request(run.settings, model, batch)]
 
 
-def _memory(program) -> int:
+def _memory(compiled) -> int:
     """Adds up a program's bytes: arguments (parameters among them), results and temporaries."""
-    sizes = program.memory_analysis()
+    sizes = compiled.memory_analysis()
     return sum(getattr(sizes, f"{part}_size_in_bytes") for part in ("argument", "output", "temp"))
 
 

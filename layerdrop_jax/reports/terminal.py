@@ -86,6 +86,26 @@ def card_table(record) -> str:
     return f"{columns(rows)}\nlayers of the {record['stack']} by the rule {rule!r}"
 
 
+def compiled_table(record) -> str:
+    """Says what ``--mode=compile`` found: memory of one device, collectives, FLOPs, seconds."""
+    devices = record["devices"]
+    rows = [("devices", f"{devices['count']} x {devices['kind']}", "")]
+    for name, found in record["programs"].items():
+        sizes = found["memory"]
+        about = {"needed": "arguments, outputs and temporaries, without what is donated"}
+        for part, size in sizes.items():
+            rows.append((f"{name}: {part}", f"{size / 2**30:,.3f} GiB", about.get(part, "")))
+        rows.append((f"{name}: fits", "yes" if found["fits"] else "no", ""))
+        for one in found["collectives"]:
+            size = f"{one['bytes'] / 2**20:,.1f} MiB"
+            rows.append((f"{name}: {one['kind']}", size, f"{one['count']}, {one['where']}"))
+        for part, seconds in found["seconds"].items():
+            rows.append((f"{name}: {part}", f"{seconds:,.1f} s", ""))
+    for kind, flops in record.get("flops", {}).items():
+        rows.append((f"FLOPs of an update, {kind}", f"{flops:.3e}", ""))
+    return columns(rows)
+
+
 def _number(value) -> str:
     return "not finite" if value is None else f"{value:,.2f}"
 

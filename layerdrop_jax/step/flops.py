@@ -6,6 +6,9 @@ that report utilisation count them; a product computed again in the backward pas
 
 import jax.numpy as jnp
 
+from layerdrop_jax.core.nested import num_subnetworks
+from layerdrop_jax.core.structured import survival
+from layerdrop_jax.step.dropping import exact_depth
 from layerdrop_jax.step.masking import most_masked
 
 FORWARD_AND_BACKWARD = 3  # the backward pass has two products for each of the forward pass
@@ -87,3 +90,37 @@ def nominal_flops(costs: dict, num_layers: dict) -> float:
       num_layers: N of each stack.
     """
     return costs["rest"] + sum(n * sum(costs[stack]) for stack, n in num_layers.items())
+
+
+def expected_flops(costs: dict, model, drop) -> float:
+    """Counts the FLOPs that a micro-batch is expected to run, sub-networks of nested training too.
+
+    Rates that grow over training are those of its end.
+
+    Args:
+      costs: from `seq2seq_flops` or `lm_flops`.
+      model: the model's config.
+      drop: `DropConfig`.
+    """
+    some_rows = model.drop_path and model.drop_path_rows == "kept"
+    row_share = 1 - model.drop_path if some_rows else 1.0
+    runs = {}
+    for stack, rates in drop.rates(model).items():
+        if drop.exact:  # as many layers in every draw; they all cost the same
+            rates_N = rates["layers"]
+            share = exact_depth(rates_N) / max(rates_N.size, 1)
+            rates = rates | {"layers": jnp.full(rates_N.size, 1 - share)}
+        runs[stack] = survival(rates, num_sublayers=len(model.stacks[stack].SUBLAYERS))
+    whole = executed_flops(costs, runs, row_share)
+    tables, least = drop.subnetworks(model), int(drop.smallest)
+    if not tables:
+        return float(whole)
+    number = num_subnetworks(tables, draws=drop.draws, smallest=drop.smallest)
+    if drop.by_exits(model):  # their layers have run already
+        return float(whole + number * costs["rest"])
+    for stack, table_PxN in tables.items():
+        begin = least if len(table_PxN) > least else 0
+        drawn_N = table_PxN[begin:].mean(axis=0)
+        share_N = (least * table_PxN[0] + (number - least) * drawn_N) / number
+        runs[stack] = runs[stack] * share_N[:, None]
+    return float(whole + number * executed_flops(costs, runs, row_share))

@@ -18,9 +18,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from layerdrop_jax.models.params import stack_of
 
 
-def make_mesh():
-    """Makes a mesh of all devices of all processes along the axis ``data``."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+def make_mesh(devices=None):
+    """Makes a mesh along the axis ``data`` of some devices; None: of all, of all processes."""
+    count = jax.device_count() if devices is None else len(devices)
+    return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def replicated(mesh):
@@ -104,9 +105,9 @@ def abstract_batch(row: dict, mesh, leading) -> dict:
     Args:
       row: the arrays of one row.
       mesh: from `make_mesh`.
-      leading: the two axes in front of the row's: (micro-batches, rows).
+      leading: the axes in front of the row's, the rows last: (micro-batches, rows).
     """
-    place = NamedSharding(mesh, PartitionSpec(None, "data"))
+    place = NamedSharding(mesh, PartitionSpec(*[None] * (len(leading) - 1), "data"))
     return {
         name: jax.ShapeDtypeStruct((*leading, *array.shape), array.dtype, sharding=place)
         for name, array in row.items()

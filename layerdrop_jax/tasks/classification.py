@@ -64,6 +64,12 @@ def prepare(settings, workdir):
     return rows, held_out_rows["valid"]
 
 
+def row(settings) -> dict:
+    """Makes the arrays of an example without text; with one output the label is a number."""
+    kind = np.float32 if settings.model.num_classes == 1 else np.int32
+    return labelled.empty_row(settings.data.length, kind)
+
+
 def _train_tokenizer(examples, vocab_size, path):
     texts = [text for example in examples for text in example.texts]
     return tokenizers.train_byte_bpe(texts, vocab_size, path)
@@ -324,6 +330,7 @@ TASK = Task(
     positions=positions,
     validation=validation,
     prepare=prepare,
+    row=row,
     fingerprint=fingerprint,
     valid_rows=valid_rows,
     evaluate=evaluate,

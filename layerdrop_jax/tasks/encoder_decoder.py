@@ -18,6 +18,7 @@ from absl import logging
 from flax import nnx
 
 from layerdrop_jax.data import tokenizers
+from layerdrop_jax.data.packing import fill_row
 from layerdrop_jax.data.pairs import load_eval_text, save_eval_text, warn_of_padding
 from layerdrop_jax.decoding.batching import decode_sentences
 from layerdrop_jax.decoding.beam import beam_search, search_options
@@ -86,6 +87,12 @@ def _of_split(split, prepare_rows, *arguments, **options):
         return prepare_rows(*arguments, **options)
     except ValueError as error:
         raise ValueError(f"{split}: {error}") from None
+
+
+def row(settings) -> dict:
+    """Makes the arrays of a row without a pair."""
+    data = settings.data
+    return fill_row([], source_length=data.source_length, target_length=data.target_length)
 
 
 def fingerprint(rows) -> str:
@@ -271,6 +278,7 @@ SHARED = {
     "flops": seq2seq_flops,
     "positions": positions,
     "validation": losses.validation(losses.seq2seq_loss),
+    "row": row,
     "fingerprint": fingerprint,
     "targets": targets,
     "outputs": outputs,

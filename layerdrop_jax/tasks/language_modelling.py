@@ -44,6 +44,11 @@ def prepare(settings, workdir):
     )
 
 
+def row(settings) -> dict:
+    """Makes the arrays of a block without a token."""
+    return streams.empty_row(settings.data.length)
+
+
 def fingerprint(rows) -> str:
     """Computes the SHA-256 of the training tokens: the iterator's position is a place in them."""
     return hashlib.sha256(np.ascontiguousarray(rows.tokens)).hexdigest()
@@ -302,6 +307,7 @@ TASK = Task(
     positions=positions,
     validation=losses.validation(loss),
     prepare=prepare,
+    row=row,
     fingerprint=fingerprint,
     valid_rows=valid_rows,
     evaluate=evaluate,

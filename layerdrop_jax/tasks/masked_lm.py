@@ -47,6 +47,11 @@ def _check_masked(data, split, rows):
     check_scored(any(np.asarray(targets(b)[1]).any() for b in batches), split, NOTHING)
 
 
+def row(settings) -> dict:
+    """Makes the arrays of a row without a token."""
+    return pretraining.empty_row(settings.data.length)
+
+
 def fingerprint(rows) -> str:
     """Computes the SHA-256 of the training tokens: the iterator's position is a place in them."""
     return hashlib.sha256(np.ascontiguousarray(rows.tokens)).hexdigest()
@@ -252,6 +257,7 @@ TASK = Task(
     positions=positions,
     validation=losses.validation(loss),
     prepare=prepare,
+    row=row,
     fingerprint=fingerprint,
     valid_rows=valid_rows,
     evaluate=evaluate,

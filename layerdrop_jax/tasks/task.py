@@ -96,6 +96,8 @@ class Task:
       prepare: ``prepare(settings, workdir) -> (rows of train, rows of valid)``; fills a folder that
         is new with the tokenizer and the held-out data. Rows have a length, items that are dicts of
         arrays, ``padding``, such an item without content, and ``stats``.
+      row: ``row(settings)``, the arrays of a row without content, of which a program needs the
+        shapes and types: what ``padding`` is of rows that ``prepare`` makes, without any text.
       fingerprint: ``fingerprint(rows)``, a text that tells these rows of train from others.
       valid_rows: ``valid_rows(run)``, the rows of the validation split that a folder holds.
       evaluate: ``evaluate(run) -> (records, records)``, of the whole network and of every depth.
@@ -124,6 +126,7 @@ class Task:
     positions: Callable
     validation: Callable
     prepare: Callable
+    row: Callable
     fingerprint: Callable
     valid_rows: Callable
     evaluate: Callable

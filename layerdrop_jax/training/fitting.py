@@ -71,6 +71,18 @@ def fit(config, workdir=None, *, tokenizer=None) -> dict:
     return config
 
 
+def check_numbers(config) -> None:
+    """Raises a ValueError where a config leaves numbers to a text that is not going to be read."""
+    flat = settings.flatten(config)
+    left = [key for key in KEYS if flat.get(key) == FROM_TEXT]
+    if left:
+        raise ValueError(
+            f"{', '.join(f'{key}={FROM_TEXT}' for key in left)}: the text is to say, and none is "
+            "read here: give numbers by --config.SECTION.KEY, or the --workdir of a run that has "
+            "begun"
+        )
+
+
 def _find(config, left, tokenizer) -> dict:
     known = settings.flatten(config)
     found = {}

@@ -12,12 +12,11 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from absl import logging
-from flax import nnx
 from jax.experimental import multihost_utils
 
 from layerdrop_jax.data import checksums, pipeline
 from layerdrop_jax.data.workers import WorkerDied
-from layerdrop_jax.models.params import count_params, make_params, model_graph
+from layerdrop_jax.models.params import count_params
 from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.runs.checkpoints import Checkpoints, saved_steps
 from layerdrop_jax.runs.folder import PRUNED, check_folder, held, is_fresh, write_config
@@ -25,11 +24,7 @@ from layerdrop_jax.runs.metrics import MetricWriter, check_scored, perplexity
 from layerdrop_jax.runs.trackers import check_tracker
 from layerdrop_jax.step import rate_scores, sharding
 from layerdrop_jax.step.dropping import describe_rates
-from layerdrop_jax.step.losses import Teacher
-from layerdrop_jax.step.optimizers import make_optimizer
-from layerdrop_jax.step.train_step import make_state, make_train_step
-from layerdrop_jax.tasks.task import task_of
-from layerdrop_jax.training import memory, origin
+from layerdrop_jax.training import memory, origin, program
 from layerdrop_jax.training.fitting import fit
 from layerdrop_jax.training.hardware import hardware, peak_flops
 from layerdrop_jax.training.progress_line import Progress, Window
@@ -71,24 +66,10 @@ def train(config, workdir, *, command: str, given: Sequence[str] = ()) -> None:
 
 
 def _train(settings, config, workdir, command):
-    task = task_of(settings)
-    mesh = sharding.make_mesh()
-    sharding.check_rows(settings.data.batch_rows, mesh, settings.drop.row_groups)
-    if mesh.size > 1 and settings.model.drop_path and settings.model.drop_path_rows == "kept":
-        raise ValueError(
-            f"model.drop_path_rows='kept' picks rows across {mesh.size} devices: use 'all' there"
-        )
+    plan = program.make_plan(settings, sharding.make_mesh())
+    task, mesh, layout = plan.task, plan.mesh, plan.layout
     check_folder(workdir, config)  # it may have been another's while this one waited
-    optimizer, rate = make_optimizer(settings.optimizer)
-    rates = settings.drop.rates(settings.model)
-
-    def start():
-        params = make_params(settings.model, settings.seed)
-        return make_state(settings.model, params, optimizer, settings.drop, settings.seed)
-
-    abstract, shard = jax.eval_shape(start), settings.train.shard_parameters
-    layout = sharding.state_sharding(abstract, mesh, stacks=rates, shard=shard)
-    memory.check_state(abstract, layout)  # before data is read or anything is allocated
+    memory.check_state(plan.state, layout)  # before data is read or anything is allocated
     begins, fresh = not saved_steps(workdir / "checkpoints"), is_fresh(workdir)
     if begins and jax.process_index() == 0:
         checksums.unseal(workdir)  # what a start that failed has left may be written anew
@@ -118,27 +99,16 @@ def _train(settings, config, workdir, command):
     )
 
     # The step, and whether it fits
-    graph = model_graph(settings.model)
-    train_step = jax.jit(
-        make_train_step(settings, task, optimizer, teach=_teach(settings, beginning)),
-        donate_argnums=0,
-        out_shardings=(layout, sharding.replicated(mesh)),
-    )
     teacher = None
     if settings.init.distill:
-        theirs = sharding.state_sharding(beginning.run.params, mesh, stacks=rates, shard=shard)
-        teacher = sharding.put(beginning.run.params, theirs)
-    micro = sharding.abstract_batch(
-        rows.padding, mesh, (settings.train.accumulate, settings.data.batch_rows)
-    )
+        params = beginning.run.params
+        teacher = sharding.put(params, program.teacher_layout(plan, params))
     with _begun_only_if_it_fits(workdir, fresh):
         pipeline.check_update(settings.data, rows, accumulate=settings.train.accumulate)
-        with jax.set_mesh(mesh):
-            train_step = train_step.lower(sharding.abstract(abstract, layout), micro, teacher)
-        train_step = train_step.compile()
+        train_step = program.lower_train_step(plan, beginning).compile()
         memory.check_step(train_step)
-    state = jax.jit(start, out_shardings=layout)()
-    valid_step = jax.jit(functools.partial(_valid_step, task, graph))
+    state = jax.jit(plan.start, out_shardings=layout)()
+    valid_step = program.make_valid_step(settings)
     rates_of = jax.jit(functools.partial(rate_scores.rates, drop=settings.drop))
     print(f"{count_params(state['params']):,} parameters on {mesh.size} device(s)")
     print(*describe_rates(settings), sep="\n", flush=True)
@@ -204,7 +174,7 @@ def _train(settings, config, workdir, command):
             if log or in_turn or stopping:
                 _check_finite(metrics, step, checkpoints)
             if log or step == last or stopping:
-                numbers = _numbers(task, window.close(), rate(step - 1), peak)
+                numbers = _numbers(task, window.close(), plan.learning_rate(step - 1), peak)
                 drawn = step * settings.train.accumulate * settings.drop.row_groups
                 numbers |= _depths(state["layers_run"], drawn)
                 numbers |= _learned_rates(rates_of, state)
@@ -243,18 +213,6 @@ def _begun_only_if_it_fits(workdir, fresh):
         raise
 
 
-def _teach(settings, beginning):
-    """Makes ``teach(params)``, which gives the train step its teacher; None where there is none."""
-    if not settings.init.distill:
-        return None
-    graph = model_graph(task_of(settings).scored(beginning.run.settings.model))
-
-    def teach(params):
-        return Teacher(nnx.merge(graph, params), settings.init.distill, settings.init.temperature)
-
-    return teach
-
-
 def _agree_to_stop(stop, step) -> bool:
     """Says whether to save and leave after this step; on many hosts, whether any was told to."""
     if jax.process_count() == 1:
@@ -263,11 +221,6 @@ def _agree_to_stop(stop, step) -> bool:
     if step % STEPS_BETWEEN_AGREEMENTS:
         return False
     return bool(multihost_utils.process_allgather(np.array(stop.is_set())).any())
-
-
-def _valid_step(task, graph, params, batch):
-    """Computes what the task's validation adds up, and over how many tokens or examples."""
-    return task.validation(nnx.merge(graph, params), batch)
 
 
 def _validate(valid_step, params, settings, rows, mesh) -> dict:

@@ -32,6 +32,7 @@ MODES = {
     "evaluate": ("set",),
     "prune": ("set",),
     "describe": ("config",),
+    "compile": ("config",),
 }
 
 
@@ -49,6 +50,10 @@ MODES = {
         ("prune", [], "--mode=prune needs --workdir=FOLDER, the run's folder"),
         ("describe", [], "--mode=describe needs --workdir=FOLDER, the run's folder"),
         ("describe", ["config", "workdir"], "takes --workdir or --config, not both"),
+        ("compile", ["config"], None),
+        ("compile", ["workdir"], None),
+        ("compile", ["config", "workdir"], "takes --workdir or --config, not both"),
+        ("compile", ["config", "compiled"], "--mode=compile does not read --compiled"),
     ],
 )
 def test_a_flag_that_the_mode_does_not_read_or_lacks_is_named(mode, given, message):

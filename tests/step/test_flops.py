@@ -1,6 +1,7 @@
 """FLOPs, against the matrix products of the real network."""
 
 import math
+import pathlib
 
 import jax
 import numpy as np
@@ -8,13 +9,19 @@ import pytest
 from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
+from layerdrop_jax.core.nested import draw_depths
+from layerdrop_jax.runs import settings
+from layerdrop_jax.step.dropping import draw
 from layerdrop_jax.step.flops import (
     FORWARD_AND_BACKWARD,
     executed_flops,
+    expected_flops,
     nominal_flops,
     seq2seq_flops,
 )
+from layerdrop_jax.tasks.task import task_of
 from layerdrop_jax.training.hardware import peak_flops
+from tests import tiny_run
 from tests.models.networks import model_graph, small_config
 from tests.models.networks import random_params as make_params
 
@@ -97,3 +104,60 @@ def test_executed_is_what_ran_and_the_rest():
 def test_the_yardstick_is_a_speed():
     # A million to a million billion: from the slowest to well beyond the fastest.
     assert 1e6 < peak_flops("float32") < 1e15
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"encoder": 0.3, "decoder": 0.5, "ffns": 0.2, "sublayers": 0.1},
+        {"decoder": 0.3, "exact": True},
+        {"method": "nested", "decoder_depths": "all", "encoder_depths": "1,2", "smallest": True},
+        {"method": "nested", "decoder_depths": "1,2", "encoder_depths": "all", "decoder": 0.3}
+        | {"sets": "first"},
+        {"method": "nested", "decoder_depths": "1,2", "encoder_depths": "all", "sets": "first"},
+    ],
+    ids=["groups", "exact", "nested", "nested and dropped", "exits"],
+)
+def test_what_is_expected_is_the_mean_of_what_is_drawn(changes):
+    """Of the FLOPs that a step itself reports, over many steps."""
+    own = {"encoder": 0.0, "decoder": 0.0, "encoder_depths": "", "decoder_depths": "", "draws": 1}
+    sizes = {"encoder_layers": 3, "decoder_layers": 3, "embed_dim": 6, "ffn_dim": 5}
+    sizes |= {"attention_heads": 2, "dropout": 0.0, "max_source_length": 9, "max_target_length": 9}
+    data = {"vocab_size": 9, "batch_rows": 1, "source_length": 4, "target_length": 4}
+    config = tiny_run.tiny_config(
+        pathlib.Path("unread"), drop=own | changes, model=sizes, data=data | {"max_length": 4}
+    )
+    parsed = settings.parse(config)
+    task = task_of(parsed)
+    row = {name: a[None] for name, a in task.row(parsed).items()}
+    costs = task.flops(parsed.model, row)
+    rates, tables = parsed.drop.rates(parsed.model), parsed.drop.subnetworks(parsed.model)
+
+    def draw_all(key):
+        ran = {
+            stack: draw(key, stack, r, 0, drop=parsed.drop, model=parsed.model)[2]
+            for stack, r in rates.items()
+        }
+        return ran
+
+    def flops_of(key):
+        total = executed_flops(costs, draw_all(key))
+        if not tables:
+            return total
+        how = {name: getattr(parsed.drop, name) for name in ("draws", "smallest", "together")}
+        assigned = draw_depths(jax.random.fold_in(key, 1), tables, **how)
+        for n in range(len(next(iter(assigned.values())))):
+            if parsed.drop.by_exits(parsed.model):
+                total += costs["rest"]
+                continue
+            ran = draw_all(jax.random.fold_in(key, 2 + n))
+            for stack, keep_PxN in assigned.items():
+                ran[stack] &= keep_PxN[n][:, None]
+            total += executed_flops(costs, ran)
+        return total
+
+    drawn = np.asarray(jax.vmap(flops_of)(jax.random.split(jax.random.key(0), 2000)))
+    error = drawn.std() / np.sqrt(len(drawn))
+    assert expected_flops(costs, parsed.model, parsed.drop) == pytest.approx(
+        drawn.mean(), abs=4 * error + 1e-5 * drawn.mean()
+    )

@@ -92,8 +92,7 @@ class Rows:
         ):
             self.tokens[row, : len(ids)], self.targets[row, : len(ids)] = ids, found
         self.stats = {"rows": len(lines), "tokens": int((self.tokens != PAD).sum())}
-        self.padding = {name: np.zeros_like(array) for name, array in self[0].items()}
-        self.padding["tokens"] += PAD
+        self.padding = empty_row(length)
 
     def __len__(self):
         return len(self.tokens)
@@ -101,6 +100,12 @@ class Rows:
     def __getitem__(self, row):
         weight = (self.tokens[row] != PAD).astype(np.float32)
         return {"tokens": self.tokens[row], "target": self.targets[row], "weight": weight}
+
+
+def empty_row(length):
+    """Makes a row without a number."""
+    tokens = np.full(length, PAD, np.int32)
+    return {"tokens": tokens, "target": tokens, "weight": np.zeros(length, np.float32)}
 
 
 def prepare(settings, workdir):
@@ -237,6 +242,7 @@ TASK = Task(
     positions=positions,
     validation=validation,
     prepare=prepare,
+    row=lambda settings: empty_row(settings.data.length),
     fingerprint=lambda rows: hashlib.sha256(rows.tokens.tobytes()).hexdigest(),
     valid_rows=lambda run: saved_rows(run, "valid"),
     evaluate=evaluate,

@@ -16,7 +16,7 @@ from layerdrop_jax.runs import settings
 from layerdrop_jax.runs.folder import read_config
 from layerdrop_jax.runs.metrics import read_metrics
 from layerdrop_jax.studies import results
-from layerdrop_jax.tasks.task import Score
+from layerdrop_jax.tasks.task import Score, task_of
 from layerdrop_jax.training.train import train
 from tests import tiny_run
 
@@ -94,3 +94,38 @@ def test_what_picks_the_best_checkpoint_must_be_measured():
     assert score.watch({"loss": 1.0, "a": 2.0}) == ("a", max)
     with pytest.raises(ValueError, match=r"loss.*not a"):
         score.watch({"loss": 1.0})
+
+
+def of_numbers(folder):
+    text = tiny_run.write_labelled(folder, numbers=True)
+    return tiny_run.tiny_classification_config(text, model={"num_classes": 1})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda folder: tiny_run.tiny_config(tiny_run.write_text(folder)),
+        lambda folder: tiny_run.tiny_summary_config(tiny_run.write_text(folder)),
+        lambda folder: tiny_run.tiny_lm_config(tiny_run.write_lines(folder)),
+        lambda folder: tiny_run.tiny_masked_config(tiny_run.write_lines(folder)),
+        lambda folder: tiny_run.tiny_classification_config(tiny_run.write_labelled(folder)),
+        of_numbers,
+    ],
+    ids=["translation", "summaries", "running text", "masks", "classes", "numbers"],
+)
+def test_a_row_is_known_without_its_text(make, tmp_path):
+    parsed = settings.parse(make(tmp_path / "text"))
+    task = task_of(parsed)
+    for rows in task.prepare(parsed, tmp_path / "run"):
+        for there in (rows.padding, rows[0]):
+            assert {n: (a.shape, a.dtype) for n, a in task.row(parsed).items()} == {
+                n: (a.shape, a.dtype) for n, a in there.items()
+            }
+
+
+def test_so_is_one_of_a_task_from_outside(config, tmp_path):
+    parsed = settings.parse(config)
+    task = task_of(parsed)
+    rows, _ = task.prepare(parsed, tmp_path / "run")
+    for name, array in task.row(parsed).items():
+        assert (array.shape, array.dtype) == (rows[0][name].shape, rows[0][name].dtype)

@@ -20,7 +20,7 @@ from layerdrop_jax.runs.folder import read_config
 from layerdrop_jax.runs.metrics import read_metrics
 from layerdrop_jax.step.flops import nominal_flops, seq2seq_flops
 from layerdrop_jax.step.optimizers import make_optimizer
-from layerdrop_jax.training import train
+from layerdrop_jax.training import program, train
 from layerdrop_jax.training.hardware import hardware
 from layerdrop_jax.training.progress_line import Window
 from tests import tiny_run
@@ -261,7 +261,7 @@ def test_it_is_seen_before_it_is_saved_and_otherwise_one_step_later(
         new = state | {"params": params, "step": state["step"] + 1}
         return new, metrics | {name: jnp.where(bad, jnp.inf, 1)}
 
-    monkeypatch.setattr(train, "make_train_step", lambda *_, **__: step)
+    monkeypatch.setattr(program, "make_train_step", lambda *_, **__: step)
     config = tiny_run.tiny_config(text, train={"log_every": 20}, checkpoint={"every": every})
     assert_stopped(config, tmp_path, 7)
 

@@ -1,0 +1,377 @@
+"""Reads a compiled program, and says what in it would make many devices slow or hang.
+
+A program is the text of XLA's HLO after all optimisations, ``compiled.as_text()``. It is followed
+from its arguments to its results, through loops, branches and fusions, with two things noted of
+each value: which arrays of a stack it still is, with all layers, and whether it may differ between
+the devices.
+"""
+
+import collections
+import re
+import typing
+
+LOCAL = "differs between devices"
+COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "reduce-scatter", "collective-permute")
+COLLECTIVES += ("collective-broadcast", "ragged-all-to-all")
+SAME = ("copy", "convert", "bitcast", "bitcast-convert", "reshape", "transpose", "domain")
+SAME += ("copy-start",)
+READS = ("slice", "dynamic-slice", "gather")
+BITS = {"pred": 8, "token": 0, "opaque": 0}
+
+_HEADER = re.compile(r"(ENTRY )?%([\w.\-]+) \(.*\{$")
+_START = re.compile(r"\s+(ROOT )?%([\w.\-]+) = ")
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
+_NAME = re.compile(r"%([\w.\-]+)")
+_GROUPS = re.compile(r"replica_groups=(mesh\[[^\]]*\] ?\{[^}]*\}|\[[^\]]*\]|\{\}|\{\{.*?\}\})")
+
+
+class Instruction(typing.NamedTuple):
+    """One line: ``kind`` is the type of its result, ``rest`` its attributes, both as text."""
+
+    name: str
+    opcode: str
+    kind: str
+    operands: tuple[str, ...]
+    inside: str
+    rest: str
+    root: bool
+
+
+class Collective(typing.NamedTuple):
+    """``bytes`` on one device: what it receives, or of a reduce-scatter what it gives."""
+
+    what: str
+    bytes: int
+    loops: tuple[str, ...]
+
+
+class Program(typing.NamedTuple):
+    """Attributes:
+    collectives: each once, however many pieces the compiler made of it.
+    layer_loops: the loops in which rows of a stack are read.
+    problems: one line each; none is as it should be.
+    """
+
+    collectives: list[Collective]
+    layer_loops: set
+    problems: list[str]
+
+    def in_layers(self, collective: Collective) -> bool:
+        """Says whether a collective stands inside a loop over layers."""
+        loops = collective.loops
+        return any(loops[: n + 1] in self.layer_loops for n in range(len(loops)))
+
+    def table(self) -> list[dict]:
+        """Counts the collectives by what they do and where they stand, and adds up their bytes."""
+        found = collections.defaultdict(list)
+        for one in self.collectives:
+            where = "each layer" if self.in_layers(one) else "a loop" if one.loops else "once"
+            found[one.what, where].append(one.bytes)
+        return [
+            {"kind": what, "where": where, "count": len(sizes), "bytes": sum(sizes)}
+            for (what, where), sizes in sorted(found.items())
+        ]
+
+
+def check_program(text: str, stacks: dict) -> Program:
+    """Follows a program, and lists what should not be in it.
+
+    These are problems: a loop over layers that was unrolled, or is not there; a gather of an array
+    of a stack with all its layers; a collective in a branch or a loop that not all devices
+    need to take, or to take equally often: there they would wait for each other for ever.
+
+    Args:
+      text: HLO, in which the arguments have the names that JAX gives them.
+      stacks: rows that the arrays of each stack have, by its name: an argument below it, such as
+        ``state['params']['decoder'][...]``, with so many rows of a matrix or vector is one.
+
+    Raises:
+      ValueError: no HLO.
+    """
+    entry, computations = parse(text)
+    if entry is None:
+        raise ValueError("the text is not that of a compiled program: it has no ENTRY")
+    walk = _Walk(computations, {stack: n for stack, n in stacks.items() if n > 1})
+    walk.run(entry, None, ())
+    return Program(list(walk.collectives.values()), walk.layer_loops(), walk.all_problems())
+
+
+def parse(text: str) -> tuple[str | None, dict[str, list[Instruction]]]:
+    """Splits a program into its computations: ``(name of the first to run, lines by name)``."""
+    computations, entry, current = {}, None, None
+    for line in text.splitlines():
+        if found := _START.match(line):
+            if current is not None:
+                current.append(_instruction(found, line))
+        elif found := _HEADER.match(line):
+            current = computations[found[2]] = []
+            entry = found[2] if found[1] else entry
+    return entry, computations
+
+
+def _instruction(found, line) -> Instruction:
+    kind, place = _balanced(line, found.end())
+    opening = line.index("(", place)
+    inside, end = _balanced(line, opening)
+    return Instruction(
+        name=found[2],
+        opcode=line[place:opening].strip(),
+        kind=kind,
+        operands=tuple(_NAME.findall(inside)),
+        inside=inside[1:-1],
+        rest=line[end:],
+        root=bool(found[1]),
+    )
+
+
+def _balanced(line, start) -> tuple[str, int]:
+    """Reads what begins at a place: up to its closing bracket, or to the next space."""
+    if line[start] != "(":
+        end = line.index(" ", start)
+        return line[start:end], end
+    depth = 0
+    for place in range(start, len(line)):
+        depth += (line[place] == "(") - (line[place] == ")")
+        if not depth:
+            return line[start : place + 1], place + 1
+    raise ValueError(f"a bracket that does not close: {line[:80]}")
+
+
+def _dims(kind) -> tuple[int, ...]:
+    found = _ARRAY.search(kind)
+    return tuple(int(n) for n in found[2].split(",") if n) if found else ()
+
+
+def _sizes(kind) -> list[int]:
+    """Computes the bytes of each array of a type."""
+    sizes = []
+    for name, dims in _ARRAY.findall(kind.replace("/*", "")):
+        digits = re.search(r"\d+", name)
+        bits = BITS.get(name, int(digits[0]) if digits else 0)
+        size = bits
+        for axis in filter(None, dims.split(",")):
+            size *= int(axis)
+        sizes.append(size // 8)
+    return sizes
+
+
+def _tags(value) -> frozenset:
+    if isinstance(value, frozenset):
+        return value
+    return frozenset().union(*map(_tags, value))
+
+
+def _join(one, other):
+    if isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other):
+        return tuple(map(_join, one, other))
+    return _tags(one) | _tags(other)
+
+
+def _add(value, tags):
+    return tuple(_add(v, tags) for v in value) if isinstance(value, tuple) else value | tags
+
+
+def _attribute(rest, name) -> list[str]:
+    """Lists the computations that an attribute names."""
+    found = re.search(rf"\b{name}=(\{{[^}}]*\}}|%[\w.\-]+)", rest)
+    return _NAME.findall(found[1]) if found else []
+
+
+def _everyone(rest) -> bool:
+    """Says whether a collective has all devices in one group."""
+    found = re.search(
+        r"replica_groups=(mesh\[[^\]]*\] ?\{[^}]*\}|\[[^\]]*\]|\{\}|\{\{.*?\}\})", rest
+    )
+    if not found or found[1] == "{}":
+        return True
+    groups = found[1]
+    if groups.startswith("mesh"):
+        axes, used = groups.split("]")
+        return all(name in used for name, size in re.findall(r"('\w+')=(\d+)", axes) if size != "1")
+    return groups.startswith("[1,") or groups.count("{") == 2
+
+
+class _Walk:
+    """Follows values from a program's arguments on; what it meets is in its attributes."""
+
+    def __init__(self, computations, stacks):
+        self.computations, self.stacks = computations, stacks
+        self.collectives = {}  # by loops and channel
+        self.reads = collections.defaultdict(set)  # by array and loops: (static, which)
+        self.leaves = {}  # arrays of stacks: (stack, rank), by argument
+        self.problems = {}  # a dict for its order
+        self._known, self._has_collective = {}, {}
+
+    def run(self, name, arguments, loops):
+        """Computes what is noted of a computation's result from what is noted of its arguments."""
+        key = name, arguments, loops
+        if key not in self._known:
+            values, kinds, root = {}, {}, frozenset()
+            for one in self.computations[name]:
+                kinds[one.name] = one.kind
+                if one.opcode == "parameter":
+                    number = int(one.inside)
+                    values[one.name] = (
+                        arguments[number] if arguments is not None else self._start(one)
+                    )
+                else:
+                    values[one.name] = self._result(one, values, kinds, loops)
+                root = values[one.name] if one.root else root
+            self._known[key] = root
+        return self._known[key]
+
+    def _start(self, one):
+        """Notes of an argument of the program whether it is split, and which stack's it is."""
+        tags = set()
+        sharding = re.search(r"sharding=\{(.*?)\}", one.rest)
+        if sharding and sharding[1] not in ("replicated", "maximal device=0"):
+            tags.add(LOCAL)
+        found = re.search(r'op_name="([^"]*)"', one.rest)
+        name, dims = (found[1].replace("\\'", "'") if found else ""), _dims(one.kind)
+        for stack, rows in self.stacks.items():
+            named = f"['{stack}']" in name and "['scores']" not in name
+            if named and len(dims) > 1 and dims[0] == rows:
+                self.leaves[name] = stack, len(dims)
+                tags.add(name)
+        return frozenset(tags)
+
+    def _result(self, one, values, kinds, loops):
+        given = [values.get(name, frozenset()) for name in one.operands]
+        opcode = one.opcode
+        base = opcode.removesuffix("-start")
+        if opcode == "tuple":
+            return tuple(given)
+        if opcode == "get-tuple-element":
+            number = int(re.search(r"index=(\d+)", one.rest)[1])
+            return given[0][number] if isinstance(given[0], tuple) else given[0]
+        if opcode == "while":
+            return self._while(one, given[0], loops)
+        if opcode == "conditional":
+            return self._conditional(one, given, loops)
+        called = _attribute(one.rest, "calls")
+        called = called or (_attribute(one.rest, "to_apply") if opcode == "call" else [])
+        if called:
+            return self.run(called[0], tuple(given), loops)
+        if base in COLLECTIVES:
+            return self._collective(one, base, _tags(tuple(given)), kinds, loops)
+        if opcode in ("partition-id", "replica-id"):
+            return frozenset([LOCAL])
+        if opcode.endswith(("-done", "-update")) or opcode == "optimization-barrier":
+            return given[0]
+        tags = _tags(tuple(given))
+        kept = self._still_whole(one, given, loops) if tags - {LOCAL} else frozenset()
+        return (tags & {LOCAL}) | kept
+
+    def _still_whole(self, one, given, loops):
+        """Lists the arrays of stacks that a result still is; notes a read of their rows."""
+        opcode = one.opcode
+        if opcode == "dynamic-update-slice":  # a part of a stack, put where it belongs
+            given = given[1:]
+        elif opcode not in SAME + READS:
+            return frozenset()
+        whole = _tags(given[0]) - {LOCAL}
+        rows = _dims(one.kind)[:1]
+        kept = frozenset(leaf for leaf in whole if rows == (self.stacks[self.leaves[leaf][0]],))
+        for leaf in whole - kept if opcode in READS else ():
+            place = re.search(r"slice=\{\[(\d+):", one.rest) if opcode == "slice" else None
+            self.reads[leaf, loops].add((bool(place), place[1] if place else one.name))
+        return kept
+
+    def _while(self, one, carry, loops):
+        (condition,), (body,) = _attribute(one.rest, "condition"), _attribute(one.rest, "body")
+        inside = (*loops, one.name)
+        while True:
+            after = _join(carry, self.run(body, (carry,), inside))
+            if after == carry:
+                break
+            carry = after
+        if LOCAL in _tags(self.run(condition, (carry,), inside)):
+            self._must_agree([body, condition], one, "a loop whose number of trips")
+            return _add(carry, {LOCAL})
+        return carry
+
+    def _conditional(self, one, given, loops):
+        branches = _attribute(one.rest, "branch_computations") or [
+            *_attribute(one.rest, "true_computation"),
+            *_attribute(one.rest, "false_computation"),
+        ]
+        found = [self.run(b, (v,), loops) for b, v in zip(branches, given[1:], strict=True)]
+        value = found[0]
+        for other in found[1:]:
+            value = _join(value, other)
+        if LOCAL in _tags(given[0]):
+            self._must_agree(branches, one, "a branch that")
+            value = _add(value, {LOCAL})
+        return value
+
+    def _must_agree(self, names, one, what):
+        kinds = sorted(set().union(*map(self._collectives_in, names)))
+        if kinds:
+            self.problems[
+                f"{' and '.join(kinds)} in {what} depends on a device's own rows ({one.name}): the "
+                "devices would wait for each other for ever"
+            ] = None
+
+    def _collectives_in(self, name) -> set:
+        """Lists the kinds of collectives in a computation and in what it calls."""
+        if name not in self._has_collective:
+            kinds = self._has_collective[name] = set()
+            for one in self.computations[name]:
+                base = one.opcode.removesuffix("-start")
+                kinds |= {base} & set(COLLECTIVES)
+                for attribute in ("calls", "to_apply", "body", "condition", "branch_computations",
+                                  "true_computation", "false_computation"):  # fmt: skip
+                    for called in _attribute(one.rest, attribute):
+                        kinds |= self._collectives_in(called)
+        return self._has_collective[name]
+
+    def _collective(self, one, base, tags, kinds, loops):
+        channel = re.search(r"channel_id=(\d+)", one.rest)
+        sizes = _sizes(one.kind)
+        if base == "reduce-scatter":
+            sizes = [size for name in one.operands for size in _sizes(kinds.get(name, ""))]
+        elif one.opcode == "all-gather-start":  # what goes in, and what comes out
+            sizes = sizes[len(sizes) // 2 :]
+        key = loops, base, channel[1] if channel else one.name
+        self.collectives[key] = Collective(base, sum(sizes), loops)
+        gathers = base in ("all-gather", "all-reduce")
+        arrays = tags - {LOCAL}
+        if gathers:
+            for leaf in sorted(arrays):
+                self.problems[
+                    f"{base} of {leaf} with all its layers ({one.name}): a device has to hold the "
+                    "whole stack; one layer at a time is meant"
+                ] = None
+        local = frozenset() if gathers and _everyone(one.rest) else tags & {LOCAL}
+        return local | (arrays if base == "all-gather" else frozenset())
+
+    def layer_loops(self) -> set:
+        """Lists the loops, each as the names of it and of those around it, that read rows."""
+        return {loops for _, loops in self.reads if loops}
+
+    def all_problems(self) -> list[str]:
+        """Lists the problems, those of the loops over layers first."""
+        return [*self._unrolled(), *self.problems]
+
+    def _unrolled(self):
+        for stack, rows in self.stacks.items():
+            ranks = [rank for name, rank in self.leaves.values() if name == stack]
+            leaves = [leaf for leaf, about in self.leaves.items() if about == (stack, max(ranks))]
+            fixed = collections.Counter()
+            turning = collections.defaultdict(dict)
+            for (leaf, loops), found in self.reads.items():
+                if leaf in leaves:
+                    fixed[leaf] = max(fixed[leaf], len({w for static, w in found if static}))
+                    turning[loops][leaf] = sum(not static for static, _ in found)
+            read = {leaf for leaf, _ in self.reads}
+            leaves = [leaf for leaf in leaves if leaf in read]
+            if not ranks or not leaves:
+                continue
+            most = max((min(t.get(x, 0) for x in leaves) for t in turning.values()), default=0)
+            if max(fixed.values()) >= rows or (rows > 2 and most >= rows):
+                yield (
+                    f"the loop over the {rows} layers of {stack} was unrolled: the program reads "
+                    f"each of them by itself, and grows with their number"
+                )
+            elif not any(loops for leaf, loops in self.reads if leaf in leaves):
+                yield f"no loop reads the {rows} layers of {stack}: they are not run one by one"

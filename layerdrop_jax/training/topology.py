@@ -1,0 +1,73 @@
+"""Devices to compile for: this host's, or those of a TPU slice that is not there."""
+
+import importlib.util
+import os
+import pathlib
+import tempfile
+
+import jax
+
+from layerdrop_jax.training import memory
+
+LOCK = "libtpu_lockfile"
+# Memory of a chip in GiB, by the name of its kind. First what https://cloud.google.com/tpu/docs
+# says of v5e, v5p and v6e, then what is left for programs: the runtime keeps some, and the compiler
+# of libtpu 0.0.42 says how much it may use when a program asks for more.
+CHIPS = {
+    "TPU v5 lite": (16, 15.75),
+    "TPU v5": (95, 95.74),
+    "TPU v6 lite": (32, 31.25),
+}
+
+
+def find_devices(topology: str) -> list:
+    """Finds the devices of a topology; none of them is started.
+
+    Args:
+      topology: "" for this host's devices, "cpu" for its CPU devices, or a TPU slice in libtpu's
+        words, such as "v5e:4x4".
+
+    Raises:
+      ValueError: no such topology, no libtpu, or a libtpu that another process has.
+    """
+    if topology in ("", "cpu"):
+        return jax.devices(topology or None)
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError(
+            f"--topology={topology} needs the compiler of TPUs: pip install 'layerdrop-jax[tpu]'"
+        )
+    # No accelerator of this host is wanted, and no server that knows what TPU this host has.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    if not os.environ.get("JAX_PLATFORMS"):
+        jax.config.update("jax_platforms", "cpu")
+    from jax.experimental import topologies
+
+    try:
+        devices = topologies.get_topology_desc(topology, platform="tpu").devices
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        said = " ".join(str(error).split())
+        if LOCK in said:
+            lock = pathlib.Path(tempfile.gettempdir()) / LOCK
+            raise ValueError(
+                f"another process compiles for TPUs, or one that was killed has left {lock}: wait "
+                "for it, or delete that file"
+            ) from None
+        raise ValueError(
+            f"--topology={topology}: libtpu knows no such slice ({said}); it is a kind and a shape,"
+            " such as v5e:4x4"
+        ) from None
+    if len({tuple(device.coords) for device in devices}) < len(devices):
+        raise ValueError(
+            f"--topology={topology}: libtpu describes {devices[0].device_kind} core by core, and "
+            "JAX runs it chip by chip; use v5e, v5p or v6e"
+        )
+    return devices
+
+
+def memory_of(device) -> int:
+    """Finds how many bytes a program may use of a device; 0 where that is not known."""
+    if device.device_kind in CHIPS:
+        return int(CHIPS[device.device_kind][1] * memory.GIB)
+    if device.platform == jax.default_backend():
+        return memory.device_memory()[0]
+    return 0
