@@ -82,8 +82,9 @@ class BlockConfig:
     saved: str
     share_layers: int
 
-    # What `LMConfig` makes fields of; the reference's other networks have these values. (No
-    # annotation: they are no fields here, and the defaults of the fields there.)
+    # What `LMConfig` makes fields of, and of one `EncoderConfig`; the reference's other networks
+    # have these values. (No annotation: they are no fields here, and the defaults of the fields
+    # there.)
     activations = tuple(ACTIVATIONS)
     norm_type = "layer"
     norm_epsilon = LAYER_NORM_EPSILON

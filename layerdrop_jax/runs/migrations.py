@@ -32,7 +32,13 @@ def _to_version_4(config):
         model |= {"kv_heads": 0, "head_dim": 0, "rope_theta": 10000.0, "scale_embeddings": True}
 
 
-STEPS = (_to_version_2, _to_version_3, _to_version_4)
+def _to_version_5(config):
+    """Adds how an encoder differs between RoBERTa and BERT; all were RoBERTa's."""
+    if "num_classes" in config["model"]:
+        config["model"] |= {"norm_epsilon": 1e-5, "family": "roberta"}
+
+
+STEPS = (_to_version_2, _to_version_3, _to_version_4, _to_version_5)
 VERSION = len(STEPS) + 1
 
 
