@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import pathlib
+import typing
 from collections.abc import Sequence
 
 import jax
@@ -23,7 +24,6 @@ from layerdrop_jax.runs.checkpoints import write_params
 from layerdrop_jax.runs.folder import check_new, made_whole, write_config
 from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.symbols import MASK
-from layerdrop_jax.tasks import classification
 from layerdrop_jax.training.fitting import fit
 
 STEP = 0  # of its checkpoint: no update was made here
@@ -44,7 +44,51 @@ def task_of_folder(source) -> str:
     Raises:
       ValueError, FileNotFoundError: a folder that cannot be read, or a network that is not known.
     """
-    return _task(huggingface.fields(folders.read_json(pathlib.Path(source) / "config.json")))
+    return _task(huggingface.fields(folders.read_json(folders.find(source) / "config.json")))
+
+
+class Incoming(typing.NamedTuple):
+    """A folder of Hugging Face's as this package would have it.
+
+    Attributes:
+      source: the folder.
+      found: its config.json.
+      fields: of a model's config, what decides the network's function.
+      symbols: ids of its special symbols.
+      tokenizer: its tokenizer.json, renumbered.
+      order: for each id the one that it has in the folder, int64[V].
+      config: of the run, but for lengths that are more than the network has positions for.
+    """
+
+    source: pathlib.Path
+    found: dict
+    fields: dict
+    symbols: dict
+    tokenizer: dict
+    order: np.ndarray
+    config: dict
+
+
+def look_at(source, config: dict, changes=()) -> Incoming:
+    """Reads all of a folder but its weights.
+
+    Args:
+      source, config, changes: as for `import_run`.
+
+    Raises:
+      ValueError, FileNotFoundError: as `import_run`.
+    """
+    source = folders.find(source)
+    found = folders.read_json(source / "config.json")
+    fields = huggingface.fields(found)
+    tokenizer = folders.read_json(source / "tokenizer.json")
+    if _task(fields) == "language_modelling":
+        symbols = _symbols(source, found)
+    else:
+        symbols = _encoder_symbols(source, tokenizer)
+    content, order = foreign.renumber(tokenizer, fields["vocab_size"], symbols)
+    config = _config(settings_lib.change(config, changes, tuple(config)), fields, len(order))
+    return Incoming(source, found, fields, symbols, content, order, config)
 
 
 def _task(fields):
@@ -66,7 +110,7 @@ def import_run(source, workdir, config: dict, *, changes=(), given: Sequence[str
     and transformers are installed, output by output.
 
     Args:
-      source: a folder with config.json, tokenizer.json and weights.
+      source: a folder with config.json, tokenizer.json and weights, see `folders.find`.
       workdir: the folder to make.
       config: of the task that `task_of_folder` names, such as configs/llama.py; lengths above what
         the network has positions for become less.
@@ -81,17 +125,9 @@ def import_run(source, workdir, config: dict, *, changes=(), given: Sequence[str
         source decides; labels that the data does not have; a ``workdir`` that is in use.
       FileNotFoundError, OSError: a file that is missing or cannot be written; no text.
     """
-    workdir, source = check_new(workdir, "workdir"), pathlib.Path(source)
+    workdir = check_new(workdir, "workdir")
     _check_given([*given, *(change.partition("=")[0] for change in changes)])
-    found = folders.read_json(source / "config.json")
-    fields = huggingface.fields(found)
-    tokenizer = folders.read_json(source / "tokenizer.json")
-    if _task(fields) == "language_modelling":
-        symbols = _symbols(source, found)
-    else:
-        symbols = _encoder_symbols(source, tokenizer)
-    content, order = foreign.renumber(tokenizer, fields["vocab_size"], symbols)
-    config = _config(settings_lib.change(config, changes, tuple(config)), fields, len(order))
+    source, found, fields, symbols, content, order, config = look_at(source, config, changes)
     kind = LMConfig if "decoder_layers" in fields else EncoderConfig
     model = kind(**config["model"])
     there = folders.read_state(source)
@@ -247,7 +283,7 @@ def _write_examples(folder, parsed, found):
             f"{parsed.data.dataset} are {', '.join(names) or 'numbers'}: give them the same names, "
             "in the data or in id2label of config.json"
         )
-    for split, examples in classification.held_out(parsed.data).items():
+    for split, examples in labelled.load_held_out(parsed.data).items():
         labelled.save_examples(folder, split, examples)
     labelled.save_head(folder, labelled.Head(ours, labelled.text_columns(parsed.data)))
 

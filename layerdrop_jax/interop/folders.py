@@ -13,6 +13,28 @@ TORCH_WEIGHTS = "pytorch_model.bin"
 LIBRARIES = ("torch", "transformers")
 
 
+PACKAGE = "package:"
+
+
+def find(place) -> pathlib.Path:
+    """Finds a folder by its path, or, as ``package:NAME/FOLDER``, inside a Python package.
+
+    Raises:
+      ValueError: the package is not installed here.
+    """
+    text = str(place)
+    if not text.startswith(PACKAGE):
+        return pathlib.Path(place)
+    name, _, inside = text.removeprefix(PACKAGE).partition("/")
+    try:
+        found = importlib.util.find_spec(name)
+    except ValueError:  # no name at all
+        found = None
+    if found is None or not found.submodule_search_locations:
+        raise ValueError(f"{text}: there is no package {name!r} here, install it first")
+    return pathlib.Path(found.submodule_search_locations[0]) / inside
+
+
 def write_state(folder, state: dict) -> None:
     """Writes weights as ``model.safetensors``.
 

@@ -36,7 +36,7 @@ def prepare(settings, workdir):
     """
     data = settings.data
     train, names = labelled.load_training(data)
-    examples_of = held_out(data)
+    held_out = labelled.load_held_out(data)
     fresh = is_fresh(workdir)
     # Later the folder that it began with may be gone, and the rows' hash tells labels apart too.
     head = labelled.Head(names, labelled.text_columns(data))
@@ -47,7 +47,7 @@ def prepare(settings, workdir):
     rows = labelled.prepare_examples(data, tokenizer, train, names)
     # All of them: what cannot be scored is better known before training than after it.
     held_out_rows = {}
-    for split, examples in examples_of.items():
+    for split, examples in held_out.items():
         check_scored(len(examples), split, f"{data.dataset} has no examples in it")
         held_out_rows[split] = labelled.prepare_examples(data, tokenizer, examples, names)
     stats = rows.stats
@@ -58,7 +58,7 @@ def prepare(settings, workdir):
     )
     if fresh and jax.process_index() == 0:
         # evaluate, prune and generate need nothing but the run's folder
-        for split, examples in examples_of.items():
+        for split, examples in held_out.items():
             labelled.save_examples(workdir, split, examples)
         labelled.save_head(workdir, head)
     return rows, held_out_rows["valid"]
@@ -87,29 +87,6 @@ def _check_head(settings, head, begun):
                     f"the head of {begun} has the {what} {', '.join(their)}, and {data} has "
                     f"{', '.join(our)}: start from the network that was pre-trained"
                 )
-
-
-def held_out(data) -> dict:
-    """Loads the examples of every split that can be scored; a user's own set may have no test.
-
-    Raises:
-      ValueError: the validation split has no labels; what `labelled.load_examples` raises.
-    """
-    found = {"valid": labelled.load_examples(data, "valid")}
-    if not labelled.has_labels(found["valid"]):
-        raise ValueError(
-            f"the validation split of {data.dataset} has no labels: its file needs a column "
-            "`label`, or `score` for numbers"
-        )
-    if data.dataset == "glue/mnli":
-        found["valid_mismatched"] = labelled.load_examples(data, "valid_mismatched")
-    try:
-        test = labelled.load_examples(data, "test")
-    except FileNotFoundError:
-        if data.dataset != "tsv":
-            raise
-        return found
-    return found | ({"test": test} if labelled.has_labels(test) else {})
 
 
 def fingerprint(rows) -> str:
