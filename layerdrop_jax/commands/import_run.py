@@ -57,7 +57,7 @@ class Incoming(typing.NamedTuple):
       symbols: ids of its special symbols.
       tokenizer: its tokenizer.json, renumbered.
       order: for each id the one that it has in the folder, int64[V].
-      config: of the run, but for lengths that are more than the network has positions for.
+      config: of the run, but for what it leaves to the text.
     """
 
     source: pathlib.Path
@@ -88,6 +88,7 @@ def look_at(source, config: dict, changes=()) -> Incoming:
         symbols = _encoder_symbols(source, tokenizer)
     content, order = foreign.renumber(tokenizer, fields["vocab_size"], symbols)
     config = _config(settings_lib.change(config, changes, tuple(config)), fields, len(order))
+    _shorten(config)
     return Incoming(source, found, fields, symbols, content, order, config)
 
 
@@ -148,7 +149,6 @@ def import_run(source, workdir, config: dict, *, changes=(), given: Sequence[str
         text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
         write_atomically(partial / "tokenizer.json", text)
         config = fit(config, tokenizer=tokenizers.load_tokenizer(partial / "tokenizer.json"))
-        _shorten(config)
         parsed = settings_lib.parse(config)
         settings_lib.check_read(given, parsed)
         settings_lib.check_read([change.partition("=")[0] for change in changes], parsed, "--set=")
