@@ -124,6 +124,7 @@ def outputs(folder, ids_BxT):
     import transformers
 
     name = read_json(pathlib.Path(folder) / "config.json")["architectures"][0]
+    name = name.replace("ForPreTraining", "ForMaskedLM")  # its other head says which text follows
     model, said = getattr(transformers, name).from_pretrained(
         folder,
         dtype=torch.float32,
