@@ -8,7 +8,7 @@
   python launch.py --workdir=RUN --mode=importance     of every layer; =frontier: of every depth
   python launch.py --workdir=RUN --mode=card           what goes beside a checkpoint handed on
   python launch.py --workdir=RUN --mode=export --output=DIR    for Hugging Face's transformers
-  python launch.py --workdir=RUN --mode=import --from=DIR      a Llama, Mistral, Qwen2 or Qwen3
+  python launch.py --workdir=RUN --mode=import --from=DIR      a Llama, Qwen, RoBERTa, BERT ...
   python launch.py --workdir=RUN --mode=describe       parameters, drop rates; or of a --config
   python launch.py --config=... --mode=compile --topology=v5e:4x4    for devices that are not there
 
@@ -168,11 +168,18 @@ def export(workdir, command, cut):
 
 
 def import_(config, workdir):
-    from configs import llama
-    from layerdrop_jax.commands.import_run import import_run
+    from configs import llama, roberta
+    from layerdrop_jax.commands.import_run import import_run, task_of_folder
     from layerdrop_jax.reports.terminal import exported_table
 
-    config = config or llama.get_config("demo").to_dict()
+    if config is None:
+        demos = {"language_modelling": llama, "masked_lm": roberta}
+        if (task := task_of_folder(FROM.value)) not in demos:
+            raise ValueError(
+                f"--from={FROM.value} is a {task}: name --config=configs/glue.py:VARIANT, whose "
+                "data has its labels"
+            )
+        config = demos[task].get_config("demo").to_dict()
     named = {"changes": SET.value, "given": given_keys(sys.argv)}
     record = import_run(FROM.value, workdir, config, **named)
     say(record, lambda: exported_table(record))

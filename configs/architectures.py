@@ -117,6 +117,8 @@ def _roberta(embed_dim, ffn_dim, heads, layers):
         "attention_dropout": 0.1,
         "activation_dropout": 0.0,
         **_OURS,
+        "norm_epsilon": 1e-5,
+        "family": "roberta",
         "max_length": 512,
         "num_classes": 0,
         "pooler_dropout": 0.0,

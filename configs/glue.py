@@ -16,7 +16,8 @@ updates from them, in minutes on two CPU cores: trained on from a small ROBERTA,
 --mode=train from nothing, 6 layers 96 wide. The paper searches rate and batch; the reference's
 values stand here, and its cap of 4,400 tokens a batch does not. small is sst2 for the network of
 configs/roberta.py:small. demo, for that of its demo, asks which module of Python's standard library
-some lines come from, and downloads nothing; demo_sst2 reads SST-2 from $LAYERDROP_DATA/sst2.
+some lines come from, and downloads nothing; demo_sst2 reads SST-2 from $LAYERDROP_DATA/sst2. minilm
+does the same for a network that was imported, of six layers, 384 wide: docs/encoders.md.
 """
 
 import functools
@@ -100,7 +101,20 @@ def demo_sst2():
     return config
 
 
+def minilm():
+    config = task("sst2")
+    config.data.update({"dataset": "sst2", "batch_rows": 32, "length": 64})
+    config.model.dtype = "float32"
+    config.drop.encoder = 0.0
+    config.optimizer.update(
+        {"rate": 1e-4, "warmup_updates": 60, "period_updates": 540, "weight_decay": 0.01}
+    )
+    config.train.update({"steps": 600, "log_every": 20, "eval_every": 200})
+    config.checkpoint.update({"every": 200, "keep_last": 2})
+    return config
+
+
 def get_config(variant=None):
     tasks = {name: functools.partial(task, name) for name in REFERENCE}
     others = {"paper": tasks["mnli"], "small": small, "demo": demo, "demo_sst2": demo_sst2}
-    return common.choose(variant, tasks | others | {"tsv": tsv, "tiny": tiny})
+    return common.choose(variant, tasks | others | {"tsv": tsv, "tiny": tiny, "minilm": minilm})

@@ -14,6 +14,7 @@ import pytest
 
 from configs import common
 from layerdrop_jax.commands.evaluate import evaluate
+from layerdrop_jax.commands.export_run import export_run
 from layerdrop_jax.commands.finetune import finetune
 from layerdrop_jax.commands.generate import generate
 from layerdrop_jax.data import labelled
@@ -234,6 +235,7 @@ def test_every_leaf_of_an_encoder_is_read(tmp_path, monkeypatch):
             config=other,
         )  # fmt: skip
         evaluate(tuned)
+        export_run(tuned, tmp_path / "exported")
         cut_and_go_on(tmp_path / "classifier", monkeypatch, stack="encoder")
         read_glue(other, monkeypatch)
         describe_nested(other)

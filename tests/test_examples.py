@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from examples import minilm
 from tests import tiny_run
+from tests.interop.test_encoders import write_bert
 
 pytestmark = pytest.mark.slow
 
@@ -26,6 +28,29 @@ def test_an_example_learns(name, bound, capsys):
     after = module.main()
     assert after < bound < before
     assert capsys.readouterr().out
+
+
+def test_a_network_of_others_is_cut_and_used(compile_cache, tmp_path, monkeypatch):
+    """With one that has 37 words and room for 11 tokens."""
+    for name, value in tiny_run.quick_environment(compile_cache).items():
+        monkeypatch.setenv(name, value)
+    data = tiny_run.write_labelled(tmp_path / "data")
+    small = {"data.length": 11, "data.batch_rows": 9, "model.num_classes": 3}
+    small |= {"prune.prompt_tokens": 7, "optimizer.rate": 0.01}
+    answers = minilm.main(
+        data,
+        tmp_path / "runs",
+        network=write_bert(tmp_path / "there", "bare"),
+        updates=60,
+        depth=2,
+        lines=["one two", "ten two"],
+        more=[f"--config.{key}={value}" for key, value in small.items()],
+    )
+    assert [answer["label"] for answer in answers] == ["low", "high"]
+    fields = json.loads((tmp_path / "runs" / "exported" / "config.json").read_text())
+    assert fields["architectures"] == ["BertForSequenceClassification"]
+    assert fields["num_hidden_layers"] == 2
+    assert list(fields["id2label"].values()) == list(tiny_run.LABELS)
 
 
 # ---------------------------------------------------------------------------------------------

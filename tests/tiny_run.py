@@ -12,8 +12,9 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from configs import cnn_dailymail, glue, llama, roberta, wikitext103, wmt
+from layerdrop_jax.data import labelled
 from layerdrop_jax.data.streams import save_texts
-from layerdrop_jax.data.tokenizers import train_text_bpe
+from layerdrop_jax.data.tokenizers import train_byte_bpe, train_text_bpe
 from layerdrop_jax.models.params import make_params
 from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.runs.checkpoints import CheckpointConfig, Checkpoints, write_params
@@ -143,16 +144,27 @@ def tiny_llama_config(text, **sections):
 
 
 def write_untrained(folder, config):
-    """Writes the folder of a language model as its first parameters are, without training it."""
+    """Writes the folder of a run as its first parameters are, without training it.
+
+    It is a language model's or a masked one's, on `write_lines`' folder, or a classification's, on
+    `write_labelled`'s.
+    """
     parsed = settings_lib.parse(config)
-    texts = {
-        split: (pathlib.Path(parsed.data.path) / f"{split}.txt").read_text().splitlines()
-        for split in ("train", "valid", "test")
-    }
     folder.mkdir(parents=True)
-    train_text_bpe(texts["train"], parsed.data.vocab_size, folder / "tokenizer.json")
-    for split in ("valid", "test"):
-        save_texts(folder, split, texts[split])
+    if parsed.task == "classification":
+        train, names = labelled.load_training(parsed.data)
+        texts = [text for example in train for text in example.texts]
+        for split in ("valid", "test"):
+            examples = labelled.load_examples(parsed.data, split)
+            labelled.save_examples(folder, split, examples)
+        labelled.save_head(folder, labelled.Head(names, labelled.text_columns(parsed.data)))
+    else:
+        path = pathlib.Path(parsed.data.path)
+        texts = (path / "train.txt").read_text().splitlines()
+        for split in ("valid", "test"):
+            save_texts(folder, split, (path / f"{split}.txt").read_text().splitlines())
+    train = train_text_bpe if parsed.task == "language_modelling" else train_byte_bpe
+    train(texts, parsed.data.vocab_size, folder / "tokenizer.json")
     write_params(folder / "checkpoints", 1, make_params(parsed.model, config["seed"]))
     write_config(folder, config)
     return folder

@@ -2,23 +2,27 @@
 
 import dataclasses
 import json
+import pathlib
+import typing
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from layerdrop_jax.data import labelled
 from layerdrop_jax.depth import strategies
 from layerdrop_jax.depth.prune import cut
 from layerdrop_jax.files import write_json
-from layerdrop_jax.interop import folders
+from layerdrop_jax.interop import folders, huggingface
 from layerdrop_jax.models.params import count_params, hash_params, model_graph
 from layerdrop_jax.reports.run_plots import depth_sets
 from layerdrop_jax.runs import settings
 from layerdrop_jax.runs.folder import check_new, made_whole, original_layers
 from layerdrop_jax.runs.metrics import read_metrics
 from layerdrop_jax.runs.run import load_run
-from layerdrop_jax.symbols import EOS, PAD, SPECIAL_SYMBOLS, UNK
+from layerdrop_jax.symbols import BOS, EOS, FIRST_WORD, MASK, PAD, SPECIAL_SYMBOLS, UNK
+from layerdrop_jax.tasks.task import task_of
 
 # Of the largest logit. Both compute in float32, and add up in other orders.
 TOLERANCE = 1e-4
@@ -59,12 +63,7 @@ def export_run(
     config, params = cut(run, layers)
     model, params = settings.parse(config).model, jax.device_get(params)
     state = model.export_params(library, params)
-    # A text begins with eos here, so it is the symbol that begins one there too.
-    fields = model.export_config(library) | {
-        "bos_token_id": EOS,
-        "eos_token_id": EOS,
-        "pad_token_id": PAD,
-    }
+    fields = model.export_config(library) | _symbols(run)
     record = {
         "output": str(output),
         "architecture": fields["architectures"][0],
@@ -79,13 +78,13 @@ def export_run(
         folders.write_state(partial, state)
         write_json(partial / "config.json", fields)
         _write_tokenizer(run, partial, model.max_length)
-        record["compared"] = compare(partial, model, params, state)
+        record["compared"] = compare(partial, model, params, state, folders.read_state(partial))
         card = _card(run, record, layers, command)
         (partial / "README.md").write_text(card, encoding="utf-8")
     return record
 
 
-def compare(folder, model, params: dict, state: dict, order=None) -> str:
+def compare(folder, model, params: dict, state: dict, found: dict, order=None) -> str:
     """Checks that a folder of Hugging Face's holds the network that these parameters are.
 
     Args:
@@ -93,72 +92,94 @@ def compare(folder, model, params: dict, state: dict, order=None) -> str:
       model: the network's config.
       params: its parameters.
       state: the same in the folder's layout.
+      found: the weights of the folder.
       order: the id that each id of the parameters has in the folder; None where ids are the same.
 
     Returns:
       what was compared, for a person.
 
     Raises:
-      ValueError: a number differs, or a logit by more than TOLERANCE of the largest one.
+      ValueError: a number differs, or an output by more than TOLERANCE of the largest one.
     """
-    found = folders.read_state(folder)
     for key, array in state.items():
         if key not in found or not np.array_equal(np.asarray(found[key], np.float32), array):
             raise ValueError(f"{folder}: {key} was not read back as it is in the run")
     every = f"all {sum(a.size for a in state.values()):,} numbers"
+    headless = not huggingface.has_head(folders.read_json(pathlib.Path(folder) / "config.json"))
+    what = "hidden states" if headless else "logits"
     if not folders.can_compute():
-        return f"{every}, read back; not the logits: {' and '.join(folders.LIBRARIES)} are needed"
+        return f"{every}, read back; not the {what}: {' and '.join(folders.LIBRARIES)} are needed"
     draw = np.random.default_rng(1)
-    ids_BxT = draw.integers(model.vocab_size, size=(ROWS, min(LENGTH, model.max_length)))
-    theirs_BxTxV = folders.logits(folder, ids_BxT if order is None else order[ids_BxT])
-    if order is not None:
-        theirs_BxTxV = theirs_BxTxV[..., order]
-    difference = _difference(model, params, ids_BxT, theirs_BxTxV)
+    size = (ROWS, min(LENGTH, model.max_length))
+    ids_BxT = draw.integers(FIRST_WORD, model.vocab_size, size)  # padding would hide tokens
+    theirs = folders.outputs(folder, ids_BxT if order is None else order[ids_BxT])
+    if order is not None and not headless and not getattr(model, "num_classes", 0):
+        theirs = theirs[..., order]
+    difference = _difference(model, params, ids_BxT, theirs, headless)
     if not difference <= TOLERANCE:
         raise ValueError(
-            f"{folder}: the logits that transformers computes differ by {difference:.1e} of the "
+            f"{folder}: the {what} that transformers computes differ by {difference:.1e} of the "
             "largest one: nothing was written"
         )
-    return f"{every}, and logits by transformers, which differ by {difference:.1e} of the largest"
+    return f"{every}, and {what} by transformers, which differ by {difference:.1e} of the largest"
 
 
-def _difference(model, params, ids_BxT, theirs_BxTxV) -> float:
-    """Finds the largest difference of logits, as a share of the largest logit."""
+def _difference(model, params, ids_BxT, theirs, headless) -> float:
+    """Finds the largest difference of outputs, as a share of the largest of them."""
     # In float32, whatever the type of the run: rounding would hide, or look like, a difference.
     graph = model_graph(dataclasses.replace(model, dtype="float32"))
 
     @jax.jit
     def run(params, ids_BxT):
         network = nnx.merge(graph, params)
-        return network.logits(network(ids_BxT))
+        x_BxTxD = network(ids_BxT)
+        if headless:
+            return x_BxTxD
+        head = network.classify if getattr(model, "num_classes", 0) else network.logits
+        return head(x_BxTxD)
 
     with jax.default_matmul_precision("highest"):
-        ours_BxTxV = np.asarray(run(params, jnp.asarray(ids_BxT, jnp.int32)))
-    return float(np.max(np.abs(ours_BxTxV - theirs_BxTxV)) / np.max(np.abs(theirs_BxTxV)))
+        ours = np.asarray(run(params, jnp.asarray(ids_BxT, jnp.int32)))
+    return float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
+
+
+def _symbols(run) -> dict:
+    """Writes which ids are special symbols, and what the classes are called."""
+    if not _is_encoder(run):
+        # A text begins with eos here, so it is the symbol that begins one there too.
+        return {"bos_token_id": EOS, "eos_token_id": EOS, "pad_token_id": PAD}
+    fields = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
+    if run.settings.model.num_classes > 1:
+        fields |= huggingface.labels(labelled.load_labels(run.workdir))
+    return fields
+
+
+def _is_encoder(run):
+    return "encoder" in run.settings.model.stacks  # an encoder-decoder does not go out
 
 
 def _write_tokenizer(run, folder, max_length):
-    """Writes the tokenizer so that a text gets the ids which this network reads: eos, then its."""
+    """Writes the tokenizer so that a text gets the ids which this network reads.
+
+    These are eos and then the text's own, or those of a row of an encoder's, see `labelled.frame`.
+    """
     content = json.loads((run.workdir / "tokenizer.json").read_text(encoding="utf-8"))
-    eos = SPECIAL_SYMBOLS[EOS]
+    bos, eos = SPECIAL_SYMBOLS[BOS], SPECIAL_SYMBOLS[EOS]
+    encoder = _is_encoder(run)
+    single = [bos, "A", eos] if encoder else [eos, "A"]
+    pair = [bos, "A", eos, eos, "B", eos] if encoder else [eos, "A", eos, "B"]
     content["post_processor"] = {
         "type": "TemplateProcessing",
-        "single": [
-            {"SpecialToken": {"id": eos, "type_id": 0}},
-            {"Sequence": {"id": "A", "type_id": 0}},
-        ],
-        "pair": [
-            {"SpecialToken": {"id": eos, "type_id": 0}},
-            {"Sequence": {"id": "A", "type_id": 0}},
-            {"SpecialToken": {"id": eos, "type_id": 0}},
-            {"Sequence": {"id": "B", "type_id": 0}},
-        ],
-        "special_tokens": {eos: {"id": eos, "ids": [EOS], "tokens": [eos]}},
+        "single": [_piece(name) for name in single],
+        "pair": [_piece(name) for name in pair],
+        "special_tokens": {
+            name: {"id": name, "ids": [number], "tokens": [name]}
+            for name, number in ((bos, BOS), (eos, EOS))
+        },
     }
-    write_json(folder / "tokenizer.json", content, indent=1)
     about = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": eos,
+        "bos_token": bos if encoder else eos,
         "eos_token": eos,
         "pad_token": SPECIAL_SYMBOLS[PAD],
         "unk_token": SPECIAL_SYMBOLS[UNK],
@@ -166,57 +187,128 @@ def _write_tokenizer(run, folder, max_length):
         "clean_up_tokenization_spaces": False,
         "model_max_length": max_length,
     }
+    if encoder:
+        about |= {"cls_token": bos, "sep_token": eos}
+    if encoder and not run.settings.model.num_classes:
+        # A text to fill in has masks in it. White space before one belongs to what is looked for.
+        about |= {"mask_token": MASK, "split_special_tokens": False}
+        for token in content["added_tokens"]:
+            token["lstrip"] = token["lstrip"] or token["content"] == MASK
+    write_json(folder / "tokenizer.json", content, indent=1)
     write_json(folder / "tokenizer_config.json", about)
 
 
-def _card(run, record, layers, command) -> str:
-    """Writes the model card: what the network is, where it is from, how a prompt begins."""
-    depth, whole = (len(layers["decoder"]), run.settings.model.depth("decoder"))
-    kept = ", ".join(map(str, record["decoder_layers"]))
-    lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        "tags: [layerdrop]",
-        "---",
-        f"# {record['architecture']}, {depth} layers",
-        "",
-        f"A language model of {record['parameters']:,} parameters, trained by layerdrop-jax and "
-        + (f"cut from {whole} to {depth} layers." if depth < whole else "written whole."),
-        "",
-        "| | |",
-        "|---|---|",
-        f"| layers, as numbered in the network trained first | {kept} |",
-        f"| chosen by | {record['chosen']['decoder']['strategy']} |",
-        f"| text | data.dataset={run.config['data']['dataset']} |",
-        f"| checkpoints, by step | {', '.join(map(str, run.steps))} |",
-        f"| SHA-256 of the run's parameters | {hash_params(run.params)} |",
-        f"| compared | {record['compared']} |",
-        "",
-        "A text begins with `</s>`, and so must a prompt; another `</s>` ends it. The tokenizer "
-        "puts the first one there, unless it is called with `add_special_tokens=False`:",
-        "",
-        "```python",
+def _piece(name):
+    kind = "Sequence" if name in ("A", "B") else "SpecialToken"
+    return {kind: {"id": name, "type_id": 0}}
+
+
+class _Use(typing.NamedTuple):
+    """How a model card says what a network is for, and how it is used."""
+
+    pipeline: str
+    what: str
+    how: str
+    code: tuple[str, ...]
+
+
+_CAUSAL = _Use(
+    "text-generation",
+    "A language model",
+    "A text begins with `</s>`, and so must a prompt; another `</s>` ends it. The tokenizer puts "
+    "the first one there, unless it is called with `add_special_tokens=False`:",
+    (
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
         'tokenizer = AutoTokenizer.from_pretrained(".")',
         'model = AutoModelForCausalLM.from_pretrained(".")',
         'ids = tokenizer("a prompt", return_tensors="pt").input_ids',
         "print(tokenizer.decode(model.generate(ids, max_new_tokens=32)[0]))",
+    ),
+)
+_MASKED = _Use(
+    "fill-mask",
+    "A masked language model",
+    "A row is `<s>`, a text and `</s>`, which the tokenizer puts there; `<mask>` is what it fills "
+    "in:",
+    (
+        "from transformers import pipeline",
+        "",
+        'fill = pipeline("fill-mask", ".")',
+        'print(fill("one <mask> three"))',
+    ),
+)
+_CLASSES = _Use(
+    "text-classification",
+    "A classifier",
+    "A row is `<s> A </s>`, or of two texts `<s> A </s></s> B </s>`, which the tokenizer makes:",
+    (
+        "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
+        "",
+        'tokenizer = AutoTokenizer.from_pretrained(".")',
+        'model = AutoModelForSequenceClassification.from_pretrained(".")',
+        'logits = model(**tokenizer("a text", return_tensors="pt")).logits',
+        "print(model.config.id2label, logits.softmax(-1))",
+    ),
+)
+
+
+def _use(run) -> _Use:
+    if not _is_encoder(run):
+        return _CAUSAL
+    if not run.settings.model.num_classes:
+        return _MASKED
+    scale = labelled.label_scale(run.settings.data)
+    how = f"{_CLASSES.how[:-1]}. Its one output is the number divided by {scale:g}:"
+    return _CLASSES if scale == 1 else _CLASSES._replace(how=how)
+
+
+def _card(run, record, layers, command) -> str:
+    """Writes the model card: what the network is, where it is from, how it is used."""
+    stack, use, score = run.settings.model.cut_stack, _use(run), task_of(run.settings).score
+    depth, whole = len(layers[stack]), run.settings.model.depth(stack)
+    kept = ", ".join(map(str, record[f"{stack}_layers"]))
+    lines = [
+        "---",
+        "library_name: transformers",
+        f"pipeline_tag: {use.pipeline}",
+        "tags: [layerdrop]",
+        "---",
+        f"# {record['architecture']}, {depth} layers",
+        "",
+        f"{use.what} of {record['parameters']:,} parameters, "
+        + (f"cut from {whole} to {depth} layers" if depth < whole else "written whole")
+        + " by layerdrop-jax.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| layers, as numbered in the network trained first | {kept} |",
+        f"| chosen by | {record['chosen'][stack]['strategy']} |",
+        f"| text | data.dataset={run.config['data']['dataset']} |",
+        f"| checkpoints, by step | {', '.join(map(str, run.steps))} |",
+        f"| SHA-256 of the run's parameters | {hash_params(run.params)} |",
+        f"| compared | {record['compared']} |",
+        "",
+        use.how,
+        "",
+        "```python",
+        *use.code,
         "```",
     ]
-    key = "perplexity"
-    if depths := depth_sets([read_metrics(run.workdir)], key):
+    if depths := depth_sets([read_metrics(run.workdir)], score.key):
+        unit = ", per token of this tokenizer," if score.perplexity else ""
         lines += [
             "",
-            "Perplexity of the validation text, per token of this tokenizer, by depth, as",
+            f"{score.label.capitalize()} of the validation text{unit} by depth, as",
+            "the run measured it, without fine-tuning:",
+            "",
+            f"| depth | layers | {score.label} |",
+            "|---|---|---|",
         ]
-        lines += ["the run measured it, without fine-tuning:", ""]
-        lines += ["| depth | layers | perplexity |", "|---|---|---|"]
         for numbers, (found,) in depths.items():
-            here = " (this one)" if list(numbers) == record["decoder_layers"] else ""
+            here = " (this one)" if list(numbers) == record[f"{stack}_layers"] else ""
             said = ", ".join(map(str, numbers)) or "none"
-            lines.append(f"| {len(numbers)}{here} | {said} | {found[key]:,.2f} |")
+            lines.append(f"| {len(numbers)}{here} | {said} | {found[score.key]:,.2f} |")
     if command:
         lines += ["", "Written by:", "", "```", command, "```"]
     return "\n".join(lines) + "\n"

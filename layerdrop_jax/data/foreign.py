@@ -1,14 +1,17 @@
 """Tokenizers of other networks, renumbered so that they begin with the symbols of this house.
 
 The ids of a network may be numbered in any order, if the rows of its tables are in the same. So the
-four special symbols of another tokenizer take the ids and the names that they have here, and all
-other entries follow in their old order: text becomes the same pieces as before.
+four special symbols of another tokenizer take the ids and the names that they have here, all other
+entries follow in their old order, and the symbol of a mask, where an encoder has one, is the last:
+text becomes the same pieces as before.
 """
 
 import numpy as np
 
 from layerdrop_jax.data.tokenizers import made_up_names
-from layerdrop_jax.symbols import BOS, EOS, PAD, SPECIAL_SYMBOLS, UNK
+from layerdrop_jax.symbols import BOS, EOS, MASK, PAD, SPECIAL_SYMBOLS, UNK
+
+KINDS = ("BPE", "WordPiece")
 
 
 def renumber(content: dict, vocab_size: int, known: dict) -> tuple[dict, np.ndarray]:
@@ -22,15 +25,16 @@ def renumber(content: dict, vocab_size: int, known: dict) -> tuple[dict, np.ndar
       content: its tokenizer.json.
       vocab_size: rows of the network's tables.
       known: ids by "bos", "eos", "pad", "unk"; None or absent where there is none. It needs "eos".
+        With "mask", also an id or None, the vocabulary is an encoder's, which ends with `<mask>`.
 
     Returns:
       ``(content, order)``: the new tokenizer.json, and for each new id the old one, int64[V]. V is
-      ``vocab_size``, or more where a row serves twice. A tokenizer that begins as it should comes
-      back as it is.
+      ``vocab_size``, or more where a row serves twice. A tokenizer that is numbered as it should be
+      keeps its entries as they are.
 
     Raises:
-      ValueError: it is no BPE, has no eos, or more ids than the tables have rows, or there is no
-        row for a symbol.
+      ValueError: it is no BPE and no WordPiece, has no eos, or more ids than the tables have rows,
+        or there is no row for a symbol.
     """
     added = content.get("added_tokens") or []
     vocabulary = content.get("model", {}).get("vocab")
@@ -42,11 +46,18 @@ def renumber(content: dict, vocab_size: int, known: dict) -> tuple[dict, np.ndar
         raise ValueError(
             f"tokenizer.json has the id {max(names)}, and config.json vocab_size={vocab_size}"
         )
-    whole = len(names) == vocab_size
-    if whole and [names[number] for number in range(4)] == list(SPECIAL_SYMBOLS):
-        return content, np.arange(vocab_size)
-    if (kind := content["model"].get("type")) != "BPE":
-        raise ValueError(f"tokenizer.json has model.type={kind!r}: only 'BPE' can be read")
+    # What it puts around a text by itself names the old ids, and nothing here asks for it.
+    content = content | {"post_processor": None, "truncation": None, "padding": None}
+    last = (MASK,) if "mask" in known else ()
+    if len(names) == vocab_size:
+        entries = [names[number] for number in range(vocab_size)]
+        ours = (*entries[: len(SPECIAL_SYMBOLS)], *entries[vocab_size - len(last) :])
+        if ours == (*SPECIAL_SYMBOLS, *last):
+            return content, np.arange(vocab_size)
+    if (kind := content["model"].get("type")) not in KINDS:
+        raise ValueError(
+            f"tokenizer.json has model.type={kind!r}: {' or '.join(KINDS)} can be read"
+        )
     symbols = _symbols(names, content["model"].get("unk_token"), known)
     own = [number for number in symbols if number is not None]
     special = [token["id"] for token in added if token.get("special") and token["id"] not in own]
@@ -59,12 +70,13 @@ def renumber(content: dict, vocab_size: int, known: dict) -> tuple[dict, np.ndar
             own.append(number)
         elif (number := spare) is None:
             raise ValueError(
-                f"tokenizer.json has no entry for {SPECIAL_SYMBOLS[symbol]}, and none beside eos "
-                "that no text becomes, whose row it could have"
+                f"tokenizer.json has no entry for {(*SPECIAL_SYMBOLS, MASK)[symbol]}, and none "
+                "beside eos that no text becomes, whose row it could have"
             )
         symbols[symbol] = number
     rest = sorted(set(range(vocab_size)) - set(own))
-    return _renumbered(content, names, rest), np.array([*symbols, *rest], np.int64)
+    first, masks = symbols[: len(SPECIAL_SYMBOLS)], symbols[len(SPECIAL_SYMBOLS) :]
+    return _renumbered(content, names, rest, last), np.array([*first, *rest, *masks], np.int64)
 
 
 def _symbols(names, unk_token, known) -> list:
@@ -74,8 +86,10 @@ def _symbols(names, unk_token, known) -> list:
         raise ValueError(
             f"eos_token_id={known.get('eos')} is no entry of tokenizer.json, and texts end with one"
         )
-    symbols = [None] * 4
+    symbols = [None] * len(SPECIAL_SYMBOLS) + [None] * ("mask" in known)
     symbols[EOS] = known["eos"]
+    if "mask" in known:
+        symbols[-1] = ids.get(MASK, known["mask"])
     for symbol, number in ((BOS, "bos"), (UNK, "unk"), (PAD, "pad")):
         found = [ids.get(SPECIAL_SYMBOLS[symbol]), known.get(number)]
         found += [ids.get(unk_token)] if symbol == UNK else []
@@ -90,24 +104,23 @@ def _symbols(names, unk_token, known) -> list:
     return symbols
 
 
-def _renumbered(content, names, rest) -> dict:
-    """Writes a tokenizer.json with the symbols first and the old ids ``rest`` behind them."""
+def _renumbered(content, names, rest, last) -> dict:
+    """Writes a tokenizer.json with the symbols first, then the old ids ``rest``, then ``last``."""
     made_up = made_up_names(set(names.values()))
-    tokens = [*SPECIAL_SYMBOLS, *(names.get(number) or next(made_up) for number in rest)]
+    tokens = [*SPECIAL_SYMBOLS, *(names.get(number) or next(made_up) for number in rest), *last]
     ids = {token: number for number, token in enumerate(tokens)}
     model = content["model"] | {"vocab": ids}
     if model.get("unk_token") is not None:
         model["unk_token"] = SPECIAL_SYMBOLS[UNK]
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    own = (*SPECIAL_SYMBOLS, *last)
     added = [
-        {"id": number, "content": token, **plain, "special": True}
-        for number, token in enumerate(SPECIAL_SYMBOLS)
+        {"id": ids[token], "content": token, **plain, "special": True} for token in SPECIAL_SYMBOLS
     ]
     added += [
         token | {"id": ids[token["content"]]}
         for token in content.get("added_tokens") or []
-        if ids.get(token["content"], 0) >= len(SPECIAL_SYMBOLS)
+        if token["content"] in ids and token["content"] not in own
     ]
-    # What it puts around a text by itself names the old ids, and nothing here asks for it.
-    silent = {"post_processor": None, "truncation": None, "padding": None}
-    return content | silent | {"model": model, "added_tokens": added}
+    added += [{"id": ids[token], "content": token, **plain, "special": True} for token in last]
+    return content | {"model": model, "added_tokens": added}

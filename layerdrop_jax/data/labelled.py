@@ -135,6 +135,29 @@ def load_training(config: LabelledConfig) -> tuple[list[Example], tuple[str, ...
     return examples, label_names(config, whole)
 
 
+def load_held_out(config: LabelledConfig) -> dict[str, list[Example]]:
+    """Loads the examples of every split that can be scored; a user's own set may have no test.
+
+    Raises:
+      ValueError: the validation split has no labels; what `load_examples` raises.
+    """
+    found = {"valid": load_examples(config, "valid")}
+    if not has_labels(found["valid"]):
+        raise ValueError(
+            f"the validation split of {config.dataset} has no labels: its file needs a column "
+            "`label`, or `score` for numbers"
+        )
+    if config.dataset == "glue/mnli":
+        found["valid_mismatched"] = load_examples(config, "valid_mismatched")
+    try:
+        test = load_examples(config, "test")
+    except FileNotFoundError:
+        if config.dataset != "tsv":
+            raise
+        return found
+    return found | ({"test": test} if has_labels(test) else {})
+
+
 def label_scale(config: LabelledConfig) -> float:
     """Returns the factor that turns a predicted number into one on the set's own scale."""
     return glue.LARGEST_SIMILARITY if config.dataset == "glue/stsb" else 1.0

@@ -13,6 +13,28 @@ TORCH_WEIGHTS = "pytorch_model.bin"
 LIBRARIES = ("torch", "transformers")
 
 
+PACKAGE = "package:"
+
+
+def find(place) -> pathlib.Path:
+    """Finds a folder by its path, or, as ``package:NAME/FOLDER``, inside a Python package.
+
+    Raises:
+      ValueError: the package is not installed here.
+    """
+    text = str(place)
+    if not text.startswith(PACKAGE):
+        return pathlib.Path(place)
+    name, _, inside = text.removeprefix(PACKAGE).partition("/")
+    try:
+        found = importlib.util.find_spec(name)
+    except ValueError:  # no name at all
+        found = None
+    if found is None or not found.submodule_search_locations:
+        raise ValueError(f"{text}: there is no package {name!r} here, install it first")
+    return pathlib.Path(found.submodule_search_locations[0]) / inside
+
+
 def write_state(folder, state: dict) -> None:
     """Writes weights as ``model.safetensors``.
 
@@ -81,25 +103,42 @@ def read_json(path) -> dict:
 
 
 def can_compute() -> bool:
-    """Says whether the library is installed here, so that `logits` can be called."""
+    """Says whether the library is installed here, so that `outputs` can be called."""
     return all(importlib.util.find_spec(name) for name in LIBRARIES)
 
 
-def logits(folder, ids_BxT):
-    """Computes what the library makes of a folder: logits, float32 [B, T, V].
+def outputs(folder, ids_BxT):
+    """Computes what the library makes of a folder, float32.
+
+    These are logits [B, T, V], of a classification [B, C], and of a network without a head what its
+    last layer gives, [B, T, D].
 
     Args:
       folder: config.json and the weights.
       ids_BxT: ids of tokens, without padding.
+
+    Raises:
+      ValueError: the folder lacks a weight that the library then draws.
     """
     import torch
     import transformers
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
-    ).eval()
+    name = read_json(pathlib.Path(folder) / "config.json")["architectures"][0]
+    name = name.replace("ForPreTraining", "ForMaskedLM")  # its other head says which text follows
+    model, said = getattr(transformers, name).from_pretrained(
+        folder,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    # A pooler may be absent: nothing here reads it.
+    if lacking := [key for key in said["missing_keys"] if "pooler" not in key]:
+        raise ValueError(f"{folder} has no {min(lacking)}, which transformers asks for")
     with torch.no_grad():
-        return model(torch.from_numpy(np.asarray(ids_BxT, np.int64))).logits.numpy()
+        found = model.eval()(torch.from_numpy(np.asarray(ids_BxT, np.int64)))
+    found = found.logits if "logits" in found else found.last_hidden_state
+    return found.numpy()
 
 
 def _read(path):
@@ -113,7 +152,7 @@ def _read_torch(path):
     if not importlib.util.find_spec("torch"):
         raise ValueError(
             f"{path} is a file of torch's, which is not installed here: where it is, convert it by "
-            "transformers' AutoModelForCausalLM.from_pretrained(...).save_pretrained(...), or "
+            "transformers' AutoModel...from_pretrained(...).save_pretrained(...), or "
             "install it (pip install torch)"
         )
     import torch

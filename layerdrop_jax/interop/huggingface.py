@@ -1,61 +1,385 @@
-"""Weights of Hugging Face's `transformers` in our layout."""
+"""Weights of Hugging Face's `transformers` in our layout, and ours in theirs."""
+
+import typing
 
 import numpy as np
 
 from layerdrop_jax.interop import fairseq
 
-# Parts of names, each replaced in this order, and what the reference calls them.
-_NAMES = {
-    "roberta.embeddings.word_embeddings.": "encoder.sentence_encoder.embed_tokens.",
-    "roberta.embeddings.position_embeddings.": "encoder.sentence_encoder.embed_positions.",
-    "roberta.embeddings.LayerNorm.": "encoder.sentence_encoder.layernorm_embedding.",
-    "roberta.encoder.layer.": "encoder.sentence_encoder.layers.",
-    ".attention.self.query.": ".self_attn.q_proj.",
-    ".attention.self.key.": ".self_attn.k_proj.",
-    ".attention.self.value.": ".self_attn.v_proj.",
-    ".attention.output.dense.": ".self_attn.out_proj.",
-    ".attention.output.LayerNorm.": ".self_attn_layer_norm.",
-    ".intermediate.dense.": ".fc1.",
-    ".output.dense.": ".fc2.",
-    ".output.LayerNorm.": ".final_layer_norm.",
-    "lm_head.decoder.": "lm_head.",
-    "lm_head.": "encoder.lm_head.",
-    "classifier.": "classification_heads.classifier.",
+POSITION_OFFSET = 2  # rows of our tables of positions before the first position
+
+# Encoders: our modules, and theirs.
+_LAYER_LINEAR = {
+    ("self_attn", "q_proj"): "attention.self.query",
+    ("self_attn", "k_proj"): "attention.self.key",
+    ("self_attn", "v_proj"): "attention.self.value",
+    ("self_attn", "out_proj"): "attention.output.dense",
+    ("ffn", "fc1"): "intermediate.dense",
+    ("ffn", "fc2"): "output.dense",
 }
-_TOKEN_TYPES = "roberta.embeddings.token_type_embeddings.weight"
+_LAYER_NORMS = {"self_attn_norm": "attention.output.LayerNorm", "ffn_norm": "output.LayerNorm"}
+_WORDS, _POSITIONS, _TYPES, _EMBEDDING_NORM = (
+    f"embeddings.{name}"
+    for name in (
+        "word_embeddings.weight",
+        "position_embeddings.weight",
+        "token_type_embeddings.weight",
+        "LayerNorm",
+    )
+)
+
+
+class _Family(typing.NamedTuple):
+    """How Hugging Face's RoBERTa and BERT differ; what each function of the heads is called.
+
+    Attributes:
+      kind: of its classes.
+      positions: rows of the table of positions before the first one. RoBERTa has one for padding
+        and one that nothing reads, as `Positions` does.
+      types: rows of the table of types.
+      dense, norm, bias: of the masked language model's head.
+      tied: the head's names for what it shares with the rest.
+      pooled, out: the two maps of the classification head.
+    """
+
+    kind: str
+    positions: int
+    types: int
+    dense: str
+    norm: str
+    bias: str
+    tied: tuple[str, ...]
+    pooled: str
+    out: str
+
+
+_FAMILIES = {
+    "roberta": _Family(
+        kind="Roberta",
+        positions=POSITION_OFFSET,
+        types=1,
+        dense="lm_head.dense",
+        norm="lm_head.layer_norm",
+        bias="lm_head.bias",
+        tied=("lm_head.decoder.weight", "lm_head.decoder.bias"),
+        pooled="classifier.dense",
+        out="classifier.out_proj",
+    ),
+    "bert": _Family(
+        kind="Bert",
+        positions=0,
+        types=2,
+        dense="cls.predictions.transform.dense",
+        norm="cls.predictions.transform.LayerNorm",
+        bias="cls.predictions.bias",
+        tied=("cls.predictions.decoder.weight", "cls.predictions.decoder.bias"),
+        pooled="bert.pooler.dense",
+        out="classifier",
+    ),
+}
+# Fields of `EncoderConfig` that config.json has by another name.
+_ENCODER_SIZES = {
+    "vocab_size": "vocab_size",
+    "embed_dim": "hidden_size",
+    "ffn_dim": "intermediate_size",
+    "encoder_layers": "num_hidden_layers",
+    "attention_heads": "num_attention_heads",
+    "norm_epsilon": "layer_norm_eps",
+    "activation": "hidden_act",
+}
+PROBLEMS = ("single_label_classification", "regression", None)
+_NO_HEAD, _MASKED, _CLASSES = "Model", "ForMaskedLM", "ForSequenceClassification"
+_ENCODERS = {
+    f"{family.kind}{head}": name
+    for name, family in _FAMILIES.items()
+    for head in (_NO_HEAD, _MASKED, _CLASSES)
+} | {"BertForPreTraining": "bert"}
+
+
+def uniform_encoder(state: dict, name: str) -> dict:
+    """Brings the weights of a RoBERTa or BERT into the one form that `encoder_state` writes.
+
+    Every token is of type 0, so its vector goes to every position, and the table of types is zeros.
+    Names are those of a network with a head, of today's releases; what the head shares with the
+    embeddings is left out, and so are buffers and, of a network without a classification head, the
+    pooler, which nothing reads.
+
+    Args:
+      state: arrays by Hugging Face's key.
+      name: ``roberta`` or ``bert``.
+
+    Returns:
+      float32 arrays by Hugging Face's key.
+
+    Raises:
+      ValueError: the output matrix is not the table of the embeddings.
+    """
+    family, body = _FAMILIES[name], f"{name}."
+    if not any(key.startswith(body) for key in state):  # saved without a head
+        state = {f"{body}{key}": array for key, array in state.items()}
+    old = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+    renamed = {}
+    for key, array in state.items():
+        for before, now in old.items():
+            key = key.replace(before, now)
+        renamed[key] = np.asarray(array, np.float32)
+    state = renamed
+    words, positions, types = (f"{body}{part}" for part in (_WORDS, _POSITIONS, _TYPES))
+    shared = dict(zip(family.tied, (words, family.bias), strict=True))
+    for key, other in shared.items():
+        if key in state and not np.array_equal(state[key], state.get(other, state[key])):
+            raise ValueError(f"{key} is not {other}: here they are one")
+    if types in state and positions in state:
+        state[positions] = state[positions] + state[types][:1]
+        state[types] = np.zeros((family.types, state[types].shape[1]), np.float32)
+    classes = any(key.startswith(f"{family.out}.") for key in state)
+    unread = (f"{body}embeddings.position_ids", "cls.seq_relationship.", *shared)
+    if not (classes and family.pooled.startswith(body)):
+        unread += (f"{body}pooler.",)
+    return {key: array for key, array in state.items() if not key.startswith(unread)}
+
+
+def encoder_head(state: dict, name: str) -> dict:
+    """Picks the weights of the masked language model's head out of a state."""
+    family = _FAMILIES[name]
+    parts = (f"{family.dense}.", f"{family.norm}.", family.bias)
+    return {key: array for key, array in state.items() if key.startswith(parts)}
 
 
 def encoder_params(state: dict, config) -> dict:
-    """Maps a state dict of RobertaForMaskedLM or RobertaForSequenceClassification onto `Encoder`.
-
-    The network is the same where its config has ``hidden_act="gelu"`` and ``layer_norm_eps=1e-5``,
-    as the released ones do (`RobertaConfig` alone has 1e-12).
+    """Maps a state dict of RoBERTa or BERT, with either head, onto the parameters of `Encoder`.
 
     Args:
-      state: arrays by Hugging Face's key, linear weights [out, in]. The pooler, which neither head
-        reads, is left aside.
-      config: the `EncoderConfig` of the network; its ``max_length`` is ``max_position_embeddings``
-        less 2.
+      state: arrays by Hugging Face's key, linear weights [out, in]; see `uniform_encoder` for what
+        is left aside.
+      config: the `EncoderConfig` of the network, whose ``family`` says which of the two it is.
 
     Returns:
-      as `fairseq.seq2seq_params`.
+      Nested dict as `nnx.to_pure_dict` gives, float32, the layers on axis 0.
 
     Raises:
-      ValueError: as `fairseq.encoder_params`, by the reference's names.
+      ValueError: a weight that the config calls for is missing; the state has weights of embeddings
+        or layers that it does not call for; the output matrix is not the embeddings' table.
     """
-    renamed = {}
-    for key, array in state.items():
-        for theirs, reference in _NAMES.items():
-            key = key.replace(theirs, reference)
-        renamed[key] = array
-    # Every token is of type 0, so its row goes to every position.
-    positions = "encoder.sentence_encoder.embed_positions.weight"
-    if _TOKEN_TYPES in state and positions in renamed:
-        renamed[positions] = np.asarray(renamed[positions]) + np.asarray(state[_TOKEN_TYPES])[:1]
-    return fairseq.encoder_params(renamed, config)
+    family, body = _FAMILIES[config.family], f"{config.family}."
+    state = uniform_encoder(state, config.family)
+    left = {key for key in state if key.startswith(body)} - {f"{body}{_TYPES}"}
+
+    def take(key):
+        left.discard(key)
+        return fairseq.take(state, key)
+
+    def linear(at):
+        return {"kernel": take(f"{at}.weight").T, "bias": take(f"{at}.bias")}
+
+    def norm(at):
+        return {"scale": take(f"{at}.weight"), "bias": take(f"{at}.bias")}
+
+    def stacked(read, name):
+        layers = [read(f"{body}encoder.layer.{n}.{name}") for n in range(config.encoder_layers)]
+        return {key: np.stack([layer[key] for layer in layers]) for key in layers[0]}
+
+    encoder = {"self_attn": {}, "ffn": {}}
+    for (part, ours), theirs in _LAYER_LINEAR.items():
+        encoder[part][ours] = stacked(linear, theirs)
+    for ours, theirs in _LAYER_NORMS.items():
+        encoder[ours] = stacked(norm, theirs)
+    before = ((POSITION_OFFSET - family.positions, 0), (0, 0))
+    params = {
+        "embedding": {"table": take(f"{body}{_WORDS}")},
+        "positions": {"table": np.pad(take(f"{body}{_POSITIONS}"), before)},
+        "embedding_norm": norm(f"{body}{_EMBEDDING_NORM}"),
+        "encoder": encoder,
+    }
+    if config.num_classes:
+        head = {"dense": linear(family.pooled), "out": linear(family.out)}
+        params["classification_head"] = head
+    else:
+        head = {"dense": linear(family.dense), "norm": norm(family.norm), "bias": take(family.bias)}
+        params["lm_head"] = head
+    left -= {f"{family.pooled}.{part}" for part in ("weight", "bias")}
+    if left:
+        raise ValueError(
+            f"the state has {min(left)}, which the config does not call for: do its depth and "
+            "family describe the same network?"
+        )
+    return params
 
 
-# Our modules within a layer of a decoder, and theirs.
+def encoder_state(params: dict, config) -> dict:
+    """Writes the parameters of an `Encoder` in the layout that `encoder_params` reads.
+
+    Args:
+      params: nested dict, the layers on axis 0.
+      config: the `EncoderConfig` of the network.
+
+    Returns:
+      float32 arrays by Hugging Face's key, linear weights [out, in], the table of types zeros.
+      Layers that share weights have each a copy. What the head shares with the embeddings is there
+      once.
+
+    Raises:
+      ValueError: as `encoder_config`.
+    """
+    encoder_config(config)
+    family, body = _FAMILIES[config.family], f"{config.family}."
+    state = {}
+
+    def write(at, module, row=...):
+        if "kernel" in module:
+            state[f"{at}.weight"] = np.transpose(module["kernel"][row])
+        else:
+            state[f"{at}.weight"] = module["scale"][row]
+        state[f"{at}.bias"] = module["bias"][row]
+
+    table_PxD = params["positions"]["table"][POSITION_OFFSET - family.positions :]
+    state[f"{body}{_WORDS}"] = params["embedding"]["table"]
+    state[f"{body}{_POSITIONS}"] = table_PxD
+    state[f"{body}{_TYPES}"] = np.zeros((family.types, config.embed_dim))
+    write(f"{body}{_EMBEDDING_NORM}", params["embedding_norm"])
+    for n in range(config.encoder_layers):
+        at, row = f"{body}encoder.layer.{n}", n // config.share_layers
+        for (part, ours), theirs in _LAYER_LINEAR.items():
+            write(f"{at}.{theirs}", params["encoder"][part][ours], row)
+        for ours, theirs in _LAYER_NORMS.items():
+            write(f"{at}.{theirs}", params["encoder"][ours], row)
+    if config.num_classes:
+        head = params["classification_head"]
+        write(family.pooled, head["dense"])
+        write(family.out, head["out"])
+    else:
+        head = params["lm_head"]
+        write(family.dense, head["dense"])
+        write(family.norm, head["norm"])
+        state[family.bias] = head["bias"]
+    return {key: np.ascontiguousarray(array, np.float32) for key, array in state.items()}
+
+
+def encoder_config(config) -> dict:
+    """Writes what Hugging Face's config.json says of an `Encoder`, but for its symbols and labels.
+
+    Args:
+      config: the `EncoderConfig` of the network.
+
+    Raises:
+      ValueError: the network has what this layout cannot hold; the message names the key.
+    """
+    if not config.encoder_layers:
+        raise ValueError("model.encoder_layers=0: the layout has one layer or more")
+    family = _FAMILIES[config.family]
+    fields = {
+        "architectures": [f"{family.kind}{_CLASSES if config.num_classes else _MASKED}"],
+        "model_type": config.family,
+        **{theirs: getattr(config, ours) for ours, theirs in _ENCODER_SIZES.items()},
+        "max_position_embeddings": config.max_length + family.positions,
+        "type_vocab_size": family.types,
+        "position_embedding_type": "absolute",
+        "hidden_dropout_prob": config.dropout,
+        "attention_probs_dropout_prob": config.attention_dropout,
+        "tie_word_embeddings": True,
+        "torch_dtype": "float32",
+    }
+    if config.num_classes:
+        kind = PROBLEMS[config.num_classes == 1]
+        fields |= {"classifier_dropout": config.pooler_dropout, "problem_type": kind}
+        fields |= labels(f"LABEL_{number}" for number in range(config.num_classes))
+    return fields
+
+
+def labels(names) -> dict:
+    """Writes the names of classes, in the order of the outputs, as config.json has them."""
+    names = list(names)
+    return {
+        "id2label": {str(number): name for number, name in enumerate(names)},
+        "label2id": {name: number for number, name in enumerate(names)},
+    }
+
+
+def read_labels(found: dict) -> list[str]:
+    """Reads the names of the classes in the order of the outputs; one for a regression."""
+    names = found.get("id2label") or {}
+    count = len(names) or found.get("num_labels", 2)
+    return [str(names.get(str(number), f"LABEL_{number}")) for number in range(count)]
+
+
+def encoder_fields(found: dict) -> dict:
+    """Reads the config.json of a RoBERTa or BERT as fields of `EncoderConfig`.
+
+    Args:
+      found: what config.json holds.
+
+    Returns:
+      the fields that decide what the network computes; its noise in training is not among them.
+
+    Raises:
+      ValueError: an option that `Encoder` does not have; the message names the key and its value.
+    """
+    name = found["architectures"][0]
+    family = _ENCODERS[name]
+    pad = found.get("pad_token_id", 1 if family == "roberta" else 0)
+    for key, value, known in (
+        ("model_type", found.get("model_type", family), (family,)),
+        ("hidden_act", found.get("hidden_act", "gelu"), ("gelu", "relu")),
+        ("position_embedding_type", found.get("position_embedding_type"), ("absolute", None)),
+        ("is_decoder", found.get("is_decoder", False), (False,)),
+        ("add_cross_attention", found.get("add_cross_attention", False), (False,)),
+        ("tie_word_embeddings", found.get("tie_word_embeddings", True), (True,)),
+        ("quantization_config", found.get("quantization_config"), (None,)),
+        ("pad_token_id", pad if family == "roberta" else 1, (1,)),  # positions count from it
+        ("problem_type", found.get("problem_type"), PROBLEMS),
+    ):
+        _check_read(key, value, known)
+    sizes = _sizes(_ENCODER_SIZES, {"hidden_act": "gelu", "layer_norm_eps": 1e-12} | found)
+    longest = found.get("max_position_embeddings", 512)
+    classes = len(read_labels(found)) if name.endswith(_CLASSES) else 0
+    if classes > 1 and found.get("problem_type") == "regression":
+        raise ValueError(f"config.json has problem_type='regression' and {classes} labels, not one")
+    return sizes | {
+        "norm": "post",
+        "family": family,
+        "max_length": longest - _FAMILIES[family].positions,
+        "num_classes": classes,
+        "share_layers": 1,
+    }
+
+
+def fields(found: dict) -> dict:
+    """Reads a config.json of any network that can be read, as fields of this package's config.
+
+    Raises:
+      ValueError: another architecture, which is named, or what `decoder_fields` and
+        `encoder_fields` raise.
+    """
+    names = found.get("architectures") or [None]
+    if names[0] in _ENCODERS:
+        return encoder_fields(found)
+    if names[0] in _ARCHITECTURES:
+        return decoder_fields(found)
+    known = ", ".join((*_ARCHITECTURES, *_ENCODERS))
+    raise ValueError(f"architectures={names} is not one of {known}, which can be read")
+
+
+def has_head(found: dict) -> bool:
+    """Says whether the network that a config.json describes has an output layer."""
+    return not found["architectures"][0].endswith(_NO_HEAD)
+
+
+def _check_read(key, value, known):
+    if value not in known:
+        raise ValueError(
+            f"config.json has {key}={value!r}, and only {known[0]!r} can be read: this network "
+            "has nothing like it"
+        )
+
+
+def _sizes(names, said) -> dict:
+    try:
+        return {ours: said[theirs] for ours, theirs in names.items()}
+    except KeyError as error:
+        raise ValueError(f"config.json lacks {error}") from None
+
+
+# Decoders: our modules within a layer, and theirs.
 _NORMS = {"self_attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
 _LINEAR = {
     **{("self_attn", f"{name}_proj"): f"self_attn.{name}_proj" for name in "qkv"},
@@ -90,6 +414,10 @@ _SIZES = {
 _DEFAULTS = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False}  # where config.json is silent
 _ARCHITECTURES = tuple(f"{name}ForCausalLM" for name in ("Llama", "Mistral", "Qwen2", "Qwen3"))
 _FULL = "full_attention"
+# What has a row for each word, in either kind of network.
+WORDS = ("model.embed_tokens.weight", "lm_head.weight")
+WORDS += tuple(f"{name}.{_WORDS}" for name in _FAMILIES)
+WORDS += tuple(family.bias for family in _FAMILIES.values())
 
 
 def decoder_params(state: dict, config) -> dict:
@@ -234,14 +562,9 @@ def decoder_fields(found: dict) -> dict:
       the fields that decide what the network computes; its noise in training is not among them.
 
     Raises:
-      ValueError: another architecture, or an option that `LM` does not have; the message names the
-        key and its value.
+      ValueError: an option that `LM` does not have; the message names the key and its value.
     """
-    names = found.get("architectures") or [None]
-    if names[0] not in _ARCHITECTURES:
-        raise ValueError(
-            f"architectures={names} is not one of {', '.join(_ARCHITECTURES)}, which can be read"
-        )
+    names = found["architectures"]
     longest = found.get("max_position_embeddings", 2048)
     rope = found.get("rope_parameters") or {}
     scaling = found.get("rope_scaling") or {}
@@ -257,23 +580,14 @@ def decoder_fields(found: dict) -> dict:
         ("quantization_config", found.get("quantization_config"), (None,)),
         ("layer_types", other[0] if other else _FULL, (_FULL,)),
     ):
-        if value not in known:
-            raise ValueError(
-                f"config.json has {key}={value!r}, and only {known[0]!r} can be read: this network "
-                "has nothing like it"
-            )
+        _check_read(key, value, known)
     window = found.get("sliding_window")
     if window and window < longest and found.get("use_sliding_window", names[0][:4] != "Qwen"):
         raise ValueError(
             f"config.json has sliding_window={window}, and every token sees all before it here: "
             f"max_position_embeddings={window} there gives up what is longer"
         )
-    said = _DEFAULTS | found
-    try:
-        sizes = {ours: said[theirs] for ours, theirs in _SIZES.items()}
-    except KeyError as error:
-        raise ValueError(f"config.json lacks {error}") from None
-    return sizes | {
+    return _sizes(_SIZES, _DEFAULTS | found) | {
         **{name: known[0] for name, known in _DECODER.items()},
         "biases": "qkv" if names[0].startswith("Qwen2") else "none",
         "qk_norm": names[0].startswith("Qwen3"),

@@ -88,8 +88,9 @@ class BlockConfig:
     share_layers: int
     exit_maps: bool
 
-    # What `LMConfig` makes fields of; the reference's other networks have these values. (No
-    # annotation: they are no fields here, and the defaults of the fields there.)
+    # What `LMConfig` makes fields of, and of one `EncoderConfig`; the reference's other networks
+    # have these values. (No annotation: they are no fields here, and the defaults of the fields
+    # there.)
     activations = tuple(ACTIVATIONS)
     norm_type = "layer"
     norm_epsilon = LAYER_NORM_EPSILON

@@ -12,6 +12,7 @@ from layerdrop_jax.models.blocks import (
     BlockConfig,
     EncoderLayer,
     How,
+    check_choice,
     check_sizes,
     make_stack,
     run_layers,
@@ -22,6 +23,7 @@ from layerdrop_jax.symbols import PAD
 
 INITIAL_DEVIATION = 0.02
 HEADS = ("lm_head", "classification_head")  # what a network of another task begins anew
+FAMILIES = ("roberta", "bert")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,9 @@ class EncoderConfig(BlockConfig):
     Attributes:
       vocab_size: V.
       encoder_layers: depth of the stack, 0 or more.
+      norm_epsilon: what every norm adds to the variance; BERT's is 1e-12.
+      family: ``roberta`` or ``bert``, as which `export_params` writes it. It moves no number: one
+        network, and two layouts of it.
       max_length: longest sequence in tokens.
       num_classes: 0 is a masked language model; more have a classification head in place of the
         other, with so many outputs C (one for a regression).
@@ -39,6 +44,8 @@ class EncoderConfig(BlockConfig):
 
     vocab_size: int
     encoder_layers: int
+    norm_epsilon: float
+    family: str
     max_length: int
     num_classes: int
     pooler_dropout: float
@@ -47,6 +54,9 @@ class EncoderConfig(BlockConfig):
         super().__post_init__()
         check_sizes("model", self, ("vocab_size", "max_length"))
         check_sizes("model", self, ("num_classes",), least=0)
+        check_choice("model", "family", self.family, FAMILIES)
+        if self.norm_epsilon <= 0:
+            raise ValueError(f"model.norm_epsilon={self.norm_epsilon} is not above 0")
         if self.norm != "post":
             raise ValueError(f"model.norm={self.norm!r}: an encoder with a head is 'post'")
         if not 0 <= self.pooler_dropout < 1:
@@ -59,6 +69,10 @@ class EncoderConfig(BlockConfig):
     @property
     def importers(self):
         return {"fairseq": fairseq.encoder_params, "huggingface": huggingface.encoder_params}
+
+    @property
+    def exporters(self):
+        return {"huggingface": (huggingface.encoder_config, huggingface.encoder_state)}
 
     def make_model(self, rngs):
         return Encoder(self, rngs=rngs)

@@ -33,9 +33,11 @@ def _to_version_4(config):
 
 
 def _to_version_5(config):
-    """Adds exit maps, which no network had, and the tracker: it was TensorBoard."""
+    """Adds exit maps, which no network had; the tracker, TensorBoard; an encoder's family, RoBERTa."""
     config["model"]["exit_maps"] = False
     config["train"]["tracker"] = "tensorboard"
+    if "num_classes" in config["model"]:
+        config["model"] |= {"norm_epsilon": 1e-5, "family": "roberta"}
 
 
 STEPS = (_to_version_2, _to_version_3, _to_version_4, _to_version_5)

@@ -25,7 +25,8 @@ from layerdrop_jax.runs.metrics import read_metrics
 from layerdrop_jax.studies.jobs import ROOT, Command, Job, argv
 
 DONE = "done.jsonl"
-TRAINING = {"train": "training", "finetune": "training on"}  # a mode, in words
+# Modes that make a run, in words.
+TRAINING = {"train": "training", "finetune": "training on", "import": "importing"}
 # What says where things lie, and moves no result.
 PLACES = ("--workdir=", "--output=", "--out=", "--config.data.data_dir=", "--config.data.path=",
           "--config.data.workers=")  # fmt: skip

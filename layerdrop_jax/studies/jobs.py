@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 from layerdrop_jax.commands.command_line import check_overrides
 from layerdrop_jax.commands.finetune import adopt, check_adopted
+from layerdrop_jax.commands.import_run import look_at
 from layerdrop_jax.core.strategy_table import parse_strategy
 from layerdrop_jax.runs import settings
 from layerdrop_jax.runs.folder import read_config
@@ -51,6 +52,8 @@ class StudyRun:
       start: the run whose network this one is trained on from, seed by seed (``--mode=finetune``);
         with a config too, for another task.
       layers: which of its layers, a strategy by stack: {"decoder": "6"}.
+      source: a folder of Hugging Face's that is imported, as ``--from`` names it; then nothing is
+        trained, and ``config`` says what the network is judged by.
       program: what is executed instead of a training, arguments of python; it writes its results
         into --out=FOLDER, the run's folder: ("-m", "benchmarks.training_speed"). Its one seed is 1.
       measures: of the trained network, in turn.
@@ -62,6 +65,7 @@ class StudyRun:
     seeds: tuple[int, ...] = (1, 2)
     start: "StudyRun | None" = None
     layers: Mapping = dataclasses.field(default_factory=dict)
+    source: str = ""
     program: tuple[str, ...] = ()
     measures: tuple[Measure, ...] = ()
 
@@ -78,6 +82,7 @@ class Command(typing.NamedTuple):
       changes: values that differ from the config of the run in ``workdir``, by dotted name.
       layers: strategies by stack, with semicolons between several.
       program: arguments of python that are executed instead of launch.py; () for launch.py.
+      source: the folder that mode "import" reads.
     """
 
     workdir: pathlib.Path
@@ -88,6 +93,7 @@ class Command(typing.NamedTuple):
     changes: Mapping = {}
     layers: Mapping = {}
     program: tuple[str, ...] = ()
+    source: str = ""
 
 
 class Job(typing.NamedTuple):
@@ -124,6 +130,7 @@ def argv(command: Command) -> tuple[str, ...]:
         arguments = [*mode, at, f"--output={_from_root(command.output)}"]
     else:
         arguments = [at, *mode]
+    arguments += [f"--from={command.source}"] if command.source else []
     arguments += [f"--{stack}_layers={texts}" for stack, texts in command.layers.items()]
     if command.config:
         arguments += [f"--config={command.config}", *_config_flags(command.overrides)]
@@ -180,6 +187,10 @@ def plan(runs, folder, overrides: Mapping = {}) -> list[Job]:
             )
         if len(set(run.seeds)) < len(run.seeds):
             raise ValueError(f"the run {run.name!r} has a seed twice: {run.seeds}")
+        if run.source and (run.start or run.layers or not run.config):
+            raise ValueError(
+                f"the run {run.name!r} is imported: it needs a config, and goes on from no run"
+            )
         if run.program and (overrides or run.seeds != (1,)):
             raise ValueError(
                 f"the run {run.name!r} trains nothing: it takes no seeds and no --config.KEY=VALUE"
@@ -213,6 +224,8 @@ def _job(run, seed, folder, overrides) -> Job:
     after = f"{run.start.name}_seed_{seed}" if run.start else ""
     if run.start:
         train = Command(folder / after, "finetune", output=workdir, layers=run.layers)
+    elif run.source:  # what is given for every training is not for this
+        train, overrides = Command(workdir, "import", source=run.source), {}
     else:
         train = Command(workdir)
     if run.config:
@@ -262,10 +275,12 @@ def _checked_training(job, command, configs) -> dict:
             config = adopt(config, configs[job.after])
         config = config | {"init": config["init"] | {"run": job.after}}
         config = settings.change(config, _assignments(command.changes), tuple(config))
+    elif command.source:
+        config = look_at(command.source, config).config
     config = fit(config, job.workdir)
     keys = [*command.overrides, *command.changes]
     settings.check_read(keys, settings.parse(config), "")
-    if not job.after and (job.workdir / "config.json").exists():
+    if not (job.after or command.source) and (job.workdir / "config.json").exists():
         _check_same(read_config(job.workdir), config, job.workdir)
     return config
 

@@ -40,7 +40,7 @@ def read(job) -> Result:
     """Reads the result of a job that is done."""
     is_run = (job.workdir / "config.json").exists()  # and not what a program has written
     config = read_config(job.workdir) if is_run else {}
-    records = read_metrics(job.workdir, required=is_run)
+    records = read_metrics(job.workdir, required=is_run and not job.commands[0].source)
     commands = tuple(map(typed, job.commands))
     return Result(job.run, job.seed, config, records, job.workdir, commands)
 

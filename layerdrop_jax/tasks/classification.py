@@ -36,7 +36,7 @@ def prepare(settings, workdir):
     """
     data = settings.data
     train, names = labelled.load_training(data)
-    held_out = _held_out(data)
+    held_out = labelled.load_held_out(data)
     fresh = is_fresh(workdir)
     # Later the folder that it began with may be gone, and the rows' hash tells labels apart too.
     head = labelled.Head(names, labelled.text_columns(data))
@@ -93,25 +93,6 @@ def _check_head(settings, head, begun):
                     f"the head of {begun} has the {what} {', '.join(their)}, and {data} has "
                     f"{', '.join(our)}: start from the network that was pre-trained"
                 )
-
-
-def _held_out(data) -> dict:
-    """Loads the examples of every split that can be scored; a user's own set may have no test."""
-    found = {"valid": labelled.load_examples(data, "valid")}
-    if not labelled.has_labels(found["valid"]):
-        raise ValueError(
-            f"the validation split of {data.dataset} has no labels: its file needs a column "
-            "`label`, or `score` for numbers"
-        )
-    if data.dataset == "glue/mnli":
-        found["valid_mismatched"] = labelled.load_examples(data, "valid_mismatched")
-    try:
-        test = labelled.load_examples(data, "test")
-    except FileNotFoundError:
-        if data.dataset != "tsv":
-            raise
-        return found
-    return found | ({"test": test} if labelled.has_labels(test) else {})
 
 
 def fingerprint(rows) -> str:

@@ -11,15 +11,22 @@ import numpy as np
 import pytest
 import tokenizers
 
+from configs import architectures
 from layerdrop_jax.commands.export_run import compare, export_run
 from layerdrop_jax.data.tokenizers import encode, load_tokenizer
-from layerdrop_jax.interop import folders
+from layerdrop_jax.interop import folders, huggingface
 from layerdrop_jax.interop.huggingface import decoder_fields
-from layerdrop_jax.models.encoder import EncoderConfig
 from layerdrop_jax.models.params import abstract_params, make_params
+from layerdrop_jax.models.seq2seq import Seq2SeqConfig
 from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.symbols import EOS
-from tests.interop.test_huggingface import config_of, decoder_state
+from tests.interop.test_huggingface import (
+    ENCODERS,
+    config_of,
+    decoder_state,
+    recorded_encoder,
+    with_head,
+)
 from tests.models.test_llama import NETWORKS, llama_config, recorded
 
 CLASSES = {"llama": "Llama", "llama_tied": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
@@ -85,9 +92,10 @@ def test_what_the_layout_cannot_hold_is_named(changes, message):
 
 
 def test_a_network_without_a_layout_is_refused():
-    assert isinstance(config_of("masked_lm"), EncoderConfig)
-    with pytest.raises(ValueError, match="library='huggingface' has no layout for EncoderConfig"):
-        config_of("masked_lm").export_config("huggingface")
+    sizes = {"source_vocab_size": 9, "target_vocab_size": 9}
+    config = Seq2SeqConfig(**architectures.transformer_iwslt_de_en | sizes)
+    with pytest.raises(ValueError, match="library='huggingface' has no layout for Seq2SeqConfig"):
+        config.export_config("huggingface")
 
 
 def test_a_cut_is_a_folder_of_its_own(run, cut):
@@ -154,20 +162,34 @@ def test_a_number_that_was_not_written_is_found(cut):
     params = config.import_params("huggingface", state)
     key = "model.layers.1.mlp.up_proj.weight"
     with pytest.raises(ValueError, match=key):
-        compare(folder, config, params, state | {key: state[key] + 1e-6})
+        compare(folder, config, params, state | {key: state[key] + 1e-6}, state)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_library_computes_the_same(name, tmp_path):
-    for library in folders.LIBRARIES:
-        pytest.importorskip(library, reason=f"needs {library}")
     config, params = llama_config(name), recorded(name)[-1]
     assert jax.tree.structure(params) == jax.tree.structure(abstract_params(config))
+    assert_computes_the_same(config, params, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "name"), ENCODERS)
+def test_the_library_computes_the_same_of_an_encoder(family, name, tmp_path):
+    config, (_, state, _) = config_of(name, family), recorded_encoder(family, name)
+    if name == "bare":
+        state = with_head(huggingface.uniform_encoder(state, family), config)
+    assert_computes_the_same(config, config.import_params("huggingface", state), tmp_path)
+
+
+def assert_computes_the_same(config, params, folder):
+    for library in folders.LIBRARIES:
+        pytest.importorskip(library, reason=f"needs {library}")
     state = config.export_params("huggingface", params)
-    folders.write_state(tmp_path, state)
-    (tmp_path / "config.json").write_text(json.dumps(config.export_config("huggingface")))
-    assert "logits by transformers" in compare(tmp_path, config, params, state)
+    folders.write_state(folder, state)
+    (folder / "config.json").write_text(json.dumps(config.export_config("huggingface")))
+    found = folders.read_state(folder)
+    assert "logits by transformers" in compare(folder, config, params, state, found)
     wrong = jax.tree.map(lambda a: 1.01 * a, params)
     with pytest.raises(ValueError, match="logits"):
-        compare(tmp_path, config, wrong, state)
+        compare(folder, config, wrong, state, found)

