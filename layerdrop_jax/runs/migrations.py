@@ -33,7 +33,7 @@ def _to_version_4(config):
 
 
 def _to_version_5(config):
-    """Adds exit maps, which no network had; the tracker, TensorBoard; an encoder's family, RoBERTa."""
+    """Adds exit maps, which no network had, the tracker, TensorBoard, and a family: RoBERTa's."""
     config["model"]["exit_maps"] = False
     config["train"]["tracker"] = "tensorboard"
     if "num_classes" in config["model"]:
