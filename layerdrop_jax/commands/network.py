@@ -78,4 +78,5 @@ def load(workdir, changes=()) -> Network:
     Raises:
       FileNotFoundError, ValueError, OSError: not a run's folder, or one that does not fit itself.
     """
-    return Network(load_run(workdir, changes, sections=("decode", "prune")))
+    run = load_run(workdir, changes, sections=("decode", "prune"))
+    return Network(strategies.with_draft(run))

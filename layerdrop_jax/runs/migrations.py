@@ -32,7 +32,13 @@ def _to_version_4(config):
         model |= {"kv_heads": 0, "head_dim": 0, "rope_theta": 10000.0, "scale_embeddings": True}
 
 
-STEPS = (_to_version_2, _to_version_3, _to_version_4)
+def _to_version_5(config):
+    """Adds drafts, which no decoding had."""
+    if "decode" in config:
+        config["decode"] |= {"draft": "", "draft_tokens": 4}
+
+
+STEPS = (_to_version_2, _to_version_3, _to_version_4, _to_version_5)
 VERSION = len(STEPS) + 1
 
 

@@ -20,7 +20,7 @@ from flax import nnx
 from layerdrop_jax.data import tokenizers
 from layerdrop_jax.data.pairs import load_eval_text, save_eval_text, warn_of_padding
 from layerdrop_jax.decoding.batching import decode_sentences
-from layerdrop_jax.decoding.beam import beam_search, search_options
+from layerdrop_jax.decoding.beam import beam_search, greedy_with_draft, search_options
 from layerdrop_jax.models.cut import masks
 from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.runs.folder import is_fresh, make_tokenizer
@@ -30,6 +30,7 @@ from layerdrop_jax.step import losses
 from layerdrop_jax.step.flops import seq2seq_flops
 from layerdrop_jax.symbols import PAD
 from layerdrop_jax.tasks.depths import score_depths
+from layerdrop_jax.tasks.drafting import draft_mask, drafting, with_draft
 
 MOST_WARNINGS = 10  # of lines that were cut
 
@@ -106,15 +107,17 @@ def make_answerer(run: Run, *, max_source: int):
 
     An answer is one line; that of a text without a token, such as a blank one, is empty, as such
     pairs are left out of training. ``keep`` is as in `Seq2Seq.__call__`; it is data, so one
-    executable serves every depth. ``cut`` holds the indices of the texts that had more than
+    executable serves every depth. The draft of ``decode.draft`` proposes tokens where there is one,
+    and changes no answer. ``cut`` holds the indices of the texts that had more than
     ``max_source`` tokens, eos included, and lost their end. Evaluation and generation both answer
     by this function, so a score is that of the lines that generation writes.
     """
     settings, model = run.settings, run.settings.model
-    graph = model_graph(model)
+    graph, draft_N = model_graph(model), draft_mask(run)
 
-    @functools.partial(jax.jit, static_argnums=4)
-    def decode(params, keep, source_BxS, max_length_B, buffer_length):
+    @functools.partial(jax.jit, static_argnums=5)
+    def decode(params, keep, draft_N, source_BxS, max_length_B, buffer_length):
+        more = 0 if draft_N is None else settings.decode.draft_tokens
         network = nnx.merge(graph, params)
         segment_BxS = (source_BxS != PAD).astype(jnp.int32)
         position_BxS = jnp.broadcast_to(jnp.arange(source_BxS.shape[1]), source_BxS.shape)
@@ -123,16 +126,14 @@ def make_answerer(run: Run, *, max_source: int):
             segment_BxS,
             position_BxS,
             beam=settings.decode.beam,
-            max_length=buffer_length,
+            max_length=buffer_length + more,
             keep=keep,
         )
-        return beam_search(
-            network.step,
-            cache,
-            max_length_B,
-            buffer_length=buffer_length,
-            **search_options(settings.decode),
-        )
+        options = {"buffer_length": buffer_length} | search_options(settings.decode)
+        if draft_N is None:
+            return beam_search(network.step, cache, max_length_B, **options)
+        draft, cache = drafting(network, settings.decode.draft_tokens), with_draft(cache, draft_N)
+        return greedy_with_draft(draft, cache, max_length_B, **options)[0]
 
     everything = masks(model, {})
 
@@ -141,7 +142,7 @@ def make_answerer(run: Run, *, max_source: int):
         filled = [number for number, ids in enumerate(encoded) if ids]
         decoded = decode_sentences(
             [encoded[number] for number in filled],
-            functools.partial(decode, run.params, everything | (keep or {})),
+            functools.partial(decode, run.params, everything | (keep or {}), draft_N),
             config=settings.decode,
             max_source=max_source,
             max_positions=model.max_target_length,

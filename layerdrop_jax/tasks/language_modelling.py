@@ -12,7 +12,7 @@ from flax import nnx
 
 from layerdrop_jax.data import pipeline, streams, tokenizers
 from layerdrop_jax.decoding.batching import padded_width
-from layerdrop_jax.decoding.sampling import continue_sequences
+from layerdrop_jax.decoding.sampling import continue_sequences, continue_with_draft
 from layerdrop_jax.models.cut import masks
 from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.progress import progress
@@ -23,6 +23,7 @@ from layerdrop_jax.step import losses
 from layerdrop_jax.step.flops import lm_flops
 from layerdrop_jax.symbols import EOS, PAD, UNK
 from layerdrop_jax.tasks.depths import score_depths
+from layerdrop_jax.tasks.drafting import draft_mask, drafting, with_draft
 from layerdrop_jax.tasks.task import Task
 from layerdrop_jax.tasks.text_runs import perplexity_score, prepare_texts
 
@@ -184,20 +185,26 @@ def make_continuer(run: Run):
     seed, on its place in the list and on its text. Of a prompt with more tokens than the model has
     positions for, the last ones count, and a warning names it. ``keep`` is as in `LM.__call__`; it
     is data, as the prompts are, so one executable for each width of prompts serves every depth.
+    The draft of ``decode.draft`` proposes tokens where there is one.
     """
     config, model = run.settings.decode, run.settings.model
     everything = masks(model, {})
-    graph = model_graph(model)
+    graph, draft_N = model_graph(model), draft_mask(run)
     room = model.max_length - config.max_tokens + 1  # the last token is never read
 
     @jax.jit
-    def continue_batch(params, keep, ids_BxP, length_B, number_B):
+    def continue_batch(params, keep, draft_N, ids_BxP, length_B, number_B):
         network = nnx.merge(graph, params)
+        more = 0 if draft_N is None else config.draft_tokens
         log_probs_BxV, cache = network.start_cache(
-            ids_BxP, length_B, max_tokens=config.max_tokens, keep=keep
+            ids_BxP, length_B, max_tokens=config.max_tokens + more, keep=keep
         )
         keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), number_B)
-        return continue_sequences(network.step, log_probs_BxV, cache, keys_B, config)
+        if draft_N is None:
+            return continue_sequences(network.step, log_probs_BxV, cache, keys_B, config)
+        draft, cache = drafting(network, config.draft_tokens), with_draft(cache, draft_N)
+        found = continue_with_draft(draft, log_probs_BxV, cache, keys_B, config)
+        return found.tokens_BxW
 
     def continue_prompts(prompts, keep=None):
         encoded = []
@@ -218,7 +225,7 @@ def make_continuer(run: Run):
                 number_B = np.array(filled, np.uint32)
                 keep_now = everything | (keep or {})
                 tokens_BxT = jax.device_get(
-                    continue_batch(run.params, keep_now, ids_BxP, length_B, number_B)
+                    continue_batch(run.params, keep_now, draft_N, ids_BxP, length_B, number_B)
                 )
                 for number, tokens_T in zip(numbers, tokens_BxT, strict=False):
                     results[number] = _text(run, tokens_T)
