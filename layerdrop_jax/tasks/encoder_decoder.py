@@ -28,7 +28,7 @@ from layerdrop_jax.runs.metrics import check_scored
 from layerdrop_jax.runs.run import Run
 from layerdrop_jax.step import losses
 from layerdrop_jax.step.flops import seq2seq_flops
-from layerdrop_jax.symbols import PAD
+from layerdrop_jax.symbols import EOS, PAD
 from layerdrop_jax.tasks.depths import score_depths
 from layerdrop_jax.tasks.drafting import draft_mask, drafting, with_draft
 
@@ -117,23 +117,11 @@ def make_answerer(run: Run, *, max_source: int):
 
     @functools.partial(jax.jit, static_argnums=5)
     def decode(params, keep, draft_N, source_BxS, max_length_B, buffer_length):
-        more = 0 if draft_N is None else settings.decode.draft_tokens
         network = nnx.merge(graph, params)
-        segment_BxS = (source_BxS != PAD).astype(jnp.int32)
-        position_BxS = jnp.broadcast_to(jnp.arange(source_BxS.shape[1]), source_BxS.shape)
-        cache = network.start_cache(
-            source_BxS,
-            segment_BxS,
-            position_BxS,
-            beam=settings.decode.beam,
-            max_length=buffer_length + more,
-            keep=keep,
-        )
-        options = {"buffer_length": buffer_length} | search_options(settings.decode)
-        if draft_N is None:
-            return beam_search(network.step, cache, max_length_B, **options)
-        draft, cache = drafting(network, settings.decode.draft_tokens), with_draft(cache, draft_N)
-        return greedy_with_draft(draft, cache, max_length_B, **options)[0]
+        options = {"keep": keep, "draft_N": draft_N}
+        return _search(
+            network, source_BxS, max_length_B, buffer_length, settings.decode, **options
+        )[0]
 
     everything = masks(model, {})
 
@@ -229,6 +217,51 @@ def finish_request(settings, network, cache):
     )
 
 
+def prompts(run: Run, count: int):
+    """Takes sources from places spread over the validation split, cut to ``prune.prompt_tokens``.
+
+    Returns:
+      int32 [count, P], each with its eos, then padding.
+    """
+    length = run.settings.prune.prompt_tokens
+    sources, _ = _held_out(run, "valid")
+    filled = [ids for ids in tokenizers.encode(run.tokenizer, sources) if ids]
+    ids_BxP = np.full((count, length), PAD, np.int32)
+    for row, number in zip(ids_BxP, np.linspace(0, len(filled) - 1, count), strict=True):
+        ids = [*filled[int(number)][: length - 1], EOS]
+        row[: len(ids)] = ids
+    return ids_BxP
+
+
+def drafted(settings, network, ids_BxP, draft_N=None):
+    """Answers sources greedily with at most ``prune.new_tokens`` tokens, see `Task`."""
+    new_tokens = settings.prune.new_tokens
+    limit_B = jnp.full(ids_BxP.shape[0], new_tokens, jnp.int32)
+    config = dataclasses.replace(settings.decode, beam=1)
+    found, counts = _search(
+        network, ids_BxP, limit_B, new_tokens + 1, config, keep=None, draft_N=draft_N
+    )
+    return found.tokens_BxMxT[:, 0], counts
+
+
+def _search(network, source_BxS, max_length_B, buffer_length, config, *, keep, draft_N):
+    """Searches for answers, with a draft or without; returns (`Hypotheses`, `Drafted` or None)."""
+    more = 0 if draft_N is None else config.draft_tokens
+    cache = network.start_cache(
+        source_BxS,
+        (source_BxS != PAD).astype(jnp.int32),
+        jnp.broadcast_to(jnp.arange(source_BxS.shape[1]), source_BxS.shape),
+        beam=config.beam,
+        max_length=buffer_length + more,
+        keep=keep,
+    )
+    options = {"buffer_length": buffer_length} | search_options(config)
+    if draft_N is None:
+        return beam_search(network.step, cache, max_length_B, **options), None
+    draft, cache = drafting(network, config.draft_tokens), with_draft(cache, draft_N)
+    return greedy_with_draft(draft, cache, max_length_B, **options)
+
+
 def answer(answer_texts, texts, keep=None, *, max_source: int) -> list[str]:
     """Answers texts, one line each; an empty one stays empty.
 
@@ -277,6 +310,8 @@ SHARED = {
     "outputs": outputs,
     "start_request": start_request,
     "finish_request": finish_request,
+    "prompts": prompts,
+    "drafted": drafted,
 }
 
 

@@ -161,6 +161,43 @@ def finish_request(settings, network, state):
     return continue_sequences(network.step, log_probs_BxV, cache, keys_B, config)
 
 
+def prompts(run: Run, count: int):
+    """Takes prompts of ``prune.prompt_tokens`` tokens from places spread over the validation text.
+
+    Returns:
+      int32 [count, P]; each begins with eos.
+    """
+    tokens, length = valid_rows(run).tokens, run.settings.prune.prompt_tokens
+    begins = np.linspace(0, max(len(tokens) - length, 0), count).astype(int)
+    ids_BxP = tokens[(begins[:, None] + np.arange(length)[None] - 1) % len(tokens)]
+    ids_BxP[:, 0] = EOS
+    return ids_BxP.astype(np.int32)
+
+
+def drafted(settings, network, ids_BxP, draft_N=None):
+    """Continues prompts by ``prune.new_tokens`` tokens, see `Task`."""
+    config = dataclasses.replace(
+        settings.decode, max_tokens=settings.prune.new_tokens, stop_at_eos=False
+    )
+    batch, length = ids_BxP.shape
+    keys_B = jax.random.split(jax.random.key(config.seed), batch)
+    length_B = jnp.full(batch, length, jnp.int32)
+    return _continue(network, ids_BxP, length_B, keys_B, config, None, draft_N)
+
+
+def _continue(network, ids_BxP, length_B, keys_B, config, keep, draft_N):
+    """Continues prompts, with a draft or without; returns (tokens, `Drafted` or None)."""
+    more = 0 if draft_N is None else config.draft_tokens
+    log_probs_BxV, cache = network.start_cache(
+        ids_BxP, length_B, max_tokens=config.max_tokens + more, keep=keep
+    )
+    if draft_N is None:
+        return continue_sequences(network.step, log_probs_BxV, cache, keys_B, config), None
+    draft, cache = drafting(network, config.draft_tokens), with_draft(cache, draft_N)
+    found = continue_with_draft(draft, log_probs_BxV, cache, keys_B, config)
+    return found.tokens_BxW, found
+
+
 def make_answer(run: Run):
     """Makes ``answer(prompts, keep=None) -> dicts`` with ``prompt`` and ``continuation``.
 
@@ -195,16 +232,8 @@ def make_continuer(run: Run):
     @jax.jit
     def continue_batch(params, keep, draft_N, ids_BxP, length_B, number_B):
         network = nnx.merge(graph, params)
-        more = 0 if draft_N is None else config.draft_tokens
-        log_probs_BxV, cache = network.start_cache(
-            ids_BxP, length_B, max_tokens=config.max_tokens + more, keep=keep
-        )
         keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), number_B)
-        if draft_N is None:
-            return continue_sequences(network.step, log_probs_BxV, cache, keys_B, config)
-        draft, cache = drafting(network, config.draft_tokens), with_draft(cache, draft_N)
-        found = continue_with_draft(draft, log_probs_BxV, cache, keys_B, config)
-        return found.tokens_BxW
+        return _continue(network, ids_BxP, length_B, keys_B, config, keep, draft_N)[0]
 
     def continue_prompts(prompts, keep=None):
         encoded = []
@@ -318,5 +347,7 @@ TASK = Task(
     start_request=start_request,
     finish_request=finish_request,
     make_answer=make_answer,
+    prompts=prompts,
+    drafted=drafted,
     scored=scored,
 )
