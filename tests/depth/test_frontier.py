@@ -134,8 +134,8 @@ def test_what_is_said_of_drafts():
     slow, fast = draft_of([0, 1], 0.75, 0.875, 0.5), draft_of([0], 0.5, 1.25, 1.125)
     uncertain = draft_of([0, 1, 2], 0.9, 1.5, 0.75)
     assert drafts.verdict([slow], "decoder") == (
-        "No draft pays here: the best, 2 decoder layers, of whose proposals 75% are taken, answer a "
-        "request 0.88 times as fast as the whole network alone."
+        "No draft pays here: the best, 2 decoder layers, of whose proposals 75% are taken, answer "
+        "a request 0.88 times as fast as the whole network alone."
     )
     found = drafts.verdict([slow, fast, uncertain], "decoder")
     assert found.startswith("As a draft, 1 decoder layers, of whose proposals 50% are taken")
