@@ -81,7 +81,10 @@ def assert_same_but_for_ties(graph, params, ids_BxP, length_B, keep_N, wanted_Bx
         assert abs(log_p_V[ours] - log_p_V[theirs]) < TIE
 
 
-@pytest.mark.parametrize("changes", [{}, MIXED], ids=["adaptive", "rotary"])
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param({}, id="adaptive", marks=pytest.mark.slow), pytest.param(MIXED, id="rotary")],
+)
 def test_greedy_tokens_are_those_of_the_whole_network(changes):
     """For 1,000 continuations, by five drafts, at two depths, with one executable."""
     config = lm_config(**changes)
@@ -109,6 +112,7 @@ def test_greedy_tokens_are_those_of_the_whole_network(changes):
     assert drafted.func._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_a_decoder_of_hugging_face_s_with_grouped_heads():
     config, (ids, _, _, params) = llama_config("qwen3"), recorded("qwen3")
     plain, drafted = continuers(config, params)
@@ -246,13 +250,13 @@ def test_proposals_follow_what_was_taken():
 @pytest.mark.parametrize(
     ("changes", "options"),
     [
-        ({}, {}),
-        (
+        pytest.param({}, {}, id="post", marks=pytest.mark.slow),
+        pytest.param(
             {"norm": "pre", "positions": "learned", "share_embeddings": "none"},
             {"min_length": 3, "no_repeat_ngram": 2, "unknown_penalty": 0.5, "length_penalty": 0.7},
+            id="pre",
         ),
     ],
-    ids=["post", "pre"],
 )
 def test_translations_are_those_of_greedy_search(changes, options):
     model = random_model(decoder_layers=4, **changes)
