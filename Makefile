@@ -19,8 +19,9 @@ demo: $(STAMP)
 	  --workdir=runs/demo --sweep drop.encoder,drop.decoder=0,0.2 --config.data.data_dir=runs/data \
 	  --processes=2
 
-# By file: what the tests of a file share is made once. A whole file goes to one process.
-PYTEST := JAX_PLATFORMS=cpu $(RUN) -m pytest -q -n 2 --dist loadfile
+# By file: what the tests of a file share is made once. A whole file goes to one process, in the
+# order of tests/conftest.py.
+PYTEST := JAX_PLATFORMS=cpu $(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(STAMP)
 	@echo "Running the quick tests under tests/ on the CPU, in two processes; make test-all runs all."

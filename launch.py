@@ -6,6 +6,7 @@
   python launch.py --workdir=RUN --mode=finetune --output=NEW [--decoder_layers=3] [--config=...]
   python launch.py --workdir=RUN --mode=generate --input=FILE --output=FILE [--decoder_layers=3]
   python launch.py --workdir=RUN --mode=importance     of every layer; =frontier: of every depth
+  python launch.py --workdir=RUN --mode=card           what goes beside a checkpoint handed on
   python launch.py --workdir=RUN --mode=export --output=DIR    for Hugging Face's transformers
   python launch.py --workdir=RUN --mode=import --from=DIR      a Llama, Mistral, Qwen2 or Qwen3
   python launch.py --workdir=RUN --mode=describe       parameters, drop rates; or of a --config
@@ -37,6 +38,7 @@ MODES = {  # what each reads beside --workdir
     "export": (*CUT, "to", "output"),
     "import": ("from", "config", "set"),
     "importance": ("set", "output"),
+    "card": ("set", "controls", "output"),
     "frontier": (*CUT, "budget_ms", "budget_params", "output"),
     "describe": ("config",),
 }
@@ -56,6 +58,7 @@ STACKS = {s: flags.DEFINE_string(f"{s}_layers", None, LAYERS) for s in ("encoder
 SET = flags.DEFINE_multi_string("set", [], "SECTION.KEY=VALUE, otherwise than the run's config")
 BUDGET_MS = flags.DEFINE_float("budget_ms", None, "frontier: milliseconds for a request", 0)
 BUDGET_PARAMS = flags.DEFINE_integer("budget_params", None, "frontier: parameters", 0)
+CONTROLS = flags.DEFINE_list("controls", [], "card: folders of runs trained at a smaller depth")
 COMPILED = flags.DEFINE_string(
     "compiled", "default", "where compiled programs are kept: a folder, or off"
 )
@@ -93,6 +96,7 @@ def main(argv):
             "generate": generate,
             "export": export,
             "importance": importance,
+            "card": card,
             "frontier": frontier,
         }[mode](workdir, command, cut)
 
@@ -167,6 +171,17 @@ def importance(workdir, command, cut):
 
     record = importance.measure(workdir, SET.value, output=OUTPUT.value, command=command)
     print(f"table: {write_importance(record, OUTPUT.value or workdir)}", file=sys.stderr)
+
+
+def card(workdir, command, cut):
+    from layerdrop_jax.depth import card
+    from layerdrop_jax.reports.card_page import write_card
+    from layerdrop_jax.reports.terminal import card_table
+
+    named = {"controls": CONTROLS.value, "output": OUTPUT.value, "command": command}
+    record = card.measure(workdir, SET.value, **named)
+    print(f"card: {write_card(record, OUTPUT.value or workdir)}", file=sys.stderr)
+    say(record, lambda: card_table(record))
 
 
 def frontier(workdir, command, cut):

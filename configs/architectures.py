@@ -14,6 +14,7 @@ _OURS = {
     "dtype": "float32",
     "saved": "dots",
     "share_layers": 1,
+    "exit_maps": False,
 }
 
 

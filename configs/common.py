@@ -79,6 +79,7 @@ def _common(task):
             "log_every": 50,
             "eval_every": 1000,
             "shard_parameters": False,
+            "tracker": "tensorboard",
         }
     )
     config.checkpoint = ml_collections.ConfigDict({"every": 1000, "keep_last": 10, "average": 10})

@@ -22,6 +22,7 @@ if typing.TYPE_CHECKING:
     from layerdrop_jax.core.drop_schedule import drop_rates, rate_at, sample_keep
     from layerdrop_jax.core.pruning import evenly_spaced, every_other, take_layers
     from layerdrop_jax.core.skip_scan import skip_scan
+    from layerdrop_jax.core.stacks import stack_layers, unstack_layers
     from layerdrop_jax.core.structured import (
         drop_block,
         drop_connect,
@@ -40,6 +41,7 @@ _HOMES = {
     "core.drop_schedule": ("drop_rates", "rate_at", "sample_keep"),
     "core.pruning": ("evenly_spaced", "every_other", "take_layers"),
     "core.skip_scan": ("skip_scan",),
+    "core.stacks": ("stack_layers", "unstack_layers"),
     "core.structured": (
         *("drop_block", "drop_connect", "drop_heads", "drop_path", "drop_path_rows"),
         *("rescale", "sample_groups", "survival"),
@@ -61,8 +63,10 @@ __all__ = [
     "sample_groups",
     "sample_keep",
     "skip_scan",
+    "stack_layers",
     "survival",
     "take_layers",
+    "unstack_layers",
 ]
 
 

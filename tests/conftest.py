@@ -27,6 +27,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+def pytest_collection_modifyitems(items):
+    """Puts the files with slow tests first, so that at the end quick ones fill both processes."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def outside_folder(variable: str, default: Path) -> Path:
     """The folder that `variable` names, else `default`; skips the test where it does not exist."""
     folder = Path(os.environ.get(variable) or default)

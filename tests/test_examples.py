@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(
-    ("name", "bound"), [("plain_jax", 0.3), ("linen_model", 0.4), ("nnx_model", 1.0)]
+    ("name", "bound"),
+    [("plain_jax", 0.3), ("linen_model", 0.4), ("nnx_model", 1.0), ("layers_in_a_list", 0.5)],
 )
 def test_an_example_learns(name, bound, capsys):
     module = importlib.import_module(f"examples.{name}")

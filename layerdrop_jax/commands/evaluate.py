@@ -9,6 +9,7 @@ from layerdrop_jax.runs import metrics
 from layerdrop_jax.runs.folder import original_layers, read_pruned
 from layerdrop_jax.runs.metrics import MetricWriter
 from layerdrop_jax.runs.run import load_run
+from layerdrop_jax.runs.trackers import check_tracker
 from layerdrop_jax.tasks.task import task_of
 
 
@@ -36,7 +37,14 @@ def evaluate(workdir, *, flags=None, changes=()) -> list[dict]:
     file = run.workdir / metrics.FILE
     if not file.exists() and "parent_sha256" not in (read_pruned(run.workdir) or {}):  # not pruned
         logging.warning("%s is missing: the report has scores and nothing of the training", file)
-    writer = MetricWriter(run.workdir)  # a file that cannot be read is better known before
+    tracker = run.settings.train.tracker
+    try:
+        check_tracker(tracker)
+    except ValueError as error:  # the run may be from another machine
+        logging.warning("%s; the scores go to %s alone", error, file)
+        tracker = "none"
+    # A file that cannot be read is better known before.
+    writer = MetricWriter(run.workdir, tracker=tracker, config=run.config)
     if any((flags or {}).values()):
         scores = _evaluate_choices(run, flags)
         written = {"subset": scores}

@@ -10,6 +10,8 @@ import operator
 import jax
 import numpy as np
 
+from layerdrop_jax.core.stacks import count_layers
+
 
 def every_other(num_layers: int, rate: float) -> tuple[int, ...]:
     """Lists the layers that the paper's rule, Every Other, keeps when it prunes a share ``rate``.
@@ -181,10 +183,7 @@ def take_layers(stacked, layers):
     Raises:
       ValueError: leaves that disagree in N, or layers that `check_layers` refuses.
     """
-    lengths = sorted({np.shape(leaf)[:1] for leaf in jax.tree.leaves(stacked)})
-    if len(lengths) != 1 or lengths[0] == ():
-        raise ValueError(f"the leaves are no stack of layers: their leading axes are {lengths}")
-    index = np.asarray(check_layers(layers, lengths[0][0]), np.intp)
+    index = np.asarray(check_layers(layers, count_layers(stacked)), np.intp)
     return jax.tree.map(lambda leaf: leaf[index], stacked)
 
 

@@ -74,6 +74,7 @@ _DECODER = {
     "biases": ("none", "qkv"),
     "scale_embeddings": (False,),
     "adaptive_cutoffs": ("",),
+    "exit_maps": (False,),
 }
 # Fields of `LMConfig` that config.json has by another name.
 _SIZES = {

@@ -17,6 +17,7 @@ from layerdrop_jax.models.layers import (
     LAYER_NORM_EPSILON,
     FeedForward,
     dropout,
+    linear,
     make_norm,
     split_rows,
 )
@@ -62,6 +63,10 @@ class BlockConfig:
         ``nothing``; what is not kept is computed again.
       share_layers: how many adjacent layers have one set of weights; 1 = each its own. The paper's
         appendix shares chunks of two.
+      exit_maps: whether each layer has a linear map of its own for the case that it is the last one
+        that runs: x + W x + b is then read in the place of x, with W and b zero at the start. A
+        network that is left at several depths (nested training) need not make its layers give at
+        each of them what the output layer reads. The tuned lens: Belrose et al. 2023, 2303.08112.
       dtype: type of the computation, ``float32`` or ``bfloat16``; parameters are float32.
     """
 
@@ -81,6 +86,7 @@ class BlockConfig:
     dtype: str
     saved: str
     share_layers: int
+    exit_maps: bool
 
     # What `LMConfig` makes fields of; the reference's other networks have these values. (No
     # annotation: they are no fields here, and the defaults of the fields there.)
@@ -224,6 +230,10 @@ class BlockConfig:
         matrices = 3 if self.activation in GATED else 2
         return 2 * matrices * self.embed_dim * self.ffn_dim * tokens
 
+    def exit_flops(self, tokens: int) -> int:
+        """Counts the FLOPs of the map through which one row leaves a stack, forward."""
+        return 2 * self.embed_dim**2 * tokens if self.exit_maps else 0
+
     def stored_layers(self, stack: str) -> int:
         """Counts the layers with weights of their own: the length of axis 0 of a stack."""
         return self.depth(stack) // self.share_layers
@@ -251,6 +261,12 @@ class _SubLayers(nnx.Module):
 
     config: BlockConfig
     SUBLAYERS: tuple[str, ...]
+
+    def _make_exit(self, rngs):
+        """Makes the map through which the stack is left after this layer, see `leave`."""
+        if self.config.exit_maps:
+            dim, zeros = self.config.embed_dim, nnx.initializers.zeros_init()
+            self.exit_map = linear(self.config, dim, dim, rngs, kernel_init=zeros)
 
     def _run(self, x_BxTxD, functions, key, groups, mode):
         """Runs the sub-layers that ``groups`` keeps; one that is dropped is the identity.
@@ -323,6 +339,7 @@ class EncoderLayer(_SubLayers):
         self.self_attn_norm = make_norm(config, rngs)
         self.ffn = FeedForward(config, rngs=rngs)
         self.ffn_norm = make_norm(config, rngs)
+        self._make_exit(rngs)
 
     def __call__(self, x_BxTxD, mask_BxTxT, key=None, groups=None, mode="skip", position_1xT=None):
         """Runs the layer; ``position_1xT`` is for rotary positions, None where there are others."""
@@ -352,6 +369,7 @@ class DecoderLayer(_SubLayers):
         self.cross_attn_norm = make_norm(config, rngs)
         self.ffn = FeedForward(config, rngs=rngs)
         self.ffn_norm = make_norm(config, rngs)
+        self._make_exit(rngs)
 
     def __call__(
         self,
@@ -459,10 +477,11 @@ def run_layers(model, stack: str, x, layer_call, how: How):
     def step(layer, x, key, groups):
         return layer_call(layer, x, key, groups), None
 
+    layers, keep_N = getattr(model, stack), how.kept(stack, model.config.depth(stack))
     x, seen = run_stack(
-        getattr(model, stack),
+        layers,
         x,
-        how.kept(stack, model.config.depth(stack)),
+        keep_N,
         step,
         key=how.key,
         mode=how.mode,
@@ -471,7 +490,27 @@ def run_layers(model, stack: str, x, layer_call, how: How):
     )
     if how.watch:
         how.watch.seen[stack] = seen
-    return x
+    return leave(layers, x, keep_N)
+
+
+def leave(layers, x, keep_N):
+    """Maps what a stack's last layer that runs gives to what is read of the stack.
+
+    Args:
+      layers: a stack from `make_stack`.
+      x: [..., D], what leaves the layer.
+      keep_N: bool[N], the layers that run.
+
+    Returns:
+      x, where the layers have no exit maps or none of them runs.
+    """
+    if not (layers.config.exit_maps and keep_N.shape[0]):
+        return x
+    last = jnp.max(jnp.where(keep_N, jnp.arange(keep_N.shape[0]), -1))
+    graphdef, params = nnx.split(layers.exit_map)
+    row = jnp.maximum(last, 0) // layers.config.share_layers
+    exit_map = nnx.merge(graphdef, jax.tree.map(lambda a: a[row], params))
+    return jnp.where(last >= 0, x + exit_map(x), x)
 
 
 def run_stack(layers, x, keep_N, step, *, key=None, mode="skip", extra=None, look=None):

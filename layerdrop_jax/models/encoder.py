@@ -73,7 +73,7 @@ class EncoderConfig(BlockConfig):
         dim = self.embed_dim
         rest = outputs * (dim * dim + dim * (self.num_classes or self.vocab_size))
         layer = [self.attention_flops(length, length), self.ffn_flops(length)]
-        return {"encoder": layer, "rest": 2 * rest}
+        return {"encoder": layer, "rest": 2 * rest + self.exit_flops(length)}
 
 
 class Encoder(nnx.Module):
@@ -189,7 +189,7 @@ def _draw_normal(model: nnx.Module, rngs) -> None:
     def draw(path, a):
         if path[-1].key == "scale":
             return a
-        if path[-1].key == "bias":
+        if path[-1].key == "bias" or "exit_map" in (part.key for part in path):
             return jnp.zeros_like(a)
         a = INITIAL_DEVIATION * jax.random.normal(rngs.params(), a.shape, a.dtype)
         return a.at[PAD].set(0) if path[-1].key == "table" else a

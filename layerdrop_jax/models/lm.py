@@ -20,6 +20,7 @@ from layerdrop_jax.models.blocks import (
     How,
     check_choice,
     check_sizes,
+    leave,
     make_stack,
     run_layers,
     run_stack,
@@ -163,7 +164,7 @@ class LMConfig(BlockConfig):
                 rest += dim * width + self.adaptive_buffer * width * (stop - start)
             rest += sum(width * dim for _, _, width in (first, *tails))  # the input's projections
         layer = [self.attention_flops(length, length), self.ffn_flops(length)]
-        return {"decoder": layer, "rest": 2 * rest * length}
+        return {"decoder": layer, "rest": 2 * rest * length + self.exit_flops(length)}
 
 
 class LM(nnx.Module):
@@ -284,7 +285,7 @@ class LM(nnx.Module):
             "length": length_B,
             "begin": jnp.int32(length),
         }
-        return self.leave(last_Bx1xD)[:, 0], cache
+        return self.predict(last_Bx1xD, keep_N)[:, 0], cache
 
     def step(self, cache, token_B, step):
         """Takes one decoding step.
@@ -299,7 +300,7 @@ class LM(nnx.Module):
         """
         x_Bx1xD = self.enter(cache, token_B[:, None], step)
         x_Bx1xD, cache = self.read(cache, x_Bx1xD, step, cache["keep"])
-        return self.leave(x_Bx1xD)[:, 0], cache
+        return self.predict(x_Bx1xD, cache["keep"])[:, 0], cache
 
     def enter(self, cache, ids_BxT, step):
         """Embeds tokens that follow one another from place ``step`` on, a scalar or [B]."""
@@ -343,9 +344,14 @@ class LM(nnx.Module):
         x_BxTxD, now = run_stack(self.decoder, x_BxTxD, keep_N, run_layer, extra=cache["past"])
         return x_BxTxD, cache | {"past": write_cache(cache["past"], now, begin + step, keep_N)}
 
-    def leave(self, x_BxTxD):
-        """Computes log p of what follows each token, float32 [B, T, V], after the last layer."""
-        return self.log_probs(self.finish(x_BxTxD))
+    def predict(self, x_BxTxD, keep_N):
+        """Computes log p of what follows each token, float32 [B, T, V].
+
+        Args:
+          x_BxTxD: what leaves the last layer.
+          keep_N: the layers that have run, bool[N].
+        """
+        return self.log_probs(self.finish(leave(self.decoder, x_BxTxD, keep_N)))
 
     # -- parts ----------------------------------------------------------------------------------
 

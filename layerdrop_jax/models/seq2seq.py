@@ -17,6 +17,7 @@ from layerdrop_jax.models.blocks import (
     How,
     check_choice,
     check_sizes,
+    leave,
     make_stack,
     run_layers,
     run_stack,
@@ -92,7 +93,8 @@ class Seq2SeqConfig(BlockConfig):
         return {
             "encoder": [self.attention_flops(source, source), self.ffn_flops(source)],
             "decoder": list(decoder),
-            "rest": 2 * self.embed_dim * self.target_vocab_size * target,
+            "rest": 2 * self.embed_dim * self.target_vocab_size * target
+            + self.exit_flops(source + target),
         }
 
 
@@ -251,7 +253,7 @@ class Seq2Seq(nnx.Module):
         past = write_cache(cache["past"], now, step * beam)
         here = jnp.broadcast_to(jnp.arange(beam)[None, :, None], (batch, beam, 1))
         origin_BxMxT = jax.lax.dynamic_update_slice_in_dim(origin_BxMxT, here, step, 2)
-        return self.leave(x_BxMxD), cache | {"past": past, "origin": origin_BxMxT}
+        return self.predict(x_BxMxD, cache["keep"]), cache | {"past": past, "origin": origin_BxMxT}
 
     def enter(self, cache, tokens_BxT, step_B):
         """Embeds tokens that follow one another from place ``step_B`` on."""
@@ -281,9 +283,14 @@ class Seq2Seq(nnx.Module):
         x_BxTxD, now = self._read(cache, x_BxTxD, before_BxTxS, keep_N, following=length > 1)
         return x_BxTxD, cache | {"past": write_cache(cache["past"], now, step_B, keep_N)}
 
-    def leave(self, x_BxTxD):
-        """Computes logits of what follows each token, float32 [B, T, V], after the last layer."""
-        return self.logits(self.finish(x_BxTxD))
+    def predict(self, x_BxTxD, keep_N):
+        """Computes logits of what follows each token, float32 [B, T, V].
+
+        Args:
+          x_BxTxD: what leaves the last decoder layer.
+          keep_N: the decoder layers that have run, bool[N].
+        """
+        return self.logits(self.finish(leave(self.decoder, x_BxTxD, keep_N)))
 
     def _read(self, cache, x_BxMxD, past_mask_BxMxS, keep_N, following=False):
         """Runs decoder layers over a cache; returns (what leaves them, their keys and values)."""

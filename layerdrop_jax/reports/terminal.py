@@ -79,6 +79,20 @@ def _speedup(draft) -> str:
     return f"{draft['speedup']:.2f} x" if draft else ""
 
 
+def card_table(record) -> str:
+    """Says what ``--mode=card`` measured: whole, and at every depth by the first of its rules."""
+    rule, depths = next(iter(record["rules"].items()))
+    rows = [("layers", "nats", "95 %", "accuracy")]
+    whole = {"layers": record["layers"][record["stack"]]} | record["whole"]
+    for entry in (whole, *depths):
+        value, low, high = entry["nats"]
+        accuracy = f"{entry['accuracy'][0]:.1%}"
+        rows.append(
+            (str(len(entry["layers"])), f"{value:.3f}", f"{low:.3f} to {high:.3f}", accuracy)
+        )
+    return f"{columns(rows)}\nlayers of the {record['stack']} by the rule {rule!r}"
+
+
 def _number(value) -> str:
     return "not finite" if value is None else f"{value:,.2f}"
 

@@ -24,7 +24,7 @@ except ImportError:  # not a Unix
 PRUNED = "pruned.json"  # in the folder of a run that was cut out of another
 LOCK = "lock"  # held by the process that trains in the folder
 # What a run keeps in its folder and reads again: nothing else is written there.
-OWN = (*checksums.SEALED, checksums.FILE, "checkpoints", "data", "tensorboard", LOCK)
+OWN = (*checksums.SEALED, checksums.FILE, "checkpoints", "data", "tensorboard", "wandb", LOCK)
 OWN += ("metrics.jsonl", "subsets.jsonl", "done.jsonl")
 SECONDS_TO_SAVE = 60
 

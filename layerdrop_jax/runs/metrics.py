@@ -1,4 +1,4 @@
-"""Numbers over time: metrics.jsonl and TensorBoard.
+"""Numbers over time: metrics.jsonl, and a tracker beside it.
 
 metrics.jsonl has one JSON object a line: "kind" ("train", "valid", "test", "depth", ...), "step",
 and numbers. One that is not finite is written as null, so that every JSON reader can read the file.
@@ -7,15 +7,13 @@ and numbers. One that is not finite is written as null, so that every JSON reade
 import math
 import os
 import pathlib
-import time
+from collections.abc import Mapping
 
 import jax
 from absl import logging
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto import event_pb2
 
 from layerdrop_jax.files import plain, read_json_lines, to_json
+from layerdrop_jax.runs.trackers import TRACKERS
 
 FILE = "metrics.jsonl"
 
@@ -62,24 +60,33 @@ def read_metrics(run, *, required: bool = False) -> list[dict]:
 
 
 class MetricWriter:
-    """Appends to RUN/metrics.jsonl, each line at once, and to RUN/tensorboard.
+    """Appends to RUN/metrics.jsonl, each line at once, and to a tracker.
 
     On many hosts the first process writes and the others do nothing.
     """
 
-    def __init__(self, run, *, step: int | None = None):
+    def __init__(
+        self,
+        run,
+        *,
+        step: int | None = None,
+        tracker: str = "tensorboard",
+        config: Mapping | None = None,
+    ):
         """Opens the two for appending.
 
         Args:
           run: the run's folder.
           step: the step that training continues from: lines of later steps are dropped, since those
             steps will be taken again; 0 starts anew. None keeps every line, as evaluation does.
+          tracker: one of `trackers.TRACKERS`.
+          config: the run's, for a tracker that shows it.
 
         Raises:
           OSError: the files cannot be written.
           ValueError: metrics.jsonl is not what this class wrote.
         """
-        self._file = self._board = None
+        self._file = self._tracker = None
         if jax.process_index() != 0:
             return
         path = pathlib.Path(run) / FILE
@@ -95,20 +102,10 @@ class MetricWriter:
                 partial.write_text("".join(to_json(r) + "\n" for r in kept), encoding="utf-8")
                 os.replace(partial, path)
             self._file = path.open("a", encoding="utf-8")
-            (path.parent / "tensorboard").mkdir(exist_ok=True)
-            # Not SummaryWriter: its thread dies of a full disk, and its queue then blocks training.
-            self._board = EventsWriter(
-                str(path.parent / "tensorboard" / "events"), f".{time.time_ns()}"
-            )
-            if step is not None:  # what was written of later steps does not count
-                start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-                self._event(step + 1, session_log=start)
+            if TRACKERS[tracker]:
+                self._tracker = TRACKERS[tracker](path.parent, step=step, config=dict(config or {}))
         except OSError as error:
             raise OSError(f"cannot write metrics to {path.parent}: {error.strerror}") from error
-
-    def _event(self, step, **content):
-        event = event_pb2.Event(wall_time=time.time(), step=int(step), **content)
-        self._board.write_event(event)
 
     def write(self, kind: str, step: int, values: dict):
         """Writes one line of `values`: numbers (arrays of one element included), strings, lists.
@@ -123,16 +120,16 @@ class MetricWriter:
         scalars = {k: v for k, v in values.items() if isinstance(v, int | float)}
         try:
             print(line, file=self._file, flush=True)
-            for name, value in scalars.items():
-                self._event(step, summary=summary.scalar(f"{kind}/{name}", value))
-            self._board.flush()
+            if self._tracker:
+                self._tracker.write(kind, int(step), scalars)
         except OSError as error:
             raise OSError(f"cannot write {self._file.name}: {error.strerror}") from error
 
     def close(self):
         if self._file is not None:
             self._file.close()
-            self._board.close()
+            if self._tracker:
+                self._tracker.close()
 
 
 def _ends_a_line(path) -> bool:

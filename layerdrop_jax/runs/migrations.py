@@ -33,12 +33,18 @@ def _to_version_4(config):
 
 
 def _to_version_5(config):
+    """Adds exit maps, which no network had, and the tracker: it was TensorBoard."""
+    config["model"]["exit_maps"] = False
+    config["train"]["tracker"] = "tensorboard"
+
+
+def _to_version_6(config):
     """Adds drafts, which no decoding had."""
     if "decode" in config:
         config["decode"] |= {"draft": "", "draft_tokens": 4}
 
 
-STEPS = (_to_version_2, _to_version_3, _to_version_4, _to_version_5)
+STEPS = (_to_version_2, _to_version_3, _to_version_4, _to_version_5, _to_version_6)
 VERSION = len(STEPS) + 1
 
 

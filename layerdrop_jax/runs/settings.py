@@ -27,6 +27,7 @@ from layerdrop_jax.runs.depth_settings import (
     EncoderPrune,
     InitConfig,
 )
+from layerdrop_jax.runs.trackers import TRACKERS
 from layerdrop_jax.scores.rouge import TOKENIZERS
 from layerdrop_jax.step.dropping import DecoderDrop, EncoderDecoderDrop, EncoderDrop
 from layerdrop_jax.step.optimizers import OptimizerConfig
@@ -45,6 +46,8 @@ class TrainConfig:
       log_every, eval_every: updates between two lines of metrics, and two validations.
       shard_parameters: whether each device holds a part of the parameters and moments, and gathers
         a layer when it runs, instead of all of them.
+      tracker: where the numbers go beside metrics.jsonl: ``tensorboard``, ``wandb`` (the package
+        wandb, which is not installed by itself) or ``none``.
     """
 
     steps: int
@@ -53,8 +56,10 @@ class TrainConfig:
     log_every: int
     eval_every: int
     shard_parameters: bool
+    tracker: str
 
     def __post_init__(self):
+        check_choice("train", "tracker", self.tracker, tuple(TRACKERS))
         for name in ("steps", "accumulate", "log_every", "eval_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name}={getattr(self, name)} must be at least 1")

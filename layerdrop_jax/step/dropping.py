@@ -330,7 +330,9 @@ def restore_dropped(new, old, ran: dict, model: BlockConfig):
         if found is None:
             return new
         stack, below = found
-        sublayer = model.stacks[stack].SUBLAYERS.index(below.removesuffix("_norm"))
+        names = model.stacks[stack].SUBLAYERS
+        # A stack is left through the map of a layer that ran to its end.
+        sublayer = -1 if below == "exit_map" else names.index(below.removesuffix("_norm"))
         # Weights that several layers share have run where one of them has.
         ran_N = ran[stack][:, sublayer].reshape(-1, model.share_layers).any(axis=1)
         return jnp.where(ran_N.reshape(-1, *[1] * (new.ndim - 1)), new, old)

@@ -42,11 +42,14 @@ class Loss:
         last stack gives: as if the network ended there.
       score: ``score(model, states, batch, *, smoothing, theirs=None, teacher=None, key=None)``:
         the result of `__call__`, from what ``read`` gave for the network and for its teacher.
+      log_probs: ``log_probs(model, states)``: log p of every choice at each place that is asked
+        for, float32 [B, T, V], from what ``read`` gave, or from some places of it.
     """
 
     read: typing.Callable
     leave: typing.Callable
     score: typing.Callable
+    log_probs: typing.Callable
 
     def __call__(self, model, batch, **how):
         """Computes the loss of a micro-batch; arguments and result as `run`, without the states."""
@@ -167,15 +170,25 @@ def _score_classification(
     return loss, nll, examples
 
 
+def _log_softmax(model, x_BxTxD):
+    return jax.nn.log_softmax(model.logits(x_BxTxD))
+
+
+def _classes(model, logits_BxC):
+    return jax.nn.log_softmax(logits_BxC)[:, None]
+
+
 # Of an encoder-decoder over packed rows, see `layerdrop_jax.data.packing`.
-seq2seq_loss = Loss(_read_seq2seq, _finish, _score_seq2seq)
+seq2seq_loss = Loss(_read_seq2seq, _finish, _score_seq2seq, _log_softmax)
 # Of a language model over blocks of tokens. Smoothing needs the logits of all words, and so a model
 # without adaptive softmax.
-lm_loss = Loss(_read_lm, _finish, _score_lm)
+lm_loss = Loss(_read_lm, _finish, _score_lm, lambda model, x: model.log_probs(x))
 # Of a masked language model; a teacher reads what the network reads. `settings` refuses smoothing.
-masked_lm_loss = Loss(_read_masked_lm, _leave_masked_lm, _score_masked_lm)
+masked_lm_loss = Loss(_read_masked_lm, _leave_masked_lm, _score_masked_lm, _log_softmax)
 # Of a classifier, over examples. With one output the labels are numbers, the loss a squared error.
-classification_loss = Loss(_read_classification, _leave_classification, _score_classification)
+classification_loss = Loss(
+    _read_classification, _leave_classification, _score_classification, _classes
+)
 
 
 def label_loss(logits_BxC, batch, *, smoothing: float):
@@ -196,6 +209,32 @@ def validation(loss):
         return {"loss": nll}, tokens
 
     return sums
+
+
+def judge(loss: Loss, model, states, target_BxT):
+    """Says what a network makes of each place that is asked for.
+
+    Args:
+      loss: the task's.
+      model: the network.
+      states: what ``loss.read`` gave.
+      target_BxT: what is right there.
+
+    Returns:
+      float32 [B, T] each: -log p of the target, the highest p of any choice, and 1 where that is
+      the target's.
+    """
+
+    def look(parts):
+        log_p_BxtxV, target_Bxt = loss.log_probs(model, parts[0]), parts[1]
+        target_Bxt = target_Bxt.reshape(log_p_BxtxV.shape[:2])
+        picked_Bxt = jnp.take_along_axis(log_p_BxtxV, target_Bxt[..., None], axis=-1)[..., 0]
+        right_Bxt = jnp.argmax(log_p_BxtxV, axis=-1) == target_Bxt
+        return -picked_Bxt, jnp.exp(jnp.max(log_p_BxtxV, axis=-1)), right_Bxt.astype(jnp.float32)
+
+    if target_BxT.ndim == 1:  # one thing is asked of a row
+        return look((states, target_BxT))
+    return _in_parts(look, (states, target_BxT))
 
 
 def label_smoothed_nll(logits_BxTxV, target_BxT, weight_BxT, smoothing: float):
@@ -236,9 +275,10 @@ def divergence(ours_BxTxV, theirs_BxTxV, temperature: float):
 
 
 def _in_parts(function, arrays):
-    """Computes ``function(arrays)`` of [B, T, ...] a few positions at a time, backward too.
+    """Computes ``function(arrays)``, [B, T] or several of them, a few positions at a time.
 
-    The distributions of all positions of a large vocabulary would not fit into memory.
+    The distributions of all positions of a large vocabulary would not fit into memory, neither
+    forward nor backward.
     """
     batch, length = jax.tree.leaves(arrays)[0].shape[:2]
     size = min(max(TOKENS_AT_A_TIME // batch, 1), length)
@@ -248,5 +288,7 @@ def _in_parts(function, arrays):
         a = jnp.pad(a, ((0, 0), (0, parts * size - length), *[(0, 0)] * (a.ndim - 2)))
         return jnp.moveaxis(a.reshape(batch, parts, size, *a.shape[2:]), 1, 0)
 
-    out = jax.lax.map(jax.checkpoint(function), jax.tree.map(cut, arrays))
-    return jnp.moveaxis(out, 0, 1).reshape(batch, parts * size)[:, :length]
+    def join(a):
+        return jnp.moveaxis(a, 0, 1).reshape(batch, parts * size)[:, :length]
+
+    return jax.tree.map(join, jax.lax.map(jax.checkpoint(function), jax.tree.map(cut, arrays)))

@@ -10,7 +10,7 @@ from flax import nnx
 from layerdrop_jax.core.nested import draw_depths
 from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.core.structured import rows_kept
-from layerdrop_jax.models.blocks import BlockConfig, Watch
+from layerdrop_jax.models.blocks import BlockConfig, Watch, leave
 from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.step import rate_scores
 from layerdrop_jax.step.dropping import DropConfig, draw, restore_dropped
@@ -184,6 +184,8 @@ def train_step(
 
         def add(sums, depth):
             x_BxTxD = watch.seen[stack][depth - 1]
+            layers = getattr(model, stack)
+            x_BxTxD = leave(layers, x_BxTxD, jnp.arange(config.depth(stack)) < depth)
             mine = loss.leave(model, x_BxTxD, micro, key=key)
             how = {"theirs": guide and guide.states, "teacher": guide, "key": key}
             total, nll, _ = loss.score(model, mine, micro, smoothing=smoothing, **how)

@@ -42,7 +42,7 @@ def drafting(model, most: int) -> Draft:
     """Makes what `decode_with_draft` asks of a model, for caches that `with_draft` made.
 
     Args:
-      model: an `LM` or a `Seq2Seq`: ``enter``, ``read`` and ``leave``.
+      model: an `LM` or a `Seq2Seq`: ``enter``, ``read`` and ``predict``.
       most: K.
     """
 
@@ -54,10 +54,10 @@ def drafting(model, most: int) -> Draft:
     def propose(cache, token_B, step_B):
         state_BxD, cache = share(cache, token_B, step_B)
         x_Bx1xD, cache = model.read(cache, state_BxD[:, None], step_B, cache["rest"])
-        return model.leave(x_Bx1xD)[:, 0], state_BxD, cache
+        return model.predict(x_Bx1xD, cache["shared"] | cache["rest"])[:, 0], state_BxD, cache
 
     def verify(cache, state_BxTxD, step_B):
         x_BxTxD, cache = model.read(cache, state_BxTxD, step_B, cache["left"])
-        return model.leave(x_BxTxD), cache
+        return model.predict(x_BxTxD, cache["keep"]), cache
 
     return Draft(propose=propose, share=share, verify=verify, most=most)

@@ -22,6 +22,7 @@ from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.runs.checkpoints import Checkpoints, saved_steps
 from layerdrop_jax.runs.folder import PRUNED, check_folder, held, is_fresh, write_config
 from layerdrop_jax.runs.metrics import MetricWriter, check_scored, perplexity
+from layerdrop_jax.runs.trackers import check_tracker
 from layerdrop_jax.step import rate_scores, sharding
 from layerdrop_jax.step.dropping import describe_rates
 from layerdrop_jax.step.losses import Teacher
@@ -62,6 +63,7 @@ def train(config, workdir, *, command: str, given: Sequence[str] = ()) -> None:
     config = fit(config, workdir)
     settings = settings_lib.parse(config)
     settings_lib.check_read(given, settings)
+    check_tracker(settings.train.tracker)
     workdir = pathlib.Path(workdir)
     check_folder(workdir, config)  # before anything is written
     with held(workdir):
@@ -156,7 +158,8 @@ def _train(settings, config, workdir, command):
         batches.set_state(restored.iterator_state)
         print(f"resuming {workdir} at step {step:,}", flush=True)
     # -1: a start that was killed before its first checkpoint has left lines of step 0.
-    writer = MetricWriter(workdir, step=-1 if restored is None else step)
+    named = {"tracker": settings.train.tracker, "config": config}
+    writer = MetricWriter(workdir, step=-1 if restored is None else step, **named)
     if restored is None:
         writer.write("start", 0, {"command": command, "hardware": hardware()})
         writer.write("data", 0, rows.stats)

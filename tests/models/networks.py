@@ -46,6 +46,7 @@ def small_config(**changes) -> Seq2SeqConfig:
         "drop_connect": 0.0,
         "saved": "dots",
         "share_layers": 1,
+        "exit_maps": False,
         "dtype": "float32",
         "source_vocab_size": 17,
         "target_vocab_size": 19,

@@ -39,12 +39,18 @@ BATCH = packed_batch(
 )
 SENTENCES = packed_batch([[([5, 9, 4], [])], [([10, 11, 5, 16, 13], [])], [([], [])]], 7, 1)
 PROMPTS = np.array([[2, 7, 13, 21, 5], [2, 9, 46, 1, 1], [2, 1, 1, 1, 1]], np.int32)
-PLAIN = {"adaptive_cutoffs": "", "final_norm": True, "positions": "learned"}
+PLAIN = {
+    "adaptive_cutoffs": "",
+    "final_norm": True,
+    "positions": "learned",
+    "exit_maps": True,
+}
 
 
 def translation(norm, share, **changes):
     depths = {"encoder_layers": ENCODER, "decoder_layers": DECODER}
-    return small_config(**(depths | {"norm": norm, "share_layers": share} | changes))
+    kind = {"norm": norm, "share_layers": share, "exit_maps": norm == "pre"}
+    return small_config(**(depths | kind | changes))
 
 
 @functools.cache
@@ -211,7 +217,8 @@ def test_states_and_log_probs_of_a_language_model(changes, share):
 
 @pytest.mark.parametrize(("classes", "share"), [(0, 1), (3, 2)])
 def test_features_and_logits_of_an_encoder(classes, share):
-    config = encoder_config(encoder_layers=DECODER, num_classes=classes, share_layers=share)
+    kind = {"num_classes": classes, "share_layers": share, "exit_maps": bool(classes)}
+    config = encoder_config(encoder_layers=DECODER, **kind)
     check(
         config, [{"encoder": layers} for layers in (range(DECODER), (), (0, 1), (1, 2))], encodings
     )

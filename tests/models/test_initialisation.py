@@ -200,3 +200,17 @@ def test_final_norms_belong_to_pre_norm():
 def test_configs_that_describe_no_network_are_errors(changes, message):
     with pytest.raises(ValueError, match=message):
         small_config(**changes)
+
+
+@pytest.mark.parametrize("make_config", [small_config, encoder_config], ids=["seq2seq", "encoder"])
+def test_exit_maps_begin_as_nothing_and_leave_the_rest_as_it_was(make_config):
+    make = fast_jit(make_params, static_argnums=0)
+    without, found = (
+        leaves(jax.device_get(make(make_config(exit_maps=maps), 0))) for maps in (False, True)
+    )
+    maps = {name: found.pop(name) for name in list(found) if "/exit_map/" in name}
+    assert maps
+    assert not any(np.any(leaf) for leaf in maps.values())
+    assert found.keys() == without.keys()
+    for name, leaf in without.items():
+        np.testing.assert_array_equal(found[name], leaf, err_msg=name)

@@ -117,6 +117,6 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writer._board, "flush", full)
+    monkeypatch.setattr(writer._tracker._board, "flush", full)
     with pytest.raises(OSError, match="cannot write .*metrics.jsonl: No space left on device"):
         writer.write("train", 1, {"loss": 1.0})

@@ -334,7 +334,7 @@ def test_rows_of_what_did_not_run_are_the_old_ones():
 
 
 def test_weights_that_layers_share_have_run_where_one_of_them_has():
-    shared = model(norm="pre", share_layers=2)
+    shared = model(norm="pre", share_layers=2, exit_maps=True)
     ran = {
         "encoder": np.array([[0, 1], [0, 0]], bool),
         "decoder": np.array([[0, 1, 0], [0, 0, 1], [0, 0, 0], [1, 0, 0]], bool),
@@ -352,4 +352,7 @@ def test_weights_that_layers_share_have_run_where_one_of_them_has():
                     moved = np.asarray(leaf).reshape(len(leaf), -1)
                     np.testing.assert_array_equal(moved.min(1), expected_C)
                     np.testing.assert_array_equal(moved.max(1), expected_C)
+        # A stack is left through the map of a layer that has run to its end.
+        left_C = restored[stack]["exit_map"]["kernel"].max(axis=(1, 2))
+        np.testing.assert_array_equal(left_C, np.array(expected_CxS)[:, -1])
     assert (restored["source_embedding"]["table"] == 1).all()

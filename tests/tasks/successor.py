@@ -139,7 +139,12 @@ def score(model, x_BxTxD, batch, *, smoothing, theirs=None, teacher=None, key=No
     return *sums, jnp.sum(batch["weight"])
 
 
-loss = Loss(read, lambda model, x_BxTxD, batch, *, key=None: x_BxTxD, score)
+def log_probs(model, x_BxTxD):
+    """Computes log p of every number."""
+    return jax.nn.log_softmax(model.logits(x_BxTxD))
+
+
+loss = Loss(read, lambda model, x_BxTxD, batch, *, key=None: x_BxTxD, score, log_probs)
 
 
 def flops(model, batch):
