@@ -138,6 +138,8 @@ def translation(dataset, source, target, architecture):
             "unknown_penalty": 0.0,
             "normalize": True,
             "batch_tokens": 65536,
+            "draft": "",
+            "draft_tokens": 4,
         }
     )
     return config
@@ -222,6 +224,8 @@ def language_modelling(dataset, architecture):
             "stop_at_eos": False,
             "seed": 1,
             "batch_rows": 16,
+            "draft": "",
+            "draft_tokens": 4,
         }
     )
     return config
@@ -331,6 +335,8 @@ def summarisation(dataset, architecture):
             "unknown_penalty": 0.0,
             "normalize": True,
             "batch_tokens": 65536,
+            "draft": "",
+            "draft_tokens": 4,
         }
     )
     return config

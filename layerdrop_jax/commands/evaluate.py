@@ -33,7 +33,7 @@ def evaluate(workdir, *, flags=None, changes=()) -> list[dict]:
     Raises:
       FileNotFoundError, ValueError, OSError: not a run's folder, or one that does not fit itself.
     """
-    run = load_run(workdir, changes)
+    run = strategies.with_draft(load_run(workdir, changes))
     file = run.workdir / metrics.FILE
     if not file.exists() and "parent_sha256" not in (read_pruned(run.workdir) or {}):  # not pruned
         logging.warning("%s is missing: the report has scores and nothing of the training", file)

@@ -80,4 +80,5 @@ def load(workdir: str | os.PathLike[str], changes: Sequence[str] = ()) -> Networ
     Raises:
       FileNotFoundError, ValueError, OSError: not a run's folder, or one that does not fit itself.
     """
-    return Network(load_run(workdir, changes, sections=("decode", "prune")))
+    run = load_run(workdir, changes, sections=("decode", "prune"))
+    return Network(strategies.with_draft(run))

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from layerdrop_jax.decoding.constraints import allowed_log_probs
+from layerdrop_jax.decoding.drafts import Draft, Drafted, check_draft, decode_with_draft
 from layerdrop_jax.symbols import EOS, PAD
 
 
@@ -47,6 +48,9 @@ class BeamConfig:
     normalize: divide by the length at all (not unnormalized).
     batch_tokens: rows x beam x positions of a batch stay at or below this, positions being the
         longer of source and output buffer. It bounds memory and changes no result.
+    draft: the decoder layers of the draft that proposes tokens in greedy search, a strategy as
+        pruning takes them; "" is no draft. The tokens are the same with it.
+    draft_tokens: the most tokens that are proposed at a time.
 
     Raises ValueError for values no search can run with.
     """
@@ -60,6 +64,8 @@ class BeamConfig:
     unknown_penalty: float = 0.0
     normalize: bool = True
     batch_tokens: int = 65536
+    draft: str = ""
+    draft_tokens: int = 4
 
     def __post_init__(self):
         if self.beam < 1:
@@ -84,6 +90,12 @@ class BeamConfig:
             )
         if self.batch_tokens < 1:
             raise ValueError(f"decode.batch_tokens is {self.batch_tokens}; it must be at least 1")
+        check_draft(self)
+        if self.draft and self.beam > 1:
+            raise ValueError(
+                f"decode.draft={self.draft!r} proposes tokens for greedy search alone, and "
+                f'decode.beam is {self.beam}: set decode.beam=1, or decode.draft to ""'
+            )
 
 
 class Hypotheses(NamedTuple):
@@ -121,7 +133,7 @@ class _State(NamedTuple):
 def search_options(config):
     """Collects the keyword arguments of `beam_search` that a `BeamConfig` holds."""
     options = dataclasses.asdict(config)
-    for name in ("max_length_a", "max_length_b", "batch_tokens"):
+    for name in ("max_length_a", "max_length_b", "batch_tokens", "draft", "draft_tokens"):
         del options[name]
     return options
 
@@ -195,6 +207,60 @@ def beam_search(
         _start(cache, limit_B.shape[0], beam, buffer_length + 1),
     )
     return _sorted_hypotheses(final)
+
+
+def greedy_with_draft(
+    draft: Draft,
+    cache,
+    max_length_B,
+    *,
+    buffer_length,
+    length_penalty=1.0,
+    normalize=True,
+    beam=1,
+    **rules,
+) -> tuple[Hypotheses, Drafted]:
+    """Searches as `beam_search` does with one beam, with the same result; also returns `Drafted`.
+
+    draft: the networks; the cache needs room for ``buffer_length + draft.most`` tokens.
+    max_length_B, buffer_length, length_penalty, normalize: as in `beam_search`.
+    beam: 1.
+    rules: min_length, no_repeat_ngram and unknown_penalty, as in `beam_search`.
+    """
+    assert beam == 1
+    limit_B = jnp.clip(jnp.asarray(max_length_B, jnp.int32), 0, buffer_length - 1)
+
+    def allowed(logits_BxTxV, tokens_BxS, place_BxT):
+        def of_place(logits_V, tokens_S, place, limit):
+            found_1x1xV = allowed_log_probs(
+                logits_V[None, None], tokens_S[None, None], place - 1, limit[None], **rules
+            )
+            return found_1x1xV[0, 0]
+
+        of_row = jax.vmap(of_place, (0, None, 0, None))
+        return jax.vmap(of_row)(logits_BxTxV, tokens_BxS, place_BxT, limit_B)
+
+    found = decode_with_draft(
+        draft,
+        cache,
+        jnp.full_like(limit_B, EOS),  # the history starts with it
+        limit_B + 2,
+        allowed,
+        width=buffer_length + 1,
+    )
+    sum_B = jnp.sum(found.log_probs_BxW, axis=1)
+    possible_B = jnp.isfinite(sum_B)
+    length_B = jnp.where(possible_B, found.length_B - 1, 0)
+    exponent = jnp.where(normalize, length_penalty, 0.0)
+    score_B = jnp.where(possible_B, sum_B / length_B.astype(jnp.float32) ** exponent, -jnp.inf)
+    inside_BxT = jnp.arange(buffer_length)[None] < length_B[:, None]
+    hypotheses = Hypotheses(
+        tokens_BxMxT=jnp.where(inside_BxT, found.tokens_BxW[:, 1:], PAD)[:, None],
+        scores_BxM=score_B[:, None],
+        token_scores_BxMxT=jnp.where(inside_BxT, found.log_probs_BxW[:, 1:], 0.0)[:, None],
+        lengths_BxM=length_B[:, None],
+    )
+    return hypotheses, found
 
 
 def _start(cache, batch, beam, width):

@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
+from layerdrop_jax.decoding.drafts import Draft, Drafted, check_draft, decode_with_draft
 from layerdrop_jax.symbols import EOS, PAD
 
 
@@ -22,6 +24,9 @@ class SampleConfig:
         the next line may follow.
       seed: of the sampling.
       batch_rows: prompts continued at a time; moves no result.
+      draft: the decoder layers of the draft that proposes tokens, a strategy as pruning takes them;
+        "" is no draft. Greedy tokens are the same with it.
+      draft_tokens: the most tokens that are proposed at a time.
     """
 
     max_tokens: int
@@ -31,6 +36,8 @@ class SampleConfig:
     stop_at_eos: bool
     seed: int
     batch_rows: int
+    draft: str
+    draft_tokens: int
 
     def __post_init__(self):
         rules = {
@@ -47,6 +54,7 @@ class SampleConfig:
         for name, (holds, range_text) in rules.items():
             if not holds:
                 raise ValueError(f"decode.{name}={getattr(self, name)} is not {range_text}")
+        check_draft(self)
 
 
 def filter_log_probs(log_probs_BxV, *, temperature: float, top_k: int, top_p: float):
@@ -85,18 +93,7 @@ def continue_sequences(step_fn, log_probs_BxV, cache, key_B, config: SampleConfi
     batch = log_probs_BxV.shape[0]
 
     def choose(log_probs_BxV, step):
-        # Not part of any text.
-        log_probs_BxV = log_probs_BxV.at[:, PAD].set(-jnp.inf)
-        if config.temperature == 0:
-            return jnp.argmax(log_probs_BxV, axis=-1).astype(jnp.int32)
-        scores_BxV = filter_log_probs(
-            log_probs_BxV,
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-        )
-        keys_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(key_B, step)
-        return jax.vmap(jax.random.categorical)(keys_B, scores_BxV).astype(jnp.int32)
+        return _choose(allowed_log_probs(log_probs_BxV, config), key_B, step, config)
 
     def ended(token_B, done_B):
         return done_B | (token_B == EOS) if config.stop_at_eos else done_B
@@ -115,3 +112,51 @@ def continue_sequences(step_fn, log_probs_BxV, cache, key_B, config: SampleConfi
     tokens_BxT = jnp.full((batch, config.max_tokens), PAD, jnp.int32).at[:, 0].set(first_B)
     start = (jnp.int32(1), cache, ended(first_B, jnp.zeros(batch, bool)), tokens_BxT)
     return jax.lax.while_loop(more, advance, start)[-1]
+
+
+def continue_with_draft(draft: Draft, log_probs_BxV, cache, key_B, config: SampleConfig) -> Drafted:
+    """Adds up to ``max_tokens`` tokens to each sequence, as `continue_sequences` does.
+
+    Greedily they are the same tokens; sampled ones have the same distribution and are others.
+
+    Args:
+      draft: the networks; the cache needs room for ``draft.most`` tokens more.
+      log_probs_BxV, cache, key_B, config: as in `continue_sequences`.
+    """
+    first_B = _choose(allowed_log_probs(log_probs_BxV, config), key_B, 0, config)
+    limit_B = jnp.full_like(first_B, config.max_tokens)
+
+    def allowed(log_probs_BxTxV, tokens_BxS, place_BxT):
+        log_p_BxTxV = jax.vmap(partial(allowed_log_probs, config=config))(log_probs_BxTxV)
+        return log_p_BxTxV if config.temperature == 0 else jax.nn.log_softmax(log_p_BxTxV)
+
+    return decode_with_draft(
+        draft,
+        cache,
+        first_B,
+        jnp.where(first_B == EOS, 1, limit_B) if config.stop_at_eos else limit_B,
+        allowed,
+        width=config.max_tokens,
+        key_B=None if config.temperature == 0 else key_B,
+        ends=config.stop_at_eos,
+    )
+
+
+def allowed_log_probs(log_probs_BxV, config: SampleConfig):
+    """Filters log p by what a config allows, -inf where a token is cut.
+
+    What stays is log p up to a constant.
+    """
+    log_probs_BxV = log_probs_BxV.at[:, PAD].set(-jnp.inf)  # not part of any text
+    if config.temperature == 0:
+        return log_probs_BxV
+    return filter_log_probs(
+        log_probs_BxV, temperature=config.temperature, top_k=config.top_k, top_p=config.top_p
+    )
+
+
+def _choose(scores_BxV, key_B, step, config):
+    if config.temperature == 0:
+        return jnp.argmax(scores_BxV, axis=-1).astype(jnp.int32)
+    keys_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(key_B, step)
+    return jax.vmap(jax.random.categorical)(keys_B, scores_BxV).astype(jnp.int32)

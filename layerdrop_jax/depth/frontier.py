@@ -8,6 +8,7 @@ import jax
 
 from layerdrop_jax.core.strategy_table import parse_strategy, takes_depth
 from layerdrop_jax.depth import strategies
+from layerdrop_jax.depth.drafts import add_drafts
 from layerdrop_jax.depth.latency import add_latency
 from layerdrop_jax.depth.scorer import Scorer, floor_nats
 from layerdrop_jax.files import write_json
@@ -33,7 +34,8 @@ def measure(
     """Measures a run's network at every depth; writes frontier.json.
 
     It times the network that ``--mode=prune`` would write (see `latency`), and scores the whole one
-    with a keep mask, which computes the same.
+    with a keep mask, which computes the same. Each depth is also tried as the draft of the whole
+    network (see `drafts`).
 
     Args:
       workdir: the run's folder.
@@ -60,7 +62,7 @@ def measure(
             raise ValueError(f"--{name}={budget} is no budget: it is a number above 0")
     if output:
         check_output(output)
-    run = load_run(workdir, changes)
+    run = strategies.with_draft(load_run(workdir, changes))
     task, model, prune = task_of(run.settings), run.settings.model, run.settings.prune
     if budget_params is not None:
         least = params_of(model, dict.fromkeys(model.stacks, ()))
@@ -101,6 +103,7 @@ def measure(
     for depth in depths:
         depth["survives"] = depth["kept"] >= prune.survives
     add_latency(run, depths)
+    drafts = add_drafts(run, depths)
     record = {
         "run": run.workdir.resolve().name,
         "steps": list(run.steps),
@@ -123,6 +126,9 @@ def measure(
             "beam": getattr(getattr(run.settings, "decode", None), "beam", 1),
         },
         "depths": depths,
+        "drafts": {"verdict": drafts, "tokens": run.settings.decode.draft_tokens}
+        if drafts
+        else None,
         "verdict": verdict(run, depths, knows=full < floor),
         "budget": {"ms": budget_ms, "parameters": budget_params},
         "choice": choose(depths, score, budget_ms, budget_params),
@@ -152,6 +158,7 @@ def summary(record) -> dict:
         )
     return {
         "verdict": record["verdict"],
+        "drafts": (record.get("drafts") or {}).get("verdict"),
         "survives": [depth["layers"] for depth in depths if depth["survives"]],
         "choice": None if choice is None else depths[choice],
     }

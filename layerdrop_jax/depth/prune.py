@@ -126,6 +126,8 @@ def cut_config(config: dict, model: BlockConfig, layers: dict) -> dict:
     if any(len(kept) < whole.depth(stack) for stack, kept in layers.items()):
         # The depths of nested training are those of the whole network.
         config["drop"] |= {"method": "layerdrop"} | {f"{stack}_depths": "" for stack in layers}
+    if "decode" in config:
+        config["decode"] |= {"draft": ""}  # it counts the whole network's layers
     config["init"] |= {"run": "", "layers": "", "moments": "anew", "distill": 0.0}
     return config
 

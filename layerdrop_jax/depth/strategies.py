@@ -45,6 +45,22 @@ def check_flags(run: Run, flags: dict) -> None:
             raise ValueError(f"--{stack}_layers: the model of {run.workdir} has no {stack}")
 
 
+def with_draft(run: Run, scorer: Scorer | None = None) -> Run:
+    """Chooses the layers of ``decode.draft``, where there is one; see `choose`.
+
+    A depth alone has the layers that it was trained with, as in `wanted`.
+    """
+    text = getattr(getattr(run.settings, "decode", None), "draft", "")
+    if not text:
+        return run
+    stack = run.settings.model.cut_stack
+    try:
+        layers, _ = choose(run, wanted(run, {stack: text}), scorer)
+    except ValueError as error:
+        raise ValueError(f"decode.draft={text!r}: {error}") from None
+    return run._replace(draft=layers[stack])
+
+
 def choose(run: Run, strategies: dict, scorer: Scorer | None = None) -> tuple[dict, dict]:
     """Chooses the layers of each stack.
 

@@ -78,7 +78,16 @@ class Attention(nnx.Module):
             out_BxTxHxK = drop_heads(out_BxTxHxK, keep_H)
         return self._out(out_BxTxHxK)
 
-    def attend_cache(self, x_BxMxD, k_BxGxSxK, v_BxGxSxK, mask_BxMxS, now=None, position_BxM=None):
+    def attend_cache(
+        self,
+        x_BxMxD,
+        k_BxGxSxK,
+        v_BxGxSxK,
+        mask_BxMxS,
+        now=None,
+        position_BxM=None,
+        following=False,
+    ):
         """Attends from M queries to a cache, without moving any of it; returns [B, M, D].
 
         Args:
@@ -88,6 +97,8 @@ class Attention(nnx.Module):
           now: the keys and values [B, M, G, K] of the new tokens themselves; each hypothesis
             sees its own. None in cross-attention.
           position_BxM: that of the new tokens, as in `keys_values`.
+          following: whether the tokens follow one another instead, as those of one hypothesis: each
+            sees those before it too.
         """
         q_BxMxHxK = self._queries(x_BxMxD, position_BxM)
         # Heads that share keys and values become more hypotheses, which read the same cache.
@@ -99,6 +110,16 @@ class Attention(nnx.Module):
         if now is None:
             weights_BxGxMxS = jax.nn.softmax(scores_BxGxMxS).astype(v_BxGxSxK.dtype)
             out_BxMxGxK = jnp.einsum("bhms,bhsk->bmhk", weights_BxGxMxS, v_BxGxSxK)
+        elif following:
+            k_BxNxGxK, v_BxNxGxK = now
+            mask_1x1xMxN = _repeat(causal_mask(x_BxMxD.shape[1]), size)[None]
+            among = jnp.einsum("bmhk,bnhk->bhmn", q_BxMxGxK, k_BxNxGxK).astype(jnp.float32)
+            among_BxGxMxN = jnp.where(mask_1x1xMxN, among, HIDDEN)
+            scores = jnp.concatenate([scores_BxGxMxS, among_BxGxMxN], axis=-1)
+            weights = jax.nn.softmax(scores).astype(v_BxGxSxK.dtype)
+            places = k_BxGxSxK.shape[2]
+            out_BxMxGxK = jnp.einsum("bhms,bhsk->bmhk", weights[..., :places], v_BxGxSxK)
+            out_BxMxGxK += jnp.einsum("bhmn,bnhk->bmhk", weights[..., places:], v_BxNxGxK)
         else:
             k_BxMxGxK, v_BxMxGxK = (_repeat(a, size) for a in now)
             own_BxGxM = jnp.einsum("bmhk,bmhk->bhm", q_BxMxGxK, k_BxMxGxK).astype(jnp.float32)
@@ -178,6 +199,34 @@ def _repeat(a_BxMx___, size: int):
 def heads_first(x_BxSxHxK):
     """Moves heads in front of positions, [B, H, S, K], as caches are kept; and back."""
     return jnp.swapaxes(x_BxSxHxK, 1, 2)
+
+
+def write_cache(past, now, place, keep_N=None):
+    """Writes the keys and values of T tokens into a cache; returns the cache.
+
+    Args:
+      past: pytree of [N, B, G, S, K].
+      now: the same of [N, B, G, T, K].
+      place: int32, where the first of them goes, a scalar for all rows, or [B].
+      keep_N: with places [B], the layers that write; the others keep what they have there.
+    """
+    if jnp.ndim(place) == 0:
+        return jax.tree.map(
+            lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, place, 3), past, now
+        )
+
+    def write_row(row, past):
+        def write(old, new):
+            new = jax.lax.dynamic_slice_in_dim(new, row, 1, 1)
+            at = (0, row, 0, place[row], 0)
+            before = jax.lax.dynamic_slice(old, at, new.shape)
+            new = jnp.where(keep_N[:, None, None, None, None], new, before)
+            return jax.lax.dynamic_update_slice(old, new, at)
+
+        return jax.tree.map(write, past, now)
+
+    # Row by row, in place: a scatter over all rows would copy the cache.
+    return jax.lax.fori_loop(0, place.shape[0], write_row, past)
 
 
 def segment_mask(query_BxT, key_BxS):

@@ -13,7 +13,7 @@ from flax import nnx
 from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.interop import fairseq, huggingface
 from layerdrop_jax.models.adaptive import AdaptiveEmbedding, AdaptiveSoftmax, bands
-from layerdrop_jax.models.attention import causal_mask, heads_first
+from layerdrop_jax.models.attention import causal_mask, heads_first, write_cache
 from layerdrop_jax.models.blocks import (
     BlockConfig,
     EncoderLayer,
@@ -278,7 +278,6 @@ class LM(nnx.Module):
         x_BxPxD = self._embed(ids_BxP, position_1xP, None)
         x_BxPxD, past = run_stack(self.decoder, x_BxPxD, keep_N, run_layer)
         last_Bx1xD = jnp.take_along_axis(x_BxPxD, (length_B - 1)[:, None, None], axis=1)
-        last_Bx1xD = leave(self.decoder, last_Bx1xD, keep_N)
         room = ((0, 0), (0, 0), (0, 0), (0, max_tokens), (0, 0))
         cache = {
             "keep": keep_N,
@@ -286,7 +285,7 @@ class LM(nnx.Module):
             "length": length_B,
             "begin": jnp.int32(length),
         }
-        return self._next(last_Bx1xD), cache
+        return self.predict(last_Bx1xD, keep_N)[:, 0], cache
 
     def step(self, cache, token_B, step):
         """Takes one decoding step.
@@ -299,37 +298,60 @@ class LM(nnx.Module):
         Returns:
           (log p of the next token, float32 [B, V], cache).
         """
-        length_B, begin, (keys, _) = cache["length"], cache["begin"], cache["past"]
-        # Tokens that follow lie behind the longest prompt, step after step.
-        places = jnp.arange(keys.shape[3])[None]
-        seen_BxS = (places < length_B[:, None]) | ((places >= begin) & (places < begin + step))
-        position_Bx1 = (length_B + step)[:, None]
-        turned_Bx1 = self._turned(position_Bx1)
-        x_Bx1xD = self._embed(token_B[:, None], position_Bx1, None)
+        x_Bx1xD = self.enter(cache, token_B[:, None], step)
+        x_Bx1xD, cache = self.read(cache, x_Bx1xD, step, cache["keep"])
+        return self.predict(x_Bx1xD, cache["keep"])[:, 0], cache
 
-        def run_layer(layer, x_Bx1xD, _, past):
+    def enter(self, cache, ids_BxT, step):
+        """Embeds tokens that follow one another from place ``step`` on, a scalar or [B]."""
+        position_BxT = self._following(cache, step, ids_BxT.shape[1])
+        # A draft may look beyond the last position; nobody reads what it finds there.
+        return self._embed(ids_BxT, jnp.minimum(position_BxT, self.config.max_length - 1), None)
+
+    def read(self, cache, x_BxTxD, step, keep_N):
+        """Runs layers over tokens that follow one another, and keeps their keys and values.
+
+        Args:
+          cache: as in `step`.
+          x_BxTxD: what enters the first of these layers.
+          step: int32, how many tokens came between the prompt and these: a scalar, or [B].
+          keep_N: the layers, bool[N].
+
+        Returns:
+          (what leaves the last of these layers, [B, T, D], cache).
+        """
+        (batch, length, _), (keys, _) = x_BxTxD.shape, cache["past"]
+        # Tokens that follow lie behind the longest prompt, step after step.
+        places, begin = jnp.arange(keys.shape[3])[None], cache["begin"]
+        before_Bx1 = begin + jnp.broadcast_to(step, (batch,))[:, None]
+        seen_BxS = (places < cache["length"][:, None]) | ((places >= begin) & (places < before_Bx1))
+        seen_BxTxS = jnp.broadcast_to(seen_BxS[:, None], (batch, length, keys.shape[3]))
+        turned_BxT = self._turned(self._following(cache, step, length))
+
+        def run_layer(layer, x_BxTxD, _, past):
             now = ()
 
-            def self_attention(x_Bx1xD):
+            def self_attention(x_BxTxD):
                 nonlocal now
-                now = layer.self_attn.keys_values(x_Bx1xD, turned_Bx1)
+                now = layer.self_attn.keys_values(x_BxTxD, turned_BxT)
                 return layer.self_attn.attend_cache(
-                    x_Bx1xD, *past, seen_BxS[:, None], now, turned_Bx1
+                    x_BxTxD, *past, seen_BxTxS, now, turned_BxT, following=length > 1
                 )
 
-            x_Bx1xD = layer.step(x_Bx1xD, self_attention)
-            return x_Bx1xD, jax.tree.map(heads_first, now)
+            x_BxTxD = layer.step(x_BxTxD, self_attention)
+            return x_BxTxD, jax.tree.map(heads_first, now)
 
-        x_Bx1xD, now = run_stack(
-            self.decoder, x_Bx1xD, cache["keep"], run_layer, extra=cache["past"]
-        )
-        x_Bx1xD = leave(self.decoder, x_Bx1xD, cache["keep"])
-        past = jax.tree.map(
-            lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, begin + step, 3),
-            cache["past"],
-            now,
-        )
-        return self._next(x_Bx1xD), cache | {"past": past}
+        x_BxTxD, now = run_stack(self.decoder, x_BxTxD, keep_N, run_layer, extra=cache["past"])
+        return x_BxTxD, cache | {"past": write_cache(cache["past"], now, begin + step, keep_N)}
+
+    def predict(self, x_BxTxD, keep_N):
+        """Computes log p of what follows each token, float32 [B, T, V].
+
+        Args:
+          x_BxTxD: what leaves the last layer.
+          keep_N: the layers that have run, bool[N].
+        """
+        return self.log_probs(self.finish(leave(self.decoder, x_BxTxD, keep_N)))
 
     # -- parts ----------------------------------------------------------------------------------
 
@@ -350,8 +372,9 @@ class LM(nnx.Module):
         """Turns what the last layer gives into what the output layer reads."""
         return self.decoder_norm(x) if self.config.final_norm else x
 
-    def _next(self, x_Bx1xD):
-        return self.log_probs(self.finish(x_Bx1xD))[:, 0]
+    def _following(self, cache, step, length):
+        """Counts the positions of tokens that follow from place ``step`` on, [B, T]."""
+        return (cache["length"] + step)[:, None] + jnp.arange(length)[None]
 
 
 def _make_output(config, rngs):

@@ -8,7 +8,7 @@ from flax import nnx
 
 from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.interop import fairseq
-from layerdrop_jax.models.attention import causal_mask, heads_first, segment_mask
+from layerdrop_jax.models.attention import causal_mask, heads_first, segment_mask, write_cache
 from layerdrop_jax.models.blocks import (
     WHOLE,
     BlockConfig,
@@ -246,12 +246,56 @@ class Seq2Seq(nnx.Module):
         mine = origin_BxMxT[..., None] == jnp.arange(beam)[None, None, None]
         before = jnp.arange(length)[None, None, :, None] < step
         past_mask = (mine & before).reshape(batch, beam, length * beam)
-        memory_mask = jnp.broadcast_to(
-            (cache["memory_segment"] > 0)[:, None], (batch, beam, cache["memory_segment"].shape[1])
-        )
         x_BxMxD = self._embed(
             self._target_embedding(tokens_BxM), self.target_positions(jnp.full((1, 1), step)), None
         )
+        x_BxMxD, now = self._read(cache, x_BxMxD, past_mask, cache["keep"])
+        past = write_cache(cache["past"], now, step * beam)
+        here = jnp.broadcast_to(jnp.arange(beam)[None, :, None], (batch, beam, 1))
+        origin_BxMxT = jax.lax.dynamic_update_slice_in_dim(origin_BxMxT, here, step, 2)
+        return self.predict(x_BxMxD, cache["keep"]), cache | {"past": past, "origin": origin_BxMxT}
+
+    def enter(self, cache, tokens_BxT, step_B):
+        """Embeds tokens that follow one another from place ``step_B`` on."""
+        del cache  # every row begins at 0
+        position_BxT = step_B[:, None] + jnp.arange(tokens_BxT.shape[1])[None]
+        # A draft may look beyond the last position; nobody reads what it finds there.
+        position_BxT = jnp.minimum(position_BxT, self.config.max_target_length - 1)
+        return self._embed(
+            self._target_embedding(tokens_BxT), self.target_positions(position_BxT), None
+        )
+
+    def read(self, cache, x_BxTxD, step_B, keep_N):
+        """Runs decoder layers over tokens that follow one another, and keeps their keys and values.
+
+        Args:
+          cache: from `start_cache`, for one hypothesis a sentence.
+          x_BxTxD: what enters the first of these layers.
+          step_B: int32, how many tokens came before these in each row.
+          keep_N: the layers, bool[N].
+
+        Returns:
+          (what leaves the last of these layers, [B, T, D], cache).
+        """
+        (batch, length, _), (keys, _) = x_BxTxD.shape, cache["past"]
+        before_BxS = jnp.arange(keys.shape[3])[None] < step_B[:, None]
+        before_BxTxS = jnp.broadcast_to(before_BxS[:, None], (batch, length, keys.shape[3]))
+        x_BxTxD, now = self._read(cache, x_BxTxD, before_BxTxS, keep_N, following=length > 1)
+        return x_BxTxD, cache | {"past": write_cache(cache["past"], now, step_B, keep_N)}
+
+    def predict(self, x_BxTxD, keep_N):
+        """Computes logits of what follows each token, float32 [B, T, V].
+
+        Args:
+          x_BxTxD: what leaves the last decoder layer.
+          keep_N: the decoder layers that have run, bool[N].
+        """
+        return self.logits(self.finish(leave(self.decoder, x_BxTxD, keep_N)))
+
+    def _read(self, cache, x_BxMxD, past_mask_BxMxS, keep_N, following=False):
+        """Runs decoder layers over a cache; returns (what leaves them, their keys and values)."""
+        memory_Bx1xS = (cache["memory_segment"] > 0)[:, None]
+        memory_mask = jnp.broadcast_to(memory_Bx1xS, (*x_BxMxD.shape[:2], memory_Bx1xS.shape[2]))
 
         def run_layer(layer, x_BxMxD, _, extra):
             past, cross = extra
@@ -260,7 +304,9 @@ class Seq2Seq(nnx.Module):
             def self_attention(x_BxMxD):
                 nonlocal now
                 now = layer.self_attn.keys_values(x_BxMxD)
-                return layer.self_attn.attend_cache(x_BxMxD, *past, past_mask, now)
+                return layer.self_attn.attend_cache(
+                    x_BxMxD, *past, past_mask_BxMxS, now, following=following
+                )
 
             def cross_attention(x_BxMxD):
                 return layer.cross_attn.attend_cache(x_BxMxD, *cross, memory_mask)
@@ -268,18 +314,9 @@ class Seq2Seq(nnx.Module):
             x_BxMxD = layer.step(x_BxMxD, self_attention, cross_attention)
             return x_BxMxD, jax.tree.map(heads_first, now)
 
-        x_BxMxD, now = run_stack(
-            self.decoder, x_BxMxD, cache["keep"], run_layer, extra=(cache["past"], cache["cross"])
+        return run_stack(
+            self.decoder, x_BxMxD, keep_N, run_layer, extra=(cache["past"], cache["cross"])
         )
-        x_BxMxD = self.finish(leave(self.decoder, x_BxMxD, cache["keep"]))
-        past = jax.tree.map(
-            lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, step * beam, 3),
-            cache["past"],
-            now,
-        )
-        here = jnp.broadcast_to(jnp.arange(beam)[None, :, None], (batch, beam, 1))
-        origin_BxMxT = jax.lax.dynamic_update_slice_in_dim(origin_BxMxT, here, step, 2)
-        return self.logits(x_BxMxD), cache | {"past": past, "origin": origin_BxMxT}
 
     # -- parts ----------------------------------------------------------------------------------
 

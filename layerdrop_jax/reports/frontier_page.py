@@ -42,7 +42,9 @@ def write_frontier(record, out) -> pathlib.Path:
         each may be null), `choice` (an index into depths, or null) and `depths`, a dict for each
         sub-network: `layers` and `strategy` by stack, `parameters`, `parameter_bytes`, `nats`,
         `kept`, `survives`, the score under the key of `quality`, and by batch size `memory_bytes`
-        and `latency` (`prompt_ms`, `token_ms` and their ranges, `request_ms`).
+        and `latency` (`prompt_ms`, `token_ms` and their ranges, `request_ms`). Where drafts were
+        measured, `drafts` (`verdict`, `tokens`), and `draft` of the depths that can be one
+        (`acceptance`, `tokens_a_pass`, `speedup`, `speedup_quartiles`).
 
     Returns:
       the path of frontier.md.
@@ -60,6 +62,7 @@ def write_frontier(record, out) -> pathlib.Path:
         f"# Every depth of {record['run']}",
         record["verdict"],
         _choice_text(record),
+        (record.get("drafts") or {}).get("verdict") or "",
         "![quality against time and parameters, and what each depth keeps](frontier.png)",
         f"Measured on {steps_text(record['steps'])}; drop rates in training: {rates}. "
         f"Nats: {sample_text(record['sample'])}. Times: {record['device']}; a request reads a "
@@ -71,6 +74,7 @@ def write_frontier(record, out) -> pathlib.Path:
         f"{record['floor_nats']:.3f} nats, and what the whole network is better than that is all "
         f"it knows. A depth survives where it keeps {record['threshold']:.0%} of it.",
         _depth_table(record),
+        _drafts_text(record),
         *to_do_it_again(record["command"]),
     ]
     return write_sections(out / "frontier.md", sections)
@@ -130,6 +134,8 @@ def _depth_table(record) -> str:
     header += ["nats", "kept", "survives", record["quality"]["name"]]
     for batch in batches:
         header += [f"{what} at batch {batch}, ms" for what in ("prompt", "a token", "a request")]
+    if record.get("drafts"):
+        header += ["taken, as a draft", "tokens a pass", "speed-up as a draft"]
     rows = []
     for index in _deepest_first(record["depths"]):
         depth = record["depths"][index]
@@ -145,8 +151,35 @@ def _depth_table(record) -> str:
             times = depth["latency"][batch]
             row += [_quartiles_text(times, "prompt_ms"), _quartiles_text(times, "token_ms")]
             row.append(f"{times['request_ms']:.1f}")
+        if record.get("drafts"):
+            row += _draft_texts(depth.get("draft"))
         rows.append([f"**{text}**" for text in row] if index == record["choice"] else row)
     return table(header, rows)
+
+
+def _draft_texts(draft) -> list[str]:
+    """Makes the cells of a depth about itself as a draft, empty where it is none."""
+    if not draft:
+        return ["", "", ""]
+    low, high = draft["speedup_quartiles"]
+    return [
+        f"{draft['acceptance']:.0%}",
+        f"{draft['tokens_a_pass']:.2f}",
+        f"{draft['speedup']:.2f} ({low:.2f} to {high:.2f})",
+    ]
+
+
+def _drafts_text(record) -> str:
+    """Says what the columns about drafts are; nothing where there are none."""
+    if not record.get("drafts"):
+        return ""
+    return (
+        "As a draft: the depth proposes up to "
+        f"{record['drafts']['tokens']} tokens, and the whole network checks them in one pass. "
+        "Taken is the share of the proposals that it takes; the speed-up is that of a request with "
+        "a prompt from the validation split, one at a time, against the whole network alone, with "
+        "the quartiles over the requests in brackets."
+    )
 
 
 def _deepest_first(depths) -> list[int]:

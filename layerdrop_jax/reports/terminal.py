@@ -55,7 +55,9 @@ def exported_table(record) -> str:
 def frontier_table(record) -> str:
     """Says what ``--mode=frontier`` measured: the verdict, and a line for each depth."""
     key = record["quality"]["key"]
+    drafts = (record.get("drafts") or {}).get("verdict")
     rows = [("", "layers", record["quality"]["name"], "kept", "ms", "parameters")]
+    rows[0] += ("as a draft",) if drafts else ()
     for number, depth in enumerate(record["depths"]):
         rows.append(
             (
@@ -65,11 +67,16 @@ def frontier_table(record) -> str:
                 f"{depth['kept']:.0%}",
                 f"{depth['latency']['1']['request_ms']:.1f}",
                 f"{depth['parameters']:,}",
+                *((_speedup(depth.get("draft")),) if drafts else ()),
             )
         )
     if record["choice"] is None:
         rows = [row[1:] for row in rows]
-    return f"{columns(rows)}\n{record['verdict']}"
+    return "\n".join([columns(rows), record["verdict"], *([drafts] if drafts else [])])
+
+
+def _speedup(draft) -> str:
+    return f"{draft['speedup']:.2f} x" if draft else ""
 
 
 def card_table(record) -> str:

@@ -40,7 +40,13 @@ def _to_version_5(config):
         config["model"] |= {"norm_epsilon": 1e-5, "family": "roberta"}
 
 
-STEPS = (_to_version_2, _to_version_3, _to_version_4, _to_version_5)
+def _to_version_6(config):
+    """Adds drafts, which no decoding had."""
+    if "decode" in config:
+        config["decode"] |= {"draft": "", "draft_tokens": 4}
+
+
+STEPS = (_to_version_2, _to_version_3, _to_version_4, _to_version_5, _to_version_6)
 VERSION = len(STEPS) + 1
 
 

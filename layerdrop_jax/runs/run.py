@@ -20,6 +20,7 @@ class Run(typing.NamedTuple):
       tokenizer: of the run.
       params: a nested dict of float32 arrays, the layers of a stack on axis 0.
       steps: of the checkpoints that the parameters are the mean of.
+      draft: the layers of ``decode.draft``, once `depth.strategies.with_draft` has chosen them.
     """
 
     workdir: pathlib.Path
@@ -28,6 +29,7 @@ class Run(typing.NamedTuple):
     tokenizer: typing.Any
     params: dict[str, typing.Any]
     steps: list[int]
+    draft: tuple[int, ...] | None = None
 
 
 def load_run(workdir, changes=(), *, sections=settings.CHANGED_AFTER) -> Run:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from layerdrop_jax.core.strategy_table import check_strategy, parse_strategy
 from layerdrop_jax.data.labelled import LabelledConfig
 from layerdrop_jax.data.pairs import DataConfig
 from layerdrop_jax.data.pretraining import PretrainingConfig
@@ -204,6 +205,7 @@ def _check_encoder_decoder(settings, longest):
     settings.drop.rates(model)  # refuses a layer to protect that there is not
     settings.drop.subnetworks(model)  # and depths
     settings.prune.check(model, settings.drop)
+    _check_draft(settings)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -249,6 +251,7 @@ class LanguageModelSettings:
         self.drop.rates(self.model)  # refuses a layer to protect that there is not
         self.drop.subnetworks(self.model)  # and depths
         self.prune.check(self.model, self.drop)
+        _check_draft(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -306,6 +309,17 @@ class ClassificationSettings:
                 "(model.num_classes=1) has none, set it to 0"
             )
         _check_encoder(self)
+
+
+def _check_draft(settings):
+    """Raises a ValueError where the decoder has no such sub-network as ``decode.draft``."""
+    model, text = settings.model, settings.decode.draft
+    if text:
+        try:
+            depth = model.depth(model.cut_stack)
+            check_strategy(parse_strategy(text), depth, settings.prune.budget)
+        except ValueError as error:
+            raise ValueError(f"decode.draft={text!r}: {error}") from None
 
 
 def _check_encoder(settings):
@@ -462,6 +476,8 @@ def unread(settings: Settings) -> dict[str, str]:
     decode = getattr(settings, "decode", None)
     greedy = getattr(decode, "temperature", 1) == 0
     never("decode", "top_k top_p seed", "decode.temperature=0", decode and greedy)
+    undrafted = not getattr(decode, "draft", "")
+    never("decode", "draft_tokens", "decode.draft is empty", decode and undrafted)
     whole = getattr(decode, "normalize", True)
     never("decode", "length_penalty", "decode.normalize=False", decode and not whole)
     return found

@@ -21,7 +21,7 @@ from layerdrop_jax.data import tokenizers
 from layerdrop_jax.data.packing import fill_row
 from layerdrop_jax.data.pairs import load_eval_text, save_eval_text, warn_of_padding
 from layerdrop_jax.decoding.batching import decode_sentences
-from layerdrop_jax.decoding.beam import beam_search, search_options
+from layerdrop_jax.decoding.beam import beam_search, greedy_with_draft, search_options
 from layerdrop_jax.models.cut import masks
 from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.runs.folder import is_fresh, make_tokenizer
@@ -29,8 +29,9 @@ from layerdrop_jax.runs.metrics import check_scored
 from layerdrop_jax.runs.run import Run
 from layerdrop_jax.step import losses
 from layerdrop_jax.step.flops import seq2seq_flops
-from layerdrop_jax.symbols import PAD
+from layerdrop_jax.symbols import EOS, PAD
 from layerdrop_jax.tasks.depths import score_depths
+from layerdrop_jax.tasks.drafting import draft_mask, drafting, with_draft
 
 MOST_WARNINGS = 10  # of lines that were cut
 
@@ -113,33 +114,21 @@ def make_answerer(run: Run, *, max_source: int):
 
     An answer is one line; that of a text without a token, such as a blank one, is empty, as such
     pairs are left out of training. ``keep`` is as in `Seq2Seq.__call__`; it is data, so one
-    executable serves every depth. ``cut`` holds the indices of the texts that had more than
+    executable serves every depth. The draft of ``decode.draft`` proposes tokens where there is one,
+    and changes no answer. ``cut`` holds the indices of the texts that had more than
     ``max_source`` tokens, eos included, and lost their end. Evaluation and generation both answer
     by this function, so a score is that of the lines that generation writes.
     """
     settings, model = run.settings, run.settings.model
-    graph = model_graph(model)
+    graph, draft_N = model_graph(model), draft_mask(run)
 
-    @functools.partial(jax.jit, static_argnums=4)
-    def decode(params, keep, source_BxS, max_length_B, buffer_length):
+    @functools.partial(jax.jit, static_argnums=5)
+    def decode(params, keep, draft_N, source_BxS, max_length_B, buffer_length):
         network = nnx.merge(graph, params)
-        segment_BxS = (source_BxS != PAD).astype(jnp.int32)
-        position_BxS = jnp.broadcast_to(jnp.arange(source_BxS.shape[1]), source_BxS.shape)
-        cache = network.start_cache(
-            source_BxS,
-            segment_BxS,
-            position_BxS,
-            beam=settings.decode.beam,
-            max_length=buffer_length,
-            keep=keep,
-        )
-        return beam_search(
-            network.step,
-            cache,
-            max_length_B,
-            buffer_length=buffer_length,
-            **search_options(settings.decode),
-        )
+        options = {"keep": keep, "draft_N": draft_N}
+        return _search(
+            network, source_BxS, max_length_B, buffer_length, settings.decode, **options
+        )[0]
 
     everything = masks(model, {})
 
@@ -148,7 +137,7 @@ def make_answerer(run: Run, *, max_source: int):
         filled = [number for number, ids in enumerate(encoded) if ids]
         decoded = decode_sentences(
             [encoded[number] for number in filled],
-            functools.partial(decode, run.params, everything | (keep or {})),
+            functools.partial(decode, run.params, everything | (keep or {}), draft_N),
             config=settings.decode,
             max_source=max_source,
             max_positions=model.max_target_length,
@@ -235,6 +224,51 @@ def finish_request(settings, network, cache):
     )
 
 
+def prompts(run: Run, count: int):
+    """Takes sources from places spread over the validation split, cut to ``prune.prompt_tokens``.
+
+    Returns:
+      int32 [count, P], each with its eos, then padding.
+    """
+    length = run.settings.prune.prompt_tokens
+    sources, _ = _held_out(run, "valid")
+    filled = [ids for ids in tokenizers.encode(run.tokenizer, sources) if ids]
+    ids_BxP = np.full((count, length), PAD, np.int32)
+    for row, number in zip(ids_BxP, np.linspace(0, len(filled) - 1, count), strict=True):
+        ids = [*filled[int(number)][: length - 1], EOS]
+        row[: len(ids)] = ids
+    return ids_BxP
+
+
+def drafted(settings, network, ids_BxP, draft_N=None):
+    """Answers sources greedily with at most ``prune.new_tokens`` tokens, see `Task`."""
+    new_tokens = settings.prune.new_tokens
+    limit_B = jnp.full(ids_BxP.shape[0], new_tokens, jnp.int32)
+    config = dataclasses.replace(settings.decode, beam=1)
+    found, counts = _search(
+        network, ids_BxP, limit_B, new_tokens + 1, config, keep=None, draft_N=draft_N
+    )
+    return found.tokens_BxMxT[:, 0], counts
+
+
+def _search(network, source_BxS, max_length_B, buffer_length, config, *, keep, draft_N):
+    """Searches for answers, with a draft or without; returns (`Hypotheses`, `Drafted` or None)."""
+    more = 0 if draft_N is None else config.draft_tokens
+    cache = network.start_cache(
+        source_BxS,
+        (source_BxS != PAD).astype(jnp.int32),
+        jnp.broadcast_to(jnp.arange(source_BxS.shape[1]), source_BxS.shape),
+        beam=config.beam,
+        max_length=buffer_length + more,
+        keep=keep,
+    )
+    options = {"buffer_length": buffer_length} | search_options(config)
+    if draft_N is None:
+        return beam_search(network.step, cache, max_length_B, **options), None
+    draft, cache = drafting(network, config.draft_tokens), with_draft(cache, draft_N)
+    return greedy_with_draft(draft, cache, max_length_B, **options)
+
+
 def answer(answer_texts, texts, keep=None, *, max_source: int) -> list[str]:
     """Answers texts, one line each; an empty one stays empty.
 
@@ -284,6 +318,8 @@ SHARED = {
     "outputs": outputs,
     "start_request": start_request,
     "finish_request": finish_request,
+    "prompts": prompts,
+    "drafted": drafted,
 }
 
 

@@ -12,7 +12,7 @@ from flax import nnx
 
 from layerdrop_jax.data import pipeline, streams, tokenizers
 from layerdrop_jax.decoding.batching import padded_width
-from layerdrop_jax.decoding.sampling import continue_sequences
+from layerdrop_jax.decoding.sampling import continue_sequences, continue_with_draft
 from layerdrop_jax.models.cut import masks
 from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.progress import progress
@@ -23,6 +23,7 @@ from layerdrop_jax.step import losses
 from layerdrop_jax.step.flops import lm_flops
 from layerdrop_jax.symbols import EOS, PAD, UNK
 from layerdrop_jax.tasks.depths import score_depths
+from layerdrop_jax.tasks.drafting import draft_mask, drafting, with_draft
 from layerdrop_jax.tasks.task import Task
 from layerdrop_jax.tasks.text_runs import perplexity_score, prepare_texts
 
@@ -165,6 +166,43 @@ def finish_request(settings, network, state):
     return continue_sequences(network.step, log_probs_BxV, cache, keys_B, config)
 
 
+def prompts(run: Run, count: int):
+    """Takes prompts of ``prune.prompt_tokens`` tokens from places spread over the validation text.
+
+    Returns:
+      int32 [count, P]; each begins with eos.
+    """
+    tokens, length = valid_rows(run).tokens, run.settings.prune.prompt_tokens
+    begins = np.linspace(0, max(len(tokens) - length, 0), count).astype(int)
+    ids_BxP = tokens[(begins[:, None] + np.arange(length)[None] - 1) % len(tokens)]
+    ids_BxP[:, 0] = EOS
+    return ids_BxP.astype(np.int32)
+
+
+def drafted(settings, network, ids_BxP, draft_N=None):
+    """Continues prompts by ``prune.new_tokens`` tokens, see `Task`."""
+    config = dataclasses.replace(
+        settings.decode, max_tokens=settings.prune.new_tokens, stop_at_eos=False
+    )
+    batch, length = ids_BxP.shape
+    keys_B = jax.random.split(jax.random.key(config.seed), batch)
+    length_B = jnp.full(batch, length, jnp.int32)
+    return _continue(network, ids_BxP, length_B, keys_B, config, None, draft_N)
+
+
+def _continue(network, ids_BxP, length_B, keys_B, config, keep, draft_N):
+    """Continues prompts, with a draft or without; returns (tokens, `Drafted` or None)."""
+    more = 0 if draft_N is None else config.draft_tokens
+    log_probs_BxV, cache = network.start_cache(
+        ids_BxP, length_B, max_tokens=config.max_tokens + more, keep=keep
+    )
+    if draft_N is None:
+        return continue_sequences(network.step, log_probs_BxV, cache, keys_B, config), None
+    draft, cache = drafting(network, config.draft_tokens), with_draft(cache, draft_N)
+    found = continue_with_draft(draft, log_probs_BxV, cache, keys_B, config)
+    return found.tokens_BxW, found
+
+
 def make_answer(run: Run):
     """Makes ``answer(prompts, keep=None) -> dicts`` with ``prompt`` and ``continuation``.
 
@@ -189,20 +227,18 @@ def make_continuer(run: Run):
     seed, on its place in the list and on its text. Of a prompt with more tokens than the model has
     positions for, the last ones count, and a warning names it. ``keep`` is as in `LM.__call__`; it
     is data, as the prompts are, so one executable for each width of prompts serves every depth.
+    The draft of ``decode.draft`` proposes tokens where there is one.
     """
     config, model = run.settings.decode, run.settings.model
     everything = masks(model, {})
-    graph = model_graph(model)
+    graph, draft_N = model_graph(model), draft_mask(run)
     room = model.max_length - config.max_tokens + 1  # the last token is never read
 
     @jax.jit
-    def continue_batch(params, keep, ids_BxP, length_B, number_B):
+    def continue_batch(params, keep, draft_N, ids_BxP, length_B, number_B):
         network = nnx.merge(graph, params)
-        log_probs_BxV, cache = network.start_cache(
-            ids_BxP, length_B, max_tokens=config.max_tokens, keep=keep
-        )
         keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), number_B)
-        return continue_sequences(network.step, log_probs_BxV, cache, keys_B, config)
+        return _continue(network, ids_BxP, length_B, keys_B, config, keep, draft_N)[0]
 
     def continue_prompts(prompts, keep=None):
         encoded = []
@@ -223,7 +259,7 @@ def make_continuer(run: Run):
                 number_B = np.array(filled, np.uint32)
                 keep_now = everything | (keep or {})
                 tokens_BxT = jax.device_get(
-                    continue_batch(run.params, keep_now, ids_BxP, length_B, number_B)
+                    continue_batch(run.params, keep_now, draft_N, ids_BxP, length_B, number_B)
                 )
                 for number, tokens_T in zip(numbers, tokens_BxT, strict=False):
                     results[number] = _text(run, tokens_T)
@@ -317,5 +353,7 @@ TASK = Task(
     start_request=start_request,
     finish_request=finish_request,
     make_answer=make_answer,
+    prompts=prompts,
+    drafted=drafted,
     scored=scored,
 )

@@ -109,6 +109,11 @@ class Task:
       start_request: ``start_request(settings, network, ids_BxP) -> state``, the first half of what
         a depth is timed by: it reads prompts.
       finish_request: ``finish_request(settings, network, state)``, the other half: it answers.
+      prompts: ``prompts(run, count)``, int32 [count, P], the beginnings of requests from the
+        validation split, padded to P tokens: what drafts are measured on. None: the task has none.
+      drafted: ``drafted(settings, network, ids_BxP, draft_N=None)``, those requests answered as
+        generation answers them, with at most ``prune.new_tokens`` tokens, by a draft of the layers
+        bool[N] or by none: (tokens, counts), the counts a `decoding.drafts.Drafted` or None.
       columns: ``columns(run)``, the names of the texts that an input has; None: it is one text.
       make_answer: ``make_answer(run)`` gives ``answer(inputs, keep=None) -> answers``, one for each
         input: a text, or a tuple of texts where there are ``columns``. An answer is a text of one
@@ -136,6 +141,8 @@ class Task:
     start_request: Callable
     finish_request: Callable
     make_answer: Callable
+    prompts: Callable | None = None
+    drafted: Callable | None = None
     columns: Callable = lambda run: None
     scored: Callable = lambda model: model
     same_head: Callable = lambda begun, settings: True

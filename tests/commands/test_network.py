@@ -56,6 +56,46 @@ def test_another_depth_compiles_nothing(lm_run, compilations):
     assert len({answer["continuation"] for (answer,) in cut}) > 1
 
 
+@pytest.mark.parametrize("name", ["run", "lm_run"])
+def test_a_draft_changes_no_greedy_answer(request, name, compilations):
+    folder = request.getfixturevalue(name)
+    greedy = "decode.beam=1" if name == "run" else "decode.temperature=0"
+    alone = layerdrop_jax.load(folder, [greedy])
+    drafted = layerdrop_jax.load(folder, [greedy, "decode.draft=every_other:0.5"])
+    assert (alone.run.draft, drafted.run.draft) == (None, (0, 2))
+    wanted = alone.answer(LINES)
+    assert drafted.answer(LINES) == wanted
+    compilations.clear()
+    assert drafted.answer(LINES, depth=(1, 2)) == alone.answer(LINES, depth=(1, 2))
+    assert compilations == []
+    assert len({str(answer) for answer in wanted}) > 2
+    other = layerdrop_jax.load(folder, [greedy, "decode.draft=1", "decode.draft_tokens=2"])
+    assert other.answer(LINES) == wanted
+
+
+def test_sampling_with_a_draft_is_repeatable(lm_run):
+    changes = ["decode.draft=first:2", "decode.max_tokens=6"]
+    first, again = (layerdrop_jax.load(lm_run, changes).answer(["one", "two"]) for _ in range(2))
+    assert first == again
+    assert all(answer["continuation"] for answer in first)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("lm_run", ["decode.draft=best:2"], "decode.draft='best:2': cannot read"),
+        ("lm_run", ["decode.draft=9"], "decode.draft='9': cannot keep 9 of 4 layers"),
+        ("lm_run", ["decode.draft=1,7"], "decode.draft='1,7': layer 7 does not exist"),
+        ("lm_run", ["decode.draft=data_driven:2"], "decode.draft='data_driven:2': .*no scores"),
+        ("lm_run", ["decode.draft_tokens=3"], "decode.draft_tokens=3 .*decode.draft is empty"),
+        ("run", ["decode.draft=2"], "decode.draft='2' .*decode.beam is 2: set decode.beam=1"),
+    ],
+)
+def test_a_draft_that_is_none_is_an_error(request, name, changes, message):
+    with pytest.raises(ValueError, match=message):
+        layerdrop_jax.load(request.getfixturevalue(name), changes)
+
+
 def test_answers_that_are_records_are_lines_of_json(masked_run, tmp_path):
     (answer,) = layerdrop_jax.load(masked_run).answer(["one <mask> three"], depth=3)
     (tmp_path / "in").write_text("one <mask> three\n")

@@ -12,8 +12,9 @@ from layerdrop_jax.decoding.sampling import SampleConfig, continue_sequences, fi
 PAD, EOS = 1, 2
 V = 7
 CONFIG = SampleConfig(
-    max_tokens=5, temperature=0.0, top_k=0, top_p=1.0, stop_at_eos=True, seed=0, batch_rows=4
-)
+    max_tokens=5, temperature=0.0, top_k=0, top_p=1.0, stop_at_eos=True, seed=0, batch_rows=4,
+    draft="", draft_tokens=4,
+)  # fmt: skip
 # After token i the likeliest is i + 1, and after the last one eos.
 FOLLOWS = np.full((V, V), -9.0, np.float32)
 for token in range(V):
@@ -112,6 +113,8 @@ def test_samples_follow_the_distribution():
         ({"top_p": 0.0}, "decode.top_p=0.0 is not above 0"),
         ({"top_p": 1.1}, "decode.top_p=1.1"),
         ({"seed": -1}, "decode.seed=-1"),
+        ({"draft": "best"}, "decode.draft='best': cannot read"),
+        ({"draft_tokens": 0}, "decode.draft_tokens=0 is not at least 1"),
     ],
 )
 def test_bad_values_are_named(changes, message):

@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from layerdrop_jax.depth import frontier, latency
+from layerdrop_jax.depth import drafts, frontier, latency
 from layerdrop_jax.depth.prune import cut, prune
 from layerdrop_jax.depth.scorer import Scorer, floor_nats
 from layerdrop_jax.models.cut import params_of
 from layerdrop_jax.models.params import count_params, model_graph
 from layerdrop_jax.reports.frontier_page import write_frontier
+from layerdrop_jax.reports.terminal import frontier_table
 from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.symbols import EOS, PAD
 from layerdrop_jax.tasks import language_modelling, translation
+from layerdrop_jax.tasks.task import task_of
 from tests.compiling import fast_jit
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -33,6 +35,7 @@ def folder(lm_run, tmp_path_factory):
 def few_rounds():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latency, "ROUNDS", 3)
+        patch.setattr(drafts, "PROMPTS", 3)
         yield
 
 
@@ -59,6 +62,8 @@ def test_every_depth_is_measured(folder, measured, tmp_path):
     assert measured["budget"] == {"ms": None, "parameters": None}
     assert measured["request"] == {"prompt_tokens": 7, "new_tokens": 5, "batch": 1, "beam": 1}
     table = write_frontier(measured, tmp_path).read_text(encoding="utf-8")
+    assert measured["drafts"]["verdict"] in table
+    assert "speed-up as a draft" in table
     assert "as it was typed" in table
 
 
@@ -104,6 +109,38 @@ def test_a_depth_costs_time_and_memory(measured):
     assert len(set(memory)) == 4
 
 
+def test_every_depth_is_tried_as_a_draft(measured):
+    whole, *depths = measured["depths"]
+    assert "draft" not in whole
+    assert measured["drafts"]["tokens"] == 4
+    assert "decoder layers, of whose proposals" in measured["drafts"]["verdict"]
+    assert frontier.summary(measured)["drafts"] == measured["drafts"]["verdict"]
+    for depth in depths:
+        draft = depth["draft"]
+        low, high = draft["speedup_quartiles"]
+        assert 0 < low <= draft["speedup"] <= high
+        assert 0 <= draft["acceptance"] <= 1
+        assert 1 <= draft["tokens_a_pass"] <= 4  # of five tokens the prompt's pass gives one
+    assert any(depth["draft"]["acceptance"] > 0 for depth in depths)
+    assert "as a draft" in frontier_table(measured).splitlines()[0]
+
+
+def draft_of(layers, acceptance, speedup, low):
+    draft = {"acceptance": acceptance, "speedup": speedup, "speedup_quartiles": [low, 9.0]}
+    return {"kept_layers": {"decoder": layers}, "draft": draft}
+
+
+def test_what_is_said_of_drafts():
+    slow, fast = draft_of([0, 1], 0.75, 0.875, 0.5), draft_of([0], 0.5, 1.25, 1.125)
+    uncertain = draft_of([0, 1, 2], 0.9, 1.5, 0.75)
+    assert drafts.verdict([slow], "decoder") == (
+        "No draft pays here: the best, 2 decoder layers, of whose proposals 75% are taken, answer "
+        "a request 0.88 times as fast as the whole network alone."
+    )
+    found = drafts.verdict([slow, fast, uncertain], "decoder")
+    assert found.startswith("As a draft, 1 decoder layers, of whose proposals 50% are taken")
+
+
 @pytest.mark.slow
 def test_one_depth_of_a_translation(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
@@ -121,6 +158,7 @@ def test_one_depth_of_a_translation(run, tmp_path):
     assert record["request"]["beam"] == 2
     assert record["choice"] == 0
     assert record["drop"] == {"encoder": 0.1, "decoder": 0.2}
+    assert record["drafts"] is None  # its encoder is cut
     assert depth["bleu"] >= 0
     scorer, floor = Scorer(load_run(copy)), record["floor_nats"]
     full, nats = scorer({}), scorer({"encoder": (1,), "decoder": (0, 2)})
@@ -327,3 +365,31 @@ def test_a_request_is_answered_by_the_task_s_own_decoder(request, name):
         wanted = greedy_continuation((graph, params), ids_BxP, 6)
     np.testing.assert_array_equal(found, wanted)
     assert len({tuple(row) for row in wanted.tolist()}) > 1
+
+
+@pytest.mark.parametrize("name", ["run", "lm_run"])
+def test_drafts_are_measured_on_real_text_and_answer_alike(request, name):
+    """The requests are of the validation split, and a draft's greedy answers those without it."""
+    greedy = "decode.beam=1" if name == "run" else "decode.temperature=0"
+    run = load_run(request.getfixturevalue(name), ["prune.prompt_tokens=9", greedy])
+    task, model = task_of(run.settings), run.settings.model
+    ids_BxP = task.prompts(run, 4)
+    assert (ids_BxP.shape, ids_BxP.dtype) == ((4, 9), np.int32)
+    assert len(np.unique(ids_BxP, axis=0)) > 1
+    if name == "run":
+        assert np.all(np.sum(ids_BxP == EOS, axis=1) == 1)
+        assert np.any(ids_BxP == PAD)
+    else:
+        assert np.all(ids_BxP[:, 0] == EOS)
+        assert not np.any(ids_BxP == PAD)
+    graph = model_graph(model)
+    answer = fast_jit(
+        lambda params, draft_N: task.drafted(
+            run.settings, nnx.merge(graph, params), ids_BxP, draft_N
+        )
+    )
+    wanted, nothing = answer(run.params, None)
+    found, counts = answer(run.params, np.arange(4) < 2)
+    assert nothing is None
+    np.testing.assert_array_equal(found, wanted)
+    assert np.all(counts.accepted_B <= counts.proposed_B)

@@ -109,8 +109,9 @@ def continuations(config):
     """f(params, keep) -> the likeliest tokens after the prompts, one after the other."""
     graph = model_graph(config)
     greedy = SampleConfig(
-        max_tokens=6, temperature=0, top_k=0, top_p=1, stop_at_eos=False, seed=0, batch_rows=3
-    )
+        max_tokens=6, temperature=0, top_k=0, top_p=1, stop_at_eos=False, seed=0, batch_rows=3,
+        draft="", draft_tokens=1,
+    )  # fmt: skip
 
     @fast_jit
     def run(params, keep):
