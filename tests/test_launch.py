@@ -17,7 +17,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-import launch
+from layerdrop_jax import launch
 from layerdrop_jax.commands import command_line
 from layerdrop_jax.runs.metrics import read_metrics
 from tests import tiny_run
@@ -434,6 +434,25 @@ def test_a_mode_imports_only_what_it_needs(mode, absent):
     loaded = done.stderr.rpartition("loaded: ")[2].split()
     assert "absl.flags" in loaded, done.stderr
     assert [name for name in absent if name in loaded] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "code", "said"),
+    [(str(ROOT / WMT.partition("=")[2]), 0, "decoder, whole"), ("none.py", 1, "layerdrop: ")],
+)
+def test_the_command_of_an_installation_runs_anywhere(config, code, said, tmp_path):
+    command = [sys.executable, "-m", "layerdrop_jax", "--mode=describe", f"--config={config}"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert said in (done.stderr if code else done.stdout)
+
+
+def test_a_command_is_written_as_one_would_type_it(monkeypatch):
+    for program, typed in (("launch.py", "python launch.py"), ("/bin/layerdrop", "layerdrop")):
+        monkeypatch.setattr(sys, "argv", [program, "--mode=describe", "--workdir=a b"])
+        assert launch.command_line() == f"{typed} --mode=describe '--workdir=a b'"
 
 
 def test_help_names_the_flags_of_every_mode():

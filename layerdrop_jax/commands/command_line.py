@@ -91,6 +91,7 @@ def in_one_line(function):
     """
 
     def wrapped(argv):
+        program = pathlib.Path(argv[0] if argv else "launch.py").name  # launch.py or layerdrop
         # jax says at level INFO which accelerators it looked for and did not find
         standard_logging.getLogger("jax").setLevel(standard_logging.WARNING)
         try:
@@ -98,7 +99,7 @@ def in_one_line(function):
                 return function(argv)
         except Terminated:
             print(
-                "launch.py: stopped; what was saved before stands, and the same command goes on",
+                f"{program}: stopped; what was saved before stands, and the same command goes on",
                 file=sys.stderr,
             )
             sys.exit(EXIT_LATER)
@@ -109,10 +110,10 @@ def in_one_line(function):
             logging.debug("raised here", exc_info=True)
             text = str(error).strip() or type(error).__name__
             line = text.splitlines()[-1].strip().removeprefix("ValueError: ")
-            print(f"launch.py: {line}", file=sys.stderr)
+            print(f"{program}: {line}", file=sys.stderr)
             sys.exit(EXIT_LATER if later else 1)
         except KeyboardInterrupt:
-            print("launch.py: interrupted; what was saved before stands", file=sys.stderr)
+            print(f"{program}: interrupted; what was saved before stands", file=sys.stderr)
             sys.exit(130)
 
     return wrapped

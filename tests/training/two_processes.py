@@ -13,7 +13,7 @@ import jax
 from absl import app
 from jax.experimental import multihost_utils
 
-import launch
+from layerdrop_jax import launch
 from layerdrop_jax.training import train
 
 add, save = train.Window.add, train.Checkpoints.save
