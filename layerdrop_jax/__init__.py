@@ -73,8 +73,15 @@ __all__ = [
 def __getattr__(name: str) -> typing.Any:
     for home, names in _HOMES.items():
         if name in names:
-            globals()[name] = getattr(importlib.import_module(f"{__name__}.{home}"), name)
-            return globals()[name]
+            try:
+                module = importlib.import_module(f"{__name__}.{home}")
+            except ModuleNotFoundError as error:
+                raise ModuleNotFoundError(
+                    f"{__name__}.{name} needs the package {error.name}: "
+                    "pip install layerdrop-jax[train]",
+                    name=error.name,
+                ) from None
+            return globals().setdefault(name, getattr(module, name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
