@@ -4,7 +4,9 @@ python -m experiments.any_depth --variant=demo --workdir=runs/studies
 """
 
 from experiments import networks
+from layerdrop_jax.runs import settings
 from layerdrop_jax.studies import study
+from layerdrop_jax.studies.jobs import load_config
 from layerdrop_jax.studies.results import (
     by_depth,
     compare,
@@ -33,8 +35,35 @@ def nested(variant):
             "drop.decoder_depths": ",".join(map(str, depths)),
             "drop.sets": "first",
             "drop.draws": len(depths),
+            "model.exit_maps": True,
         },
     )
+
+
+def parts(variant):
+    """Makes a network for each depth, and the whole one, that together cost what the nested does.
+
+    Each has as many updates, as many as that comes to; its cosine's period follows.
+    """
+    ours = nested(variant)
+    config, overrides = networks.LM[variant]
+    every = (*DEPTHS[variant], networks.LM_LAYERS[variant])
+    cost = sum(
+        networks.lm_cost(config, overrides | {"drop.decoder": 0.0, "model.decoder_layers": depth})
+        for depth in every
+    )
+    plain = settings.parse(load_config(config, overrides))
+    steps = round(plain.train.steps * networks.lm_cost(ours.config, ours.overrides) / cost)
+    shorter = {
+        "train.steps": steps,
+        "optimizer.period_updates": plain.optimizer.period_updates - plain.train.steps + steps,
+    }
+    return {
+        depth: networks.language_model(
+            variant, 0.0, depth=depth, name=f"lm_part_{depth}", overrides=shorter
+        )
+        for depth in every
+    }
 
 
 def runs(variant):
@@ -42,6 +71,7 @@ def runs(variant):
         nested(variant),
         *(networks.language_model(variant, rate) for rate in RATES),
         *(networks.language_model(variant, 0.0, depth=depth) for depth in DEPTHS[variant]),
+        *parts(variant).values(),
     ]
 
 
@@ -54,6 +84,10 @@ def report(found, variant):
         run = networks.language_model(variant, 0.0, depth=depth)
         own[depth] = scores(results_of(found, run), cut_to(depth))
     whole = scores(cuts[0.0], cut_to(layers))
+    shared = {
+        depth: scores(results_of(found, run), cut_to(depth))
+        for depth, run in parts(variant).items()
+    }
     drawn = figure(
         "any_depth",
         "One network cut to every depth",
@@ -64,10 +98,20 @@ def report(found, variant):
             *(by_depth(networks.label(rate), cuts[rate]) for rate in (0.2, 0.5)),
             by_depth("neither", cuts[0.0]),
             curve("from scratch at this depth", own | {layers: whole}),
+            curve("from scratch, all five at the cost of the nested one", shared),
         ],
         log=True,
     )
     claims = judge(ours, cuts, own, whole, layers)
+    claims += [
+        compare(
+            f"At {depth} layers it is better than one of {len(shared)} networks, one for each "
+            "depth, that together cost as much",
+            {"nested": scores(ours, cut_to(depth)), "from scratch": values},
+            "lower",
+        )
+        for depth, values in shared.items()
+    ]
     setting = networks.LM_SETTING[variant]
     return record(setting, figures=[drawn], claims=claims, of_paper=False)
 

@@ -7,6 +7,7 @@
 
 import jax
 
+from layerdrop_jax.core.nested import num_subnetworks
 from layerdrop_jax.core.structured import rows_kept, survival
 from layerdrop_jax.runs import settings
 from layerdrop_jax.step.flops import executed_flops, lm_flops, nominal_flops
@@ -151,6 +152,34 @@ def by_rate(found, variant, rates, network=language_model) -> dict:
       network: network(variant, rate) gives the run.
     """
     return {rate: results_of(found, network(variant, rate)) for rate in rates}
+
+
+def lm_cost(config, overrides) -> float:
+    """Counts the FLOPs of a micro-batch of a language model in which every layer runs.
+
+    Of nested training from the whole network's own run it also counts the output layers of its
+    sub-networks, and what teaching takes beyond them: of each the distribution over the vocabulary,
+    forward and backward, and the teacher's, forward.
+
+    Args:
+      config: as `StudyRun.config`.
+      overrides: what differs from it.
+    """
+    parsed = settings.parse(load_config(config, overrides))
+    model, drop, data = parsed.model, parsed.drop, parsed.data
+    costs = lm_flops(
+        model, {"input": jax.ShapeDtypeStruct((data.batch_rows, data.length), "int32")}
+    )
+    total = nominal_flops(costs, {"decoder": model.decoder_layers})
+    if drop.method == "nested":
+        if not drop.by_exits(model):
+            raise ValueError("the cost of sub-networks with runs of their own is not counted here")
+        tables = drop.subnetworks(model)
+        number = num_subnetworks(tables, draws=drop.draws, smallest=drop.smallest)
+        tokens = data.batch_rows * data.length
+        distribution = 2 * model.embed_dim * model.vocab_size * tokens  # forward
+        total += number * (costs["rest"] + (4 * distribution if drop.teach else 0))
+    return float(total)
 
 
 def equal_cost(config, overrides) -> dict:
