@@ -1,4 +1,4 @@
-# make demo | test | test-all | bench | lint | docs | clean. Each target that needs Python sets up
+# make demo | test | test-all | bench | bench-gpu | lint | docs | clean. Each target that needs Python sets up
 # .venv by itself; docs, the documentation site in site/, sets up .venv-docs, which has no JAX.
 #
 # PYTHON=... picks the interpreter; otherwise the first of the usual names that really runs, is
@@ -11,7 +11,7 @@ RUN := .venv/bin/python
 # XLA's CPU backend takes fresh memory in every step; faulting it in by small pages is a tenth of it.
 HUGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
-.PHONY: demo test test-all bench lint docs clean
+.PHONY: demo test test-all bench bench-gpu lint docs clean
 
 demo: $(STAMP)
 	@echo "Training a 12 + 6-layer translation model twice, with LayerDrop and without, on the CPU."
@@ -36,6 +36,11 @@ test-all: $(STAMP)
 bench: $(STAMP)
 	@echo "Timing training steps: modes, rates, structured dropouts; beside PyTorch if it is installed."
 	@$(HUGE_PAGES) $(RUN) -m benchmarks.step_cost --out=runs/bench
+
+# With the Python of the machine, which has JAX for its GPU: no package is installed.
+bench-gpu:
+	@echo "Filling the tables of this machine's accelerator, in nine minutes."
+	@$(or $(PYTHON),python3) -m benchmarks.accelerator --out=$(or $(OUT),experiments/results/accelerator)
 
 lint: $(STAMP)
 	@echo "Checking lint and format with ruff."

@@ -19,7 +19,7 @@ from layerdrop_jax.models.layers import dropout, make_norm
 from layerdrop_jax.step.losses import label_smoothed_nll
 from layerdrop_jax.step.optimizers import OptimizerConfig, make_optimizer
 
-LAYERS, VOCABULARY, ROWS, LENGTH, HEAD_SIZE = 16, 8000, 8, 128, 64
+LAYERS, VOCABULARY, ROWS, LENGTH, HEAD_SIZE, DTYPE = 16, 8000, 8, 128, 64, "float32"
 
 
 def block_config(width: int, **changes) -> BlockConfig:
@@ -27,7 +27,7 @@ def block_config(width: int, **changes) -> BlockConfig:
     names = {field.name for field in dataclasses.fields(BlockConfig)}
     fields = {k: v for k, v in architectures.transformer_wmt_en_de.items() if k in names}
     fields |= {"norm": "pre", "dropout": 0.0, "embed_dim": width, "ffn_dim": 4 * width}
-    fields |= {"attention_heads": max(width // HEAD_SIZE, 1)}
+    fields |= {"attention_heads": max(width // HEAD_SIZE, 1), "dtype": DTYPE}
     return BlockConfig(**(fields | changes))
 
 
@@ -43,7 +43,7 @@ class LM(nnx.Module):
     def __call__(self, ids_BxT, run, key=None):
         """Computes logits [B, T, V]; ``run(layers, x, mask_BxTxT)`` runs the stack."""
         config = self.config
-        x_BxTxD = config.embed_dim**0.5 * self.embedding(ids_BxT)
+        x_BxTxD = (config.embed_dim**0.5 * self.embedding(ids_BxT)).astype(config.dtype)
         x_BxTxD = dropout(x_BxTxD, config.dropout, key)
         mask_BxTxT = jnp.broadcast_to(causal_mask(LENGTH), (ROWS, LENGTH, LENGTH))
         x_BxTxD = self.norm(run(self.layers, x_BxTxD, mask_BxTxT))

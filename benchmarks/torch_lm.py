@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.lm import HEAD_SIZE, LAYERS, LENGTH, ROWS, VOCABULARY
+from benchmarks.lm import DTYPE, HEAD_SIZE, LAYERS, LENGTH, ROWS, VOCABULARY
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # What JAX does on a GPU by default: TF32 inside float32 products.
@@ -66,11 +66,13 @@ def make_step(width: int, *, compiled: bool):
 
     def step(keep):
         optimizer.zero_grad()
-        x = model.embedding(ids) * width**0.5
-        for layer, runs in zip(model.layers, keep, strict=True):
-            if runs:
-                x = layer(x)
-        loss(x, target).backward()
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=DTYPE == "bfloat16"):
+            x = model.embedding(ids) * width**0.5
+            for layer, runs in zip(model.layers, keep, strict=True):
+                if runs:
+                    x = layer(x)
+            value = loss(x, target)
+        value.backward()
         optimizer.step()
         if DEVICE == "cuda":
             torch.cuda.synchronize()
