@@ -101,8 +101,8 @@ def _task(fields):
 def import_run(source, workdir, config: dict, *, changes=(), given: Sequence[str] = ()) -> dict:
     """Writes the run's folder of a network of Hugging Face's.
 
-    Those are Llama, Mistral, Qwen2 and Qwen3, each for causal LM, and RoBERTa and BERT, with the
-    masked language model's head, for classification of sequences, or without a head; then the
+    Those are Llama, Mistral, Qwen2, Qwen3 and GPT-2, each for causal LM, and RoBERTa and BERT, with
+    the masked language model's head, for classification of sequences, or without a head; then the
     masked language model's is drawn, and only training makes something of it.
 
     What the network is comes from ``source``; everything else, the text by which it is judged
@@ -131,12 +131,10 @@ def import_run(source, workdir, config: dict, *, changes=(), given: Sequence[str
     source, found, fields, symbols, content, order, config = look_at(source, config, changes)
     kind = LMConfig if "decoder_layers" in fields else EncoderConfig
     model = kind(**config["model"])
-    there = folders.read_state(source)
-    if family := fields.get("family"):
-        there = huggingface.uniform_encoder(there, family)
-        if not huggingface.has_head(found):
-            drawn = model.export_params("huggingface", make_params(model, config["seed"]))
-            there |= _in_old_order(huggingface.encoder_head(drawn, family), order)
+    there = huggingface.uniform(folders.read_state(source), found)
+    if not huggingface.has_head(found):
+        drawn = model.export_params("huggingface", make_params(model, config["seed"]))
+        there |= _in_old_order(huggingface.encoder_head(drawn, model.family), order)
     tables = {key: np.asarray(there[key])[order] for key in huggingface.WORDS if key in there}
     params = model.import_params("huggingface", there | tables)
     record = {

@@ -6,20 +6,26 @@ entries follow in their old order, and the symbol of a mask, where an encoder ha
 text becomes the same pieces as before.
 """
 
+import itertools
+
 import numpy as np
+from tokenizers import pre_tokenizers
 
 from layerdrop_jax.data.tokenizers import made_up_names
 from layerdrop_jax.symbols import BOS, EOS, MASK, PAD, SPECIAL_SYMBOLS, UNK
 
 KINDS = ("BPE", "WordPiece")
+# The bytes 0xC0, 0xC1 and 0xF5 to 0xFF, as byte-level tokenizers write them.
+UNWRITTEN = "ÀÁõö÷øùúûüýþÿ"
 
 
 def renumber(content: dict, vocab_size: int, known: dict) -> tuple[dict, np.ndarray]:
     """Renumbers a tokenizer.
 
     A symbol that it lacks takes an entry that no text becomes: one that the network's tables have
-    and the tokenizer does not, or else one more, with the row of such an entry (`<unk>`, or another
-    special one), which the network gives as little as that one.
+    and the tokenizer does not, or in a tokenizer of bytes one that UTF-8 never has, or else one
+    more, with the row of such an entry (`<unk>`, or another special one), which the network gives
+    as little as that one.
 
     Args:
       content: its tokenizer.json.
@@ -62,7 +68,8 @@ def renumber(content: dict, vocab_size: int, known: dict) -> tuple[dict, np.ndar
     own = [number for number in symbols if number is not None]
     special = [token["id"] for token in added if token.get("special") and token["id"] not in own]
     spare = symbols[UNK] if symbols[UNK] is not None else max(special, default=None)
-    free = (number for number in range(vocab_size) if number not in names)
+    unnamed = (number for number in range(vocab_size) if number not in names)
+    free = itertools.chain(unnamed, _unwritten_bytes(content["model"], own))
     for symbol, number in enumerate(symbols):
         if number is not None:
             continue
@@ -77,6 +84,16 @@ def renumber(content: dict, vocab_size: int, known: dict) -> tuple[dict, np.ndar
     rest = sorted(set(range(vocab_size)) - set(own))
     first, masks = symbols[: len(SPECIAL_SYMBOLS)], symbols[len(SPECIAL_SYMBOLS) :]
     return _renumbered(content, names, rest, last), np.array([*first, *rest, *masks], np.int64)
+
+
+def _unwritten_bytes(model, own) -> list[int]:
+    """Lists the entries of a byte-level vocabulary that stand for bytes which no UTF-8 has."""
+    alphabet = set(pre_tokenizers.ByteLevel.alphabet())
+    if not alphabet <= model["vocab"].keys():
+        return []
+    merged = set("".join(itertools.chain.from_iterable(model.get("merges") or [])))
+    numbers = (model["vocab"][character] for character in UNWRITTEN if character not in merged)
+    return [number for number in numbers if number not in own]
 
 
 def _symbols(names, unk_token, known) -> list:

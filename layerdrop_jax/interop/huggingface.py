@@ -4,7 +4,7 @@ import typing
 
 import numpy as np
 
-from layerdrop_jax.interop import fairseq
+from layerdrop_jax.interop import fairseq, gpt2
 
 POSITION_OFFSET = 2  # rows of our tables of positions before the first position
 
@@ -85,7 +85,6 @@ _ENCODER_SIZES = {
     "encoder_layers": "num_hidden_layers",
     "attention_heads": "num_attention_heads",
     "norm_epsilon": "layer_norm_eps",
-    "activation": "hidden_act",
 }
 PROBLEMS = ("single_label_classification", "regression", None)
 _NO_HEAD, _MASKED, _CLASSES = "Model", "ForMaskedLM", "ForSequenceClassification"
@@ -271,6 +270,7 @@ def encoder_config(config) -> dict:
         "architectures": [f"{family.kind}{_CLASSES if config.num_classes else _MASKED}"],
         "model_type": config.family,
         **{theirs: getattr(config, ours) for ours, theirs in _ENCODER_SIZES.items()},
+        "hidden_act": gpt2.ACTIVATIONS[config.activation],
         "max_position_embeddings": config.max_length + family.positions,
         "type_vocab_size": family.types,
         "position_embedding_type": "absolute",
@@ -317,9 +317,11 @@ def encoder_fields(found: dict) -> dict:
     name = found["architectures"][0]
     family = _ENCODERS[name]
     pad = found.get("pad_token_id", 1 if family == "roberta" else 0)
+    activation = found.get("hidden_act", "gelu")
+    activations = {theirs: ours for ours, theirs in gpt2.ACTIVATIONS.items()}
     for key, value, known in (
         ("model_type", found.get("model_type", family), (family,)),
-        ("hidden_act", found.get("hidden_act", "gelu"), ("gelu", "relu")),
+        ("hidden_act", activation, tuple(activations)),
         ("position_embedding_type", found.get("position_embedding_type"), ("absolute", None)),
         ("is_decoder", found.get("is_decoder", False), (False,)),
         ("add_cross_attention", found.get("add_cross_attention", False), (False,)),
@@ -329,13 +331,14 @@ def encoder_fields(found: dict) -> dict:
         ("problem_type", found.get("problem_type"), PROBLEMS),
     ):
         _check_read(key, value, known)
-    sizes = _sizes(_ENCODER_SIZES, {"hidden_act": "gelu", "layer_norm_eps": 1e-12} | found)
+    sizes = _sizes(_ENCODER_SIZES, {"layer_norm_eps": 1e-12} | found)
     longest = found.get("max_position_embeddings", 512)
     classes = len(read_labels(found)) if name.endswith(_CLASSES) else 0
     if classes > 1 and found.get("problem_type") == "regression":
         raise ValueError(f"config.json has problem_type='regression' and {classes} labels, not one")
     return sizes | {
         "norm": "post",
+        "activation": activations[activation],
         "family": family,
         "max_length": longest - _FAMILIES[family].positions,
         "num_classes": classes,
@@ -355,13 +358,36 @@ def fields(found: dict) -> dict:
         return encoder_fields(found)
     if names[0] in _ARCHITECTURES:
         return decoder_fields(found)
-    known = ", ".join((*_ARCHITECTURES, *_ENCODERS))
+    if names[0] == gpt2.ARCHITECTURE:
+        return gpt2.decoder_fields(found, _check_read)
+    known = ", ".join((*_ARCHITECTURES, gpt2.ARCHITECTURE, *_ENCODERS))
     raise ValueError(f"architectures={names} is not one of {known}, which can be read")
+
+
+def uniform(state: dict, found: dict) -> dict:
+    """Brings weights into the one form that an export writes, where a layout has several.
+
+    Args:
+      state: arrays by Hugging Face's key.
+      found: what config.json holds, of a network that `fields` reads.
+
+    Returns:
+      arrays by Hugging Face's key; see `uniform_encoder` and `gpt2.uniform`.
+
+    Raises:
+      ValueError: as `uniform_encoder`.
+    """
+    name = found["architectures"][0]
+    if name in _ENCODERS:
+        return uniform_encoder(state, _ENCODERS[name])
+    return gpt2.uniform(state) if name == gpt2.ARCHITECTURE else state
 
 
 def has_head(found: dict) -> bool:
     """Says whether the network that a config.json describes has an output layer."""
-    return not found["architectures"][0].endswith(_NO_HEAD)
+    return found["architectures"][0] not in {
+        f"{family.kind}{_NO_HEAD}" for family in _FAMILIES.values()
+    }
 
 
 def _check_read(key, value, known):
@@ -415,7 +441,7 @@ _DEFAULTS = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False}  # where config
 _ARCHITECTURES = tuple(f"{name}ForCausalLM" for name in ("Llama", "Mistral", "Qwen2", "Qwen3"))
 _FULL = "full_attention"
 # What has a row for each word, in either kind of network.
-WORDS = ("model.embed_tokens.weight", "lm_head.weight")
+WORDS = ("model.embed_tokens.weight", *gpt2.WORDS)
 WORDS += tuple(f"{name}.{_WORDS}" for name in _FAMILIES)
 WORDS += tuple(family.bias for family in _FAMILIES.values())
 

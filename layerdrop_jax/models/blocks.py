@@ -49,7 +49,7 @@ class BlockConfig:
       ffn_dim: feed-forward width F.
       attention_heads: heads H; D must be a multiple, but where the config gives the head size.
       norm: ``post``, x <- LN(x + f(x)), or ``pre``, x <- x + f(LN(x)).
-      activation: ``relu`` or ``gelu`` (exact).
+      activation: ``relu``, ``gelu`` (exact) or ``gelu_tanh``, its approximation, as GPT-2 has it.
       dropout: after the embedding and after every sub-layer.
       attention_dropout: on the attention weights.
       activation_dropout: inside the feed-forward sub-layer.

@@ -10,6 +10,7 @@ LAYER_NORM_EPSILON = 1e-5
 ACTIVATIONS = {
     "relu": jax.nn.relu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
 }
 # Applied to a linear map of their own, the gate, which the hidden units are multiplied by: SwiGLU
 # of Shazeer 2020 (GLU Variants Improve Transformer).

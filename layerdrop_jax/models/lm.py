@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layerdrop_jax.core.randomness import named_key
-from layerdrop_jax.interop import fairseq, huggingface
+from layerdrop_jax.interop import fairseq, gpt2, huggingface
 from layerdrop_jax.models.adaptive import AdaptiveEmbedding, AdaptiveSoftmax, bands
 from layerdrop_jax.models.attention import causal_mask, heads_first, write_cache
 from layerdrop_jax.models.blocks import (
@@ -141,11 +141,16 @@ class LMConfig(BlockConfig):
 
     @property
     def importers(self):
-        return {"fairseq": fairseq.lm_params, "huggingface": huggingface.decoder_params}
+        return {"fairseq": fairseq.lm_params, "huggingface": self._layout.decoder_params}
 
     @property
     def exporters(self):
-        return {"huggingface": (huggingface.decoder_config, huggingface.decoder_state)}
+        return {"huggingface": (self._layout.decoder_config, self._layout.decoder_state)}
+
+    @property
+    def _layout(self):
+        """The layout of Hugging Face's that may hold the network: Llama's has no layer norm."""
+        return gpt2 if self.norm_type == "layer" else huggingface
 
     def make_model(self, rngs):
         return LM(self, rngs=rngs)

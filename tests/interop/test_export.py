@@ -74,7 +74,7 @@ def test_layers_that_share_weights_are_written_each():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"norm_type": "layer"}, "model.norm_type='layer' .*'rms'"),
+        ({"norm_type": "layer"}, "model.activation='swiglu' .* GPT-2, .*model.norm_type='layer'"),
         ({"norm": "post", "final_norm": False}, "model.norm='post'"),
         ({"final_norm": False}, "model.final_norm=False"),
         ({"positions": "learned"}, "model.positions='learned'"),

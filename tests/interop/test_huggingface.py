@@ -179,7 +179,7 @@ def test_an_encoder_of_another_network_is_refused(changes, message):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"hidden_act": "gelu_new"}, "hidden_act='gelu_new'"),
+        ({"hidden_act": "silu"}, "hidden_act='silu'"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
         ({"is_decoder": True}, "is_decoder=True"),
         ({"add_cross_attention": True}, "add_cross_attention=True"),
@@ -268,7 +268,11 @@ def test_a_missing_weight_of_a_decoder_is_named(key):
             r"k_proj.*kernel.* is \(3, 16, 8\) there and \(3, 16, 16\) here",
         ),
         ("llama", {"share_layers": 3}, r"\(3, .* there and \(1, .* here"),
-        ("llama", {"norm_type": "layer"}, "model.norm_type='layer' is not in the layout of Llama"),
+        (
+            "llama",
+            {"norm_type": "layer"},
+            "model.activation='swiglu' is not in the layout of GPT-2",
+        ),
         ("llama", {"activation": "gelu"}, "model.activation='gelu' .*'swiglu'"),
         ("llama", {"scale_embeddings": True}, "model.scale_embeddings=True"),
         ("llama", {"biases": "all"}, "model.biases='all' .*'none' or 'qkv'"),

@@ -125,7 +125,7 @@ def byte_level():
 
 
 @pytest.mark.parametrize(
-    ("make", "rows", "more"), [(byte_fallback, 0, 1), (byte_level, 0, 3), (byte_level, 7, 0)]
+    ("make", "rows", "more"), [(byte_fallback, 0, 1), (byte_level, 0, 0), (byte_level, 7, 0)]
 )
 def test_a_renumbered_tokenizer_cuts_text_as_before(make, rows, more, tmp_path):
     made, known = make()
@@ -156,7 +156,8 @@ def test_tokenizers_without_a_row_for_each_symbol_are_refused():
     ):
         renumber(content, size - 1, {"eos": 3})
     content["added_tokens"] = []
-    with pytest.raises(ValueError, match="no entry for <s>"):
+    del content["model"]["vocab"]["ÿ"]  # of 256 bytes each has to be there, or none is spared
+    with pytest.raises(ValueError, match="no entry for <pad>"):
         renumber(content, size - 3, {"eos": 3})
     with pytest.raises(ValueError, match="model.type='WordLevel'"):
         renumber(content | {"model": content["model"] | {"type": "WordLevel"}}, size, {"eos": 3})
@@ -211,7 +212,7 @@ def test_a_network_of_others_is_read(name, make, shards, changes, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"architectures": ["GPT2LMHeadModel"]}, "architectures=.*GPT2LMHeadModel.* LlamaFor"),
+        ({"architectures": ["OPTForCausalLM"]}, "architectures=.*OPTForCausalLM.* LlamaFor"),
         ({"architectures": ["MixtralForCausalLM"]}, "architectures=.*Mixtral"),
         ({"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling='llama3'"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling='linear'"),

@@ -188,7 +188,7 @@ def test_one_field_at_a_time_changes_what_is_computed():
         ({"norm_type": "batch"}, "model.norm_type='batch' is unknown.*layer, rms"),
         ({"biases": "some"}, "model.biases='some' is unknown.*all, none, qkv"),
         ({"positions": "alibi"}, "'alibi' is unknown.*sinusoidal, learned, rotary"),
-        ({"activation": "silu"}, "model.activation='silu' is unknown.*relu, gelu, swiglu"),
+        ({"activation": "silu"}, "model.activation='silu' is unknown.*relu, gelu, .*swiglu"),
         ({"norm_epsilon": 0.0}, "model.norm_epsilon=0.0 is not above 0"),
         ({"rope_theta": -1.0}, "model.rope_theta=-1.0 is not above 0"),
         ({"norm": "post"}, "model.final_norm=True needs model.norm='pre'"),
