@@ -17,7 +17,8 @@ def draft_mask(run: Run):
         return None
     if run.draft is None:
         raise ValueError(
-            f"decode.draft={run.settings.decode.draft!r} has no layers yet: choose them"
+            f"decode.draft={run.settings.decode.draft!r} has no layers yet: "
+            "layerdrop_jax.depth.strategies.with_draft chooses them"
         )
     model = run.settings.model
     return masks(model, {model.cut_stack: run.draft})[model.cut_stack]

@@ -83,7 +83,10 @@ def assert_same_but_for_ties(graph, params, ids_BxP, length_B, keep_N, wanted_Bx
 
 @pytest.mark.parametrize(
     "changes",
-    [pytest.param({}, id="adaptive", marks=pytest.mark.slow), pytest.param(MIXED, id="rotary")],
+    [
+        pytest.param({}, id="adaptive", marks=pytest.mark.slow),
+        pytest.param(MIXED | {"exit_maps": True}, id="rotary"),
+    ],
 )
 def test_greedy_tokens_are_those_of_the_whole_network(changes):
     """For 1,000 continuations, by five drafts, at two depths, with one executable."""
