@@ -57,7 +57,8 @@ def test_each_is_compiled_once_and_the_table_says_what_is_left(compiled, tmp_pat
     assert run(folder, only) == said
     assert len(compiled()) == 2
     (line, _) = [x for x in said.splitlines() if x.startswith("| configs/wmt.py | v5e:4x4")]
-    assert "| 14 | 3.00 | 2.00 | **no** | 3 all-gather, 5 MiB |" in line
+    cells = [cell.strip() for cell in line.split("|")]
+    assert cells[4:9] == ["14", "3.00", "2.00", "**no**", "3 all-gather, 5 MiB"]
     assert "- configs/wmt.py v5e:2x2\n" in said
     assert "- configs/wmt.py v5e:4x4\n" not in said
 
