@@ -6,11 +6,13 @@
 
 Compiles the train step of every setting for every slice, with parameters whole and sharded, one at
 a time and each in a process of its own that is stopped at the limit (seconds). DIR/fits.jsonl gets
-a line for each, and what has one is not compiled again; DIR/report.md is the table. With --case it
-compiles that one with keys of its own and adds it to both. Needs the extra `tpu`, and no TPU.
+a line for each; what has compiled, or is too large, is not compiled again, and what failed or took
+too long is. DIR/report.md is the table. With --case it compiles that one with keys of its own and
+adds it to both. Needs the extra `tpu`, and no TPU.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import pathlib
@@ -55,11 +57,14 @@ def main(argv=None) -> int:
         wanted = [(arguments.case, arguments.topology, tuple(arguments.keys))]
     else:
         wanted = [case for case in cases() if all(x in name(case) for x in words(arguments.only))]
+    if importlib.util.find_spec("libtpu") is None:
+        parser.error("the compiler of TPUs is absent: pip install 'layerdrop-jax[tpu]'")
     if not wanted:
         known = "\n  ".join(map(name, cases()))
         parser.error(f"--only={arguments.only} is in none of\n  {known}")
     file = arguments.workdir / FILE
-    left = [case for case in wanted if case not in {case_of(line) for line in lines(file)}]
+    done = {case_of(line) for line in lines(file) if "record" in line}
+    left = [case for case in wanted if case not in done]
     with progress("compiling", len(left)) as advance:
         for case in left:
             advance(0, name(case))
@@ -95,8 +100,8 @@ def case_of(line) -> tuple:
 
 
 def lines(file) -> list[dict]:
-    """Reads the lines of all cases that are done."""
-    return [line for _, _, line in read_json_lines(file) if line]
+    """Reads the last line of each case."""
+    return list({case_of(line): line for _, _, line in read_json_lines(file) if line}.values())
 
 
 def compile_one(config, topology, keys, *, limit) -> dict:

@@ -19,6 +19,7 @@ from absl.testing import flagsaver
 
 from layerdrop_jax import launch
 from layerdrop_jax.commands import command_line
+from layerdrop_jax.commands.compile_program import PROGRAMS
 from layerdrop_jax.runs.metrics import read_metrics
 from tests import tiny_run
 from tests.tiny_run import train_lines
@@ -583,6 +584,38 @@ def test_every_mode_hands_its_flags_on(run_launch, unbroken, monkeypatch, tmp_pa
     assert given["finetune"][1]["given"] == ["drop.encoder"]
     assert (code, config["task"], config["drop"]["encoder"]) == (0, "classification", 0.125)
     assert config["data"]["dataset"] == "glue/sst2"
+
+
+def test_compile_says_and_writes_its_record_and_fails_by_it(run_launch, monkeypatch, tmp_path):
+    record = {"program": "request", "problems": [], "programs": {}}
+    given, off = [], []
+
+    def take(settings, **named):
+        given.append((settings, named))
+        return record
+
+    monkeypatch.setattr("layerdrop_jax.commands.compile_program.compile_program", take)
+    monkeypatch.setattr("layerdrop_jax.training.compilation.keep_compiled", off.append)
+    typed = [WMT, "--mode=compile", "--topology=v5e:4x4", "--program=request"]
+    typed += [f"--output={tmp_path / 'record.json'}", "--config.data.batch_rows=16"]
+    code, out, _ = run_launch(*typed)
+    assert (code, json.loads(out), off) == (0, record, ["off"])
+    assert json.loads((tmp_path / "record.json").read_text()) == record
+    ((settings, named),) = given
+    assert settings.data.batch_rows == 16
+    assert named == {"where": "v5e:4x4", "what": "request"}
+    record["problems"] = ["a loop was unrolled"]
+    code, out, error = run_launch(*typed)
+    assert (code, json.loads(out)["problems"]) == (1, ["a loop was unrolled"])
+    assert error.splitlines()[-1] == "launch.py: a loop was unrolled"
+    tiny = ["--config=configs/text.py:tiny", "--mode=compile"]
+    code, out, error = run_launch(*tiny)
+    assert (code, out) == (1, "")
+    assert "data.vocab_size=-1" in error.splitlines()[-1]
+
+
+def test_the_programs_of_the_flag_are_those_that_there_are():
+    assert flags.FLAGS["program"].parser.enum_values == list(PROGRAMS)
 
 
 def test_errors_in_what_is_read_are_one_line(refused, unbroken, tmp_path):

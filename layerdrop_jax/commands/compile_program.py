@@ -1,6 +1,8 @@
 """Compiles a program of a run without running it, also for TPUs that are not there."""
 
+import contextlib
 import functools
+import importlib.metadata
 import re
 import time
 
@@ -57,7 +59,7 @@ def compile_program(settings: Settings, *, where: str = "", what: str = "train")
         "devices": {"kind": devices[0].device_kind, "count": len(devices)},
         "rows": settings.data.batch_rows // mesh.size if what != "request" else None,
         "sharded": settings.train.shard_parameters,
-        "versions": {"jax": jax.__version__},
+        "versions": _versions("jax", *(["libtpu"] if devices[0].platform == "tpu" else [])),
         "programs": {},
         "problems": [],
     }
@@ -174,6 +176,15 @@ def _too_large(text) -> dict | None:
                 "there": int(float(there) * UNITS[unit_there]),
             }
     return None
+
+
+def _versions(*packages) -> dict:
+    """Finds the versions of packages; None for one that was not installed, but lies there."""
+    found = dict.fromkeys(packages)
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 def _gib(size: int) -> str:
