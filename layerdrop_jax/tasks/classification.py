@@ -204,15 +204,16 @@ def columns(run: Run) -> tuple[str, ...]:
 
 
 def make_answer(run: Run):
-    """Makes ``answer(inputs, keep=None) -> dicts``, which classifies tuples of texts.
+    """Makes ``answer(inputs, keep=None) -> dicts``, which classifies texts, or tuples of texts.
 
-    A tuple has the texts that `columns` names. Its dict holds ``label`` and ``probabilities`` by
-    label, or ``value`` where the labels are numbers.
+    A tuple has the texts that `columns` names; a text by itself is the only one. The dict of an
+    input holds ``label`` and ``probabilities`` by label, or ``value`` where the labels are numbers.
     """
     data, names = run.settings.data, labelled.load_labels(run.workdir)
     classify, scale = make_classifier(run), labelled.label_scale(data)
 
     def answer(inputs, keep=None):
+        inputs = [(texts,) if isinstance(texts, str) else texts for texts in inputs]
         examples = [labelled.Example(texts, names[0] if names else 0.0) for texts in inputs]
         if not examples:
             return []

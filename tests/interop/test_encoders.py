@@ -107,8 +107,9 @@ def test_a_cut_classifier_comes_back(classifier, labelled_text, tmp_path):
     cut = run.params | {"encoder": jax.tree.map(lambda a: a[::2][:2], run.params["encoder"])}
     jax.tree.map(np.testing.assert_array_equal, cut, back.params)
     assert labelled.load_head(tmp_path / "back") == labelled.load_head(classifier)
-    (answer,) = task_of(back.settings).make_answer(back)([("one two",)])
-    assert answer["label"] in tiny_run.LABELS
+    as_text, as_tuple = task_of(back.settings).make_answer(back)(["one two", ("one two",)])
+    assert as_text == as_tuple
+    assert as_text["label"] in tiny_run.LABELS
 
 
 def test_rows_are_those_that_the_network_reads(classifier, tmp_path):
