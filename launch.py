@@ -218,6 +218,8 @@ def compile_(config, workdir):
     parsed = settings.parse(config)
     settings.check_read(given_keys(sys.argv), parsed)
     keep_compiled("off")  # how long it takes is part of the result
+    # A handler of Python's would wait for the compiler, and there is nothing to save.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     record = compile_program(parsed, where=TOPOLOGY.value, what=PROGRAM.value)
     if OUTPUT.value:
         write_json(OUTPUT.value, record)
