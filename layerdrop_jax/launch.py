@@ -18,6 +18,7 @@ Exit codes: 0 done; 1 error (-v=1 shows where); 75 saved, the same command goes 
 import importlib
 import pathlib
 import shlex
+import signal
 import sys
 
 from absl import app, flags
@@ -248,6 +249,8 @@ def compile_(config, workdir):
     parsed = settings.parse(config)
     settings.check_read(given_keys(sys.argv), parsed)
     keep_compiled("off")  # how long it takes is part of the result
+    # A handler of Python's would wait for the compiler, and there is nothing to save.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     record = compile_program(parsed, where=TOPOLOGY.value, what=PROGRAM.value)
     if OUTPUT.value:
         write_json(OUTPUT.value, record)
