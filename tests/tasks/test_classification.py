@@ -550,6 +550,6 @@ def test_mnli_is_scored_on_both_of_its_dev_sets(config, monkeypatch):
 
     monkeypatch.setattr(labelled, "load_examples", load)
     data = settings_lib.parse({**config, "data": config["data"] | {"dataset": "glue/mnli"}}).data
-    held_out = classification._held_out(data)
+    held_out = labelled.load_held_out(data)
     assert list(held_out) == ["valid", "valid_mismatched"]  # the labels of test are hidden
     assert set(held_out) | {"test"} == set(classification.SPLITS) == set(asked)
