@@ -100,7 +100,7 @@ def report(found, variant):
             *(by_depth(networks.label(rate), cuts[rate]) for rate in (0.2, 0.5)),
             by_depth("neither", cuts[0.0]),
             curve("from scratch at this depth", own | {layers: whole}),
-            curve(f"from scratch, all {len(shared)} for the cost of the nested one", shared),
+            curve(f"one of {len(shared)} at equal cost", shared),
         ],
         log=True,
     )

@@ -28,6 +28,7 @@ CURVES = {
     "lm_depth_6": lambda left: 60 + 6 - left,
     "lm_depth_6_rate_0.2": lambda left: 55 + 6 - left,
     "lm_depth_3": lambda left: 90 + 3 - left,
+    **{f"lm_part_{n}": lambda left: 95 + 12 - left for n in (3, 4, 6, 9, 12)},
     "lm_rate_0_finetuned": lambda left: 40 + 6 - left,
     "lm_rate_0.2_finetuned": lambda left: 35.5 + 6 - left,
     "lm_rate_0.2_finetuned_moments": lambda left: 29 + 6 - left,
@@ -127,7 +128,8 @@ def made_up(run, seed, folder, agrees):
         task, key = (MT, "bleu") if run.name in BLEU else (SUM, "rouge_l")
         test = max(scores)
     else:
-        scratch = [depth for depth in (3, 4, 6, 9) if f"depth_{depth}" in run.name]
+        alone = ("depth", "part")
+        scratch = [n for n in (3, 4, 6, 9) for kind in alone if f"{kind}_{n}" in run.name]
         deepest = scratch[0] if scratch else 12
         deepest = 6 if "finetuned" in run.name else deepest
         scores = {
