@@ -1,13 +1,14 @@
 """The encoder-decoder Transformer, with the reference's semantics (fairseq v0.9.0 and v0.10.0)."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from layerdrop_jax.core.randomness import named_key
-from layerdrop_jax.interop import fairseq
+from layerdrop_jax.interop import ctranslate2, fairseq
 from layerdrop_jax.models.attention import causal_mask, heads_first, segment_mask, write_cache
 from layerdrop_jax.models.blocks import (
     WHOLE,
@@ -22,7 +23,7 @@ from layerdrop_jax.models.blocks import (
     run_layers,
     run_stack,
 )
-from layerdrop_jax.models.embeddings import POSITIONS, Embedding, Positions, check_sinusoids
+from layerdrop_jax.models.embeddings import POSITIONS, Embedding, Positions, check_sinusoids, sinusoids
 from layerdrop_jax.models.layers import dropout, make_norm
 
 SHARING = ("all", "decoder", "none")
@@ -71,6 +72,11 @@ class Seq2SeqConfig(BlockConfig):
     @property
     def importers(self):
         return {"fairseq": fairseq.seq2seq_params}
+
+    @property
+    def exporters(self):
+        write = functools.partial(ctranslate2.seq2seq_state, sinusoids=sinusoids)
+        return {"ctranslate2": (ctranslate2.seq2seq_config, write)}
 
     def make_model(self, rngs):
         return Seq2Seq(self, rngs=rngs)
