@@ -3,26 +3,24 @@
 import dataclasses
 import json
 import pathlib
-import typing
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from layerdrop_jax.commands import export_ctranslate2
+from layerdrop_jax.commands.export_card import Use, write_card
 from layerdrop_jax.data import labelled
 from layerdrop_jax.depth import strategies
 from layerdrop_jax.depth.prune import cut
 from layerdrop_jax.files import write_json
-from layerdrop_jax.interop import folders, huggingface
-from layerdrop_jax.models.params import count_params, hash_params, model_graph
-from layerdrop_jax.reports.run_plots import depth_sets
+from layerdrop_jax.interop import ctranslate2, folders, huggingface
+from layerdrop_jax.models.params import count_params, model_graph
 from layerdrop_jax.runs import settings
 from layerdrop_jax.runs.folder import check_new, made_whole, original_layers
-from layerdrop_jax.runs.metrics import read_metrics
 from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.symbols import BOS, EOS, FIRST_WORD, MASK, PAD, SPECIAL_SYMBOLS, UNK
-from layerdrop_jax.tasks.task import task_of
 
 # Of the largest logit. Both compute in float32, and add up in other orders.
 TOLERANCE = 1e-4
@@ -30,18 +28,26 @@ ROWS, LENGTH = 2, 32  # of the tokens whose logits are compared
 
 
 def export_run(
-    workdir, output="", *, library: str = "huggingface", flags=None, changes=(), command: str = ""
+    workdir,
+    output="",
+    *,
+    library: str = "huggingface",
+    quantization: str = "float32",
+    flags=None,
+    changes=(),
+    command: str = "",
 ) -> dict:
-    """Writes a run's network as a folder of Hugging Face's: whole, pruned before, or cut now.
+    """Writes a run's network as another library's folder: whole, pruned before, or cut now.
 
     The folder holds the weights, config.json, the tokenizer and README.md, a model card. Before it
-    is put in place every number is read back and compared with the run's; where torch and
-    transformers are installed, so are the logits that they compute.
+    is put in place it is read back and compared with the run: see `compare` here, and in
+    `export_ctranslate2`.
 
     Args:
       workdir: a run's folder.
       output: the folder to make; "" is the run's name with -LIBRARY behind it.
       library: one of the ``exporters`` of the network's config.
+      quantization: the type of the weights, float32 or, for CTranslate2, int8.
       flags: a strategy by stack, see `strategies`; a stack without one stays whole.
       changes: what to do otherwise than the run's config says, see `settings.change`.
       command: what started it, for the card.
@@ -51,22 +57,28 @@ def export_run(
       was trained first, how they were chosen, and ``compared``: what was.
 
     Raises:
-      ValueError: the network has what the layout cannot hold; an ``output`` that is in use or among
-        a run's own files; a folder that does not hold what it should.
+      ValueError: the network has what the layout cannot hold, or a library that is needed is not
+        installed; an ``output`` that is in use or among a run's own files; a folder that does not
+        hold what it should.
       FileNotFoundError, OSError: not a run's folder, or a file that cannot be written.
     """
+    if library == "ctranslate2":
+        ctranslate2.check_installed()
+    elif quantization != "float32":
+        raise ValueError(
+            f"--to={library} writes float32, not --quantization={quantization}: leave that out, or "
+            "name --to=ctranslate2"
+        )
     output = check_new(output or f"{str(workdir).rstrip('/')}-{library}")
     run = load_run(workdir, changes)
     wanted = strategies.wanted(run, flags or {})
     run.settings.model.export_config(library)  # refused before layers are looked for
     layers, chosen = strategies.choose(run, wanted)
     config, params = cut(run, layers)
-    model, params = settings.parse(config).model, jax.device_get(params)
-    state = model.export_params(library, params)
-    fields = model.export_config(library) | _symbols(run)
+    params = jax.device_get(params)
+    small = run._replace(config=config, settings=settings.parse(config), params=params)
     record = {
         "output": str(output),
-        "architecture": fields["architectures"][0],
         "parameters": count_params(params),
         **{
             f"{stack}_layers": original_layers(run.workdir, stack, kept)
@@ -75,13 +87,25 @@ def export_run(
         "chosen": chosen,
     }
     with made_whole(output) as partial:
-        folders.write_state(partial, state)
-        write_json(partial / "config.json", fields)
-        _write_tokenizer(run, partial, model.max_length)
-        record["compared"] = compare(partial, model, params, state, folders.read_state(partial))
-        card = _card(run, record, layers, command)
-        (partial / "README.md").write_text(card, encoding="utf-8")
+        if library == "ctranslate2":
+            found, use = export_ctranslate2.write(partial, small, quantization)
+        else:
+            found, use = _write_huggingface(partial, small)
+        record |= found
+        write_card(partial, run, record, layers, use, command)
     return record
+
+
+def _write_huggingface(folder, run):
+    """Fills a folder of Hugging Face's; returns (what a record says of it, its `Use`)."""
+    model = run.settings.model
+    state = model.export_params("huggingface", run.params)
+    fields = model.export_config("huggingface") | _symbols(run)
+    folders.write_state(folder, state)
+    write_json(folder / "config.json", fields)
+    _write_tokenizer(run, folder, model.max_length)
+    compared = compare(folder, model, run.params, state, folders.read_state(folder))
+    return {"architecture": fields["architectures"][0], "compared": compared}, _use(run)
 
 
 def compare(folder, model, params: dict, state: dict, found: dict, order=None) -> str:
@@ -155,7 +179,7 @@ def _symbols(run) -> dict:
 
 
 def _is_encoder(run):
-    return "encoder" in run.settings.model.stacks  # an encoder-decoder does not go out
+    return "encoder" in run.settings.model.stacks  # an encoder-decoder does not come here
 
 
 def _write_tokenizer(run, folder, max_length):
@@ -203,16 +227,8 @@ def _piece(name):
     return {kind: {"id": name, "type_id": 0}}
 
 
-class _Use(typing.NamedTuple):
-    """How a model card says what a network is for, and how it is used."""
-
-    pipeline: str
-    what: str
-    how: str
-    code: tuple[str, ...]
-
-
-_CAUSAL = _Use(
+_CAUSAL = Use(
+    "transformers",
     "text-generation",
     "A language model",
     "A text begins with `</s>`, and so must a prompt; another `</s>` ends it. The tokenizer puts "
@@ -226,7 +242,8 @@ _CAUSAL = _Use(
         "print(tokenizer.decode(model.generate(ids, max_new_tokens=32)[0]))",
     ),
 )
-_MASKED = _Use(
+_MASKED = Use(
+    "transformers",
     "fill-mask",
     "A masked language model",
     "A row is `<s>`, a text and `</s>`, which the tokenizer puts there; `<mask>` is what it fills "
@@ -238,7 +255,8 @@ _MASKED = _Use(
         'print(fill("one <mask> three"))',
     ),
 )
-_CLASSES = _Use(
+_CLASSES = Use(
+    "transformers",
     "text-classification",
     "A classifier",
     "A row is `<s> A </s>`, or of two texts `<s> A </s></s> B </s>`, which the tokenizer makes:",
@@ -253,7 +271,7 @@ _CLASSES = _Use(
 )
 
 
-def _use(run) -> _Use:
+def _use(run) -> Use:
     if not _is_encoder(run):
         return _CAUSAL
     if not run.settings.model.num_classes:
@@ -261,54 +279,3 @@ def _use(run) -> _Use:
     scale = labelled.label_scale(run.settings.data)
     how = f"{_CLASSES.how[:-1]}. Its one output is the number divided by {scale:g}:"
     return _CLASSES if scale == 1 else _CLASSES._replace(how=how)
-
-
-def _card(run, record, layers, command) -> str:
-    """Writes the model card: what the network is, where it is from, how it is used."""
-    stack, use, score = run.settings.model.cut_stack, _use(run), task_of(run.settings).score
-    depth, whole = len(layers[stack]), run.settings.model.depth(stack)
-    kept = ", ".join(map(str, record[f"{stack}_layers"]))
-    lines = [
-        "---",
-        "library_name: transformers",
-        f"pipeline_tag: {use.pipeline}",
-        "tags: [layerdrop]",
-        "---",
-        f"# {record['architecture']}, {depth} layers",
-        "",
-        f"{use.what} of {record['parameters']:,} parameters, "
-        + (f"cut from {whole} to {depth} layers" if depth < whole else "written whole")
-        + " by layerdrop-jax.",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| layers, as numbered in the network trained first | {kept} |",
-        f"| chosen by | {record['chosen'][stack]['strategy']} |",
-        f"| text | data.dataset={run.config['data']['dataset']} |",
-        f"| checkpoints, by step | {', '.join(map(str, run.steps))} |",
-        f"| SHA-256 of the run's parameters | {hash_params(run.params)} |",
-        f"| compared | {record['compared']} |",
-        "",
-        use.how,
-        "",
-        "```python",
-        *use.code,
-        "```",
-    ]
-    if depths := depth_sets([read_metrics(run.workdir)], score.key):
-        unit = ", per token of this tokenizer," if score.perplexity else ""
-        lines += [
-            "",
-            f"{score.label.capitalize()} of the validation text{unit} by depth, as",
-            "the run measured it, without fine-tuning:",
-            "",
-            f"| depth | layers | {score.label} |",
-            "|---|---|---|",
-        ]
-        for numbers, (found,) in depths.items():
-            here = " (this one)" if list(numbers) == record[f"{stack}_layers"] else ""
-            said = ", ".join(map(str, numbers)) or "none"
-            lines.append(f"| {len(numbers)}{here} | {said} | {found[score.key]:,.2f} |")
-    if command:
-        lines += ["", "Written by:", "", "```", command, "```"]
-    return "\n".join(lines) + "\n"

@@ -23,7 +23,13 @@ from layerdrop_jax.models.blocks import (
     run_layers,
     run_stack,
 )
-from layerdrop_jax.models.embeddings import POSITIONS, Embedding, Positions, check_sinusoids, sinusoids
+from layerdrop_jax.models.embeddings import (
+    POSITIONS,
+    Embedding,
+    Positions,
+    check_sinusoids,
+    sinusoids,
+)
 from layerdrop_jax.models.layers import dropout, make_norm
 
 SHARING = ("all", "decoder", "none")
