@@ -48,9 +48,10 @@ def write(folder, run, kind: str) -> tuple[dict, Use]:
     ctranslate2.write(folder, described, state, words, kind, start=SPECIAL_SYMBOLS[EOS])
     text = (run.workdir / "tokenizer.json").read_text(encoding="utf-8")
     write_atomically(folder / "tokenizer.json", text)
-    translates = described["spec"] == ctranslate2.ENCODER_DECODER
-    found = (compare if translates else compare_logits)(folder, run, words, kind)
-    use = (_translating if translates else _continuing)(run)
+    if described["spec"] == ctranslate2.ENCODER_DECODER:
+        found, use = compare(folder, run, words, kind), _translating(run)
+    else:
+        found, use = compare_logits(folder, model, run.params, kind), _continuing(run)
     return {"architecture": described["spec"], "quantization": kind} | found, use
 
 
@@ -78,7 +79,8 @@ def compare(folder, run, words, kind: str) -> dict:
       ValueError: float32, and a log-probability differs by more than TOLERANCE, or a greedy answer
         where there is no tie.
     """
-    run = _in_float32(run)
+    model = _in_float32(run.settings.model)
+    run = run._replace(settings=dataclasses.replace(run.settings, model=model))
     pairs = encoder_decoder.spread_pairs(run, LINES)
     translator = ctranslate2.translator(folder, kind)
     sources = [[words[number] for number in source] for source, _ in pairs]
@@ -113,11 +115,14 @@ def compare(folder, run, words, kind: str) -> dict:
     return {"compared": f"{'; '.join(said)} ({kind})", "agreement": agreement}
 
 
-def compare_logits(folder, run, words, kind: str) -> dict:
-    """Compares the logits of a language model's folder with the run's, on ids that are drawn.
+def compare_logits(folder, model, params: dict, kind: str) -> dict:
+    """Compares the logits of a language model's folder with ours, on ids that are drawn.
 
     Args:
-      folder, run, words, kind: as in `compare`; the ids go by number, so that names are not read.
+      folder: of CTranslate2's.
+      model: the network's config.
+      params: its parameters.
+      kind: the type of the weights, in which is computed.
 
     Returns:
       ``compared``, for a person, and ``agreement``: the largest difference, as a share of the
@@ -126,10 +131,7 @@ def compare_logits(folder, run, words, kind: str) -> dict:
     Raises:
       ValueError: float32, and a logit differs by more than TOLERANCE of the largest.
     """
-    del words
-    run = _in_float32(run)
-    model = run.settings.model
-    graph = model_graph(model)
+    graph = model_graph(_in_float32(model))
     size = (ROWS, min(LENGTH, model.max_length))
     ids_BxT = np.random.default_rng(1).integers(FIRST_WORD, model.vocab_size, size)
 
@@ -139,7 +141,7 @@ def compare_logits(folder, run, words, kind: str) -> dict:
         return network.logits(network(ids_BxT))
 
     with jax.default_matmul_precision("highest"):
-        ours = np.asarray(logits(run.params, jnp.asarray(ids_BxT, jnp.int32)))
+        ours = np.asarray(logits(params, jnp.asarray(ids_BxT, jnp.int32)))
     theirs = ctranslate2.logits(folder, kind, ids_BxT)
     gap = float(np.max(np.abs(ours - theirs)) / np.max(np.abs(ours)))
     if kind == "float32" and not gap <= TOLERANCE:
@@ -165,10 +167,9 @@ def _words(tokenizer, size) -> list[str]:
     return [tokenizer.id_to_token(number) or next(spare) for number in range(size)]
 
 
-def _in_float32(run):
+def _in_float32(model):
     # Whatever the type of the run: rounding would hide, or look like, a difference.
-    model = dataclasses.replace(run.settings.model, dtype="float32")
-    return run._replace(settings=dataclasses.replace(run.settings, model=model))
+    return dataclasses.replace(model, dtype="float32")
 
 
 def _log_probs(run, pairs) -> list[np.ndarray]:
