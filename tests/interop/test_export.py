@@ -83,12 +83,23 @@ def test_layers_that_share_weights_are_written_each():
         ({"biases": "all"}, "model.biases='all'"),
         ({"adaptive_cutoffs": "20"}, "model.adaptive_cutoffs='20'"),
         ({"decoder_layers": 0}, "model.decoder_layers=0"),
+        ({"exit_maps": True}, "model.exit_maps=True"),
         ({"biases": "qkv", "qk_norm": True}, "model.qk_norm=True and model.biases='qkv'"),
     ],
 )
 def test_what_the_layout_cannot_hold_is_named(changes, message):
     with pytest.raises(ValueError, match=message):
         llama_config(**changes).export_config("huggingface")
+
+
+def test_exit_maps_have_no_place_in_any_layout():
+    layer = {"norm_type": "layer", "positions": "learned", "activation": "gelu", "biases": "all"}
+    for config in (
+        llama_config(**layer, kv_heads=0, exit_maps=True),
+        config_of("bare", exit_maps=True),
+    ):
+        with pytest.raises(ValueError, match="model.exit_maps=True"):
+            config.export_config("huggingface")
 
 
 def test_a_network_without_a_layout_is_refused():
