@@ -12,6 +12,8 @@ from flax import nnx
 from layerdrop_jax.commands import export_ctranslate2
 from layerdrop_jax.commands.export_card import Use, write_card
 from layerdrop_jax.data import labelled
+from layerdrop_jax.data.packing import fill_row
+from layerdrop_jax.decoding.batching import length_limit
 from layerdrop_jax.depth import strategies
 from layerdrop_jax.depth.prune import cut
 from layerdrop_jax.files import write_json
@@ -21,9 +23,11 @@ from layerdrop_jax.runs import settings
 from layerdrop_jax.runs.folder import check_new, made_whole, original_layers
 from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.symbols import BOS, EOS, FIRST_WORD, MASK, PAD, SPECIAL_SYMBOLS, UNK
+from layerdrop_jax.tasks.encoder_decoder import longest_source
 
 # Of the largest logit. Both compute in float32, and add up in other orders.
 TOLERANCE = 1e-4
+SIDES = "source", "target"
 ROWS, LENGTH = 2, 32  # of the tokens whose logits are compared
 
 
@@ -103,7 +107,7 @@ def _write_huggingface(folder, run):
     fields = model.export_config("huggingface") | _symbols(run)
     folders.write_state(folder, state)
     write_json(folder / "config.json", fields)
-    _write_tokenizer(run, folder, model.max_length)
+    _write_tokenizer(run, folder)
     compared = compare(folder, model, run.params, state, folders.read_state(folder))
     return {"architecture": fields["architectures"][0], "compared": compared}, _use(run)
 
@@ -133,13 +137,14 @@ def compare(folder, model, params: dict, state: dict, found: dict, order=None) -
     what = "hidden states" if headless else "logits"
     if not folders.can_compute():
         return f"{every}, read back; not the {what}: {' and '.join(folders.LIBRARIES)} are needed"
-    draw = np.random.default_rng(1)
-    size = (ROWS, min(LENGTH, model.max_length))
-    ids_BxT = draw.integers(FIRST_WORD, model.vocab_size, size)  # padding would hide tokens
-    theirs = folders.outputs(folder, ids_BxT if order is None else order[ids_BxT])
+    drawn = _draw(model)
+    if _translates(model):
+        theirs = folders.outputs(folder, drawn["source"], drawn["target_input"])
+    else:
+        theirs = folders.outputs(folder, drawn if order is None else order[drawn])
     if order is not None and not headless and not getattr(model, "num_classes", 0):
         theirs = theirs[..., order]
-    difference = _difference(model, params, ids_BxT, theirs, headless)
+    difference = _difference(model, params, drawn, theirs, headless)
     if not difference <= TOLERANCE:
         raise ValueError(
             f"{folder}: the {what} that transformers computes differ by {difference:.1e} of the "
@@ -148,27 +153,53 @@ def compare(folder, model, params: dict, state: dict, found: dict, order=None) -
     return f"{every}, and {what} by transformers, which differ by {difference:.1e} of the largest"
 
 
-def _difference(model, params, ids_BxT, theirs, headless) -> float:
+def _translates(model):
+    return {"encoder", "decoder"} <= model.stacks.keys()
+
+
+def _draw(model):
+    """Draws ids [B, T], or the batch of an encoder-decoder; padding would hide tokens."""
+    draw = np.random.default_rng(1)
+    if not _translates(model):
+        size = (ROWS, min(LENGTH, model.max_length))
+        return draw.integers(FIRST_WORD, model.vocab_size, size)
+    lengths = {f"{side}_length": getattr(model, f"max_{side}_length") for side in SIDES}
+    lengths = {name: min(LENGTH, length) for name, length in lengths.items()}
+    vocabulary = min(model.source_vocab_size, model.target_vocab_size)
+    pairs = [
+        [draw.integers(FIRST_WORD, vocabulary, length - 1) for length in lengths.values()]
+        for _ in range(ROWS)
+    ]
+    rows = [fill_row([pair], **lengths) for pair in pairs]
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _difference(model, params, drawn, theirs, headless) -> float:
     """Finds the largest difference of outputs, as a share of the largest of them."""
     # In float32, whatever the type of the run: rounding would hide, or look like, a difference.
     graph = model_graph(dataclasses.replace(model, dtype="float32"))
 
     @jax.jit
-    def run(params, ids_BxT):
+    def run(params, drawn):
         network = nnx.merge(graph, params)
-        x_BxTxD = network(ids_BxT)
-        if headless:
+        x_BxTxD = network(drawn)
+        if headless or _translates(model):  # the latter gives logits at once
             return x_BxTxD
         head = network.classify if getattr(model, "num_classes", 0) else network.logits
         return head(x_BxTxD)
 
     with jax.default_matmul_precision("highest"):
-        ours = np.asarray(run(params, jnp.asarray(ids_BxT, jnp.int32)))
+        ours = np.asarray(run(params, jax.tree.map(lambda a: jnp.asarray(a, jnp.int32), drawn)))
     return float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
 
 
 def _symbols(run) -> dict:
     """Writes which ids are special symbols, and what the classes are called."""
+    if _translates(run.settings.model):
+        languages = run.settings.data.source, run.settings.data.target
+        fields = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
+        fields["decoder_start_token_id"] = EOS
+        return fields | ({"langs": languages} if run.settings.model.norm == "post" else {})
     if not _is_encoder(run):
         # A text begins with eos here, so it is the symbol that begins one there too.
         return {"bos_token_id": EOS, "eos_token_id": EOS, "pad_token_id": PAD}
@@ -179,19 +210,25 @@ def _symbols(run) -> dict:
 
 
 def _is_encoder(run):
-    return "encoder" in run.settings.model.stacks  # an encoder-decoder does not come here
+    return run.settings.model.stacks.keys() == {"encoder"}
 
 
-def _write_tokenizer(run, folder, max_length):
+def _write_tokenizer(run, folder):
     """Writes the tokenizer so that a text gets the ids which this network reads.
 
-    These are eos and then the text's own, or those of a row of an encoder's, see `labelled.frame`.
+    These are eos and then the text's own, those of a row of an encoder's, see `labelled.frame`, or
+    those of a source and then eos.
     """
+    model = run.settings.model
     content = json.loads((run.workdir / "tokenizer.json").read_text(encoding="utf-8"))
     bos, eos = SPECIAL_SYMBOLS[BOS], SPECIAL_SYMBOLS[EOS]
     encoder = _is_encoder(run)
-    single = [bos, "A", eos] if encoder else [eos, "A"]
-    pair = [bos, "A", eos, eos, "B", eos] if encoder else [eos, "A", eos, "B"]
+    if _translates(model):
+        longest, single, pair = longest_source(run.settings), ["A", eos], ["A", eos, "B", eos]
+    elif encoder:
+        longest, single, pair = model.max_length, [bos, "A", eos], [bos, "A", eos, eos, "B", eos]
+    else:
+        longest, single, pair = model.max_length, [eos, "A"], [eos, "A", eos, "B"]
     content["post_processor"] = {
         "type": "TemplateProcessing",
         "single": [_piece(name) for name in single],
@@ -203,13 +240,13 @@ def _write_tokenizer(run, folder, max_length):
     }
     about = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": bos if encoder else eos,
+        "bos_token": bos if encoder or _translates(model) else eos,
         "eos_token": eos,
         "pad_token": SPECIAL_SYMBOLS[PAD],
         "unk_token": SPECIAL_SYMBOLS[UNK],
         "split_special_tokens": True,  # text that looks like a symbol is text
         "clean_up_tokenization_spaces": False,
-        "model_max_length": max_length,
+        "model_max_length": longest,
     }
     if encoder:
         about |= {"cls_token": bos, "sep_token": eos}
@@ -271,7 +308,39 @@ _CLASSES = Use(
 )
 
 
+def _translating(run) -> Use:
+    settings = run.settings
+    limit = length_limit(
+        longest_source(settings),
+        config=settings.decode,
+        max_positions=settings.model.max_target_length,
+    )
+    options = {"max_new_tokens": limit + 1, "num_beams": settings.decode.beam}
+    if settings.decode.beam > 1 and settings.decode.normalize:
+        options["length_penalty"] = settings.decode.length_penalty
+    if settings.decode.no_repeat_ngram:
+        options["no_repeat_ngram_size"] = settings.decode.no_repeat_ngram
+    return Use(
+        "transformers",
+        {"translation": "translation", "summarisation": "summarization"}.get(settings.task, ""),
+        "An encoder-decoder",
+        "A source ends with `</s>`, which the tokenizer puts there, and an answer begins with it:",
+        (
+            "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer",
+            "",
+            'tokenizer = AutoTokenizer.from_pretrained(".")',
+            'model = AutoModelForSeq2SeqLM.from_pretrained(".")',
+            'ids = tokenizer("a line", truncation=True, return_tensors="pt").input_ids',
+            f"options = {options}",
+            "answer = model.generate(ids, **options)[0]",
+            "print(tokenizer.decode(answer, skip_special_tokens=True))",
+        ),
+    )
+
+
 def _use(run) -> Use:
+    if _translates(run.settings.model):
+        return _translating(run)
     if not _is_encoder(run):
         return _CAUSAL
     if not run.settings.model.num_classes:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layerdrop_jax.core.randomness import named_key
-from layerdrop_jax.interop import ctranslate2, fairseq
+from layerdrop_jax.interop import ctranslate2, fairseq, translators
 from layerdrop_jax.models.attention import causal_mask, heads_first, segment_mask, write_cache
 from layerdrop_jax.models.blocks import (
     WHOLE,
@@ -82,7 +82,10 @@ class Seq2SeqConfig(BlockConfig):
     @property
     def exporters(self):
         write = functools.partial(ctranslate2.seq2seq_state, sinusoids=sinusoids)
-        return {"ctranslate2": (ctranslate2.seq2seq_config, write)}
+        return {
+            "huggingface": (translators.seq2seq_config, translators.seq2seq_state),
+            "ctranslate2": (ctranslate2.seq2seq_config, write),
+        }
 
     def make_model(self, rngs):
         return Seq2Seq(self, rngs=rngs)
