@@ -1,7 +1,8 @@
 """Encoder-decoders of ours in Hugging Face's layouts: FSMT where norms follow, M2M100 where they
 precede the sub-layers.
 
-Both have the reference's sinusoids, which they compute themselves, and its names within a layer.
+Both have the reference's sinusoids, and its names within a layer. FSMT looks for the sinusoids among
+the weights, M2M100 computes them.
 """
 
 import numpy as np
@@ -10,6 +11,7 @@ from layerdrop_jax.interop import fairseq, gpt2
 
 FSMT, M2M100 = "FSMTForConditionalGeneration", "M2M100ForConditionalGeneration"
 _SUBLAYERS = {"encoder": ("self_attn",), "decoder": ("self_attn", "cross_attn")}
+POSITION_OFFSET = 2  # rows of tables of positions before the first position
 _PARTS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
@@ -65,12 +67,13 @@ def seq2seq_config(config) -> dict:
     }
 
 
-def seq2seq_state(params: dict, config) -> dict:
+def seq2seq_state(params: dict, config, *, sinusoids) -> dict:
     """Writes the parameters of a `Seq2Seq` in the layout that `seq2seq_config` names.
 
     Args:
       params: nested dict, the layers on axis 0.
       config: the `Seq2SeqConfig` of the network.
+      sinusoids: ``sinusoids(rows, D)`` gives the table of positions, that of padding among them.
 
     Returns:
       float32 arrays by Hugging Face's key, linear weights [out, in]. One table for all is there
@@ -79,7 +82,7 @@ def seq2seq_state(params: dict, config) -> dict:
     Raises:
       ValueError: as `seq2seq_config`.
     """
-    seq2seq_config(config)
+    rows = seq2seq_config(config)["max_position_embeddings"] + POSITION_OFFSET
     source, state = params["source_embedding"]["table"], {}
     if config.share_embeddings == "all":
         name = "model.shared" if config.norm == "pre" else "model.decoder.embed_tokens"
@@ -112,4 +115,6 @@ def seq2seq_state(params: dict, config) -> dict:
                 write(f"{at}.{fairseq.NORMS[f'{ours}_norm']}", layers[f"{ours}_norm"], row)
         if config.norm == "pre":
             write(f"model.{stack}.layer_norm", params[f"{stack}_norm"])
+        else:
+            state[f"model.{stack}.embed_positions.weight"] = sinusoids(rows, config.embed_dim)
     return {key: np.ascontiguousarray(array, np.float32) for key, array in state.items()}

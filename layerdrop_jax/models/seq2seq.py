@@ -81,10 +81,9 @@ class Seq2SeqConfig(BlockConfig):
 
     @property
     def exporters(self):
-        write = functools.partial(ctranslate2.seq2seq_state, sinusoids=sinusoids)
         return {
-            "huggingface": (translators.seq2seq_config, translators.seq2seq_state),
-            "ctranslate2": (ctranslate2.seq2seq_config, write),
+            library: (of.seq2seq_config, functools.partial(of.seq2seq_state, sinusoids=sinusoids))
+            for library, of in {"huggingface": translators, "ctranslate2": ctranslate2}.items()
         }
 
     def make_model(self, rngs):

@@ -11,13 +11,11 @@ import numpy as np
 import pytest
 import tokenizers
 
-from configs import architectures
 from layerdrop_jax.commands.export_run import compare, export_run
 from layerdrop_jax.data.tokenizers import encode, load_tokenizer
 from layerdrop_jax.interop import folders, huggingface
 from layerdrop_jax.interop.huggingface import decoder_fields
 from layerdrop_jax.models.params import abstract_params, make_params
-from layerdrop_jax.models.seq2seq import Seq2SeqConfig
 from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.symbols import EOS
 from tests.interop.test_huggingface import (
@@ -102,11 +100,9 @@ def test_exit_maps_have_no_place_in_any_layout():
             config.export_config("huggingface")
 
 
-def test_a_network_without_a_layout_is_refused():
-    sizes = {"source_vocab_size": 9, "target_vocab_size": 9}
-    config = Seq2SeqConfig(**architectures.transformer_iwslt_de_en | sizes)
-    with pytest.raises(ValueError, match="library='huggingface' has no layout for Seq2SeqConfig"):
-        config.export_config("huggingface")
+def test_a_library_without_a_layout_is_refused():
+    with pytest.raises(ValueError, match="library='another' has no layout for LMConfig"):
+        llama_config().export_config("another")
 
 
 def test_a_cut_is_a_folder_of_its_own(run, cut):
