@@ -1,8 +1,8 @@
 """Encoder-decoders of ours in Hugging Face's layouts: FSMT where norms follow, M2M100 where they
 precede the sub-layers.
 
-Both have the reference's sinusoids, and its names within a layer. FSMT looks for the sinusoids among
-the weights, M2M100 computes them.
+Both have the reference's sinusoids, and its names within a layer. FSMT looks for the sinusoids
+among the weights, M2M100 computes them.
 """
 
 import numpy as np

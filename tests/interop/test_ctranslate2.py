@@ -125,15 +125,16 @@ def test_what_the_layout_cannot_hold_is_named(config, message):
         config.export_config("ctranslate2")
 
 
-def test_a_flag_or_a_library_that_does_not_fit_is_named(untrained, tmp_path, monkeypatch):
+def test_a_flag_or_a_library_that_does_not_fit_is_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"--to=huggingface .*--quantization=int8"):
-        export_run(untrained, tmp_path / "out", quantization="int8")
+        export_run(tmp_path / "run", tmp_path / "out", quantization="int8")
     monkeypatch.setattr(ctranslate2, "PACKAGE", "no_such_package")
     with pytest.raises(ValueError, match=r"--to=ctranslate2 .*layerdrop-jax\[ctranslate2\]"):
-        export_run(untrained, tmp_path / "out", library="ctranslate2")
+        export_run(tmp_path / "run", tmp_path / "out", library="ctranslate2")
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def test_the_library_computes_the_logits(name, library, tmp_path):
     config = llama_config(**LANGUAGE_MODELS[name])
