@@ -8,6 +8,7 @@
   python launch.py --workdir=RUN --mode=importance     of every layer; =frontier: of every depth
   python launch.py --workdir=RUN --mode=card           what goes beside a checkpoint handed on
   python launch.py --workdir=RUN --mode=export --output=DIR    for Hugging Face's transformers
+  python launch.py --workdir=RUN --mode=export --to=ctranslate2 [--quantization=int8] --output=DIR
   python launch.py --workdir=RUN --mode=import --from=DIR      a Llama, Qwen, RoBERTa, BERT ...
   python launch.py --workdir=RUN --mode=describe       parameters, drop rates; or of a --config
   python launch.py --config=... --mode=compile --topology=v5e:4x4    for devices that are not there
@@ -35,7 +36,7 @@ MODES = {  # what each reads beside --workdir
     "prune": (*CUT, "output"),
     "finetune": (*CUT, "output", "distributed", "config"),
     "generate": (*CUT, "input", "input_format", "output"),
-    "export": (*CUT, "to", "output"),
+    "export": (*CUT, "to", "quantization", "output"),
     "import": ("from", "config", "set"),
     "importance": ("set", "output"),
     "card": ("set", "controls", "output"),
@@ -61,7 +62,12 @@ TOPOLOGY = flags.DEFINE_string(
 PROGRAM = flags.DEFINE_enum(
     "program", "train", ["train", "evaluate", "request"], "compile: which program"
 )
-TO = flags.DEFINE_enum("to", "huggingface", ["huggingface"], "export: the library to write for")
+TO = flags.DEFINE_enum(
+    "to", "huggingface", ["huggingface", "ctranslate2"], "export: the library to write for"
+)
+QUANTIZATION = flags.DEFINE_enum(
+    "quantization", "float32", ["float32", "int8"], "export: type of the weights for CTranslate2"
+)
 FROM = flags.DEFINE_string("from", "", "import: folder of a network of Hugging Face's")
 STACKS = {s: flags.DEFINE_string(f"{s}_layers", None, LAYERS) for s in ("encoder", "decoder")}
 SET = flags.DEFINE_multi_string("set", [], "SECTION.KEY=VALUE, otherwise than the run's config")
@@ -162,7 +168,8 @@ def export(workdir, command, cut):
     from layerdrop_jax.commands.export_run import export_run
     from layerdrop_jax.reports.terminal import exported_table
 
-    record = export_run(workdir, OUTPUT.value, library=TO.value, command=command, **cut)
+    how = {"library": TO.value, "quantization": QUANTIZATION.value}
+    record = export_run(workdir, OUTPUT.value, command=command, **how, **cut)
     say(record, lambda: exported_table(record))
 
 

@@ -12,9 +12,9 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from configs import cnn_dailymail, glue, llama, roberta, wikitext103, wmt
-from layerdrop_jax.data import labelled
+from layerdrop_jax.data import labelled, pairs
 from layerdrop_jax.data.streams import save_texts
-from layerdrop_jax.data.tokenizers import train_byte_bpe, train_text_bpe
+from layerdrop_jax.data.tokenizers import train_byte_bpe, train_text_bpe, train_tokenizer
 from layerdrop_jax.models.params import make_params
 from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.runs.checkpoints import CheckpointConfig, Checkpoints, write_params
@@ -146,8 +146,8 @@ def tiny_llama_config(text, **sections):
 def write_untrained(folder, config):
     """Writes the folder of a run as its first parameters are, without training it.
 
-    It is a language model's or a masked one's, on `write_lines`' folder, or a classification's, on
-    `write_labelled`'s.
+    It is a language model's or a masked one's, on `write_lines`' folder, a classification's, on
+    `write_labelled`'s, or an encoder-decoder's, on `write_text`'s.
     """
     parsed = settings_lib.parse(config)
     folder.mkdir(parents=True)
@@ -158,12 +158,19 @@ def write_untrained(folder, config):
             examples = labelled.load_examples(parsed.data, split)
             labelled.save_examples(folder, split, examples)
         labelled.save_head(folder, labelled.Head(names, labelled.text_columns(parsed.data)))
+    elif "encoder" in parsed.model.stacks and "decoder" in parsed.model.stacks:
+        texts = pairs.load_pairs(parsed.data, "train")
+        languages = parsed.data.source, parsed.data.target
+        for split in ("valid", "test"):
+            held_out = pairs.load_pairs(parsed.data, split)
+            pairs.save_eval_text(folder, split, held_out, languages=languages)
     else:
         path = pathlib.Path(parsed.data.path)
         texts = (path / "train.txt").read_text().splitlines()
         for split in ("valid", "test"):
             save_texts(folder, split, (path / f"{split}.txt").read_text().splitlines())
-    train = train_text_bpe if parsed.task == "language_modelling" else train_byte_bpe
+    trainers = {"language_modelling": train_text_bpe, "translation": train_tokenizer}
+    train = (trainers | {"summarisation": train_tokenizer}).get(parsed.task, train_byte_bpe)
     train(texts, parsed.data.vocab_size, folder / "tokenizer.json")
     write_params(folder / "checkpoints", 1, make_params(parsed.model, config["seed"]))
     write_config(folder, config)

@@ -3,45 +3,55 @@
 import dataclasses
 import json
 import pathlib
-import typing
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from layerdrop_jax.commands import export_ctranslate2
+from layerdrop_jax.commands.export_card import Use, write_card
 from layerdrop_jax.data import labelled
+from layerdrop_jax.data.packing import fill_row
+from layerdrop_jax.decoding.batching import length_limit
 from layerdrop_jax.depth import strategies
 from layerdrop_jax.depth.prune import cut
 from layerdrop_jax.files import write_json
-from layerdrop_jax.interop import folders, huggingface
-from layerdrop_jax.models.params import count_params, hash_params, model_graph
-from layerdrop_jax.reports.run_plots import depth_sets
+from layerdrop_jax.interop import ctranslate2, folders, huggingface
+from layerdrop_jax.models.params import count_params, model_graph
 from layerdrop_jax.runs import settings
 from layerdrop_jax.runs.folder import check_new, made_whole, original_layers
-from layerdrop_jax.runs.metrics import read_metrics
 from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.symbols import BOS, EOS, FIRST_WORD, MASK, PAD, SPECIAL_SYMBOLS, UNK
-from layerdrop_jax.tasks.task import task_of
+from layerdrop_jax.tasks.encoder_decoder import longest_source
 
 # Of the largest logit. Both compute in float32, and add up in other orders.
 TOLERANCE = 1e-4
+SIDES = "source", "target"
 ROWS, LENGTH = 2, 32  # of the tokens whose logits are compared
 
 
 def export_run(
-    workdir, output="", *, library: str = "huggingface", flags=None, changes=(), command: str = ""
+    workdir,
+    output="",
+    *,
+    library: str = "huggingface",
+    quantization: str = "float32",
+    flags=None,
+    changes=(),
+    command: str = "",
 ) -> dict:
-    """Writes a run's network as a folder of Hugging Face's: whole, pruned before, or cut now.
+    """Writes a run's network as another library's folder: whole, pruned before, or cut now.
 
     The folder holds the weights, config.json, the tokenizer and README.md, a model card. Before it
-    is put in place every number is read back and compared with the run's; where torch and
-    transformers are installed, so are the logits that they compute.
+    is put in place it is read back and compared with the run: see `compare` here, and in
+    `export_ctranslate2`.
 
     Args:
       workdir: a run's folder.
       output: the folder to make; "" is the run's name with -LIBRARY behind it.
       library: one of the ``exporters`` of the network's config.
+      quantization: the type of the weights, float32 or, for CTranslate2, int8.
       flags: a strategy by stack, see `strategies`; a stack without one stays whole.
       changes: what to do otherwise than the run's config says, see `settings.change`.
       command: what started it, for the card.
@@ -51,22 +61,28 @@ def export_run(
       was trained first, how they were chosen, and ``compared``: what was.
 
     Raises:
-      ValueError: the network has what the layout cannot hold; an ``output`` that is in use or among
-        a run's own files; a folder that does not hold what it should.
+      ValueError: the network has what the layout cannot hold, or a library that is needed is not
+        installed; an ``output`` that is in use or among a run's own files; a folder that does not
+        hold what it should.
       FileNotFoundError, OSError: not a run's folder, or a file that cannot be written.
     """
+    if library == "ctranslate2":
+        ctranslate2.check_installed()
+    elif quantization != "float32":
+        raise ValueError(
+            f"--to={library} writes float32, not --quantization={quantization}: leave that out, or "
+            "name --to=ctranslate2"
+        )
     output = check_new(output or f"{str(workdir).rstrip('/')}-{library}")
     run = load_run(workdir, changes)
     wanted = strategies.wanted(run, flags or {})
     run.settings.model.export_config(library)  # refused before layers are looked for
     layers, chosen = strategies.choose(run, wanted)
     config, params = cut(run, layers)
-    model, params = settings.parse(config).model, jax.device_get(params)
-    state = model.export_params(library, params)
-    fields = model.export_config(library) | _symbols(run)
+    params = jax.device_get(params)
+    small = run._replace(config=config, settings=settings.parse(config), params=params)
     record = {
         "output": str(output),
-        "architecture": fields["architectures"][0],
         "parameters": count_params(params),
         **{
             f"{stack}_layers": original_layers(run.workdir, stack, kept)
@@ -75,13 +91,25 @@ def export_run(
         "chosen": chosen,
     }
     with made_whole(output) as partial:
-        folders.write_state(partial, state)
-        write_json(partial / "config.json", fields)
-        _write_tokenizer(run, partial, model.max_length)
-        record["compared"] = compare(partial, model, params, state, folders.read_state(partial))
-        card = _card(run, record, layers, command)
-        (partial / "README.md").write_text(card, encoding="utf-8")
+        if library == "ctranslate2":
+            found, use = export_ctranslate2.write(partial, small, quantization)
+        else:
+            found, use = _write_huggingface(partial, small)
+        record |= found
+        write_card(partial, run, record, layers, use, command)
     return record
+
+
+def _write_huggingface(folder, run):
+    """Fills a folder of Hugging Face's; returns (what a record says of it, its `Use`)."""
+    model = run.settings.model
+    state = model.export_params("huggingface", run.params)
+    fields = model.export_config("huggingface") | _symbols(run)
+    folders.write_state(folder, state)
+    write_json(folder / "config.json", fields)
+    _write_tokenizer(run, folder)
+    compared = compare(folder, model, run.params, state, folders.read_state(folder))
+    return {"architecture": fields["architectures"][0], "compared": compared}, _use(run)
 
 
 def compare(folder, model, params: dict, state: dict, found: dict, order=None) -> str:
@@ -109,13 +137,14 @@ def compare(folder, model, params: dict, state: dict, found: dict, order=None) -
     what = "hidden states" if headless else "logits"
     if not folders.can_compute():
         return f"{every}, read back; not the {what}: {' and '.join(folders.LIBRARIES)} are needed"
-    draw = np.random.default_rng(1)
-    size = (ROWS, min(LENGTH, model.max_length))
-    ids_BxT = draw.integers(FIRST_WORD, model.vocab_size, size)  # padding would hide tokens
-    theirs = folders.outputs(folder, ids_BxT if order is None else order[ids_BxT])
+    drawn = _draw(model)
+    if _translates(model):
+        theirs = folders.outputs(folder, drawn["source"], drawn["target_input"])
+    else:
+        theirs = folders.outputs(folder, drawn if order is None else order[drawn])
     if order is not None and not headless and not getattr(model, "num_classes", 0):
         theirs = theirs[..., order]
-    difference = _difference(model, params, ids_BxT, theirs, headless)
+    difference = _difference(model, params, drawn, theirs, headless)
     if not difference <= TOLERANCE:
         raise ValueError(
             f"{folder}: the {what} that transformers computes differ by {difference:.1e} of the "
@@ -124,27 +153,53 @@ def compare(folder, model, params: dict, state: dict, found: dict, order=None) -
     return f"{every}, and {what} by transformers, which differ by {difference:.1e} of the largest"
 
 
-def _difference(model, params, ids_BxT, theirs, headless) -> float:
+def _translates(model):
+    return {"encoder", "decoder"} <= model.stacks.keys()
+
+
+def _draw(model):
+    """Draws ids [B, T], or the batch of an encoder-decoder; padding would hide tokens."""
+    draw = np.random.default_rng(1)
+    if not _translates(model):
+        size = (ROWS, min(LENGTH, model.max_length))
+        return draw.integers(FIRST_WORD, model.vocab_size, size)
+    lengths = {f"{side}_length": getattr(model, f"max_{side}_length") for side in SIDES}
+    lengths = {name: min(LENGTH, length) for name, length in lengths.items()}
+    vocabulary = min(model.source_vocab_size, model.target_vocab_size)
+    pairs = [
+        [draw.integers(FIRST_WORD, vocabulary, length - 1) for length in lengths.values()]
+        for _ in range(ROWS)
+    ]
+    rows = [fill_row([pair], **lengths) for pair in pairs]
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _difference(model, params, drawn, theirs, headless) -> float:
     """Finds the largest difference of outputs, as a share of the largest of them."""
     # In float32, whatever the type of the run: rounding would hide, or look like, a difference.
     graph = model_graph(dataclasses.replace(model, dtype="float32"))
 
     @jax.jit
-    def run(params, ids_BxT):
+    def run(params, drawn):
         network = nnx.merge(graph, params)
-        x_BxTxD = network(ids_BxT)
-        if headless:
+        x_BxTxD = network(drawn)
+        if headless or _translates(model):  # the latter gives logits at once
             return x_BxTxD
         head = network.classify if getattr(model, "num_classes", 0) else network.logits
         return head(x_BxTxD)
 
     with jax.default_matmul_precision("highest"):
-        ours = np.asarray(run(params, jnp.asarray(ids_BxT, jnp.int32)))
+        ours = np.asarray(run(params, jax.tree.map(lambda a: jnp.asarray(a, jnp.int32), drawn)))
     return float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
 
 
 def _symbols(run) -> dict:
     """Writes which ids are special symbols, and what the classes are called."""
+    if _translates(run.settings.model):
+        languages = run.settings.data.source, run.settings.data.target
+        fields = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
+        fields["decoder_start_token_id"] = EOS
+        return fields | ({"langs": languages} if run.settings.model.norm == "post" else {})
     if not _is_encoder(run):
         # A text begins with eos here, so it is the symbol that begins one there too.
         return {"bos_token_id": EOS, "eos_token_id": EOS, "pad_token_id": PAD}
@@ -155,19 +210,25 @@ def _symbols(run) -> dict:
 
 
 def _is_encoder(run):
-    return "encoder" in run.settings.model.stacks  # an encoder-decoder does not go out
+    return run.settings.model.stacks.keys() == {"encoder"}
 
 
-def _write_tokenizer(run, folder, max_length):
+def _write_tokenizer(run, folder):
     """Writes the tokenizer so that a text gets the ids which this network reads.
 
-    These are eos and then the text's own, or those of a row of an encoder's, see `labelled.frame`.
+    These are eos and then the text's own, those of a row of an encoder's, see `labelled.frame`, or
+    those of a source and then eos.
     """
+    model = run.settings.model
     content = json.loads((run.workdir / "tokenizer.json").read_text(encoding="utf-8"))
     bos, eos = SPECIAL_SYMBOLS[BOS], SPECIAL_SYMBOLS[EOS]
     encoder = _is_encoder(run)
-    single = [bos, "A", eos] if encoder else [eos, "A"]
-    pair = [bos, "A", eos, eos, "B", eos] if encoder else [eos, "A", eos, "B"]
+    if _translates(model):
+        longest, single, pair = longest_source(run.settings), ["A", eos], ["A", eos, "B", eos]
+    elif encoder:
+        longest, single, pair = model.max_length, [bos, "A", eos], [bos, "A", eos, eos, "B", eos]
+    else:
+        longest, single, pair = model.max_length, [eos, "A"], [eos, "A", eos, "B"]
     content["post_processor"] = {
         "type": "TemplateProcessing",
         "single": [_piece(name) for name in single],
@@ -179,13 +240,13 @@ def _write_tokenizer(run, folder, max_length):
     }
     about = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": bos if encoder else eos,
+        "bos_token": bos if encoder or _translates(model) else eos,
         "eos_token": eos,
         "pad_token": SPECIAL_SYMBOLS[PAD],
         "unk_token": SPECIAL_SYMBOLS[UNK],
         "split_special_tokens": True,  # text that looks like a symbol is text
         "clean_up_tokenization_spaces": False,
-        "model_max_length": max_length,
+        "model_max_length": longest,
     }
     if encoder:
         about |= {"cls_token": bos, "sep_token": eos}
@@ -203,16 +264,8 @@ def _piece(name):
     return {kind: {"id": name, "type_id": 0}}
 
 
-class _Use(typing.NamedTuple):
-    """How a model card says what a network is for, and how it is used."""
-
-    pipeline: str
-    what: str
-    how: str
-    code: tuple[str, ...]
-
-
-_CAUSAL = _Use(
+_CAUSAL = Use(
+    "transformers",
     "text-generation",
     "A language model",
     "A text begins with `</s>`, and so must a prompt; another `</s>` ends it. The tokenizer puts "
@@ -226,7 +279,8 @@ _CAUSAL = _Use(
         "print(tokenizer.decode(model.generate(ids, max_new_tokens=32)[0]))",
     ),
 )
-_MASKED = _Use(
+_MASKED = Use(
+    "transformers",
     "fill-mask",
     "A masked language model",
     "A row is `<s>`, a text and `</s>`, which the tokenizer puts there; `<mask>` is what it fills "
@@ -238,7 +292,8 @@ _MASKED = _Use(
         'print(fill("one <mask> three"))',
     ),
 )
-_CLASSES = _Use(
+_CLASSES = Use(
+    "transformers",
     "text-classification",
     "A classifier",
     "A row is `<s> A </s>`, or of two texts `<s> A </s></s> B </s>`, which the tokenizer makes:",
@@ -253,7 +308,39 @@ _CLASSES = _Use(
 )
 
 
-def _use(run) -> _Use:
+def _translating(run) -> Use:
+    settings = run.settings
+    limit = length_limit(
+        longest_source(settings),
+        config=settings.decode,
+        max_positions=settings.model.max_target_length,
+    )
+    options = {"max_new_tokens": limit + 1, "num_beams": settings.decode.beam}
+    if settings.decode.beam > 1 and settings.decode.normalize:
+        options["length_penalty"] = settings.decode.length_penalty
+    if settings.decode.no_repeat_ngram:
+        options["no_repeat_ngram_size"] = settings.decode.no_repeat_ngram
+    return Use(
+        "transformers",
+        {"translation": "translation", "summarisation": "summarization"}.get(settings.task, ""),
+        "An encoder-decoder",
+        "A source ends with `</s>`, which the tokenizer puts there, and an answer begins with it:",
+        (
+            "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer",
+            "",
+            'tokenizer = AutoTokenizer.from_pretrained(".")',
+            'model = AutoModelForSeq2SeqLM.from_pretrained(".")',
+            'ids = tokenizer("a line", truncation=True, return_tensors="pt").input_ids',
+            f"options = {options}",
+            "answer = model.generate(ids, **options)[0]",
+            "print(tokenizer.decode(answer, skip_special_tokens=True))",
+        ),
+    )
+
+
+def _use(run) -> Use:
+    if _translates(run.settings.model):
+        return _translating(run)
     if not _is_encoder(run):
         return _CAUSAL
     if not run.settings.model.num_classes:
@@ -261,54 +348,3 @@ def _use(run) -> _Use:
     scale = labelled.label_scale(run.settings.data)
     how = f"{_CLASSES.how[:-1]}. Its one output is the number divided by {scale:g}:"
     return _CLASSES if scale == 1 else _CLASSES._replace(how=how)
-
-
-def _card(run, record, layers, command) -> str:
-    """Writes the model card: what the network is, where it is from, how it is used."""
-    stack, use, score = run.settings.model.cut_stack, _use(run), task_of(run.settings).score
-    depth, whole = len(layers[stack]), run.settings.model.depth(stack)
-    kept = ", ".join(map(str, record[f"{stack}_layers"]))
-    lines = [
-        "---",
-        "library_name: transformers",
-        f"pipeline_tag: {use.pipeline}",
-        "tags: [layerdrop]",
-        "---",
-        f"# {record['architecture']}, {depth} layers",
-        "",
-        f"{use.what} of {record['parameters']:,} parameters, "
-        + (f"cut from {whole} to {depth} layers" if depth < whole else "written whole")
-        + " by layerdrop-jax.",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| layers, as numbered in the network trained first | {kept} |",
-        f"| chosen by | {record['chosen'][stack]['strategy']} |",
-        f"| text | data.dataset={run.config['data']['dataset']} |",
-        f"| checkpoints, by step | {', '.join(map(str, run.steps))} |",
-        f"| SHA-256 of the run's parameters | {hash_params(run.params)} |",
-        f"| compared | {record['compared']} |",
-        "",
-        use.how,
-        "",
-        "```python",
-        *use.code,
-        "```",
-    ]
-    if depths := depth_sets([read_metrics(run.workdir)], score.key):
-        unit = ", per token of this tokenizer," if score.perplexity else ""
-        lines += [
-            "",
-            f"{score.label.capitalize()} of the validation text{unit} by depth, as",
-            "the run measured it, without fine-tuning:",
-            "",
-            f"| depth | layers | {score.label} |",
-            "|---|---|---|",
-        ]
-        for numbers, (found,) in depths.items():
-            here = " (this one)" if list(numbers) == record[f"{stack}_layers"] else ""
-            said = ", ".join(map(str, numbers)) or "none"
-            lines.append(f"| {len(numbers)}{here} | {said} | {found[score.key]:,.2f} |")
-    if command:
-        lines += ["", "Written by:", "", "```", command, "```"]
-    return "\n".join(lines) + "\n"

@@ -5,8 +5,8 @@ import re
 import numpy as np
 
 # Our names within a layer, and the reference's.
-_ATTENTIONS = {"self_attn": "self_attn", "cross_attn": "encoder_attn"}
-_NORMS = {
+ATTENTIONS = {"self_attn": "self_attn", "cross_attn": "encoder_attn"}
+NORMS = {
     "self_attn_norm": "self_attn_layer_norm",
     "cross_attn_norm": "encoder_attn_layer_norm",
     "ffn_norm": "final_layer_norm",
@@ -167,11 +167,11 @@ def _stack(state, side, num_layers, attentions):
         layer = {"ffn": {"fc1": _linear(state, f"{at}.fc1"), "fc2": _linear(state, f"{at}.fc2")}}
         for ours in attentions:
             layer[ours] = {
-                proj: _linear(state, f"{at}.{_ATTENTIONS[ours]}.{proj}")
+                proj: _linear(state, f"{at}.{ATTENTIONS[ours]}.{proj}")
                 for proj in ("q_proj", "k_proj", "v_proj", "out_proj")
             }
-            layer[f"{ours}_norm"] = _norm(state, f"{at}.{_NORMS[f'{ours}_norm']}")
-        layer["ffn_norm"] = _norm(state, f"{at}.{_NORMS['ffn_norm']}")
+            layer[f"{ours}_norm"] = _norm(state, f"{at}.{NORMS[f'{ours}_norm']}")
+        layer["ffn_norm"] = _norm(state, f"{at}.{NORMS['ffn_norm']}")
         layers.append(layer)
     return _stack_trees(layers)
 

@@ -107,7 +107,7 @@ def can_compute() -> bool:
     return all(importlib.util.find_spec(name) for name in LIBRARIES)
 
 
-def outputs(folder, ids_BxT):
+def outputs(folder, ids_BxT, target_BxT=None):
     """Computes what the library makes of a folder, float32.
 
     These are logits [B, T, V], of a classification [B, C], and of a network without a head what its
@@ -116,6 +116,7 @@ def outputs(folder, ids_BxT):
     Args:
       folder: config.json and the weights.
       ids_BxT: ids of tokens, without padding.
+      target_BxT: of an encoder-decoder, what its decoder reads.
 
     Raises:
       ValueError: the folder lacks a weight that the library then draws.
@@ -136,7 +137,9 @@ def outputs(folder, ids_BxT):
     if lacking := [key for key in said["missing_keys"] if "pooler" not in key]:
         raise ValueError(f"{folder} has no {min(lacking)}, which transformers asks for")
     with torch.no_grad():
-        found = model.eval()(torch.from_numpy(np.asarray(ids_BxT, np.int64)))
+        ids = {"input_ids": ids_BxT, "decoder_input_ids": target_BxT}
+        ids = {name: np.asarray(a, np.int64) for name, a in ids.items() if a is not None}
+        found = model.eval()(**{name: torch.from_numpy(a) for name, a in ids.items()})
     found = found.logits if "logits" in found else found.last_hidden_state
     return found.numpy()
 

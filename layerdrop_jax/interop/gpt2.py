@@ -32,6 +32,7 @@ _KNOWN = {
     "qk_norm": (False,),
     "scale_embeddings": (False,),
     "adaptive_cutoffs": ("",),
+    "exit_maps": (False,),
 }
 # Fields of `LMConfig` that config.json has by another name.
 _SIZES = {

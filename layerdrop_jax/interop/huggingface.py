@@ -265,6 +265,8 @@ def encoder_config(config) -> dict:
     """
     if not config.encoder_layers:
         raise ValueError("model.encoder_layers=0: the layout has one layer or more")
+    if config.exit_maps:
+        raise ValueError("model.exit_maps=True is not in the layout of RoBERTa and BERT")
     family = _FAMILIES[config.family]
     fields = {
         "architectures": [f"{family.kind}{_CLASSES if config.num_classes else _MASKED}"],

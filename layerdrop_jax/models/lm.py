@@ -5,13 +5,14 @@ fewer heads for keys and values, no biases.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from layerdrop_jax.core.randomness import named_key
-from layerdrop_jax.interop import fairseq, gpt2, huggingface
+from layerdrop_jax.interop import ctranslate2, fairseq, gpt2, huggingface
 from layerdrop_jax.models.adaptive import AdaptiveEmbedding, AdaptiveSoftmax, bands
 from layerdrop_jax.models.attention import causal_mask, heads_first, write_cache
 from layerdrop_jax.models.blocks import (
@@ -25,7 +26,13 @@ from layerdrop_jax.models.blocks import (
     run_layers,
     run_stack,
 )
-from layerdrop_jax.models.embeddings import POSITIONS, Embedding, Positions, check_sinusoids
+from layerdrop_jax.models.embeddings import (
+    POSITIONS,
+    Embedding,
+    Positions,
+    check_sinusoids,
+    sinusoids,
+)
 from layerdrop_jax.models.layers import (
     ACTIVATIONS,
     BIASES,
@@ -145,7 +152,11 @@ class LMConfig(BlockConfig):
 
     @property
     def exporters(self):
-        return {"huggingface": (self._layout.decoder_config, self._layout.decoder_state)}
+        write = functools.partial(ctranslate2.lm_state, sinusoids=sinusoids)
+        return {
+            "huggingface": (self._layout.decoder_config, self._layout.decoder_state),
+            "ctranslate2": (ctranslate2.lm_config, write),
+        }
 
     @property
     def _layout(self):

@@ -1,13 +1,14 @@
 """The encoder-decoder Transformer, with the reference's semantics (fairseq v0.9.0 and v0.10.0)."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from layerdrop_jax.core.randomness import named_key
-from layerdrop_jax.interop import fairseq
+from layerdrop_jax.interop import ctranslate2, fairseq, translators
 from layerdrop_jax.models.attention import causal_mask, heads_first, segment_mask, write_cache
 from layerdrop_jax.models.blocks import (
     WHOLE,
@@ -22,7 +23,13 @@ from layerdrop_jax.models.blocks import (
     run_layers,
     run_stack,
 )
-from layerdrop_jax.models.embeddings import POSITIONS, Embedding, Positions, check_sinusoids
+from layerdrop_jax.models.embeddings import (
+    POSITIONS,
+    Embedding,
+    Positions,
+    check_sinusoids,
+    sinusoids,
+)
 from layerdrop_jax.models.layers import dropout, make_norm
 
 SHARING = ("all", "decoder", "none")
@@ -71,6 +78,13 @@ class Seq2SeqConfig(BlockConfig):
     @property
     def importers(self):
         return {"fairseq": fairseq.seq2seq_params}
+
+    @property
+    def exporters(self):
+        return {
+            library: (of.seq2seq_config, functools.partial(of.seq2seq_state, sinusoids=sinusoids))
+            for library, of in {"huggingface": translators, "ctranslate2": ctranslate2}.items()
+        }
 
     def make_model(self, rngs):
         return Seq2Seq(self, rngs=rngs)

@@ -109,15 +109,12 @@ def fingerprint(rows) -> str:
     return digest.hexdigest()
 
 
-def make_answerer(run: Run, *, max_source: int):
-    """Makes ``answer_texts(texts, keep=None, description=None) -> (answers, cut)``, by beam search.
+def make_search(run: Run, *, max_source: int):
+    """Makes ``search(sentences, keep=None, description=None)``, which gives a `Decoded`.
 
-    An answer is one line; that of a text without a token, such as a blank one, is empty, as such
-    pairs are left out of training. ``keep`` is as in `Seq2Seq.__call__`; it is data, so one
-    executable serves every depth. The draft of ``decode.draft`` proposes tokens where there is one,
-    and changes no answer. ``cut`` holds the indices of the texts that had more than
-    ``max_source`` tokens, eos included, and lost their end. Evaluation and generation both answer
-    by this function, so a score is that of the lines that generation writes.
+    A sentence is a list of ids, without eos. ``keep`` is as in `Seq2Seq.__call__`; it is data, so
+    one executable serves every depth. The draft of ``decode.draft`` proposes tokens where there is
+    one, and changes no answer.
     """
     settings, model = run.settings, run.settings.model
     graph, draft_N = model_graph(model), draft_mask(run)
@@ -132,17 +129,34 @@ def make_answerer(run: Run, *, max_source: int):
 
     everything = masks(model, {})
 
-    def answer_texts(texts, keep=None, description=None):
-        encoded = tokenizers.encode(run.tokenizer, texts)
-        filled = [number for number, ids in enumerate(encoded) if ids]
-        decoded = decode_sentences(
-            [encoded[number] for number in filled],
+    def search(sentences, keep=None, description=None):
+        return decode_sentences(
+            sentences,
             functools.partial(decode, run.params, everything | (keep or {}), draft_N),
             config=settings.decode,
             max_source=max_source,
             max_positions=model.max_target_length,
             description=description,
         )
+
+    return search
+
+
+def make_answerer(run: Run, *, max_source: int):
+    """Makes ``answer_texts(texts, keep=None, description=None) -> (answers, cut)``, by beam search.
+
+    An answer is one line; that of a text without a token, such as a blank one, is empty, as such
+    pairs are left out of training. ``keep`` is as in `make_search`. ``cut`` holds the indices of
+    the texts that had more than ``max_source`` tokens, eos included, and lost their end. Evaluation
+    and generation both answer by this function, so a score is that of the lines that generation
+    writes.
+    """
+    search = make_search(run, max_source=max_source)
+
+    def answer_texts(texts, keep=None, description=None):
+        encoded = tokenizers.encode(run.tokenizer, texts)
+        filled = [number for number, ids in enumerate(encoded) if ids]
+        decoded = search([encoded[number] for number in filled], keep, description)
         best = [n_best[0].tokens if n_best else [] for n_best in decoded.hypotheses]
         answers = [""] * len(texts)
         for number, text in zip(filled, tokenizers.decode(run.tokenizer, best), strict=True):
@@ -238,6 +252,25 @@ def prompts(run: Run, count: int):
         ids = [*filled[int(number)][: length - 1], EOS]
         row[: len(ids)] = ids
     return ids_BxP
+
+
+def spread_pairs(run: Run, count: int) -> list[tuple[list[int], list[int]]]:
+    """Takes pairs from places spread over the validation split, as ids without eos.
+
+    Sides that are too long lose their end, and pairs with an empty side are left out; there may be
+    fewer than ``count``.
+    """
+    model = run.settings.model
+    limits = longest_source(run.settings) - 1, model.max_target_length - 1
+    sides = [tokenizers.encode(run.tokenizer, side) for side in _held_out(run, "valid")]
+    filled = [pair for pair in zip(*sides, strict=True) if all(pair)]
+    places = np.linspace(0, len(filled) - 1, min(count, len(filled)))
+    return [tuple(ids[:n] for ids, n in zip(filled[int(place)], limits)) for place in places]
+
+
+def longest_source(settings) -> int:
+    """Finds how many tokens of a source are read, eos included; what is beyond is cut off."""
+    return getattr(settings.data, "max_source", settings.model.max_source_length)
 
 
 def drafted(settings, network, ids_BxP, draft_N=None):

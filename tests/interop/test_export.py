@@ -11,13 +11,11 @@ import numpy as np
 import pytest
 import tokenizers
 
-from configs import architectures
 from layerdrop_jax.commands.export_run import compare, export_run
 from layerdrop_jax.data.tokenizers import encode, load_tokenizer
 from layerdrop_jax.interop import folders, huggingface
 from layerdrop_jax.interop.huggingface import decoder_fields
 from layerdrop_jax.models.params import abstract_params, make_params
-from layerdrop_jax.models.seq2seq import Seq2SeqConfig
 from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.symbols import EOS
 from tests.interop.test_huggingface import (
@@ -83,6 +81,7 @@ def test_layers_that_share_weights_are_written_each():
         ({"biases": "all"}, "model.biases='all'"),
         ({"adaptive_cutoffs": "20"}, "model.adaptive_cutoffs='20'"),
         ({"decoder_layers": 0}, "model.decoder_layers=0"),
+        ({"exit_maps": True}, "model.exit_maps=True"),
         ({"biases": "qkv", "qk_norm": True}, "model.qk_norm=True and model.biases='qkv'"),
     ],
 )
@@ -91,11 +90,19 @@ def test_what_the_layout_cannot_hold_is_named(changes, message):
         llama_config(**changes).export_config("huggingface")
 
 
-def test_a_network_without_a_layout_is_refused():
-    sizes = {"source_vocab_size": 9, "target_vocab_size": 9}
-    config = Seq2SeqConfig(**architectures.transformer_iwslt_de_en | sizes)
-    with pytest.raises(ValueError, match="library='huggingface' has no layout for Seq2SeqConfig"):
-        config.export_config("huggingface")
+def test_exit_maps_have_no_place_in_any_layout():
+    layer = {"norm_type": "layer", "positions": "learned", "activation": "gelu", "biases": "all"}
+    for config in (
+        llama_config(**layer, kv_heads=0, exit_maps=True),
+        config_of("bare", exit_maps=True),
+    ):
+        with pytest.raises(ValueError, match="model.exit_maps=True"):
+            config.export_config("huggingface")
+
+
+def test_a_library_without_a_layout_is_refused():
+    with pytest.raises(ValueError, match="library='another' has no layout for LMConfig"):
+        llama_config().export_config("another")
 
 
 def test_a_cut_is_a_folder_of_its_own(run, cut):
