@@ -49,7 +49,8 @@ def test_what_neither_layout_can_hold_is_named(changes, message):
 
 
 def test_a_translation_run_goes_out(text, tmp_path):
-    run = tiny_run.write_untrained(tmp_path / "run", tiny_run.tiny_config(text))
+    config = tiny_run.tiny_config(text, model={"norm": "post"})
+    run = tiny_run.write_untrained(tmp_path / "run", config)
     record = export_run(run, tmp_path / "out", flags={"decoder": "explicit:1,3"})
     assert record["architecture"] == "FSMTForConditionalGeneration"
     assert "numbers" in record["compared"]
