@@ -139,7 +139,9 @@ def outputs(folder, ids_BxT, target_BxT=None):
     with torch.no_grad():
         ids = {"input_ids": ids_BxT, "decoder_input_ids": target_BxT}
         ids = {name: np.asarray(a, np.int64) for name, a in ids.items() if a is not None}
-        found = model.eval()(**{name: torch.from_numpy(a) for name, a in ids.items()})
+        # With a cache FSMT lets a token see those behind it: it expects one token at a time then.
+        how = {} if target_BxT is None else {"use_cache": False}
+        found = model.eval()(**{name: torch.from_numpy(a) for name, a in ids.items()}, **how)
     found = found.logits if "logits" in found else found.last_hidden_state
     return found.numpy()
 
