@@ -99,8 +99,8 @@ def report(found, variant):
             by_depth("nested", ours),
             *(by_depth(networks.label(rate), cuts[rate]) for rate in (0.2, 0.5)),
             by_depth("neither", cuts[0.0]),
-            curve("from scratch at this depth", own | {layers: whole}),
-            curve(f"one of {len(shared)} at equal cost", shared),
+            curve("trained at this depth", own | {layers: whole}),
+            curve("at equal cost", shared),
         ],
         log=True,
     )
@@ -113,7 +113,6 @@ def report(found, variant):
             "lower",
         )
         for depth, values in shared.items()
-        if values
     ]
     setting = networks.LM_SETTING[variant]
     return record(setting, figures=[drawn], claims=claims, of_paper=False)
