@@ -1,7 +1,12 @@
 """The README.md of a network that was written for another library."""
 
+import json
+import shutil
 import typing
 
+from absl import logging
+
+from layerdrop_jax.depth import card
 from layerdrop_jax.models.params import hash_params
 from layerdrop_jax.reports.run_plots import depth_sets
 from layerdrop_jax.runs.metrics import read_metrics
@@ -93,6 +98,28 @@ def write_card(folder, run, record, layers, use: Use, command: str) -> None:
             said = ", ".join(map(str, numbers)) or "none"
             mark = " (this one)" if here else ""
             lines.append(f"| {len(numbers)}{mark} | {said} | {found[score.key]:,.2f} |")
+    lines += _depth_card(folder, run)
     if command:
         lines += ["", "Written by:", "", "```", command, "```"]
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _depth_card(folder, run) -> list[str]:
+    """Copies the run's depth card, where ``--mode=card`` has written one of these parameters.
+
+    Returns:
+      what the README.md says of it.
+    """
+    written = run.workdir / card.FILE
+    if not written.exists():
+        return []
+    if json.loads(written.read_text(encoding="utf-8")).get("network") != hash_params(run.params):
+        logging.warning("%s is of other parameters, and stays behind", written)
+        return []
+    for name in (card.FILE, "card.md", "card.png"):
+        if (run.workdir / name).exists():
+            shutil.copy(run.workdir / name, folder)
+    return [
+        "",
+        "[card.md](card.md) is the depth card of the run's network: with layers out, and whole.",
+    ]

@@ -5,6 +5,7 @@ installed, it loads a folder here.
 """
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from layerdrop_jax.commands.export_run import compare, export_run
 from layerdrop_jax.data.tokenizers import encode, load_tokenizer
 from layerdrop_jax.interop import folders, huggingface
 from layerdrop_jax.interop.huggingface import decoder_fields
-from layerdrop_jax.models.params import abstract_params, make_params
+from layerdrop_jax.models.params import abstract_params, hash_params, make_params
 from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.symbols import EOS
 from tests.interop.test_huggingface import (
@@ -200,3 +201,19 @@ def assert_computes_the_same(config, params, folder):
     wrong = jax.tree.map(lambda a: 1.01 * a, params)
     with pytest.raises(ValueError, match="logits"):
         compare(folder, config, wrong, state, found)
+
+
+def test_a_depth_card_goes_along_with_the_parameters_it_is_of(run, tmp_path, caplog):
+    folder = shutil.copytree(run, tmp_path / "run")
+    record = {"network": hash_params(load_run(folder).params)}
+    (folder / "card.json").write_text(json.dumps(record))
+    for name in ("card.md", "card.png"):
+        (folder / name).write_text(name)
+    export_run(folder, tmp_path / "with", flags={"decoder": "explicit:1,3"})
+    for name in ("card.json", "card.md", "card.png"):
+        assert (tmp_path / "with" / name).read_text() == (folder / name).read_text()
+    assert "(card.md)" in (tmp_path / "with" / "README.md").read_text()
+    (folder / "card.json").write_text(json.dumps({"network": "another"}))
+    export_run(folder, tmp_path / "without", flags={"decoder": "explicit:1,3"})
+    assert not (tmp_path / "without" / "card.json").exists()
+    assert "card.json is of other parameters" in caplog.text
