@@ -9,10 +9,11 @@ import pathlib
 
 import numpy as np
 
+from layerdrop_jax.interop.layout import POSITION_OFFSET, check_depths, contiguous
+
 PACKAGE = "ctranslate2"
 ENCODER_DECODER, DECODER = "TransformerSpec", "TransformerDecoderModelSpec"
 TYPES = ("float32", "int8")  # of weights
-POSITION_OFFSET = 2  # rows of our tables of positions before the first position
 _ACTIVATIONS = {"relu": "RELU", "gelu": "GELU", "gelu_tanh": "GELUTanh", "swiglu": "SWISH"}
 _PARTS = ("q_proj", "k_proj", "v_proj")
 _NORMS = {"scale": "gamma", "bias": "beta"}
@@ -95,7 +96,7 @@ def seq2seq_state(params: dict, config, *, sinusoids) -> dict:
         _layers(state, params[stack], stack, config)
         if config.norm == "pre":
             _norm(state, params[f"{stack}_norm"], f"{stack}/layer_norm")
-    return _contiguous(state)
+    return contiguous(state)
 
 
 def lm_state(params: dict, config, *, sinusoids) -> dict:
@@ -112,7 +113,7 @@ def lm_state(params: dict, config, *, sinusoids) -> dict:
     _layers(state, params["decoder"], "decoder", config)
     if config.final_norm:
         _norm(state, params["decoder_norm"], "decoder/layer_norm")
-    return _contiguous(state)
+    return contiguous(state)
 
 
 def check_installed() -> None:
@@ -203,11 +204,7 @@ def _check(config):
             "model.exit_maps=True is not in the layout of CTranslate2: a stack has nothing between "
             "its last layer and what reads it there"
         )
-    for stack in config.stacks:
-        if not config.depth(stack):
-            raise ValueError(
-                f"model.{stack}_layers=0: the layout of CTranslate2 has one layer or more"
-            )
+    check_depths(config, "CTranslate2")
 
 
 def _positions(params, config, length, sinusoids):
@@ -252,7 +249,3 @@ def _norm(state, params, at, row=...):
     for ours, theirs in _NORMS.items():
         if ours in params:
             state[f"{at}/{theirs}"] = params[ours][row]
-
-
-def _contiguous(state):
-    return {key: np.ascontiguousarray(array, np.float32) for key, array in state.items()}

@@ -4,6 +4,8 @@ import re
 
 import numpy as np
 
+from layerdrop_jax.interop.layout import take
+
 # Our names within a layer, and the reference's.
 ATTENTIONS = {"self_attn": "self_attn", "cross_attn": "encoder_attn"}
 NORMS = {
@@ -188,14 +190,3 @@ def _linear(state, at):
 
 def _norm(state, at):
     return {"scale": take(state, f"{at}.weight"), "bias": take(state, f"{at}.bias")}
-
-
-def take(state: dict, key: str) -> np.ndarray:
-    """Takes a weight out of a state dict, as float32.
-
-    Raises:
-      ValueError: the state lacks it.
-    """
-    if key not in state:
-        raise ValueError(f"the state lacks {key}: does the config describe the same network?")
-    return np.asarray(state[key], np.float32)

@@ -6,11 +6,20 @@ those of today.
 
 import numpy as np
 
-from layerdrop_jax.interop import fairseq
+from layerdrop_jax.interop.layout import (
+    POSITION_OFFSET,
+    check_all_taken,
+    check_depths,
+    check_known,
+    check_read,
+    contiguous,
+    read_sizes,
+    taking,
+    write_module,
+)
 
 ARCHITECTURE = "GPT2LMHeadModel"
 WORDS = ("transformer.wte.weight", "lm_head.weight")  # what has a row for each word
-POSITION_OFFSET = 2  # rows of our table of positions before the first position
 # Our modules within a layer, and theirs; queries, keys and values are one map there.
 _NORMS = {"self_attn_norm": "ln_1", "ffn_norm": "ln_2"}
 _LINEAR = {
@@ -87,11 +96,7 @@ def decoder_params(state: dict, config) -> dict:
     """
     _check(config)
     state = uniform(state)
-    left = set(state)
-
-    def take(key):
-        left.discard(key)
-        return fairseq.take(state, key)
+    take, left = taking(state, state)
 
     def stacked(name):
         return np.stack([take(f"transformer.h.{n}.{name}") for n in range(config.decoder_layers)])
@@ -116,11 +121,7 @@ def decoder_params(state: dict, config) -> dict:
     }
     if not config.tie_embeddings:
         params["output"] = {"table": take("lm_head.weight")}
-    if left:
-        raise ValueError(
-            f"the state has {min(left)}, which the config does not call for: do its depth and "
-            "tie_embeddings describe the same network?"
-        )
+    check_all_taken(left, "depth and tie_embeddings")
     return params
 
 
@@ -143,9 +144,8 @@ def decoder_state(params: dict, config) -> dict:
     state = {
         "transformer.wte.weight": params["embedding"]["table"],
         "transformer.wpe.weight": params["positions"]["table"][POSITION_OFFSET:],
-        "transformer.ln_f.weight": params["decoder_norm"]["scale"],
-        "transformer.ln_f.bias": params["decoder_norm"]["bias"],
     }
+    write_module(state, "transformer.ln_f", params["decoder_norm"])
     for n in range(config.decoder_layers):
         at, row = f"transformer.h.{n}", n // config.share_layers
         for ours, theirs in (("kernel", "weight"), ("bias", "bias")):
@@ -154,11 +154,10 @@ def decoder_state(params: dict, config) -> dict:
             for (part, name), other in _LINEAR.items():
                 state[f"{at}.{other}.{theirs}"] = decoder[part][name][ours][row]
         for ours, theirs in _NORMS.items():
-            state[f"{at}.{theirs}.weight"] = decoder[ours]["scale"][row]
-            state[f"{at}.{theirs}.bias"] = decoder[ours]["bias"][row]
+            write_module(state, f"{at}.{theirs}", decoder[ours], row)
     if not config.tie_embeddings:
         state["lm_head.weight"] = params["output"]["table"]
-    return {key: np.ascontiguousarray(array, np.float32) for key, array in state.items()}
+    return contiguous(state)
 
 
 def decoder_config(config) -> dict:
@@ -171,8 +170,7 @@ def decoder_config(config) -> dict:
       ValueError: the network has what this layout cannot hold; the message names the key.
     """
     _check(config)
-    if not config.decoder_layers:
-        raise ValueError("model.decoder_layers=0: the layout of GPT-2 has one layer or more")
+    check_depths(config, "GPT-2")
     return {
         "architectures": [ARCHITECTURE],
         "model_type": "gpt2",
@@ -185,12 +183,11 @@ def decoder_config(config) -> dict:
     }
 
 
-def decoder_fields(found: dict, check) -> dict:
+def decoder_fields(found: dict) -> dict:
     """Reads the config.json of a GPT-2 as fields of `LMConfig`.
 
     Args:
       found: what config.json holds.
-      check: ``check(key, value, known)`` raises a ValueError for a value that is not known.
 
     Returns:
       the fields that decide what the network computes; its noise in training is not among them.
@@ -212,13 +209,10 @@ def decoder_fields(found: dict, check) -> dict:
         ("add_cross_attention", found.get("add_cross_attention", False), (False,)),
         ("quantization_config", found.get("quantization_config"), (None,)),
     ):
-        check(key, value, known)
-    try:
-        said["n_inner"] = found.get("n_inner") or 4 * found["n_embd"]
-        sizes = {ours: said[theirs] for ours, theirs in _SIZES.items()}
-    except KeyError as error:
-        raise ValueError(f"config.json lacks {error}") from None
-    return sizes | {
+        check_read(key, value, known)
+    if not said.get("n_inner") and "n_embd" in said:
+        said["n_inner"] = 4 * said["n_embd"]
+    return read_sizes(_SIZES, said) | {
         **{name: known[0] for name, known in _KNOWN.items()},
         "activation": activations[activation],
         "kv_heads": 0,
@@ -229,12 +223,7 @@ def decoder_fields(found: dict, check) -> dict:
 
 
 def _check(config):
-    for name, known in _KNOWN.items():
-        if getattr(config, name) not in known:
-            raise ValueError(
-                f"model.{name}={getattr(config, name)!r} is not in the layout of GPT-2, which is "
-                f"that of model.norm_type='layer': there it is {' or '.join(map(repr, known))}"
-            )
+    check_known(config, _KNOWN, "GPT-2, which is that of model.norm_type='layer'")
     for name, value in (("kv_heads", config.key_heads), ("head_dim", config.head_size)):
         whole = {"kv_heads": config.attention_heads}
         whole["head_dim"] = config.embed_dim // config.attention_heads

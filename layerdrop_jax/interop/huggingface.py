@@ -4,9 +4,18 @@ import typing
 
 import numpy as np
 
-from layerdrop_jax.interop import fairseq, gpt2
-
-POSITION_OFFSET = 2  # rows of our tables of positions before the first position
+from layerdrop_jax.interop import gpt2
+from layerdrop_jax.interop.layout import (
+    POSITION_OFFSET,
+    check_all_taken,
+    check_depths,
+    check_known,
+    check_read,
+    contiguous,
+    read_sizes,
+    taking,
+    write_module,
+)
 
 # Encoders: our modules, and theirs.
 _LAYER_LINEAR = {
@@ -162,11 +171,7 @@ def encoder_params(state: dict, config) -> dict:
     """
     family, body = _FAMILIES[config.family], f"{config.family}."
     state = uniform_encoder(state, config.family)
-    left = {key for key in state if key.startswith(body)} - {f"{body}{_TYPES}"}
-
-    def take(key):
-        left.discard(key)
-        return fairseq.take(state, key)
+    take, left = taking(state, {key for key in state if key.startswith(body)} - {f"{body}{_TYPES}"})
 
     def linear(at):
         return {"kernel": take(f"{at}.weight").T, "bias": take(f"{at}.bias")}
@@ -197,11 +202,7 @@ def encoder_params(state: dict, config) -> dict:
         head = {"dense": linear(family.dense), "norm": norm(family.norm), "bias": take(family.bias)}
         params["lm_head"] = head
     left -= {f"{family.pooled}.{part}" for part in ("weight", "bias")}
-    if left:
-        raise ValueError(
-            f"the state has {min(left)}, which the config does not call for: do its depth and "
-            "family describe the same network?"
-        )
+    check_all_taken(left, "depth and family")
     return params
 
 
@@ -223,35 +224,27 @@ def encoder_state(params: dict, config) -> dict:
     encoder_config(config)
     family, body = _FAMILIES[config.family], f"{config.family}."
     state = {}
-
-    def write(at, module, row=...):
-        if "kernel" in module:
-            state[f"{at}.weight"] = np.transpose(module["kernel"][row])
-        else:
-            state[f"{at}.weight"] = module["scale"][row]
-        state[f"{at}.bias"] = module["bias"][row]
-
     table_PxD = params["positions"]["table"][POSITION_OFFSET - family.positions :]
     state[f"{body}{_WORDS}"] = params["embedding"]["table"]
     state[f"{body}{_POSITIONS}"] = table_PxD
     state[f"{body}{_TYPES}"] = np.zeros((family.types, config.embed_dim))
-    write(f"{body}{_EMBEDDING_NORM}", params["embedding_norm"])
+    write_module(state, f"{body}{_EMBEDDING_NORM}", params["embedding_norm"])
     for n in range(config.encoder_layers):
         at, row = f"{body}encoder.layer.{n}", n // config.share_layers
         for (part, ours), theirs in _LAYER_LINEAR.items():
-            write(f"{at}.{theirs}", params["encoder"][part][ours], row)
+            write_module(state, f"{at}.{theirs}", params["encoder"][part][ours], row)
         for ours, theirs in _LAYER_NORMS.items():
-            write(f"{at}.{theirs}", params["encoder"][ours], row)
+            write_module(state, f"{at}.{theirs}", params["encoder"][ours], row)
     if config.num_classes:
         head = params["classification_head"]
-        write(family.pooled, head["dense"])
-        write(family.out, head["out"])
+        write_module(state, family.pooled, head["dense"])
+        write_module(state, family.out, head["out"])
     else:
         head = params["lm_head"]
-        write(family.dense, head["dense"])
-        write(family.norm, head["norm"])
+        write_module(state, family.dense, head["dense"])
+        write_module(state, family.norm, head["norm"])
         state[family.bias] = head["bias"]
-    return {key: np.ascontiguousarray(array, np.float32) for key, array in state.items()}
+    return contiguous(state)
 
 
 def encoder_config(config) -> dict:
@@ -263,10 +256,8 @@ def encoder_config(config) -> dict:
     Raises:
       ValueError: the network has what this layout cannot hold; the message names the key.
     """
-    if not config.encoder_layers:
-        raise ValueError("model.encoder_layers=0: the layout has one layer or more")
-    if config.exit_maps:
-        raise ValueError("model.exit_maps=True is not in the layout of RoBERTa and BERT")
+    check_depths(config, "RoBERTa and BERT")
+    check_known(config, {"exit_maps": (False,)}, "RoBERTa and BERT")
     family = _FAMILIES[config.family]
     fields = {
         "architectures": [f"{family.kind}{_CLASSES if config.num_classes else _MASKED}"],
@@ -332,8 +323,8 @@ def encoder_fields(found: dict) -> dict:
         ("pad_token_id", pad if family == "roberta" else 1, (1,)),  # positions count from it
         ("problem_type", found.get("problem_type"), PROBLEMS),
     ):
-        _check_read(key, value, known)
-    sizes = _sizes(_ENCODER_SIZES, {"layer_norm_eps": 1e-12} | found)
+        check_read(key, value, known)
+    sizes = read_sizes(_ENCODER_SIZES, {"layer_norm_eps": 1e-12} | found)
     longest = found.get("max_position_embeddings", 512)
     classes = len(read_labels(found)) if name.endswith(_CLASSES) else 0
     if classes > 1 and found.get("problem_type") == "regression":
@@ -361,7 +352,7 @@ def fields(found: dict) -> dict:
     if names[0] in _ARCHITECTURES:
         return decoder_fields(found)
     if names[0] == gpt2.ARCHITECTURE:
-        return gpt2.decoder_fields(found, _check_read)
+        return gpt2.decoder_fields(found)
     known = ", ".join((*_ARCHITECTURES, gpt2.ARCHITECTURE, *_ENCODERS))
     raise ValueError(f"architectures={names} is not one of {known}, which can be read")
 
@@ -390,21 +381,6 @@ def has_head(found: dict) -> bool:
     return found["architectures"][0] not in {
         f"{family.kind}{_NO_HEAD}" for family in _FAMILIES.values()
     }
-
-
-def _check_read(key, value, known):
-    if value not in known:
-        raise ValueError(
-            f"config.json has {key}={value!r}, and only {known[0]!r} can be read: this network "
-            "has nothing like it"
-        )
-
-
-def _sizes(names, said) -> dict:
-    try:
-        return {ours: said[theirs] for ours, theirs in names.items()}
-    except KeyError as error:
-        raise ValueError(f"config.json lacks {error}") from None
 
 
 # Decoders: our modules within a layer, and theirs.
@@ -467,12 +443,8 @@ def decoder_params(state: dict, config) -> dict:
       ValueError: the config has what this layout cannot hold; a weight that it calls for is
         missing; the state has weights that it does not call for.
     """
-    _check_decoder(config)
-    left = {key for key in state if not key.endswith("rotary_emb.inv_freq")}
-
-    def take(key):
-        left.discard(key)
-        return fairseq.take(state, key)
+    check_known(config, _DECODER, "Llama")
+    take, left = taking(state, (key for key in state if not key.endswith("rotary_emb.inv_freq")))
 
     def stacked(name):
         return np.stack([take(f"model.layers.{n}.{name}") for n in range(config.decoder_layers)])
@@ -497,11 +469,7 @@ def decoder_params(state: dict, config) -> dict:
         take("lm_head.weight"), params["embedding"]["table"]
     ):
         raise ValueError("lm_head.weight is not the table of the embeddings: tie_embeddings=False")
-    if left:
-        raise ValueError(
-            f"the state has {min(left)}, which the config does not call for: do its depth, biases "
-            "and qk_norm describe the same network?"
-        )
+    check_all_taken(left, "depth, biases and qk_norm")
     return params
 
 
@@ -525,18 +493,15 @@ def decoder_state(params: dict, config) -> dict:
     for n in range(config.decoder_layers):
         at, row = f"model.layers.{n}", n // config.share_layers
         for (part, ours), theirs in _LINEAR.items():
-            linear = decoder[part][ours]
-            state[f"{at}.{theirs}.weight"] = np.transpose(linear["kernel"][row])
-            if "bias" in linear:
-                state[f"{at}.{theirs}.bias"] = linear["bias"][row]
+            write_module(state, f"{at}.{theirs}", decoder[part][ours], row)
         for ours, theirs in _NORMS.items():
-            state[f"{at}.{theirs}.weight"] = decoder[ours]["scale"][row]
+            write_module(state, f"{at}.{theirs}", decoder[ours], row)
         for name in ("q_norm", "k_norm") if config.qk_norm else ():
-            state[f"{at}.self_attn.{name}.weight"] = decoder["self_attn"][name]["scale"][row]
-    state["model.norm.weight"] = params["decoder_norm"]["scale"]
+            write_module(state, f"{at}.self_attn.{name}", decoder["self_attn"][name], row)
+    write_module(state, "model.norm", params["decoder_norm"])
     if not config.tie_embeddings:
         state["lm_head.weight"] = params["output"]["table"]
-    return {key: np.ascontiguousarray(array, np.float32) for key, array in state.items()}
+    return contiguous(state)
 
 
 def decoder_config(config) -> dict:
@@ -551,10 +516,8 @@ def decoder_config(config) -> dict:
     Raises:
       ValueError: the network has what this layout cannot hold; the message names the key.
     """
-    _check_decoder(config)
-    depth = config.decoder_layers
-    if not depth:
-        raise ValueError("model.decoder_layers=0: the layout of Llama has one layer or more")
+    check_known(config, _DECODER, "Llama")
+    check_depths(config, "Llama")
     if config.biases == "qkv" and config.qk_norm:
         raise ValueError(
             "model.qk_norm=True and model.biases='qkv' are not together in the layout of Llama: "
@@ -575,8 +538,8 @@ def decoder_config(config) -> dict:
         "torch_dtype": "float32",
     }
     if kind != "Llama":
-        fields |= {"use_sliding_window": False, "max_window_layers": depth}
-        fields |= {"layer_types": [_FULL] * depth}
+        fields |= {"use_sliding_window": False, "max_window_layers": config.decoder_layers}
+        fields |= {"layer_types": [_FULL] * config.decoder_layers}
     return fields
 
 
@@ -608,14 +571,14 @@ def decoder_fields(found: dict) -> dict:
         ("quantization_config", found.get("quantization_config"), (None,)),
         ("layer_types", other[0] if other else _FULL, (_FULL,)),
     ):
-        _check_read(key, value, known)
+        check_read(key, value, known)
     window = found.get("sliding_window")
     if window and window < longest and found.get("use_sliding_window", names[0][:4] != "Qwen"):
         raise ValueError(
             f"config.json has sliding_window={window}, and every token sees all before it here: "
             f"max_position_embeddings={window} there gives up what is longer"
         )
-    return _sizes(_SIZES, _DEFAULTS | found) | {
+    return read_sizes(_SIZES, _DEFAULTS | found) | {
         **{name: known[0] for name, known in _DECODER.items()},
         "biases": "qkv" if names[0].startswith("Qwen2") else "none",
         "qk_norm": names[0].startswith("Qwen3"),
@@ -624,12 +587,3 @@ def decoder_fields(found: dict) -> dict:
         "rope_theta": float(rope.get("rope_theta", found.get("rope_theta", 10000.0))),
         "share_layers": 1,
     }
-
-
-def _check_decoder(config):
-    for name, known in _DECODER.items():
-        if getattr(config, name) not in known:
-            raise ValueError(
-                f"model.{name}={getattr(config, name)!r} is not in the layout of Llama: there it "
-                f"is {' or '.join(map(repr, known))}"
-            )

@@ -8,10 +8,16 @@ among the weights, M2M100 computes them.
 import numpy as np
 
 from layerdrop_jax.interop import fairseq, gpt2
+from layerdrop_jax.interop.layout import (
+    POSITION_OFFSET,
+    check_depths,
+    check_known,
+    contiguous,
+    write_module,
+)
 
 FSMT, M2M100 = "FSMTForConditionalGeneration", "M2M100ForConditionalGeneration"
 _SUBLAYERS = {"encoder": ("self_attn",), "decoder": ("self_attn", "cross_attn")}
-POSITION_OFFSET = 2  # rows of tables of positions before the first position
 _PARTS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
@@ -26,19 +32,13 @@ def seq2seq_config(config) -> dict:
     """
     pre = config.norm == "pre"
     kind = "M2M100" if pre else "FSMT"
-    for name, known in {
+    known = {
         "positions": ("sinusoidal",),
         "exit_maps": (False,),
         "share_embeddings": ("all",) if pre else ("all", "decoder", "none"),
-    }.items():
-        if getattr(config, name) not in known:
-            raise ValueError(
-                f"model.{name}={getattr(config, name)!r} is not in the layout of {kind}, which is "
-                f"that of model.norm={config.norm!r}: there it is {' or '.join(map(repr, known))}"
-            )
-    for stack in config.stacks:
-        if not config.depth(stack):
-            raise ValueError(f"model.{stack}_layers=0: the layout of {kind} has one layer or more")
+    }
+    check_known(config, known, f"{kind}, which is that of model.norm={config.norm!r}")
+    check_depths(config, kind)
     sizes = {"src_vocab_size": config.source_vocab_size, "tgt_vocab_size": config.target_vocab_size}
     return {
         "architectures": [M2M100 if pre else FSMT],
@@ -95,26 +95,23 @@ def seq2seq_state(params: dict, config, *, sinusoids) -> dict:
         output = params["output"]["table"] if own else np.array(target)  # no two names for one
         state["model.decoder.output_projection.weight"] = output
 
-    def write(at, module, row=...):
-        if "kernel" in module:
-            state[f"{at}.weight"] = np.transpose(module["kernel"][row])
-        else:
-            state[f"{at}.weight"] = module["scale"][row]
-        state[f"{at}.bias"] = module["bias"][row]
-
     for stack, sublayers in _SUBLAYERS.items():
         layers = params[stack]
         for n in range(config.depth(stack)):
             at, row = f"model.{stack}.layers.{n}", n // config.share_layers
             for ours in sublayers:
                 for part in _PARTS:
-                    write(f"{at}.{fairseq.ATTENTIONS[ours]}.{part}", layers[ours][part], row)
+                    write_module(
+                        state, f"{at}.{fairseq.ATTENTIONS[ours]}.{part}", layers[ours][part], row
+                    )
             for part in ("fc1", "fc2"):
-                write(f"{at}.{part}", layers["ffn"][part], row)
+                write_module(state, f"{at}.{part}", layers["ffn"][part], row)
             for ours in (*sublayers, "ffn"):
-                write(f"{at}.{fairseq.NORMS[f'{ours}_norm']}", layers[f"{ours}_norm"], row)
+                write_module(
+                    state, f"{at}.{fairseq.NORMS[f'{ours}_norm']}", layers[f"{ours}_norm"], row
+                )
         if config.norm == "pre":
-            write(f"model.{stack}.layer_norm", params[f"{stack}_norm"])
+            write_module(state, f"model.{stack}.layer_norm", params[f"{stack}_norm"])
         else:
             state[f"model.{stack}.embed_positions.weight"] = sinusoids(rows, config.embed_dim)
-    return {key: np.ascontiguousarray(array, np.float32) for key, array in state.items()}
+    return contiguous(state)
