@@ -8,9 +8,13 @@
 import jax
 
 from layerdrop_jax.core.nested import num_subnetworks
-from layerdrop_jax.core.structured import rows_kept, survival
 from layerdrop_jax.runs import settings
-from layerdrop_jax.step.flops import executed_flops, lm_flops, nominal_flops
+from layerdrop_jax.step.flops import (
+    FORWARD_AND_BACKWARD,
+    expected_flops,
+    lm_flops,
+    nominal_flops,
+)
 from layerdrop_jax.studies.jobs import StudyRun, load_config
 from layerdrop_jax.studies.results import results_of
 
@@ -155,11 +159,10 @@ def by_rate(found, variant, rates, network=language_model) -> dict:
 
 
 def lm_cost(config, overrides) -> float:
-    """Counts the FLOPs of a micro-batch of a language model in which every layer runs.
+    """Counts the FLOPs that a micro-batch of a language model is expected to run.
 
-    Of nested training from the whole network's own run it also counts the output layers of its
-    sub-networks, and what teaching takes beyond them: of each the distribution over the vocabulary,
-    forward and backward, and the teacher's, forward.
+    Of nested training it also counts what teaching takes beyond the sub-networks: of each the
+    distribution over the vocabulary, forward and backward, and the teacher's, forward.
 
     Args:
       config: as `StudyRun.config`.
@@ -167,19 +170,13 @@ def lm_cost(config, overrides) -> float:
     """
     parsed = settings.parse(load_config(config, overrides))
     model, drop, data = parsed.model, parsed.drop, parsed.data
-    costs = lm_flops(
-        model, {"input": jax.ShapeDtypeStruct((data.batch_rows, data.length), "int32")}
-    )
-    total = nominal_flops(costs, {"decoder": model.decoder_layers})
-    if drop.method == "nested":
-        if not drop.by_exits(model):
-            raise ValueError("the cost of sub-networks with runs of their own is not counted here")
-        tables = drop.subnetworks(model)
+    total = expected_flops(_lm_costs(parsed), model, drop, data.batch_rows)
+    tables = drop.subnetworks(model)
+    if tables and drop.teach:
         number = num_subnetworks(tables, draws=drop.draws, smallest=drop.smallest)
-        tokens = data.batch_rows * data.length
-        distribution = 2 * model.embed_dim * model.vocab_size * tokens  # forward
-        total += number * (costs["rest"] + (4 * distribution if drop.teach else 0))
-    return float(total)
+        forward = 2 * model.embed_dim * model.vocab_size * data.batch_rows * data.length
+        total += number * (FORWARD_AND_BACKWARD + 1) * forward
+    return total
 
 
 def equal_cost(config, overrides) -> dict:
@@ -192,19 +189,16 @@ def equal_cost(config, overrides) -> dict:
       overrides: what is dropped.
     """
     parsed = settings.parse(load_config(config, overrides))
-    model, drop, data = parsed.model, parsed.drop, parsed.data
-    shape = jax.ShapeDtypeStruct((data.batch_rows, data.length), "int32")
-    costs = lm_flops(model, {"input": shape})
-    runs = {s: survival(rates, num_sublayers=2) for s, rates in drop.rates(model).items()}
-    share = 1.0
-    if model.drop_path_rows == "kept":
-        share = rows_kept(data.batch_rows, model.drop_path) / data.batch_rows
-    expected = float(executed_flops(costs, runs, share))
-    whole = nominal_flops(costs, {s: model.depth(s) for s in runs})
-    steps = round(parsed.train.steps * whole / expected)
+    whole = nominal_flops(_lm_costs(parsed), {"decoder": parsed.model.decoder_layers})
+    steps = round(parsed.train.steps * whole / lm_cost(config, overrides))
     longer = steps - parsed.train.steps
     return {
         **overrides,
         "train.steps": steps,
         "optimizer.period_updates": parsed.optimizer.period_updates + longer,
     }
+
+
+def _lm_costs(parsed) -> dict:
+    shape = jax.ShapeDtypeStruct((parsed.data.batch_rows, parsed.data.length), "int32")
+    return lm_flops(parsed.model, {"input": shape})

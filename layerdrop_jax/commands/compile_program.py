@@ -82,8 +82,8 @@ def faults(record) -> str:
         if not found["fits"]:
             sizes = found["memory"]
             lines.append(
-                f"{name} takes {_gib(sizes['needed'])} of each device, and a "
-                f"{record['devices']['kind']} has {_gib(sizes['there'])}: use fewer "
+                f"{name} takes {memory.gib(sizes['needed'])} of each device, and a "
+                f"{record['devices']['kind']} has {memory.gib(sizes['there'])}: use fewer "
                 "data.batch_rows with more train.accumulate, train.shard_parameters=True, or "
                 "another model.saved"
             )
@@ -102,7 +102,7 @@ def update_flops(settings: Settings) -> dict:
     micro = settings.train.accumulate
     return {
         "nominal": float(micro * nominal_flops(costs, depths)),
-        "executed": float(micro * expected_flops(costs, settings.model, settings.drop)),
+        "executed": float(micro * expected_flops(costs, settings.model, settings.drop, rows)),
     }
 
 
@@ -185,7 +185,3 @@ def _versions(*packages) -> dict:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found
-
-
-def _gib(size: int) -> str:
-    return f"{size / memory.GIB:,.2f} GiB"

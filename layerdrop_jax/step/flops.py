@@ -7,7 +7,7 @@ that report utilisation count them; a product computed again in the backward pas
 import jax.numpy as jnp
 
 from layerdrop_jax.core.nested import num_subnetworks
-from layerdrop_jax.core.structured import survival
+from layerdrop_jax.core.structured import rows_kept, survival
 from layerdrop_jax.step.dropping import exact_depth
 from layerdrop_jax.step.masking import most_masked
 
@@ -92,7 +92,13 @@ def nominal_flops(costs: dict, num_layers: dict) -> float:
     return costs["rest"] + sum(n * sum(costs[stack]) for stack, n in num_layers.items())
 
 
-def expected_flops(costs: dict, model, drop) -> float:
+def row_share(model, rows: int) -> float:
+    """Computes the share of a micro-batch's ``rows`` that a sub-layer computes."""
+    some_rows = model.drop_path and model.drop_path_rows == "kept"
+    return rows_kept(rows, model.drop_path) / rows if some_rows else 1.0
+
+
+def expected_flops(costs: dict, model, drop, rows: int) -> float:
     """Counts the FLOPs that a micro-batch is expected to run, sub-networks of nested training too.
 
     Rates that grow over training are those of its end.
@@ -101,17 +107,16 @@ def expected_flops(costs: dict, model, drop) -> float:
       costs: from `seq2seq_flops` or `lm_flops`.
       model: the model's config.
       drop: `DropConfig`.
+      rows: of the micro-batch.
     """
-    some_rows = model.drop_path and model.drop_path_rows == "kept"
-    row_share = 1 - model.drop_path if some_rows else 1.0
-    runs = {}
+    share, runs = row_share(model, rows), {}
     for stack, rates in drop.rates(model).items():
         if drop.exact:  # as many layers in every draw; they all cost the same
             rates_N = rates["layers"]
-            share = exact_depth(rates_N) / max(rates_N.size, 1)
-            rates = rates | {"layers": jnp.full(rates_N.size, 1 - share)}
+            kept = exact_depth(rates_N) / max(rates_N.size, 1)
+            rates = rates | {"layers": jnp.full(rates_N.size, 1 - kept)}
         runs[stack] = survival(rates, num_sublayers=len(model.stacks[stack].SUBLAYERS))
-    whole = executed_flops(costs, runs, row_share)
+    whole = executed_flops(costs, runs, share)
     tables, least = drop.subnetworks(model), int(drop.smallest)
     if not tables:
         return float(whole)
@@ -123,4 +128,4 @@ def expected_flops(costs: dict, model, drop) -> float:
         drawn_N = table_PxN[begin:].mean(axis=0)
         share_N = (least * table_PxN[0] + (number - least) * drawn_N) / number
         runs[stack] = runs[stack] * share_N[:, None]
-    return float(whole + number * executed_flops(costs, runs, row_share))
+    return float(whole + number * executed_flops(costs, runs, share))

@@ -9,12 +9,11 @@ from flax import nnx
 
 from layerdrop_jax.core.nested import draw_depths
 from layerdrop_jax.core.randomness import named_key
-from layerdrop_jax.core.structured import rows_kept
 from layerdrop_jax.models.blocks import BlockConfig, Watch, leave
 from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.step import rate_scores
 from layerdrop_jax.step.dropping import DropConfig, draw, restore_dropped
-from layerdrop_jax.step.flops import executed_flops, nominal_flops
+from layerdrop_jax.step.flops import executed_flops, nominal_flops, row_share
 from layerdrop_jax.step.losses import Teacher
 from layerdrop_jax.step.optimizers import clip_by_norm
 from layerdrop_jax.step.sharding import gather_outside
@@ -97,8 +96,7 @@ def train_step(
     num_micro, rows = jax.tree.leaves(batch)[0].shape[:2]
     first = jax.tree.map(lambda a: a[0], batch)
     costs = flops(config, first)
-    some_rows = config.drop_path and config.drop_path_rows == "kept"
-    row_share = rows_kept(rows, config.drop_path) / rows if some_rows else 1.0
+    share_of_rows = row_share(config, rows)
     scores = state.get("scores")
     if scores:
         learned = rate_scores.rates(scores, drop)
@@ -146,7 +144,7 @@ def train_step(
         return {
             "layers": jax.tree.map(jnp.int32, keep),
             "sublayers": jax.tree.map(jnp.int32, ran),
-            "flops": executed_flops(costs, ran, row_share),
+            "flops": executed_flops(costs, ran, share_of_rows),
         }
 
     def micro_loss(params, micro, key):

@@ -25,8 +25,8 @@ def check_state(state, layout) -> None:
     count = sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
     _compare(
         held + gradients,
-        f"{count:,} parameters take {_gib(held)} with the optimizer's moments, and their gradients "
-        f"{_gib(gradients)}",
+        f"{count:,} parameters take {gib(held)} with the optimizer's moments, and their gradients "
+        f"{gib(gradients)}",
     )
 
 
@@ -44,7 +44,7 @@ def check_step(program) -> None:
     temporary = sizes.temp_size_in_bytes
     _compare(
         given + temporary,
-        f"a step takes {_gib(given)} for state and batch, and {_gib(temporary)} for gradients and "
+        f"a step takes {gib(given)} for state and batch, and {gib(temporary)} for gradients and "
         "activations",
     )
 
@@ -69,13 +69,13 @@ def _compare(needed: int, what: str) -> None:
         return
     if needed > there:
         raise ValueError(
-            f"{what}: {_gib(needed)} for each device, and {whose} has {_gib(there)}; {WAYS_OUT}"
+            f"{what}: {gib(needed)} for each device, and {whose} has {gib(there)}; {WAYS_OUT}"
         )
     if jax.default_backend() == "cpu":
         available = (_host_memory("MemAvailable") or there) // jax.local_device_count()
         if needed > available:
             logging.warning("%s, and %s is free: other programs may be in the way", what,
-                            _gib(available))  # fmt: skip
+                            gib(available))  # fmt: skip
 
 
 def _bytes_of(leaf, place) -> int:
@@ -102,5 +102,6 @@ def _container_limit() -> int:
     return 0
 
 
-def _gib(size: int) -> str:
+def gib(size: int) -> str:
+    """Writes a number of bytes in GiB."""
     return f"{size / GIB:,.2f} GiB"

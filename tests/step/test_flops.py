@@ -158,6 +158,6 @@ def test_what_is_expected_is_the_mean_of_what_is_drawn(changes):
 
     drawn = np.asarray(jax.vmap(flops_of)(jax.random.split(jax.random.key(0), 2000)))
     error = drawn.std() / np.sqrt(len(drawn))
-    assert expected_flops(costs, parsed.model, parsed.drop) == pytest.approx(
-        drawn.mean(), abs=4 * error + 1e-5 * drawn.mean()
-    )
+    assert expected_flops(
+        costs, parsed.model, parsed.drop, parsed.data.batch_rows
+    ) == pytest.approx(drawn.mean(), abs=4 * error + 1e-5 * drawn.mean())
