@@ -33,6 +33,8 @@ def _seq2seq(embed_dim, ffn_dim, heads, encoder_layers, decoder_layers, dropout,
         **_OURS,
         "share_embeddings": "none",
         "positions": "sinusoidal",
+        "scale_embeddings": True,
+        "embedding_norm": False,
         "max_source_length": 1024,
         "max_target_length": 1024,
     }

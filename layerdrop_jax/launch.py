@@ -9,7 +9,9 @@
   python launch.py --workdir=RUN --mode=card           what goes beside a checkpoint handed on
   python launch.py --workdir=RUN --mode=export --output=DIR    for Hugging Face's transformers
   python launch.py --workdir=RUN --mode=export --to=ctranslate2 [--quantization=int8] --output=DIR
-  python launch.py --workdir=RUN --mode=import --from=DIR      a Llama, Qwen, RoBERTa, BERT ...
+  python launch.py --workdir=RUN --mode=export --to=fairseq --output=DIR    the reference's own
+  python launch.py --workdir=RUN --mode=import --from=DIR      a Llama, RoBERTa, BART, FSMT ...
+  python launch.py --workdir=RUN --mode=import --from=DIR/checkpoint.pt     a network of fairseq's
   python launch.py --workdir=RUN --mode=describe       parameters, drop rates; or of a --config
   python launch.py --config=... --mode=compile --topology=v5e:4x4    for devices that are not there
 
@@ -63,12 +65,17 @@ PROGRAM = flags.DEFINE_enum(
     "program", "train", ["train", "evaluate", "request"], "compile: which program"
 )
 TO = flags.DEFINE_enum(
-    "to", "huggingface", ["huggingface", "ctranslate2"], "export: the library to write for"
+    "to",
+    "huggingface",
+    ["huggingface", "ctranslate2", "fairseq"],
+    "export: the library to write for",
 )
 QUANTIZATION = flags.DEFINE_enum(
     "quantization", "float32", ["float32", "int8"], "export: type of the weights for CTranslate2"
 )
-FROM = flags.DEFINE_string("from", "", "import: folder of a network of Hugging Face's")
+FROM = flags.DEFINE_string(
+    "from", "", "import: folder of a network of Hugging Face's, or fairseq's checkpoint.pt"
+)
 STACKS = {s: flags.DEFINE_string(f"{s}_layers", None, LAYERS) for s in ("encoder", "decoder")}
 SET = flags.DEFINE_multi_string("set", [], "SECTION.KEY=VALUE, otherwise than the run's config")
 BUDGET_MS = flags.DEFINE_float("budget_ms", None, "frontier: milliseconds for a request", 0)
@@ -185,7 +192,7 @@ def import_(config, workdir):
 
 def _demo_of(task: str) -> dict:
     """Loads the config that gives an imported network what its folder does not say."""
-    demos = {"language_modelling": "llama", "masked_lm": "roberta"}
+    demos = {"language_modelling": "llama", "masked_lm": "roberta", "translation": "wmt"}
     if task not in demos:
         raise ValueError(
             f"--from={FROM.value} is a {task}: name --config=configs/glue.py:VARIANT, whose data "

@@ -75,7 +75,10 @@ def check_flags(mode: str, given: Mapping, modes: Mapping) -> None:
     if "workdir" not in given and not (by_config and "config" in given):
         raise ValueError(f"--mode={mode} needs --workdir=FOLDER, the run's folder")
     if mode == "import" and "from" not in given:
-        raise ValueError("--mode=import needs --from=FOLDER, a network of Hugging Face's")
+        raise ValueError(
+            "--mode=import needs --from=FOLDER, a network of Hugging Face's, or --from="
+            "FILE.pt, a checkpoint of fairseq's"
+        )
     if by_config and {"workdir", "config"} <= set(given):
         raise ValueError(f"--mode={mode} takes --workdir or --config, not both")
     if mode == "compile" and "compiled" in given:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from layerdrop_jax.commands import export_ctranslate2
+from layerdrop_jax.commands import export_ctranslate2, export_fairseq
 from layerdrop_jax.commands.export_card import Use, write_card
 from layerdrop_jax.data import labelled
 from layerdrop_jax.data.packing import fill_row
@@ -17,7 +17,7 @@ from layerdrop_jax.decoding.batching import length_limit
 from layerdrop_jax.depth import strategies
 from layerdrop_jax.depth.prune import cut
 from layerdrop_jax.files import write_json
-from layerdrop_jax.interop import ctranslate2, folders, huggingface
+from layerdrop_jax.interop import ctranslate2, fairseq_files, folders, huggingface
 from layerdrop_jax.models.params import count_params, model_graph
 from layerdrop_jax.runs import settings
 from layerdrop_jax.runs.folder import check_new, made_whole, original_layers
@@ -45,7 +45,7 @@ def export_run(
 
     The folder holds the weights, config.json, the tokenizer and README.md, a model card. Before it
     is put in place it is read back and compared with the run: see `compare` here, and in
-    `export_ctranslate2`.
+    `export_ctranslate2`; of the reference's checkpoint every number and setting is.
 
     Args:
       workdir: a run's folder.
@@ -66,6 +66,8 @@ def export_run(
         hold what it should.
       FileNotFoundError, OSError: not a run's folder, or a file that cannot be written.
     """
+    if library == "fairseq":
+        fairseq_files.check_installed("--to=fairseq")
     if library == "ctranslate2":
         ctranslate2.check_installed()
     elif quantization != "float32":
@@ -93,6 +95,8 @@ def export_run(
     with made_whole(output) as partial:
         if library == "ctranslate2":
             found, use = export_ctranslate2.write(partial, small, quantization)
+        elif library == "fairseq":
+            found, use = export_fairseq.write(partial, small)
         else:
             found, use = _write_huggingface(partial, small)
         record |= found
@@ -129,19 +133,14 @@ def compare(folder, model, params: dict, state: dict, found: dict, order=None) -
     Raises:
       ValueError: a number differs, or an output by more than TOLERANCE of the largest one.
     """
-    for key, array in state.items():
-        if key not in found or not np.array_equal(np.asarray(found[key], np.float32), array):
-            raise ValueError(f"{folder}: {key} was not read back as it is in the run")
-    every = f"all {sum(a.size for a in state.values()):,} numbers"
+    every = folders.compare_numbers(folder, state, found)
     headless = not huggingface.has_head(folders.read_json(pathlib.Path(folder) / "config.json"))
     what = "hidden states" if headless else "logits"
     if not folders.can_compute():
         return f"{every}, read back; not the {what}: {' and '.join(folders.LIBRARIES)} are needed"
     drawn = _draw(model)
-    if _translates(model):
-        theirs = folders.outputs(folder, drawn["source"], drawn["target_input"])
-    else:
-        theirs = folders.outputs(folder, drawn if order is None else order[drawn])
+    ids = (drawn["source"], drawn["target_input"]) if _translates(model) else (drawn,)
+    theirs = folders.outputs(folder, *(a if order is None else order[a] for a in ids))
     if order is not None and not headless and not getattr(model, "num_classes", 0):
         theirs = theirs[..., order]
     difference = _difference(model, params, drawn, theirs, headless)

@@ -19,7 +19,9 @@ KINDS = ("BPE", "WordPiece")
 UNWRITTEN = "ÀÁõö÷øùúûüýþÿ"
 
 
-def renumber(content: dict, vocab_size: int, known: dict) -> tuple[dict, np.ndarray]:
+def renumber(
+    content: dict, vocab_size: int, known: dict, *, more: bool = False
+) -> tuple[dict, np.ndarray]:
     """Renumbers a tokenizer.
 
     A symbol that it lacks takes an entry that no text becomes: one that the network's tables have
@@ -32,6 +34,8 @@ def renumber(content: dict, vocab_size: int, known: dict) -> tuple[dict, np.ndar
       vocab_size: rows of the network's tables.
       known: ids by "bos", "eos", "pad", "unk"; None or absent where there is none. It needs "eos".
         With "mask", also an id or None, the vocabulary is an encoder's, which ends with `<mask>`.
+      more: whether entries beyond the tables stay, each with the row of `<unk>`; without it special
+        ones are left out, which no text becomes, and another one is an error.
 
     Returns:
       ``(content, order)``: the new tokenizer.json, and for each new id the old one, int64[V]. V is
@@ -46,16 +50,22 @@ def renumber(content: dict, vocab_size: int, known: dict) -> tuple[dict, np.ndar
     vocabulary = content.get("model", {}).get("vocab")
     if not isinstance(vocabulary, dict):
         raise ValueError("tokenizer.json has no entries by name: only a BPE can be read")
+    if not more:
+        beyond = {t["content"] for t in added if t.get("special") and t["id"] >= vocab_size}
+        added = [token for token in added if token["content"] not in beyond]
+        vocabulary = {token: n for token, n in vocabulary.items() if token not in beyond}
+        model = content["model"] | {"vocab": vocabulary}
+        content = content | {"model": model, "added_tokens": added}
     names = {number: token for token, number in vocabulary.items()}
     names |= {token["id"]: token["content"] for token in added}
-    if max(names) >= vocab_size:
+    if max(names) >= vocab_size and not more:
         raise ValueError(
             f"tokenizer.json has the id {max(names)}, and config.json vocab_size={vocab_size}"
         )
     # What it puts around a text by itself names the old ids, and nothing here asks for it.
     content = content | {"post_processor": None, "truncation": None, "padding": None}
     last = (MASK,) if "mask" in known else ()
-    if len(names) == vocab_size:
+    if len(names) == vocab_size and max(names) < vocab_size:
         entries = [names[number] for number in range(vocab_size)]
         ours = (*entries[: len(SPECIAL_SYMBOLS)], *entries[vocab_size - len(last) :])
         if ours == (*SPECIAL_SYMBOLS, *last):
@@ -81,9 +91,11 @@ def renumber(content: dict, vocab_size: int, known: dict) -> tuple[dict, np.ndar
                 "beside eos that no text becomes, whose row it could have"
             )
         symbols[symbol] = number
-    rest = sorted(set(range(vocab_size)) - set(own))
+    rest = sorted((set(range(vocab_size)) | names.keys()) - set(own))
     first, masks = symbols[: len(SPECIAL_SYMBOLS)], symbols[len(SPECIAL_SYMBOLS) :]
-    return _renumbered(content, names, rest, last), np.array([*first, *rest, *masks], np.int64)
+    order = np.array([*first, *rest, *masks], np.int64)
+    order = np.where(order < vocab_size, order, symbols[UNK])
+    return _renumbered(content, names, rest, last), order
 
 
 def _unwritten_bytes(model, own) -> list[int]:

@@ -46,7 +46,7 @@ _CODE_PIECES = (
     r"|[^\S\r\n]+(?!\S)|[^\S\r\n]+"
 )
 # What Python's str.split takes for white space, which decides in the reference.
-_WHITE_SPACE = r"[\s\x1c-\x1f]+"
+WHITE_SPACE = r"[\s\x1c-\x1f]+"
 
 
 def train_tokenizer(
@@ -131,7 +131,7 @@ def train_word_vocabulary(
     entries = (*SPECIAL_SYMBOLS, *words[: vocab_size - len(SPECIAL_SYMBOLS)])
     vocabulary = {word: number for number, word in enumerate(entries)}
     tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_WHITE_SPACE), "removed")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WHITE_SPACE), "removed")
     return _fill_up_and_write(tokenizer, vocab_size, path)
 
 

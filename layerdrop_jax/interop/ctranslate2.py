@@ -33,8 +33,11 @@ def seq2seq_config(config) -> dict:
       ValueError: the network has what this layout cannot hold; the message names the key.
     """
     _check(config)
-    fields = {"num_layers": (config.encoder_layers, config.decoder_layers)}
-    return _described(config, ENCODER_DECODER, fields, scale_embeddings=True)
+    fields = {
+        "num_layers": (config.encoder_layers, config.decoder_layers),
+        "layernorm_embedding": config.embedding_norm,
+    }
+    return _described(config, ENCODER_DECODER, fields)
 
 
 def lm_config(config) -> dict:
@@ -61,7 +64,7 @@ def lm_config(config) -> dict:
     }
     if rotary:  # of all channels of a head; channel j is turned with j + K/2
         fields |= {"rotary_dim": 0, "rotary_interleave": False, "rotary_base": config.rope_theta}
-    return _described(config, DECODER, fields, scale_embeddings=config.scale_embeddings)
+    return _described(config, DECODER, fields)
 
 
 def seq2seq_state(params: dict, config, *, sinusoids) -> dict:
@@ -94,6 +97,8 @@ def seq2seq_state(params: dict, config, *, sinusoids) -> dict:
         table_PxD = _positions(params.get(f"{side}_positions"), config, length, sinusoids)
         state[f"{stack}/position_encodings/encodings"] = table_PxD
         _layers(state, params[stack], stack, config)
+        if config.embedding_norm:
+            _norm(state, params[f"{side}_embedding_norm"], f"{stack}/layernorm_embedding")
         if config.norm == "pre":
             _norm(state, params[f"{stack}_norm"], f"{stack}/layer_norm")
     return contiguous(state)
@@ -184,7 +189,7 @@ def logits(folder, kind: str, ids_BxT) -> np.ndarray:
     return np.array(generator.forward_batch(np.asarray(ids_BxT).tolist()))
 
 
-def _described(config, spec, fields, *, scale_embeddings):
+def _described(config, spec, fields):
     common = {
         "num_heads": config.attention_heads,
         "pre_norm": config.norm == "pre",
@@ -193,7 +198,7 @@ def _described(config, spec, fields, *, scale_embeddings):
     return {
         "spec": spec,
         "fields": common | fields,
-        "scale_embeddings": scale_embeddings,
+        "scale_embeddings": config.scale_embeddings,
         "layer_norm_epsilon": config.norm_epsilon,
     }
 

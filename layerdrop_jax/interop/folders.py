@@ -102,6 +102,21 @@ def read_json(path) -> dict:
     return found
 
 
+def compare_numbers(folder, state: dict, found: dict) -> str:
+    """Checks that every number of a state was read back from a folder, bit for bit.
+
+    Returns:
+      what was compared, for a person.
+
+    Raises:
+      ValueError: one differs.
+    """
+    for key, array in state.items():
+        if key not in found or not np.array_equal(np.asarray(found[key], np.float32), array):
+            raise ValueError(f"{folder}: {key} was not read back as it is in the run")
+    return f"all {sum(a.size for a in state.values()):,} numbers"
+
+
 def can_compute() -> bool:
     """Says whether the library is installed here, so that `outputs` can be called."""
     return all(importlib.util.find_spec(name) for name in LIBRARIES)

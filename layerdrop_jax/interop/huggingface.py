@@ -4,7 +4,7 @@ import typing
 
 import numpy as np
 
-from layerdrop_jax.interop import gpt2
+from layerdrop_jax.interop import distilbert, gpt2, opt, translators
 from layerdrop_jax.interop.layout import (
     POSITION_OFFSET,
     check_all_taken,
@@ -347,40 +347,56 @@ def fields(found: dict) -> dict:
         `encoder_fields` raise.
     """
     names = found.get("architectures") or [None]
+    if names[0] in distilbert.ARCHITECTURES:
+        return encoder_fields(distilbert.as_bert(found))
     if names[0] in _ENCODERS:
         return encoder_fields(found)
     if names[0] in _ARCHITECTURES:
         return decoder_fields(found)
     if names[0] == gpt2.ARCHITECTURE:
         return gpt2.decoder_fields(found)
-    known = ", ".join((*_ARCHITECTURES, gpt2.ARCHITECTURE, *_ENCODERS))
+    if names[0] == opt.ARCHITECTURE:
+        return gpt2.decoder_fields(opt.as_gpt2(found))
+    if names[0] in translators.ARCHITECTURES:
+        return translators.seq2seq_fields(found)
+    causal = (*_ARCHITECTURES, gpt2.ARCHITECTURE, opt.ARCHITECTURE)
+    known = ", ".join((*causal, *_ENCODERS, *distilbert.ARCHITECTURES, *translators.ARCHITECTURES))
     raise ValueError(f"architectures={names} is not one of {known}, which can be read")
 
 
 def uniform(state: dict, found: dict) -> dict:
     """Brings weights into the one form that an export writes, where a layout has several.
 
+    What has that form already stays as it is.
+
     Args:
       state: arrays by Hugging Face's key.
       found: what config.json holds, of a network that `fields` reads.
 
     Returns:
-      arrays by Hugging Face's key; see `uniform_encoder` and `gpt2.uniform`.
+      arrays by Hugging Face's key; see `uniform_encoder`, `gpt2.uniform` and `translators.uniform`.
+      The names of an OPT become those of GPT-2, and of a DistilBERT those of BERT.
 
     Raises:
-      ValueError: as `uniform_encoder`.
+      ValueError: as `uniform_encoder` and `translators.uniform`.
     """
     name = found["architectures"][0]
+    if name in translators.ARCHITECTURES:
+        return translators.uniform(state, found)
+    if name in distilbert.ARCHITECTURES:
+        return uniform_encoder(distilbert.as_bert_weights(state), "bert")
     if name in _ENCODERS:
         return uniform_encoder(state, _ENCODERS[name])
+    if name == opt.ARCHITECTURE:
+        return gpt2.uniform(opt.as_gpt2_weights(state))
     return gpt2.uniform(state) if name == gpt2.ARCHITECTURE else state
 
 
 def has_head(found: dict) -> bool:
     """Says whether the network that a config.json describes has an output layer."""
-    return found["architectures"][0] not in {
-        f"{family.kind}{_NO_HEAD}" for family in _FAMILIES.values()
-    }
+    kinds = [family.kind for family in _FAMILIES.values()]
+    headless = {f"{kind}{_NO_HEAD}" for kind in (*kinds, distilbert.KIND)}
+    return found["architectures"][0] not in headless
 
 
 # Decoders: our modules within a layer, and theirs.
@@ -418,8 +434,8 @@ _SIZES = {
 _DEFAULTS = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False}  # where config.json is silent
 _ARCHITECTURES = tuple(f"{name}ForCausalLM" for name in ("Llama", "Mistral", "Qwen2", "Qwen3"))
 _FULL = "full_attention"
-# What has a row for each word, in either kind of network.
-WORDS = ("model.embed_tokens.weight", *gpt2.WORDS)
+# What has a row for each word, in any kind of network.
+WORDS = ("model.embed_tokens.weight", *gpt2.WORDS, *translators.WORDS)
 WORDS += tuple(f"{name}.{_WORDS}" for name in _FAMILIES)
 WORDS += tuple(family.bias for family in _FAMILIES.values())
 

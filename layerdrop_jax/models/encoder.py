@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layerdrop_jax.core.randomness import named_key
-from layerdrop_jax.interop import fairseq, huggingface
+from layerdrop_jax.interop import fairseq, fairseq_files, huggingface
 from layerdrop_jax.models.blocks import (
     BlockConfig,
     EncoderLayer,
@@ -72,7 +72,10 @@ class EncoderConfig(BlockConfig):
 
     @property
     def exporters(self):
-        return {"huggingface": (huggingface.encoder_config, huggingface.encoder_state)}
+        return {
+            "huggingface": (huggingface.encoder_config, huggingface.encoder_state),
+            "fairseq": (fairseq_files.encoder_args, fairseq.encoder_state),
+        }
 
     def make_model(self, rngs):
         return Encoder(self, rngs=rngs)

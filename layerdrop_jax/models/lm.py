@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layerdrop_jax.core.randomness import named_key
-from layerdrop_jax.interop import ctranslate2, fairseq, gpt2, huggingface
+from layerdrop_jax.interop import ctranslate2, fairseq, fairseq_files, gpt2, huggingface
 from layerdrop_jax.models.adaptive import AdaptiveEmbedding, AdaptiveSoftmax, bands
 from layerdrop_jax.models.attention import causal_mask, heads_first, write_cache
 from layerdrop_jax.models.blocks import (
@@ -156,6 +156,7 @@ class LMConfig(BlockConfig):
         return {
             "huggingface": (self._layout.decoder_config, self._layout.decoder_state),
             "ctranslate2": (ctranslate2.lm_config, write),
+            "fairseq": (fairseq_files.lm_args, fairseq.lm_state),
         }
 
     @property

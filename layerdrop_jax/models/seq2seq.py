@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from layerdrop_jax.core.randomness import named_key
-from layerdrop_jax.interop import ctranslate2, fairseq, translators
+from layerdrop_jax.interop import ctranslate2, fairseq, fairseq_files, translators
 from layerdrop_jax.models.attention import causal_mask, heads_first, segment_mask, write_cache
 from layerdrop_jax.models.blocks import (
     WHOLE,
@@ -45,6 +45,9 @@ class Seq2SeqConfig(BlockConfig):
       share_embeddings: ``all`` (encoder input, decoder input and output are one table),
         ``decoder`` (decoder input and output) or ``none``.
       positions: ``sinusoidal`` or ``learned``.
+      scale_embeddings: whether embeddings are multiplied by sqrt(D); BART's are not.
+      embedding_norm: whether a layer norm follows embeddings and positions of each side, as in
+        BART.
       max_source_length, max_target_length: longest sequence, end symbol included, in tokens.
     """
 
@@ -54,6 +57,8 @@ class Seq2SeqConfig(BlockConfig):
     decoder_layers: int
     share_embeddings: str
     positions: str
+    scale_embeddings: bool
+    embedding_norm: bool
     max_source_length: int
     max_target_length: int
 
@@ -77,14 +82,14 @@ class Seq2SeqConfig(BlockConfig):
 
     @property
     def importers(self):
-        return {"fairseq": fairseq.seq2seq_params}
+        return {"fairseq": fairseq.seq2seq_params, "huggingface": translators.seq2seq_params}
 
     @property
     def exporters(self):
         return {
             library: (of.seq2seq_config, functools.partial(of.seq2seq_state, sinusoids=sinusoids))
             for library, of in {"huggingface": translators, "ctranslate2": ctranslate2}.items()
-        }
+        } | {"fairseq": (fairseq_files.seq2seq_args, fairseq.seq2seq_state)}
 
     def make_model(self, rngs):
         return Seq2Seq(self, rngs=rngs)
@@ -129,6 +134,9 @@ class Seq2Seq(nnx.Module):
         self.target_positions = Positions(
             config.positions, config.max_target_length, dim, rngs=rngs
         )
+        if config.embedding_norm:
+            self.source_embedding_norm = make_norm(config, rngs)
+            self.target_embedding_norm = make_norm(config, rngs)
         self.encoder = make_stack(
             lambda rngs: EncoderLayer(config, rngs=rngs), config.stored_layers("encoder"), rngs
         )
@@ -169,9 +177,7 @@ class Seq2Seq(nnx.Module):
     def encode(self, ids_BxS, segment_BxS, position_BxS, how: How = WHOLE):
         """Computes the encoder's output, [B, S, D]; values at padding have no meaning."""
         mask_BxSxS = segment_mask(segment_BxS, segment_BxS)
-        x_BxSxD = self._embed(
-            self.source_embedding(ids_BxS), self.source_positions(position_BxS), how.key
-        )
+        x_BxSxD = self._embed("source", ids_BxS, position_BxS, how.key)
 
         def layer_call(layer, x_BxSxD, key, groups):
             return layer(x_BxSxD, mask_BxSxS, key, groups, how.mode)
@@ -191,9 +197,7 @@ class Seq2Seq(nnx.Module):
         """Computes the decoder's output, [B, T, D], under teacher forcing."""
         mask_BxTxT = segment_mask(segment_BxT, segment_BxT) & causal_mask(ids_BxT.shape[1])
         memory_mask_BxTxS = segment_mask(segment_BxT, memory_segment_BxS)
-        x_BxTxD = self._embed(
-            self._target_embedding(ids_BxT), self.target_positions(position_BxT), how.key
-        )
+        x_BxTxD = self._embed("target", ids_BxT, position_BxT, how.key)
 
         def layer_call(layer, x_BxTxD, key, groups):
             masks = (mask_BxTxT, memory_mask_BxTxS)
@@ -260,9 +264,7 @@ class Seq2Seq(nnx.Module):
         mine = origin_BxMxT[..., None] == jnp.arange(beam)[None, None, None]
         before = jnp.arange(length)[None, None, :, None] < step
         past_mask = (mine & before).reshape(batch, beam, length * beam)
-        x_BxMxD = self._embed(
-            self._target_embedding(tokens_BxM), self.target_positions(jnp.full((1, 1), step)), None
-        )
+        x_BxMxD = self._embed("target", tokens_BxM, jnp.full((1, 1), step), None)
         x_BxMxD, now = self._read(cache, x_BxMxD, past_mask, cache["keep"])
         past = write_cache(cache["past"], now, step * beam)
         here = jnp.broadcast_to(jnp.arange(beam)[None, :, None], (batch, beam, 1))
@@ -275,9 +277,7 @@ class Seq2Seq(nnx.Module):
         position_BxT = step_B[:, None] + jnp.arange(tokens_BxT.shape[1])[None]
         # A draft may look beyond the last position; nobody reads what it finds there.
         position_BxT = jnp.minimum(position_BxT, self.config.max_target_length - 1)
-        return self._embed(
-            self._target_embedding(tokens_BxT), self.target_positions(position_BxT), None
-        )
+        return self._embed("target", tokens_BxT, position_BxT, None)
 
     def read(self, cache, x_BxTxD, step_B, keep_N):
         """Runs decoder layers over tokens that follow one another, and keeps their keys and values.
@@ -339,7 +339,12 @@ class Seq2Seq(nnx.Module):
         shared = self.config.share_embeddings == "all"
         return self.source_embedding if shared else self.target_embedding
 
-    def _embed(self, tokens, positions, key):
-        x = self.config.embed_dim**0.5 * tokens + positions
-        x = x.astype(self.config.dtype)
+    def _embed(self, side, ids, position, key):
+        table = self.source_embedding if side == "source" else self._target_embedding
+        x = table(ids)
+        if self.config.scale_embeddings:
+            x = self.config.embed_dim**0.5 * x
+        x = (x + getattr(self, f"{side}_positions")(position)).astype(self.config.dtype)
+        if self.config.embedding_norm:
+            x = getattr(self, f"{side}_embedding_norm")(x)
         return dropout(x, self.config.dropout, None if key is None else named_key(key, "embedding"))

@@ -46,7 +46,16 @@ def _to_version_6(config):
         config["decode"] |= {"draft": "", "draft_tokens": 4}
 
 
-STEPS = (_to_version_2, _to_version_3, _to_version_4, _to_version_5, _to_version_6)
+def _to_version_7(config):
+    """Adds what BART does otherwise: encoder-decoders scaled embeddings, and had no norm there."""
+    if "share_embeddings" in config["model"]:
+        config["model"] |= {"scale_embeddings": True, "embedding_norm": False}
+
+
+STEPS = (
+    *(_to_version_2, _to_version_3, _to_version_4),
+    *(_to_version_5, _to_version_6, _to_version_7),
+)
 VERSION = len(STEPS) + 1
 
 

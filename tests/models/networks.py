@@ -54,6 +54,8 @@ def small_config(**changes) -> Seq2SeqConfig:
         "decoder_layers": 2,
         "share_embeddings": "decoder",
         "positions": "learned",
+        "scale_embeddings": True,
+        "embedding_norm": False,
         "max_source_length": 23,
         "max_target_length": 29,
     }
