@@ -64,6 +64,8 @@ def lm_config(config) -> dict:
     }
     if rotary:  # of all channels of a head; channel j is turned with j + K/2
         fields |= {"rotary_dim": 0, "rotary_interleave": False, "rotary_base": config.rope_theta}
+    if config.alibi:
+        fields["alibi"] = True
     return _described(config, DECODER, fields)
 
 
@@ -112,7 +114,7 @@ def lm_state(params: dict, config, *, sinusoids) -> dict:
         "decoder/embeddings/weight": table,
         "decoder/projection/weight": table if config.tie_embeddings else params["output"]["table"],
     }
-    if config.positions != "rotary":
+    if config.positions not in ("rotary", "alibi"):
         table_PxD = _positions(params.get("positions"), config, config.max_length, sinusoids)
         state["decoder/position_encodings/encodings"] = table_PxD
     _layers(state, params["decoder"], "decoder", config)

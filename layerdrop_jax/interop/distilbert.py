@@ -1,5 +1,7 @@
 """Hugging Face's DistilBERT as what it is by other names: a BERT without types of tokens."""
 
+import numpy as np
+
 from layerdrop_jax.interop.layout import check_read, read_sizes
 
 KIND = "DistilBert"
@@ -51,12 +53,16 @@ def as_bert(found: dict) -> dict:
 
 
 def as_bert_weights(state: dict) -> dict:
-    """Renames the weights of a DistilBERT as those of BERT; names that are BERT's stay.
+    """Renames the weights of a DistilBERT as those of BERT, with types of tokens that are zeros.
 
     Args:
-      state: arrays by Hugging Face's key.
+      state: arrays by Hugging Face's key; names that are BERT's stay.
     """
-    return {_as_bert(key): array for key, array in state.items()}
+    state = {_as_bert(key): array for key, array in state.items()}
+    words, types = (f"bert.embeddings.{name}_embeddings.weight" for name in ("word", "token_type"))
+    if words in state and types not in state:
+        state[types] = np.zeros((2, state[words].shape[1]), np.float32)
+    return state
 
 
 def _as_bert(key):

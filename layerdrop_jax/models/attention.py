@@ -8,7 +8,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from layerdrop_jax.core.structured import drop_heads
-from layerdrop_jax.models.embeddings import rotate
+from layerdrop_jax.models.embeddings import alibi_slopes, rotate
 from layerdrop_jax.models.layers import dropout, linear, make_norm, xavier_uniform
 
 # Xavier uniform with gain 1/sqrt(2): the bound of one joint [3D, D] projection.
@@ -67,12 +67,13 @@ class Attention(nnx.Module):
         """Attends from x to keys and values, where ``mask`` is True; returns [B, T, D].
 
         ``keep_H`` marks the heads whose output counts; None keeps all. ``position_BxT`` is that of
-        the queries, as in `keys_values`.
+        the queries, as in `keys_values`; ALiBi takes it for that of the keys too.
         """
+        bias = self._bias(position_BxT, position_BxT)
         q_BxTxHxK = self._queries(x_BxTxD, position_BxT)
         # Weights [B, H, T, S] are computed again in the backward pass: storing them costs more.
         weighted = jax.checkpoint(partial(_weighted_values, self.config.attention_dropout))
-        out_BxTxHxK = weighted(q_BxTxHxK, k_BxSxGxK, v_BxSxGxK, mask_BxTxS, key)
+        out_BxTxHxK = weighted(q_BxTxHxK, k_BxSxGxK, v_BxSxGxK, mask_BxTxS, key, bias)
         out_BxTxHxK = checkpoint_name(out_BxTxHxK, SAVED_NAME)
         if keep_H is not None:
             out_BxTxHxK = drop_heads(out_BxTxHxK, keep_H)
@@ -87,6 +88,7 @@ class Attention(nnx.Module):
         now=None,
         position_BxM=None,
         following=False,
+        position_BxS=None,
     ):
         """Attends from M queries to a cache, without moving any of it; returns [B, M, D].
 
@@ -99,6 +101,7 @@ class Attention(nnx.Module):
           position_BxM: that of the new tokens, as in `keys_values`.
           following: whether the tokens follow one another instead, as those of one hypothesis: each
             sees those before it too.
+          position_BxS: that of the entries of the cache, which ALiBi asks for.
         """
         q_BxMxHxK = self._queries(x_BxMxD, position_BxM)
         # Heads that share keys and values become more hypotheses, which read the same cache.
@@ -106,6 +109,8 @@ class Attention(nnx.Module):
         q_BxMxGxK = _as_hypotheses(q_BxMxHxK, size)
         mask_BxMxS = _repeat(mask_BxMxS, size)
         scores_BxGxMxS = jnp.einsum("bmhk,bhsk->bhms", q_BxMxGxK, k_BxGxSxK).astype(jnp.float32)
+        if self.config.alibi:
+            scores_BxGxMxS += _fold_bias(self._bias(position_BxM, position_BxS), size)
         scores_BxGxMxS = jnp.where(mask_BxMxS[:, None], scores_BxGxMxS, HIDDEN)
         if now is None:
             weights_BxGxMxS = jax.nn.softmax(scores_BxGxMxS).astype(v_BxGxSxK.dtype)
@@ -114,6 +119,8 @@ class Attention(nnx.Module):
             k_BxNxGxK, v_BxNxGxK = now
             mask_1x1xMxN = _repeat(causal_mask(x_BxMxD.shape[1]), size)[None]
             among = jnp.einsum("bmhk,bnhk->bhmn", q_BxMxGxK, k_BxNxGxK).astype(jnp.float32)
+            if self.config.alibi:
+                among += _fold_bias(self._bias(position_BxM, position_BxM), size)
             among_BxGxMxN = jnp.where(mask_1x1xMxN, among, HIDDEN)
             scores = jnp.concatenate([scores_BxGxMxS, among_BxGxMxN], axis=-1)
             weights = jax.nn.softmax(scores).astype(v_BxGxSxK.dtype)
@@ -140,8 +147,16 @@ class Attention(nnx.Module):
             q_BxTxHxK = self.q_norm(q_BxTxHxK)
         return self._rotate(q_BxTxHxK, position_BxT) * self.config.head_size**-0.5
 
+    def _bias(self, query_BxT, key_BxS):
+        """Computes what ALiBi adds to scores, float32 [B, H, T, S]; None without ALiBi."""
+        if not self.config.alibi:
+            return None
+        slope_1xHx1x1 = jnp.asarray(alibi_slopes(self.config.attention_heads))[None, :, None, None]
+        behind_Bx1xTxS = (key_BxS[:, None, :] - query_BxT[:, :, None])[:, None]
+        return slope_1xHx1x1 * behind_Bx1xTxS.astype(jnp.float32)
+
     def _rotate(self, x_BxTxHxK, position_BxT):
-        if position_BxT is None:
+        if position_BxT is None or self.config.alibi:
             return x_BxTxHxK
         return rotate(x_BxTxHxK, position_BxT, self.config.rope_theta)
 
@@ -152,8 +167,8 @@ class Attention(nnx.Module):
         return self.out_proj(out_BxTxHxK.reshape(*out_BxTxHxK.shape[:-2], -1))
 
 
-def _weighted_values(rate, q_BxTxHxK, k_BxSxGxK, v_BxSxGxK, mask_BxTxS, key):
-    """Computes softmax(q k^T) v, [B, T, H, K], over the keys that ``mask`` lets through."""
+def _weighted_values(rate, q_BxTxHxK, k_BxSxGxK, v_BxSxGxK, mask_BxTxS, key, bias_BxHxTxS=None):
+    """Computes softmax(q k^T + bias) v, [B, T, H, K], over the keys that ``mask`` lets through."""
     # Heads first: batched products over leading axes are about twice as fast on CPU.
     q_BxHxTxK, k_BxGxSxK, v_BxGxSxK = map(heads_first, (q_BxTxHxK, k_BxSxGxK, v_BxSxGxK))
     (batch, heads, length, _), groups = q_BxHxTxK.shape, k_BxGxSxK.shape[1]
@@ -166,7 +181,8 @@ def _weighted_values(rate, q_BxTxHxK, k_BxSxGxK, v_BxSxGxK, mask_BxTxS, key):
         return a_BxGx_x_.reshape(batch, heads, length, a_BxGx_x_.shape[-1])
 
     scores = jnp.einsum("bhtk,bhsk->bhts", fold(q_BxHxTxK), k_BxGxSxK).astype(jnp.float32)
-    scores_BxHxTxS = jnp.where(mask_BxTxS[:, None], unfold(scores), HIDDEN)
+    scores = unfold(scores) if bias_BxHxTxS is None else unfold(scores) + bias_BxHxTxS
+    scores_BxHxTxS = jnp.where(mask_BxTxS[:, None], scores, HIDDEN)
     weights_BxHxTxS = jax.nn.softmax(scores_BxHxTxS).astype(v_BxGxSxK.dtype)
     weights_BxHxTxS = dropout(weights_BxHxTxS, rate, key)
     out = jnp.einsum("bhts,bhsk->bhtk", fold(weights_BxHxTxS), v_BxGxSxK)
@@ -180,6 +196,13 @@ def _as_hypotheses(x_BxMxHxK, size: int):
         return x_BxMxHxK
     x = x_BxMxHxK.reshape(batch, beam, heads // size, size, channels)
     return x.swapaxes(2, 3).reshape(batch, beam * size, heads // size, channels)
+
+
+def _fold_bias(bias_BxHxMxS, size: int):
+    """Lays out a bias of heads as `_as_hypotheses` does their queries, [B, G, M * size, S]."""
+    batch, heads, rows, keys = bias_BxHxMxS.shape
+    bias = bias_BxHxMxS.reshape(batch, heads // size, size, rows, keys)
+    return bias.swapaxes(2, 3).reshape(batch, heads // size, rows * size, keys)
 
 
 def _as_heads(x_BxMxGxK, size: int):

@@ -98,6 +98,7 @@ class BlockConfig:
     kv_heads = 0
     head_dim = 0
     qk_norm = False
+    alibi = False
 
     def __post_init__(self):
         choices = {"norm": NORMS, "activation": self.activations, "dtype": DTYPES}
@@ -343,7 +344,7 @@ class EncoderLayer(_SubLayers):
         self._make_exit(rngs)
 
     def __call__(self, x_BxTxD, mask_BxTxT, key=None, groups=None, mode="skip", position_1xT=None):
-        """Runs the layer; ``position_1xT`` is for rotary positions, None where there are others."""
+        """Runs the layer; ``position_1xT`` is for rotary positions and ALiBi, or else None."""
 
         def self_attention(x_BxTxD, key, rows, keep_H):
             mask = _take(mask_BxTxT, rows)

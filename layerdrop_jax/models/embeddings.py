@@ -88,6 +88,21 @@ def rotate(x_BxTxHxK, position_BxT, theta: float):
     return turned.astype(x_BxTxHxK.dtype)
 
 
+def alibi_slopes(heads: int) -> np.ndarray:
+    """Computes the slopes of ALiBi, float32 [H]: Press et al. 2022, 2108.12409.
+
+    To the score of a key that lies d tokens behind its query a head adds -d times its slope. Of
+    2^n heads the slopes are the powers of 2^(-8/2^n); of others those of the power of two below,
+    and then every second one of the next.
+    """
+    whole = 2 ** (heads.bit_length() - 1)
+
+    def powers(count):
+        return 2.0 ** (-8 * np.arange(1, count + 1) / count)
+
+    return np.concatenate([powers(whole), powers(2 * whole)[::2]])[:heads].astype(np.float32)
+
+
 class Positions(nnx.Module):
     """Adds positions, ``sinusoidal`` (no parameters) or ``learned``."""
 

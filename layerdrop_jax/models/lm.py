@@ -42,7 +42,7 @@ from layerdrop_jax.models.layers import (
     make_norm,
 )
 
-ROTARY = "rotary"
+ROTARY, ALIBI = "rotary", "alibi"  # what layers know positions by
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,8 @@ class LMConfig(BlockConfig):
       head_dim: channels of a head, K; 0 is D / H.
       qk_norm: whether queries and keys have a norm over K.
       positions: ``sinusoidal`` or ``learned``, added to the embedding; or ``rotary``, by which
-        every layer turns its queries and keys.
+        every layer turns its queries and keys; or ``alibi``, by which every head looks less at what
+        lies further back (Press et al. 2022).
       rope_theta: the base of the frequencies of rotary positions.
       scale_embeddings: whether the embedding is multiplied by sqrt(D).
       max_length: longest sequence in tokens.
@@ -106,7 +107,7 @@ class LMConfig(BlockConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_choice("model", "positions", self.positions, (*POSITIONS, ROTARY))
+        check_choice("model", "positions", self.positions, (*POSITIONS, ROTARY, ALIBI))
         check_choice("model", "norm_type", self.norm_type, NORM_TYPES)
         check_choice("model", "biases", self.biases, BIASES)
         check_sizes("model", self, ("vocab_size", "max_length", "adaptive_factor"))
@@ -141,6 +142,11 @@ class LMConfig(BlockConfig):
             raise ValueError(
                 f'model.adaptive_cutoffs={self.adaptive_cutoffs!r} is not like "20000,60000"'
             ) from None
+
+    @property
+    def alibi(self) -> bool:
+        """Whether positions are ALiBi's."""
+        return self.positions == ALIBI
 
     @property
     def stacks(self):
@@ -204,7 +210,7 @@ class LM(nnx.Module):
             self.embedding = Embedding(vocabulary, dim, rngs=rngs)
             if not config.tie_embeddings:
                 self.output = Embedding(vocabulary, dim, rngs=rngs, zero_padding=False)
-        if config.positions != ROTARY:
+        if config.positions in POSITIONS:
             self.positions = Positions(config.positions, config.max_length, dim, rngs=rngs)
         self.decoder = make_stack(
             lambda rngs: EncoderLayer(config, rngs=rngs), config.stored_layers("decoder"), rngs
@@ -344,6 +350,8 @@ class LM(nnx.Module):
         seen_BxS = (places < cache["length"][:, None]) | ((places >= begin) & (places < before_Bx1))
         seen_BxTxS = jnp.broadcast_to(seen_BxS[:, None], (batch, length, keys.shape[3]))
         turned_BxT = self._turned(self._following(cache, step, length))
+        behind_BxS = cache["length"][:, None] + places - begin
+        position_BxS = jnp.where(places < begin, places, behind_BxS)
 
         def run_layer(layer, x_BxTxD, _, past):
             now = ()
@@ -352,7 +360,13 @@ class LM(nnx.Module):
                 nonlocal now
                 now = layer.self_attn.keys_values(x_BxTxD, turned_BxT)
                 return layer.self_attn.attend_cache(
-                    x_BxTxD, *past, seen_BxTxS, now, turned_BxT, following=length > 1
+                    x_BxTxD,
+                    *past,
+                    seen_BxTxS,
+                    now,
+                    turned_BxT,
+                    following=length > 1,
+                    position_BxS=position_BxS,
                 )
 
             x_BxTxD = layer.step(x_BxTxD, self_attention)
@@ -373,14 +387,14 @@ class LM(nnx.Module):
     # -- parts ----------------------------------------------------------------------------------
 
     def _turned(self, positions):
-        """Returns the positions for the layers, which read rotary ones; None for the others."""
-        return positions if self.config.positions == ROTARY else None
+        """Returns the positions for layers that know them; None where they are embedded."""
+        return None if self.config.positions in POSITIONS else positions
 
     def _embed(self, ids, positions, key):
         x = self.embedding(ids)
         if self.config.scale_embeddings:  # the reference scales the output of adaptive input too
             x = self.config.embed_dim**0.5 * x
-        if self.config.positions != ROTARY:
+        if self.config.positions in POSITIONS:
             x = x + self.positions(positions)
         x = x.astype(self.config.dtype)
         return dropout(x, self.config.dropout, None if key is None else named_key(key, "embedding"))

@@ -32,6 +32,7 @@ LANGUAGE_MODELS = {
     "qwen2": {"biases": "qkv", "tie_embeddings": True},
     "qwen3": {"qk_norm": True, "scale_embeddings": True, "head_dim": 6},
     "gpt2": LAYER_NORM | {"positions": "learned", "activation": "gelu_tanh"},
+    "alibi": LAYER_NORM | {"positions": "alibi", "activation": "gelu"},
     "post": LAYER_NORM | {"activation": "relu", "norm": "post", "final_norm": False},
     "shared": LAYER_NORM | {"activation": "gelu", "final_norm": False, "share_layers": 3},
 }

@@ -187,7 +187,7 @@ def test_one_field_at_a_time_changes_what_is_computed():
         ({"embed_dim": 18}, "embed_dim=18 is not a multiple of model.attention_heads=4"),
         ({"norm_type": "batch"}, "model.norm_type='batch' is unknown.*layer, rms"),
         ({"biases": "some"}, "model.biases='some' is unknown.*all, none, qkv"),
-        ({"positions": "alibi"}, "'alibi' is unknown.*sinusoidal, learned, rotary"),
+        ({"positions": "absolute"}, "'absolute' is unknown.*sinusoidal, learned, rotary, alibi"),
         ({"activation": "silu"}, "model.activation='silu' is unknown.*relu, gelu, .*swiglu"),
         ({"norm_epsilon": 0.0}, "model.norm_epsilon=0.0 is not above 0"),
         ({"rope_theta": -1.0}, "model.rope_theta=-1.0 is not above 0"),
