@@ -30,6 +30,17 @@ def test_an_example_learns(name, bound, capsys):
     assert capsys.readouterr().out
 
 
+def test_a_package_by_another_hand_learns_with_it(capsys):
+    pytest.importorskip("ablang_jax", reason="needs ablanx: pip install -e .[examples]")
+    from examples import package_model
+
+    difference, loss = package_model.main(steps=15)
+    assert difference < 1e-4  # the same network, with every layer
+    assert loss < 0.55  # of two classes as likely as each other it would be 0.69
+    lines = Path(package_model.__file__).read_text().splitlines()
+    assert sum(line.rstrip().endswith("# +") or "# + " in line for line in lines) <= 10
+
+
 def test_a_network_of_others_is_cut_and_used(compile_cache, tmp_path, monkeypatch):
     """With one that has 37 words and room for 11 tokens."""
     for name, value in tiny_run.quick_environment(compile_cache).items():

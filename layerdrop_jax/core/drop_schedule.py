@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 SCHEDULES = ("constant", "linear", "linear-from-zero", "exponential")
@@ -42,7 +43,7 @@ def drop_rates(
     Raises:
       ValueError: an unknown schedule, a rate outside [0, 1], an unknown layer to protect.
     """
-    if not isinstance(rate, jax.core.Tracer) and not 0 <= rate <= 1:
+    if not isinstance(rate, Tracer) and not 0 <= np.asarray(rate) <= 1:
         raise ValueError(f"drop rate {rate} is not a probability: it lies in [0, 1]")
     layer = np.arange(num_layers)
     if schedule == "constant":
@@ -93,7 +94,7 @@ def rate_at(step: ArrayLike, schedule: str = "constant", steps: int = 1) -> jax.
     Raises:
       ValueError: an unknown schedule, or ``steps`` below 1.
     """
-    if not isinstance(steps, jax.core.Tracer) and not steps >= 1:
+    if not isinstance(steps, Tracer) and not steps >= 1:
         raise ValueError(f"a drop schedule over steps={steps} has no length: it takes 1 or more")
     progress = jnp.maximum(jnp.asarray(step, jnp.float32) / steps, 0)
     if schedule == "constant":
@@ -142,7 +143,7 @@ def sample_keep(key: jax.Array, rates: ArrayLike, *, exact: ArrayLike | None = N
     if exact is None:
         return (jax.random.uniform(key, rates.shape, jnp.float32) > rates) | (rates <= 0)
     (num_layers,) = rates.shape
-    if not isinstance(exact, jax.core.Tracer) and not 0 <= exact <= num_layers:
+    if not isinstance(exact, Tracer) and not 0 <= np.asarray(exact) <= num_layers:
         raise ValueError(f"exact={exact} layers cannot be kept of {num_layers}")
     # Finite ends, far beyond any Gumbel draw, so that layers with rate 0 tie at random.
     log_odds = jnp.clip(jnp.log1p(-rates) - jnp.log(rates), -1e4, 1e4)

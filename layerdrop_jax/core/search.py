@@ -63,7 +63,9 @@ def search(score: Score, num_layers: int, keep: int, *, budget: int, seed) -> tu
             if len(found) == budget:
                 break
             remember(layers)
-    return min((layers for layers in found if len(layers) == keep), key=found.get)
+    return min(
+        (layers for layers in found if len(layers) == keep), key=lambda layers: found[layers]
+    )
 
 
 def check_budget(num_layers: int, keep: int, budget: int) -> None:

@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import AbstractValue, eval_jaxpr
 from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 from jax.dtypes import float0
 from jax.typing import ArrayLike
@@ -110,17 +111,9 @@ def _trace_step(f, init, x):
     Returns (init, step, consts): the first carry with its weak types promoted, and f as
     ``step(consts, carry, x)``, which closes over nothing.
     """
-    for tries in range(2):
-        jaxpr, out = jax.make_jaxpr(f, return_shape=True)(init, x)
-        if not isinstance(out, (tuple, list)) or len(out) != 2:
-            raise TypeError(f"f returns {jax.tree.map(_name, out)}: it has to be a pair (carry, y)")
-        _check_structure(init, out[0])
-        after = jaxpr.out_avals[: len(jax.tree.leaves(init))]
-        promoted = [_promote(a, aval) for a, aval in zip(jax.tree.leaves(init), after, strict=True)]
-        changed = [a.dtype for a in promoted] != [a.dtype for a in jax.tree.leaves(init)]
-        init = jax.tree.unflatten(jax.tree.structure(init), promoted)
-        if not changed or tries:
-            break
+    jaxpr, out, after, init, changed = _trace_and_promote(f, init, x)
+    if changed:
+        jaxpr, out, after, init, _ = _trace_and_promote(f, init, x)
     for (path, a), aval in zip(jax.tree_util.tree_leaves_with_path(init), after, strict=True):
         leaf = "carry" + jax.tree_util.keystr(path)
         if (np.shape(a), a.dtype) != (aval.shape, aval.dtype):
@@ -137,7 +130,7 @@ def _trace_step(f, init, x):
     out_tree = jax.tree.structure(out)
 
     def step(consts, carry, x):
-        leaves = jax.core.eval_jaxpr(jaxpr.jaxpr, consts, *jax.tree.leaves((carry, x)))
+        leaves = eval_jaxpr(jaxpr.jaxpr, consts, *jax.tree.leaves((carry, x)))
         # What f returns as a plain number, such as True, comes out of the jaxpr as one.
         leaves = [
             a if hasattr(a, "dtype") else jnp.asarray(a, aval.dtype)
@@ -146,6 +139,19 @@ def _trace_step(f, init, x):
         return tuple(jax.tree.unflatten(out_tree, leaves))
 
     return init, step, jaxpr.consts
+
+
+def _trace_and_promote(f, init, x):
+    """Traces ``f``; returns (jaxpr, out, types of the carry, promoted carry, whether it is new)."""
+    jaxpr, out = jax.make_jaxpr(f, return_shape=True)(init, x)
+    if not isinstance(out, (tuple, list)) or len(out) != 2:
+        raise TypeError(f"f returns {jax.tree.map(_name, out)}: it has to be a pair (carry, y)")
+    _check_structure(init, out[0])
+    leaves = jax.tree.leaves(init)
+    after = jaxpr.out_avals[: len(leaves)]
+    promoted = [_promote(a, aval) for a, aval in zip(leaves, after, strict=True)]
+    changed = [a.dtype for a in promoted] != [a.dtype for a in leaves]
+    return jaxpr, out, after, jax.tree.unflatten(jax.tree.structure(init), promoted), changed
 
 
 def _check_structure(init, after):
@@ -181,8 +187,9 @@ def _name(a):
 
 def _varying(a):
     """Finds the axes of `jax.shard_map` along which the devices have values of their own."""
-    aval = a if isinstance(a, jax.core.AbstractValue) else jax.typeof(a)
-    return aval.mat.varying if hasattr(aval, "mat") else getattr(aval, "vma", frozenset())
+    aval = a if isinstance(a, AbstractValue) else jax.typeof(a)
+    mat = getattr(aval, "mat", None)
+    return getattr(aval, "vma", frozenset()) if mat is None else mat.varying
 
 
 def _cond_step(f, carry, x_and_keep):
@@ -231,8 +238,9 @@ def _skip(step, consts, init, xs, keep, policy):
         return never_transposed(out), (inputs, never_transposed(saved))
 
     def run_backward(residuals, cotangents):
-        inputs, saved = residuals
-        return (*never_transposed(_backward(saving_step, *inputs, saved, *cotangents)), None)
+        (consts, init, xs, keep), saved = residuals
+        inputs = (consts, init, xs, keep, saved, *cotangents)
+        return (*never_transposed(_backward(saving_step, *inputs)), None)
 
     run.defvjp(run_forward, run_backward, symbolic_zeros=True)
     return run(*reverse_only((consts, init, xs, keep)))
@@ -355,7 +363,7 @@ def _trace_linear(step, consts, init, xs):
 
     def run(consts, carry, x):
         inputs = jax.tree.leaves((consts, carry, x))
-        leaves = jax.core.eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *inputs)
+        leaves = eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *inputs)
         return jax.tree.unflatten(jax.tree.structure(out), leaves)
 
     return run, jax.eval_shape(run, consts, init, _step_avals(xs)), *layout
@@ -408,7 +416,7 @@ def _trace_pullback(step, consts, init, xs, saved, in_carry, in_ys):
         in_carry = wider
 
     def run(*inputs):
-        leaves = iter(jax.core.eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *jax.tree.leaves(inputs)))
+        leaves = iter(eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *jax.tree.leaves(inputs)))
         ct_consts = [next(leaves) for flag in in_consts if flag]
         ct_carry = [
             next(leaves) if after else jnp.zeros_like(a)
