@@ -287,8 +287,10 @@ def lm_state(params: dict, config) -> dict:
     embeddings, softmax = "decoder.embed_tokens.embeddings", "decoder.adaptive_softmax"
     if config.cutoffs:
         embedding, output = params["embedding"], params["output"]
-        buffers = ("decoder.embed_tokens._float_tensor", f"{softmax}.head._float_tensor")
-        state |= dict.fromkeys((*buffers, f"{softmax}.version"), np.ones(1))
+        buffers = ["decoder.embed_tokens._float_tensor", f"{softmax}.version"]
+        if config.tie_embeddings:
+            buffers.append(f"{softmax}.head._float_tensor")
+        state |= dict.fromkeys(buffers, np.ones(1))
         for band in range(len(config.cutoffs) + 1):
             table, kernel = (embedding[f"{name}_{band}"] for name in ("table", "projection"))
             state[f"{embeddings}.{band}.0.weight"] = table
@@ -356,7 +358,9 @@ def check_seq2seq(config) -> None:
 
 def check_lm(config) -> None:
     """Raises a ValueError where an `LMConfig` has what the reference does not."""
-    known = {"exit_maps": (False,), "norm_type": ("layer",), "biases": ("all",)}
+    # Whatever its settings say, the reference makes the norms of a language model precede.
+    known = {"norm": ("pre",)}
+    known |= {"exit_maps": (False,), "norm_type": ("layer",), "biases": ("all",)}
     known |= {"qk_norm": (False,), "positions": ("sinusoidal", "learned"), "norm_epsilon": (1e-5,)}
     known |= {"kv_heads": (0, config.attention_heads), "activation": tuple(ACTIVATIONS.values())}
     known |= {"head_dim": (0, config.embed_dim // config.attention_heads)}

@@ -197,13 +197,13 @@ def seq2seq_args(config) -> dict:
 def lm_args(config) -> dict:
     """Writes the settings of a checkpoint with a language model, as `seq2seq_args` does."""
     fairseq.check_lm(config)
-    adaptive, pre = bool(config.cutoffs), config.norm == "pre"
+    adaptive, learned = bool(config.cutoffs), config.positions == "learned"
     args = _common(config, "transformer_lm", "language_modeling")
     return (
         args
-        | _of_stack(config, "decoder", pre, config.positions == "learned")
+        | _of_stack(config, "decoder", True, learned)
         | {
-            "no_decoder_final_norm": pre and not config.final_norm,
+            "no_decoder_final_norm": not config.final_norm,
             "decoder_input_dim": config.embed_dim,
             "decoder_output_dim": config.embed_dim,
             "share_decoder_input_output_embed": config.tie_embeddings and not adaptive,

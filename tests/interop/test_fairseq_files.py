@@ -48,9 +48,8 @@ CONFIGS = {
         | {"adaptive_cutoffs": "20,40", "tie_embeddings": False, "tie_projections": False}
     ),
     "lm": LMConfig(**SMALL_LM | {"adaptive_cutoffs": "", "final_norm": True}),
-    "lm_post": LMConfig(
-        **SMALL_LM
-        | {"adaptive_cutoffs": "", "norm": "post", "positions": "learned", "tie_embeddings": False}
+    "lm_untied": LMConfig(
+        **SMALL_LM | {"adaptive_cutoffs": "", "positions": "learned", "tie_embeddings": False}
     ),
     "masked": EncoderConfig(**SMALL_ENCODER),
     "classes": EncoderConfig(**SMALL_ENCODER | {"num_classes": 3}),
@@ -157,6 +156,7 @@ def test_settings_that_this_network_lacks_are_named(name, changed, message):
         (CONFIGS["lm"], {"norm_type": "rms"}),
         (CONFIGS["lm"], {"positions": "rotary"}),
         (CONFIGS["lm"], {"kv_heads": 2}),
+        (CONFIGS["adaptive"], {"norm": "post"}),
         (CONFIGS["masked"], {"norm_epsilon": 1e-12}),
     ],
 )
