@@ -176,8 +176,9 @@ def test_plain_search_over_the_recorded_model(nmt_post):
     [
         {},
         {"norm": "pre", "positions": "learned", "share_embeddings": "none"},
+        {"positions": "learned", "embedding_norm": True, "scale_embeddings": False},
     ],
-    ids=["post", "pre"],
+    ids=["post", "pre", "embedding_norm"],
 )
 def test_plain_search_over_a_random_model(changes):
     decode, next_logits = compiled(random_model(**changes))
