@@ -344,20 +344,29 @@ class LM(nnx.Module):
         seen_BxTxS = jnp.broadcast_to(seen_BxS[:, None], (batch, length, keys.shape[3]))
         turned_BxT = self._turned(self._following(cache, step, length))
 
-        def run_layer(layer, x_BxTxD, _, past):
+        def run_layer(layer, x_BxTxD, _, number):
             now = ()
 
             def self_attention(x_BxTxD):
                 nonlocal now
                 now = layer.self_attn.keys_values(x_BxTxD, turned_BxT)
-                return layer.self_attn.attend_cache(
-                    x_BxTxD, *past, seen_BxTxS, now, turned_BxT, following=length > 1
+                return layer.self_attn.attend_past(
+                    x_BxTxD,
+                    cache["past"],
+                    number,
+                    jnp.max(before_Bx1),
+                    seen_BxTxS,
+                    now,
+                    turned_BxT,
+                    following=length > 1,
                 )
 
             x_BxTxD = layer.step(x_BxTxD, self_attention)
             return x_BxTxD, jax.tree.map(heads_first, now)
 
-        x_BxTxD, now = run_stack(self.decoder, x_BxTxD, keep_N, run_layer, extra=cache["past"])
+        x_BxTxD, now = run_stack(
+            self.decoder, x_BxTxD, keep_N, run_layer, extra=jnp.arange(keep_N.shape[0])
+        )
         return x_BxTxD, cache | {"past": write_cache(cache["past"], now, begin + step, keep_N)}
 
     def predict(self, x_BxTxD, keep_N):

@@ -263,7 +263,7 @@ class Seq2Seq(nnx.Module):
         x_BxMxD = self._embed(
             self._target_embedding(tokens_BxM), self.target_positions(jnp.full((1, 1), step)), None
         )
-        x_BxMxD, now = self._read(cache, x_BxMxD, past_mask, cache["keep"])
+        x_BxMxD, now = self._read(cache, x_BxMxD, past_mask, step * beam, cache["keep"])
         past = write_cache(cache["past"], now, step * beam)
         here = jnp.broadcast_to(jnp.arange(beam)[None, :, None], (batch, beam, 1))
         origin_BxMxT = jax.lax.dynamic_update_slice_in_dim(origin_BxMxT, here, step, 2)
@@ -294,7 +294,9 @@ class Seq2Seq(nnx.Module):
         (batch, length, _), (keys, _) = x_BxTxD.shape, cache["past"]
         before_BxS = jnp.arange(keys.shape[3])[None] < step_B[:, None]
         before_BxTxS = jnp.broadcast_to(before_BxS[:, None], (batch, length, keys.shape[3]))
-        x_BxTxD, now = self._read(cache, x_BxTxD, before_BxTxS, keep_N, following=length > 1)
+        x_BxTxD, now = self._read(
+            cache, x_BxTxD, before_BxTxS, jnp.max(step_B), keep_N, following=length > 1
+        )
         return x_BxTxD, cache | {"past": write_cache(cache["past"], now, step_B, keep_N)}
 
     def predict(self, x_BxTxD, keep_N):
@@ -306,20 +308,24 @@ class Seq2Seq(nnx.Module):
         """
         return self.logits(self.finish(leave(self.decoder, x_BxTxD, keep_N)))
 
-    def _read(self, cache, x_BxMxD, past_mask_BxMxS, keep_N, following=False):
-        """Runs decoder layers over a cache; returns (what leaves them, their keys and values)."""
+    def _read(self, cache, x_BxMxD, past_mask_BxMxS, used, keep_N, following=False):
+        """Runs decoder layers over a cache of which ``used`` entries are filled.
+
+        Returns:
+          (what leaves the layers, their keys and values).
+        """
         memory_Bx1xS = (cache["memory_segment"] > 0)[:, None]
         memory_mask = jnp.broadcast_to(memory_Bx1xS, (*x_BxMxD.shape[:2], memory_Bx1xS.shape[2]))
 
         def run_layer(layer, x_BxMxD, _, extra):
-            past, cross = extra
+            number, cross = extra
             now = ()
 
             def self_attention(x_BxMxD):
                 nonlocal now
                 now = layer.self_attn.keys_values(x_BxMxD)
-                return layer.self_attn.attend_cache(
-                    x_BxMxD, *past, past_mask_BxMxS, now, following=following
+                return layer.self_attn.attend_past(
+                    x_BxMxD, cache["past"], number, used, past_mask_BxMxS, now, following=following
                 )
 
             def cross_attention(x_BxMxD):
@@ -328,9 +334,8 @@ class Seq2Seq(nnx.Module):
             x_BxMxD = layer.step(x_BxMxD, self_attention, cross_attention)
             return x_BxMxD, jax.tree.map(heads_first, now)
 
-        return run_stack(
-            self.decoder, x_BxMxD, keep_N, run_layer, extra=(cache["past"], cache["cross"])
-        )
+        extra = (jnp.arange(keep_N.shape[0]), cache["cross"])
+        return run_stack(self.decoder, x_BxMxD, keep_N, run_layer, extra=extra)
 
     # -- parts ----------------------------------------------------------------------------------
 

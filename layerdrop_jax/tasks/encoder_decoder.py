@@ -23,7 +23,7 @@ from layerdrop_jax.data.pairs import load_eval_text, save_eval_text, warn_of_pad
 from layerdrop_jax.decoding.batching import decode_sentences
 from layerdrop_jax.decoding.beam import beam_search, greedy_with_draft, search_options
 from layerdrop_jax.models.cut import masks
-from layerdrop_jax.models.params import model_graph
+from layerdrop_jax.models.params import decoding_graph, decoding_params
 from layerdrop_jax.runs.folder import is_fresh, make_tokenizer
 from layerdrop_jax.runs.metrics import check_scored
 from layerdrop_jax.runs.run import Run
@@ -117,7 +117,8 @@ def make_search(run: Run, *, max_source: int):
     one, and changes no answer.
     """
     settings, model = run.settings, run.settings.model
-    graph, draft_N = model_graph(model), draft_mask(run)
+    graph, draft_N = decoding_graph(model), draft_mask(run)
+    params = decoding_params(run.params)
 
     @functools.partial(jax.jit, static_argnums=5)
     def decode(params, keep, draft_N, source_BxS, max_length_B, buffer_length):
@@ -132,7 +133,7 @@ def make_search(run: Run, *, max_source: int):
     def search(sentences, keep=None, description=None):
         return decode_sentences(
             sentences,
-            functools.partial(decode, run.params, everything | (keep or {}), draft_N),
+            functools.partial(decode, params, everything | (keep or {}), draft_N),
             config=settings.decode,
             max_source=max_source,
             max_positions=model.max_target_length,

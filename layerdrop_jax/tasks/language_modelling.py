@@ -14,7 +14,7 @@ from layerdrop_jax.data import pipeline, streams, tokenizers
 from layerdrop_jax.decoding.batching import padded_width
 from layerdrop_jax.decoding.sampling import continue_sequences, continue_with_draft
 from layerdrop_jax.models.cut import masks
-from layerdrop_jax.models.params import model_graph
+from layerdrop_jax.models.params import decoding_graph, decoding_params, model_graph
 from layerdrop_jax.progress import progress
 from layerdrop_jax.runs.metrics import check_scored, perplexity
 from layerdrop_jax.runs.run import Run
@@ -231,7 +231,8 @@ def make_continuer(run: Run):
     """
     config, model = run.settings.decode, run.settings.model
     everything = masks(model, {})
-    graph, draft_N = model_graph(model), draft_mask(run)
+    graph, draft_N = decoding_graph(model), draft_mask(run)
+    params = decoding_params(run.params)
     room = model.max_length - config.max_tokens + 1  # the last token is never read
 
     @jax.jit
@@ -259,7 +260,7 @@ def make_continuer(run: Run):
                 number_B = np.array(filled, np.uint32)
                 keep_now = everything | (keep or {})
                 tokens_BxT = jax.device_get(
-                    continue_batch(run.params, keep_now, draft_N, ids_BxP, length_B, number_B)
+                    continue_batch(params, keep_now, draft_N, ids_BxP, length_B, number_B)
                 )
                 for number, tokens_T in zip(numbers, tokens_BxT, strict=False):
                     results[number] = _text(run, tokens_T)
