@@ -34,8 +34,8 @@ from layerdrop_jax.tasks.task import task_of
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 THRESHOLDS = {
-    "confidence": (0.3, 0.5, 0.7, 0.9, 0.97),
-    "entropy": (2.0, 1.0, 0.5, 0.2, 0.05),
+    "confidence": (0.1, 0.2, 0.3, 0.5, 0.7, 0.9),
+    "entropy": (4.0, 3.0, 2.0, 1.0, 0.5),
     "patience": (2, 3, 4),
 }
 
@@ -249,7 +249,7 @@ def label(row) -> str:
 
 
 def plot(results, path) -> None:
-    """Draws the quality of what was said against speed, a panel for each run."""
+    """Draws the agreement with the whole network against speed, a panel for each run."""
     rows = results["exits"]
     names = list(dict.fromkeys(row["run"] for row in rows))
     with matplotlib.rc_context(STYLE):
@@ -257,7 +257,7 @@ def plot(results, path) -> None:
         for axis, name in zip(axes, names, strict=True):
             for index, kind in enumerate(("cut", *KINDS)):
                 points = sorted(
-                    (row["speed"], row["log_p"])
+                    (row["speed"], row["agreement"])
                     for row in rows
                     if row["run"] == name and row["kind"] == kind
                 )
@@ -265,8 +265,8 @@ def plot(results, path) -> None:
                     axis.plot(*zip(*points, strict=True), label=kind, **look(index))
             (whole,) = (row for row in rows if row["run"] == name and row["kind"] == "whole")
             point = {"color": "black", "marker": "*", "ls": "none", "markersize": 7}
-            axis.plot(whole["speed"], whole["log_p"], label="whole network", **point)
-            axis.set(title=name, xlabel="speed, whole network = 1", ylabel="log p of a token, nats")
+            axis.plot(whole["speed"], whole["agreement"], label="whole network", **point)
+            axis.set(title=name, xlabel="speed, whole network = 1", ylabel="agreement")
         add_legend(figure, axes[0].get_legend_handles_labels()[0])
         figure.savefig(path)
 

@@ -126,6 +126,9 @@ def test_the_gradient_is_that_of_every_exit_of_the_one_run(task, drop):
     np.testing.assert_allclose(metrics["nll"], nll, rtol=1e-5)
     np.testing.assert_allclose(metrics["cut_nll"], cut_nll, rtol=1e-5)
     np.testing.assert_array_equal(state["layers_run"][stack], kept[stack][0])
+    costs = task_of(settings).flops(settings.model, batch)
+    ran = {name: keep_N.sum() * sum(costs[name]) for name, (keep_N, _) in kept.items()}
+    np.testing.assert_allclose(metrics["flops"], 3 * costs["rest"] + sum(ran.values()), rtol=1e-6)
 
 
 def kept_of(settings, key):
@@ -137,17 +140,13 @@ def kept_of(settings, key):
     }
 
 
-@pytest.mark.slow
 def test_flops_are_those_of_the_exits_that_are_on():
-    settings = settings_of("language_modelling", **LOSS | {"exit_loss": "rotational:2"})
-    batch = batch_of("language_modelling")
-    _, metrics, _ = step_of(settings, batch, perturbed(settings))
-    costs = task_of(settings).flops(settings.model, batch)
-    wanted = costs["rest"] * 2 + 4 * sum(costs["decoder"])  # the whole network's, and one exit's
-    np.testing.assert_allclose(metrics["flops"], wanted, rtol=1e-6)
-    np.testing.assert_allclose(
-        expected_flops(costs, settings.model, settings.drop, B), wanted, rtol=1e-6
-    )
+    for exit_loss, outputs in (("rotational:2", 1 + 1), ("gradual:9", 1 + 2)):
+        settings = settings_of("language_modelling", **LOSS | {"exit_loss": exit_loss})
+        costs = task_of(settings).flops(settings.model, batch_of("language_modelling"))
+        wanted = costs["rest"] * outputs + 4 * sum(costs["decoder"])
+        found = expected_flops(costs, settings.model, settings.drop, B)
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
