@@ -22,7 +22,6 @@ from flax import nnx
 
 from benchmarks.step_cost import machine, table
 from layerdrop_jax.core.pruning import RULES
-from layerdrop_jax.decoding.exits import KINDS
 from layerdrop_jax.depth.prune import cut
 from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.progress import progress
@@ -57,7 +56,7 @@ def main(argv=None):
         parser.error("--requests must be 1 or more")
     if arguments.smoke:
         arguments.requests = 2
-        for kind in KINDS:
+        for kind in THRESHOLDS:
             setattr(arguments, kind, getattr(arguments, kind)[:1])
     arguments.out.mkdir(parents=True, exist_ok=True)
     command = " ".join(
@@ -109,7 +108,7 @@ def of_run(folder, arguments) -> list[dict]:
         return lambda ids_BxP: (answer(params, ids_BxP), depth)
 
     add(whole_of(run), kind="whole", threshold=None)
-    first_kind = next(kind for kind in KINDS if getattr(arguments, kind))
+    first_kind = next(kind for kind in THRESHOLDS if getattr(arguments, kind))
     rule = f"{first_kind}:{getattr(arguments, first_kind)[0]}"
     depths = exit_depths(load(folder, arguments, rule).settings)
     everything = {name: tuple(range(model.depth(name))) for name in model.stacks}
@@ -117,7 +116,7 @@ def of_run(folder, arguments) -> list[dict]:
         config, small = cut(run, everything | {stack: RULES["first"](model.depth(stack), depth)})
         small = run._replace(config=config, settings=settings_lib.parse(config), params=small)
         add(whole_of(small), kind="cut", threshold=depth)
-    for kind in KINDS:
+    for kind in THRESHOLDS:
         thresholds = getattr(arguments, kind)
         if thresholds:
             of_kind = load(folder, arguments, f"{kind}:{thresholds[0]}").settings
@@ -255,7 +254,7 @@ def plot(results, path) -> None:
     with matplotlib.rc_context(STYLE):
         figure, axes = panels(len(names))
         for axis, name in zip(axes, names, strict=True):
-            for index, kind in enumerate(("cut", *KINDS)):
+            for index, kind in enumerate(("cut", *THRESHOLDS)):
                 points = sorted(
                     (row["speed"], row["agreement"])
                     for row in rows
