@@ -197,7 +197,7 @@ def _answers(run, translator, words, pairs, beam):
     """Answers the sources of pairs here and there; returns (ours, theirs, the most tokens)."""
     config, model = run.settings.decode, run.settings.model
     limit = min(config.min_length + MOST_TOKENS, model.max_target_length - 1)
-    changed = {"beam": beam, "draft": "", "unknown_penalty": 0.0}
+    changed = {"beam": beam, "draft": "", "exit": "", "unknown_penalty": 0.0}
     changed |= {"max_length_a": 0.0, "max_length_b": limit}
     decode = dataclasses.replace(config, **changed)
     run = run._replace(settings=dataclasses.replace(run.settings, decode=decode))

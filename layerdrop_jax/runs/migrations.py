@@ -46,7 +46,17 @@ def _to_version_6(config):
         config["decode"] |= {"draft": "", "draft_tokens": 4}
 
 
-STEPS = (_to_version_2, _to_version_3, _to_version_4, _to_version_5, _to_version_6)
+def _to_version_7(config):
+    """Adds exits, through which no token left, and no loss trained."""
+    config["drop"] |= {"exit_loss": "", "exit_scale": 0.1}
+    if "decode" in config:
+        config["decode"] |= {"exit": "", "exit_depths": ""}
+
+
+STEPS = (
+    *(_to_version_2, _to_version_3, _to_version_4, _to_version_5, _to_version_6),
+    _to_version_7,
+)
 VERSION = len(STEPS) + 1
 
 
