@@ -117,7 +117,7 @@ class Attention(nnx.Module):
         q_BxMxGxK = _as_hypotheses(self._queries(x_BxMxD, position_BxM), size)
         mask_BxMxS = _repeat(mask_BxMxS, size)
         if following:
-            mask_MxM = _repeat(causal_mask(x_BxMxD.shape[1])[0], size)
+            mask_MxM = _repeat(causal_mask(x_BxMxD.shape[1]), size)[0]
         else:
             now = tuple(_repeat(a, size) for a in now)
             mask_MxM = None
