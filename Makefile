@@ -1,5 +1,6 @@
-# make demo | test | test-all | bench | bench-gpu | lint | docs | clean. Each target that needs Python sets up
-# .venv by itself; docs, the documentation site in site/, sets up .venv-docs, which has no JAX.
+# make demo | test | test-all | bench | bench-decode | bench-gpu | lint | docs | clean. Each target
+# that needs Python sets up .venv by itself; docs, the documentation site in site/, sets up
+# .venv-docs, which has no JAX.
 #
 # PYTHON=... picks the interpreter; otherwise the first of the usual names that really runs, is
 # new enough and can make a virtual environment (a version manager's stub may exist and not run).
@@ -11,7 +12,7 @@ RUN := .venv/bin/python
 # XLA's CPU backend takes fresh memory in every step; faulting it in by small pages is a tenth of it.
 HUGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
-.PHONY: demo test test-all bench bench-gpu lint docs clean
+.PHONY: demo test test-all bench bench-decode bench-gpu lint docs clean
 
 demo: $(STAMP)
 	@echo "Training a 12 + 6-layer translation model twice, with LayerDrop and without, on the CPU."
@@ -36,6 +37,10 @@ test-all: $(STAMP)
 bench: $(STAMP)
 	@echo "Timing training steps: modes, rates, structured dropouts; beside PyTorch if it is installed."
 	@$(HUGE_PAGES) $(RUN) -m benchmarks.step_cost --out=runs/bench
+
+bench-decode: $(STAMP)
+	@echo "Timing translation: beside transformers and ctranslate2, each if it is installed."
+	@$(HUGE_PAGES) $(RUN) -m benchmarks.decode --out=runs/bench_decode
 
 # With the Python of the machine, which has JAX for its GPU: no package is installed.
 bench-gpu:

@@ -202,7 +202,7 @@ def softmax(smoke, progress) -> dict:
 
 def search(smoke, progress) -> list[dict]:
     """Measures beam search of the paper's translation network, whole and with half its decoder."""
-    from layerdrop_jax.models.params import make_params
+    from layerdrop_jax.models.params import decoding_params, make_params
     from layerdrop_jax.training.program import lower_request
 
     found = []
@@ -212,7 +212,8 @@ def search(smoke, progress) -> list[dict]:
     for beam in beams:
         changes = {"decode.beam": beam, "prune.prompt_tokens": tokens, "prune.new_tokens": tokens}
         settings = load("wmt", changes, smoke)
-        params = make_params(settings.model, 0) if params is None else params
+        if params is None:
+            params = decoding_params(make_params(settings.model, 0))
         for batch in batches:
             prompt, answer = (
                 lowered.compile() for lowered in lower_request(settings, settings.model, batch)

@@ -48,6 +48,8 @@ def _common(task):
             "together": False,
             "share": 0.5,
             "teach": 0.5,
+            "exit_loss": "",
+            "exit_scale": 0.1,
         }
     )
     config.optimizer = ml_collections.ConfigDict(
@@ -140,6 +142,8 @@ def translation(dataset, source, target, architecture):
             "batch_tokens": 65536,
             "draft": "",
             "draft_tokens": 4,
+            "exit": "",
+            "exit_depths": "",
         }
     )
     return config
@@ -226,6 +230,8 @@ def language_modelling(dataset, architecture):
             "batch_rows": 16,
             "draft": "",
             "draft_tokens": 4,
+            "exit": "",
+            "exit_depths": "",
         }
     )
     return config
@@ -337,6 +343,8 @@ def summarisation(dataset, architecture):
             "batch_tokens": 65536,
             "draft": "",
             "draft_tokens": 4,
+            "exit": "",
+            "exit_depths": "",
         }
     )
     return config

@@ -7,7 +7,6 @@
 
 import jax
 
-from layerdrop_jax.core.nested import num_subnetworks
 from layerdrop_jax.runs import settings
 from layerdrop_jax.step.flops import (
     FORWARD_AND_BACKWARD,
@@ -173,7 +172,7 @@ def lm_cost(config, overrides) -> float:
     total = expected_flops(_lm_costs(parsed), model, drop, data.batch_rows)
     tables = drop.subnetworks(model)
     if tables and drop.teach:
-        number = num_subnetworks(tables, draws=drop.draws, smallest=drop.smallest)
+        number = drop.expected_exits(model)
         forward = 2 * model.embed_dim * model.vocab_size * data.batch_rows * data.length
         total += number * (FORWARD_AND_BACKWARD + 1) * forward
     return total

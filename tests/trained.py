@@ -107,8 +107,8 @@ def translate(run, compile_cache):
     """Makes the run's translator; what it compiles is compiled once for all tests."""
     translator = make_translator(load_run(run))
 
-    def quick(lines, keep=None, description=None):
+    def quick(lines, keep=None, description=None, depths=None):
         with tiny_run.quick_compile(compile_cache):
-            return translator(lines, keep, description)
+            return translator(lines, keep, description, depths)
 
     return quick

@@ -44,7 +44,7 @@ def write(folder, run, kind: str) -> tuple[dict, Use]:
     model = run.settings.model
     described = model.export_config("ctranslate2")
     state = model.export_params("ctranslate2", run.params)
-    words = _words(run.tokenizer, _size(model))
+    words = names_of_ids(run.tokenizer, _size(model))
     ctranslate2.write(folder, described, state, words, kind, start=SPECIAL_SYMBOLS[EOS])
     text = (run.workdir / "tokenizer.json").read_text(encoding="utf-8")
     write_atomically(folder / "tokenizer.json", text)
@@ -161,7 +161,7 @@ def _size(model):
     return getattr(model, "vocab_size", 0) or model.target_vocab_size
 
 
-def _words(tokenizer, size) -> list[str]:
+def names_of_ids(tokenizer, size) -> list[str]:
     """Lists the names of all ids; one that the tokenizer does not name gets a name of its own."""
     spare = made_up_names(tokenizer.get_vocab())
     return [tokenizer.id_to_token(number) or next(spare) for number in range(size)]
@@ -197,7 +197,7 @@ def _answers(run, translator, words, pairs, beam):
     """Answers the sources of pairs here and there; returns (ours, theirs, the most tokens)."""
     config, model = run.settings.decode, run.settings.model
     limit = min(config.min_length + MOST_TOKENS, model.max_target_length - 1)
-    changed = {"beam": beam, "draft": "", "unknown_penalty": 0.0}
+    changed = {"beam": beam, "draft": "", "exit": "", "unknown_penalty": 0.0}
     changed |= {"max_length_a": 0.0, "max_length_b": limit}
     decode = dataclasses.replace(config, **changed)
     run = run._replace(settings=dataclasses.replace(run.settings, decode=decode))
@@ -210,14 +210,14 @@ def _answers(run, translator, words, pairs, beam):
     ours = [n_best[0].tokens if n_best else [] for n_best in found.hypotheses]
     results = translator.translate_batch(
         [[words[number] for number in source] for source in sources],
-        **_options(run.settings),
+        **search_options(run.settings),
         max_decoding_length=limit,
     )
     ids = {word: number for number, word in enumerate(words)}
     return ours, [[ids[word] for word in found.hypotheses[0]] for found in results], limit
 
 
-def _options(settings) -> dict:
+def search_options(settings) -> dict:
     """Says CTranslate2 how a run's answers are searched for, but for their longest length."""
     config = settings.decode
     return {
@@ -255,7 +255,7 @@ def _translating(run) -> Use:
         config=settings.decode,
         max_positions=settings.model.max_target_length,
     )
-    options = _options(settings) | {"max_decoding_length": limit}
+    options = search_options(settings) | {"max_decoding_length": limit}
     return Use(
         "ctranslate2",
         {"translation": "translation", "summarisation": "summarization"}.get(settings.task, ""),

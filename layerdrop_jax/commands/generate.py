@@ -8,6 +8,7 @@ from layerdrop_jax.commands.network import load
 from layerdrop_jax.data.datasets.text import decode_lines, read_lines
 from layerdrop_jax.files import to_json
 from layerdrop_jax.runs.folder import check_output
+from layerdrop_jax.tasks.leaving import depth_line, mean_depth
 from layerdrop_jax.tasks.task import task_of
 
 INPUT_FORMATS = ("text", "jsonl")
@@ -46,7 +47,12 @@ def generate(
     if target:
         _check_writable(target)  # before the work, not after it
     depth = {stack: text for stack, text in (flags or {}).items() if text is not None}
-    answers = network.answer(inputs, depth=depth)
+    if getattr(getattr(network.run.settings, "decode", None), "exit", ""):
+        answers, depths = network.answer_with_depths(inputs, depth=depth)
+        # On standard error: standard output may be where the answers go.
+        print(depth_line(network.run, mean_depth(depths)), file=sys.stderr, flush=True)
+    else:
+        answers = network.answer(inputs, depth=depth)
     text = "".join(_as_line(answer) + "\n" for answer in answers).encode()
     if not target:
         sys.stdout.buffer.write(text)

@@ -46,6 +46,28 @@ class Network:
         """
         return self._answer(list(inputs), self._keep(depth))
 
+    def answer_with_depths(
+        self, inputs: Iterable[Any], *, depth: Any = None
+    ) -> tuple[list[Any], list[list[int]]]:
+        """Answers inputs as `answer` does, with tokens that leave early by ``decode.exit``.
+
+        Args:
+          inputs, depth: as in `answer`.
+
+        Returns:
+          (the answers, and for each how many decoder layers ran for each of its tokens, the end
+          symbol included).
+
+        Raises:
+          ValueError: as `answer`, or the config has no ``decode.exit``.
+        """
+        if not getattr(getattr(self.run.settings, "decode", None), "exit", ""):
+            raise ValueError(
+                'no token leaves early: load the network with a rule, "decode.exit=confidence:0.9"'
+            )
+        depths: list[list[int]] = []
+        return self._answer(list(inputs), self._keep(depth), depths), depths
+
     @functools.cached_property
     def _answer(self) -> Callable[..., list[Any]]:
         return task_of(self.run.settings).make_answer(self.run)

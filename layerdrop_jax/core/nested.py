@@ -2,7 +2,9 @@
 
 LayerDrop trains every set of layers a little; here a depth has one set of layers, trained as such.
 Assigned sub-networks: Wang et al. 2020, arXiv 2010.08265; the whole network, the smallest and one
-drawn in between in every step: slimmable networks, Yu and Huang 2019.
+drawn in between in every step: slimmable networks, Yu and Huang 2019. Where the sub-networks are
+the beginnings of one network, a loss at each is LayerSkip's early exit loss: Elhoushi et al. 2024,
+arXiv 2404.16710, with its weights over depth and its two curricula.
 """
 
 import jax
@@ -92,3 +94,68 @@ def num_subnetworks(tables: dict, *, draws: int, smallest: bool) -> int:
     """Counts the sub-networks of a micro-batch; the arguments are those of `draw_depths`."""
     longest = max(len(table_PxN) for table_PxN in tables.values())
     return int(smallest) + min(draws, longest - int(smallest))
+
+
+CURRICULA = ("every", "rotational", "gradual")
+
+
+def parse_curriculum(text: str) -> tuple[str, int]:
+    """Reads at which depths a step has a loss: "every", "rotational:R" or "gradual:STEPS".
+
+    Raises:
+      ValueError: the text is none of them.
+    """
+    kind, colon, number = text.partition(":")
+    if kind not in CURRICULA:
+        raise ValueError('it is "every", "rotational:R" or "gradual:STEPS"')
+    if kind == "every":
+        if colon:
+            raise ValueError("every depth has a loss in every step: it has no number")
+        return kind, 1
+    if not number.isascii() or not number.isdigit() or int(number) < 1:
+        what = {"rotational": "R, of how many depths one has a loss in a step"}
+        what |= {"gradual": "STEPS, after how many steps all depths have one"}
+        raise ValueError(f"{number!r} is not {what[kind]}: a whole number from 1 up")
+    return kind, int(number)
+
+
+def exits_of_step(curriculum: tuple[str, int], step, count: int):
+    """Says which depths have a loss in a step.
+
+    ``rotational`` takes each R-th of the depths, the next ones in the next step; ``gradual`` begins
+    with the deepest and adds one after the other, all of them being on after so many steps.
+
+    Args:
+      curriculum: from `parse_curriculum`.
+      step: int32, updates made so far; may be traced.
+      count: the number of depths, P.
+
+    Returns:
+      bool[P], the smallest depth first; at least one where R is at most P.
+    """
+    (kind, number), place_P = curriculum, jnp.arange(count)
+    if kind == "rotational":
+        return (place_P + step) % number == 0
+    if kind == "gradual":
+        on = 1 + jnp.floor(step * ((count - 1) / number)).astype(jnp.int32)
+        return place_P >= count - on
+    return jnp.ones(count, bool)
+
+
+def exit_weights(depths, num_layers: int, scale: float):
+    """Computes the weight of the loss at each depth, before they are divided by their sum.
+
+    Layer l, from 0, has ``scale`` times the sum of 0 to l; the last one N - 1 besides, and its sum
+    ends at N - 2.
+
+    Args:
+      depths: layers in front of each exit.
+      num_layers: N.
+      scale: LayerSkip's e_scale.
+
+    Returns:
+      (float32 array for the depths, number for the whole network).
+    """
+    layer_P, last = np.asarray(depths, np.float64) - 1, num_layers - 1
+    whole = last + scale * (last - 1) * last / 2
+    return (scale * layer_P * (layer_P + 1) / 2).astype(np.float32), whole

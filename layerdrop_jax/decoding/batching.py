@@ -21,12 +21,14 @@ class Hypothesis(NamedTuple):
     """One translation. tokens: ids without `</s>`; token_scores: one more than tokens, for `</s>`.
 
     score: the sum of token_scores, in natural logs, divided by a power of the length if the search
-    was told so.
+    was told so. depths: of a decoder that tokens leave early, how many layers ran for each, as
+    many as token_scores; else None.
     """
 
     tokens: list[int]
     score: float
     token_scores: list[float]
+    depths: list[int] | None = None
 
 
 class Decoded(NamedTuple):
@@ -55,7 +57,8 @@ def decode_sentences(
     """Decodes `sentences` (lists of token ids, without `</s>`); returns `Decoded`.
 
     decode_batch(source_BxS, max_length_B, buffer_length) -> Hypotheses: jitted, `buffer_length` a
-        static argument. source: int32, each row tokens, `</s>`, then `<pad>`; rows that only fill
+        static argument; it may give the depth of each token as a fifth array, int32 as the tokens.
+        source: int32, each row tokens, `</s>`, then `<pad>`; rows that only fill
         the batch hold a single `</s>` and have max_length 0. Shapes and buffer_length depend on the
         width alone, but for the number of rows of the last batch.
     config: the `BeamConfig` of the search.
@@ -119,12 +122,15 @@ def _batches(sources, *, config, max_source, max_positions):
         yield rows, width, buffer_length, indices
 
 
-def _unpadded(tokens_MxT, scores_M, token_scores_MxT, lengths_M):
+def _unpadded(tokens_MxT, scores_M, token_scores_MxT, lengths_M, depths_MxT=None):
     return [
-        Hypothesis(tokens[: n - 1].tolist(), float(score), token_scores[:n].tolist())
-        for tokens, score, token_scores, n in zip(
-            tokens_MxT, scores_M, token_scores_MxT, lengths_M, strict=True
+        Hypothesis(
+            tokens_MxT[m, : n - 1].tolist(),
+            float(scores_M[m]),
+            token_scores_MxT[m, :n].tolist(),
+            None if depths_MxT is None else depths_MxT[m, :n].tolist(),
         )
+        for m, n in enumerate(lengths_M)
         if n > 0
     ]
 

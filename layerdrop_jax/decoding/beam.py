@@ -21,13 +21,15 @@ sentence can come out differently in another batch.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from layerdrop_jax.decoding.constraints import allowed_log_probs
-from layerdrop_jax.decoding.drafts import Draft, Drafted, check_draft, decode_with_draft
+from layerdrop_jax.decoding.drafts import check_draft
+from layerdrop_jax.decoding.exits import check_exit
 from layerdrop_jax.symbols import EOS, PAD
 
 
@@ -51,6 +53,9 @@ class BeamConfig:
     draft: the decoder layers of the draft that proposes tokens in greedy search, a strategy as
         pruning takes them; "" is no draft. The tokens are the same with it.
     draft_tokens: the most tokens that are proposed at a time.
+    exit: when a token leaves the decoder early in greedy search, see `exits.parse_exit`; "": never.
+    exit_depths: the depths at which it may, as in "3,6-9"; "" are those that training had exits at,
+        or else every quarter of the decoder.
 
     Raises ValueError for values no search can run with.
     """
@@ -66,6 +71,8 @@ class BeamConfig:
     batch_tokens: int = 65536
     draft: str = ""
     draft_tokens: int = 4
+    exit: str = ""
+    exit_depths: str = ""
 
     def __post_init__(self):
         if self.beam < 1:
@@ -91,11 +98,13 @@ class BeamConfig:
         if self.batch_tokens < 1:
             raise ValueError(f"decode.batch_tokens is {self.batch_tokens}; it must be at least 1")
         check_draft(self)
-        if self.draft and self.beam > 1:
-            raise ValueError(
-                f"decode.draft={self.draft!r} proposes tokens for greedy search alone, and "
-                f'decode.beam is {self.beam}: set decode.beam=1, or decode.draft to ""'
-            )
+        check_exit(self)
+        for name, does in (("draft", "proposes tokens for"), ("exit", "ends the layers of")):
+            if getattr(self, name) and self.beam > 1:
+                raise ValueError(
+                    f"decode.{name}={getattr(self, name)!r} {does} greedy search alone, and "
+                    f'decode.beam is {self.beam}: set decode.beam=1, or decode.{name} to ""'
+                )
 
 
 class Hypotheses(NamedTuple):
@@ -133,7 +142,9 @@ class _State(NamedTuple):
 def search_options(config):
     """Collects the keyword arguments of `beam_search` that a `BeamConfig` holds."""
     options = dataclasses.asdict(config)
-    for name in ("max_length_a", "max_length_b", "batch_tokens", "draft", "draft_tokens"):
+    for name in ("max_length_a", "max_length_b", "batch_tokens"):
+        del options[name]
+    for name in ("draft", "draft_tokens", "exit", "exit_depths"):
         del options[name]
     return options
 
@@ -209,9 +220,8 @@ def beam_search(
     return _sorted_hypotheses(final)
 
 
-def greedy_with_draft(
-    draft: Draft,
-    cache,
+def greedy_search(
+    decode: Callable,
     max_length_B,
     *,
     buffer_length,
@@ -219,10 +229,11 @@ def greedy_with_draft(
     normalize=True,
     beam=1,
     **rules,
-) -> tuple[Hypotheses, Drafted]:
-    """Searches as `beam_search` does with one beam, with the same result; also returns `Drafted`.
+) -> tuple[Hypotheses, NamedTuple]:
+    """Searches as `beam_search` does with one beam, by another loop; returns what that gave, too.
 
-    draft: the networks; the cache needs room for ``buffer_length + draft.most`` tokens.
+    decode: `decode_with_draft` or `decode_with_exits`, with its networks and their cache bound; a
+        draft's needs room for ``buffer_length + draft.most`` tokens.
     max_length_B, buffer_length, length_penalty, normalize: as in `beam_search`.
     beam: 1.
     rules: min_length, no_repeat_ngram and unknown_penalty, as in `beam_search`.
@@ -240,9 +251,7 @@ def greedy_with_draft(
         of_row = jax.vmap(of_place, (0, None, 0, None))
         return jax.vmap(of_row)(logits_BxTxV, tokens_BxS, place_BxT, limit_B)
 
-    found = decode_with_draft(
-        draft,
-        cache,
+    found = decode(
         jnp.full_like(limit_B, EOS),  # the history starts with it
         limit_B + 2,
         allowed,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from layerdrop_jax.decoding.drafts import Draft, Drafted, check_draft, decode_with_draft
+from layerdrop_jax.decoding.exits import Left, check_exit, decode_with_exits
 from layerdrop_jax.symbols import EOS, PAD
 
 
@@ -27,6 +28,9 @@ class SampleConfig:
       draft: the decoder layers of the draft that proposes tokens, a strategy as pruning takes them;
         "" is no draft. Greedy tokens are the same with it.
       draft_tokens: the most tokens that are proposed at a time.
+      exit: when a token leaves the decoder early, see `exits.parse_exit`; "" is never.
+      exit_depths: the depths at which it may, as in "3,6-9"; "" are those that training had exits
+        at, or else every quarter of the decoder.
     """
 
     max_tokens: int
@@ -38,6 +42,8 @@ class SampleConfig:
     batch_rows: int
     draft: str
     draft_tokens: int
+    exit: str
+    exit_depths: str
 
     def __post_init__(self):
         rules = {
@@ -55,6 +61,7 @@ class SampleConfig:
             if not holds:
                 raise ValueError(f"decode.{name}={getattr(self, name)} is not {range_text}")
         check_draft(self)
+        check_exit(self)
 
 
 def filter_log_probs(log_probs_BxV, *, temperature: float, top_k: int, top_p: float):
@@ -125,21 +132,45 @@ def continue_with_draft(draft: Draft, log_probs_BxV, cache, key_B, config: Sampl
     """
     first_B = _choose(allowed_log_probs(log_probs_BxV, config), key_B, 0, config)
     limit_B = jnp.full_like(first_B, config.max_tokens)
-
-    def allowed(log_probs_BxTxV, tokens_BxS, place_BxT):
-        log_p_BxTxV = jax.vmap(partial(allowed_log_probs, config=config))(log_probs_BxTxV)
-        return log_p_BxTxV if config.temperature == 0 else jax.nn.log_softmax(log_p_BxTxV)
-
     return decode_with_draft(
         draft,
         cache,
         first_B,
         jnp.where(first_B == EOS, 1, limit_B) if config.stop_at_eos else limit_B,
-        allowed,
+        partial(_allowed, config),
         width=config.max_tokens,
         key_B=None if config.temperature == 0 else key_B,
         ends=config.stop_at_eos,
     )
+
+
+def continue_with_exits(step_fn, cache, last_B, key_B, config: SampleConfig) -> Left:
+    """Adds up to ``max_tokens`` tokens to each sequence, which leave the network early.
+
+    Where none leaves early they are those of `continue_sequences`.
+
+    Args:
+      step_fn: as in `decode_with_exits`.
+      cache: what it takes, with the prompts but for their last tokens.
+      last_B: int32, the last token of each prompt, with which a result begins.
+      key_B, config: as in `continue_sequences`.
+    """
+    return decode_with_exits(
+        step_fn,
+        cache,
+        last_B,
+        jnp.full_like(last_B, config.max_tokens + 1),
+        partial(_allowed, config),
+        width=config.max_tokens + 1,
+        key_B=None if config.temperature == 0 else key_B,
+        ends=config.stop_at_eos,
+    )
+
+
+def _allowed(config, log_probs_BxTxV, tokens_BxS, place_BxT):
+    """Computes log p of what a config allows at each place, as `decode_with_draft` asks for it."""
+    log_p_BxTxV = jax.vmap(partial(allowed_log_probs, config=config))(log_probs_BxTxV)
+    return log_p_BxTxV if config.temperature == 0 else jax.nn.log_softmax(log_p_BxTxV)
 
 
 def allowed_log_probs(log_probs_BxV, config: SampleConfig):

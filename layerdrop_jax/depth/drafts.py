@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from layerdrop_jax.models.cut import masks
-from layerdrop_jax.models.params import model_graph
+from layerdrop_jax.models.params import decoding_graph, decoding_params
 from layerdrop_jax.progress import progress
 from layerdrop_jax.runs.run import Run
 from layerdrop_jax.tasks.task import task_of
@@ -40,14 +40,14 @@ def add_drafts(run: Run, depths) -> str | None:
     drafts = [depth for depth in depths if _can_draft(model, depth["kept_layers"])]
     if not task.drafted or not drafts:
         return None
-    graph, stack = model_graph(model), model.cut_stack
+    graph, stack = decoding_graph(model), model.cut_stack
 
     @jax.jit
     def answer(params, ids_BxP, draft_N=None):
         return task.drafted(run.settings, nnx.merge(graph, params), ids_BxP, draft_N)
 
     masks_ = [masks(model, depth["kept_layers"])[stack] for depth in drafts]
-    params = jax.device_put(run.params)
+    params = jax.device_put(decoding_params(run.params))
     ratios = [[] for _ in drafts]
     counts = [np.zeros(4, int) for _ in drafts]
     prompts_ = task.prompts(run, PROMPTS)

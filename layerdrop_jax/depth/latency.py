@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from layerdrop_jax.models.cut import cut_model, take_rows
+from layerdrop_jax.models.params import decoding_params
 from layerdrop_jax.progress import progress
 from layerdrop_jax.runs.run import Run
 from layerdrop_jax.training import program
@@ -44,7 +45,7 @@ def add_latency(run: Run, depths) -> None:
         for number in range(ROUNDS + 1):
             for depth, programs, found in zip(depths, compiled, seconds, strict=True):
                 _, rows = cut_model(model, depth["kept_layers"])
-                params = jax.block_until_ready(take_rows(run.params, rows))
+                params = jax.block_until_ready(decoding_params(take_rows(run.params, rows)))
                 for batch in batches:
                     size = (batch, prune.prompt_tokens)
                     ids_BxP = rng.integers(4, run.settings.data.vocab_size, size, np.int32)

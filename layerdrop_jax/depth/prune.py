@@ -125,9 +125,11 @@ def cut_config(config: dict, model: BlockConfig, layers: dict) -> dict:
     config["model"]["share_layers"] = model.share_layers
     if any(len(kept) < whole.depth(stack) for stack, kept in layers.items()):
         # The depths of nested training are those of the whole network.
-        config["drop"] |= {"method": "layerdrop"} | {f"{stack}_depths": "" for stack in layers}
+        config["drop"] |= {"method": "layerdrop", "exit_loss": ""}
+        config["drop"] |= {f"{stack}_depths": "" for stack in layers}
     if "decode" in config:
-        config["decode"] |= {"draft": ""}  # it counts the whole network's layers
+        # They count the whole network's layers.
+        config["decode"] |= {"draft": "", "exit": "", "exit_depths": ""}
     config["init"] |= {"run": "", "layers": "", "moments": "anew", "distill": 0.0}
     return config
 

@@ -18,6 +18,9 @@ _qkv_kernel = nnx.initializers.variance_scaling(0.5, "fan_avg", "uniform")
 # nothing at all, and must come out as a number that nobody reads rather than as NaN.
 HIDDEN = -1e30
 
+# Entries of a cache: it is not worth another branch to read fewer.
+LEAST_READ = 16
+
 # By which a `jax.checkpoint` policy knows the output of attention.
 SAVED_NAME = "attention"
 
@@ -79,62 +82,84 @@ class Attention(nnx.Module):
             out_BxTxHxK = drop_heads(out_BxTxHxK, keep_H)
         return self._out(out_BxTxHxK)
 
-    def attend_cache(
+    def attend_cache(self, x_BxMxD, k_BxGxSxK, v_BxGxSxK, mask_BxMxS):
+        """Attends from M queries to a memory's keys and values; returns [B, M, D].
+
+        Args:
+          x_BxMxD: one token for each of M hypotheses.
+          k_BxGxSxK, v_BxGxSxK: heads first; they are read where they lie.
+          mask_BxMxS: the entries that each hypothesis sees.
+        """
+        size = self.config.attention_heads // self.config.key_heads
+        q_BxMxGxK = _as_hypotheses(self._queries(x_BxMxD, None), size)
+        out = _attend_entries(q_BxMxGxK, k_BxGxSxK, v_BxGxSxK, _repeat(mask_BxMxS, size))
+        return self._out(_as_heads(out, size))
+
+    def attend_past(
         self,
         x_BxMxD,
-        k_BxGxSxK,
-        v_BxGxSxK,
+        past,
+        layer,
+        used,
         mask_BxMxS,
-        now=None,
+        now,
         position_BxM=None,
-        following=False,
         position_BxS=None,
+        following=False,
     ):
-        """Attends from M queries to a cache, without moving any of it; returns [B, M, D].
+        """Attends from M new tokens to those before them, and to themselves; returns [B, M, D].
 
         Args:
           x_BxMxD: one new token for each of M hypotheses.
-          k_BxGxSxK, v_BxGxSxK: the cache, heads first: it is read where it lies.
-          mask_BxMxS: the entries of the cache that each hypothesis sees.
-          now: the keys and values [B, M, G, K] of the new tokens themselves; each hypothesis
-            sees its own. None in cross-attention.
+          past: keys and values of all layers, [N, B, G, S, K] each; they are read where they lie.
+          layer: int32, which of the layers.
+          used: int32, so many entries of the past are filled: what lies behind is not read.
+          mask_BxMxS: the entries of the past that each hypothesis sees.
+          now: the keys and values [B, M, G, K] of the new tokens; each hypothesis sees its own.
           position_BxM: that of the new tokens, as in `keys_values`.
+          position_BxS: that of the entries of the past, which ALiBi asks for.
           following: whether the tokens follow one another instead, as those of one hypothesis: each
             sees those before it too.
-          position_BxS: that of the entries of the cache, which ALiBi asks for.
         """
-        q_BxMxHxK = self._queries(x_BxMxD, position_BxM)
+        if not past[0].shape[0]:  # a stack of no layers: one is traced all the same
+            return x_BxMxD
         # Heads that share keys and values become more hypotheses, which read the same cache.
         size = self.config.attention_heads // self.config.key_heads
-        q_BxMxGxK = _as_hypotheses(q_BxMxHxK, size)
+        q_BxMxGxK = _as_hypotheses(self._queries(x_BxMxD, position_BxM), size)
         mask_BxMxS = _repeat(mask_BxMxS, size)
-        scores_BxGxMxS = jnp.einsum("bmhk,bhsk->bhms", q_BxMxGxK, k_BxGxSxK).astype(jnp.float32)
-        if self.config.alibi:
-            scores_BxGxMxS += _fold_bias(self._bias(position_BxM, position_BxS), size)
-        scores_BxGxMxS = jnp.where(mask_BxMxS[:, None], scores_BxGxMxS, HIDDEN)
-        if now is None:
-            weights_BxGxMxS = jax.nn.softmax(scores_BxGxMxS).astype(v_BxGxSxK.dtype)
-            out_BxMxGxK = jnp.einsum("bhms,bhsk->bmhk", weights_BxGxMxS, v_BxGxSxK)
-        elif following:
-            k_BxNxGxK, v_BxNxGxK = now
-            mask_1x1xMxN = _repeat(causal_mask(x_BxMxD.shape[1]), size)[None]
-            among = jnp.einsum("bmhk,bnhk->bhmn", q_BxMxGxK, k_BxNxGxK).astype(jnp.float32)
-            if self.config.alibi:
-                among += _fold_bias(self._bias(position_BxM, position_BxM), size)
-            among_BxGxMxN = jnp.where(mask_1x1xMxN, among, HIDDEN)
-            scores = jnp.concatenate([scores_BxGxMxS, among_BxGxMxN], axis=-1)
-            weights = jax.nn.softmax(scores).astype(v_BxGxSxK.dtype)
-            places = k_BxGxSxK.shape[2]
-            out_BxMxGxK = jnp.einsum("bhms,bhsk->bmhk", weights[..., :places], v_BxGxSxK)
-            out_BxMxGxK += jnp.einsum("bhmn,bnhk->bmhk", weights[..., places:], v_BxNxGxK)
+        bias = self._bias(position_BxM, position_BxS, size)
+        bias_now = self._bias(position_BxM, position_BxM, size) if following else None
+        if following:
+            mask_MxM = _repeat(causal_mask(x_BxMxD.shape[1]), size)[0]
         else:
-            k_BxMxGxK, v_BxMxGxK = (_repeat(a, size) for a in now)
-            own_BxGxM = jnp.einsum("bmhk,bmhk->bhm", q_BxMxGxK, k_BxMxGxK).astype(jnp.float32)
-            scores = jnp.concatenate([scores_BxGxMxS, own_BxGxM[..., None]], axis=-1)
-            weights = jax.nn.softmax(scores).astype(v_BxGxSxK.dtype)
-            out_BxMxGxK = jnp.einsum("bhms,bhsk->bmhk", weights[..., :-1], v_BxGxSxK)
-            out_BxMxGxK += jnp.einsum("bhm,bmhk->bmhk", weights[..., -1], v_BxMxGxK)
-        return self._out(_as_heads(out_BxMxGxK, size))
+            now = tuple(_repeat(a, size) for a in now)
+            mask_MxM = None
+
+        def attend_first(entries):
+            def attend(past):
+                k_BxGxSxK, v_BxGxSxK = (
+                    jax.lax.dynamic_slice(
+                        a, (layer, 0, 0, 0, 0), (1, *a.shape[1:3], entries, a.shape[4])
+                    )[0]
+                    for a in past
+                )
+                return _attend_entries(
+                    q_BxMxGxK,
+                    k_BxGxSxK,
+                    v_BxGxSxK,
+                    mask_BxMxS[..., :entries],
+                    None if bias is None else bias[..., :entries],
+                    now=now,
+                    mask_MxN=mask_MxM,
+                    bias_now=bias_now,
+                )
+
+            return attend
+
+        sizes = read_sizes(past[0].shape[3])
+        smallest = jnp.sum(jnp.asarray(sizes) < used)
+        out = jax.lax.switch(smallest, [attend_first(entries) for entries in sizes], past)
+        return self._out(_as_heads(out, size))
 
     def __call__(self, x_BxTxD, memory_BxSxD, mask_BxTxS, key=None, keep_H=None, position_BxT=None):
         """Attends to a memory; ``position_BxT`` is of both, which are one where it is given."""
@@ -147,13 +172,18 @@ class Attention(nnx.Module):
             q_BxTxHxK = self.q_norm(q_BxTxHxK)
         return self._rotate(q_BxTxHxK, position_BxT) * self.config.head_size**-0.5
 
-    def _bias(self, query_BxT, key_BxS):
-        """Computes what ALiBi adds to scores, float32 [B, H, T, S]; None without ALiBi."""
+    def _bias(self, query_BxT, key_BxS, size=1):
+        """Computes what ALiBi adds to scores, float32 [B, H, T, S]; None without ALiBi.
+
+        With groups of ``size`` heads it is laid out as `_as_hypotheses` does their queries,
+        [B, G, T * size, S].
+        """
         if not self.config.alibi:
             return None
         slope_1xHx1x1 = jnp.asarray(alibi_slopes(self.config.attention_heads))[None, :, None, None]
         behind_Bx1xTxS = (key_BxS[:, None, :] - query_BxT[:, :, None])[:, None]
-        return slope_1xHx1x1 * behind_Bx1xTxS.astype(jnp.float32)
+        bias_BxHxTxS = slope_1xHx1x1 * behind_Bx1xTxS.astype(jnp.float32)
+        return bias_BxHxTxS if size == 1 else _fold_bias(bias_BxHxTxS, size)
 
     def _rotate(self, x_BxTxHxK, position_BxT):
         if position_BxT is None or self.config.alibi:
@@ -187,6 +217,62 @@ def _weighted_values(rate, q_BxTxHxK, k_BxSxGxK, v_BxSxGxK, mask_BxTxS, key, bia
     weights_BxHxTxS = dropout(weights_BxHxTxS, rate, key)
     out = jnp.einsum("bhts,bhsk->bhtk", fold(weights_BxHxTxS), v_BxGxSxK)
     return heads_first(unfold(out))
+
+
+def read_sizes(entries: int) -> list[int]:
+    """Lists how many entries of a cache may be read at a time: all, a half, a quarter, an eighth.
+
+    A step reads the fewest that hold what is filled. Each size is compiled.
+    """
+    halves = [entries]
+    while len(halves) < 4 and halves[-1] >= 2 * LEAST_READ:
+        halves.append(-(-halves[-1] // 2))
+    return halves[::-1]
+
+
+def _attend_entries(
+    q_BxMxGxK,
+    k_BxGxSxK,
+    v_BxGxSxK,
+    mask_BxMxS,
+    bias=None,
+    *,
+    now=None,
+    mask_MxN=None,
+    bias_now=None,
+):
+    """Attends from M queries, which have been scaled, to entries of a cache; returns [B, M, G, K].
+
+    Args:
+      q_BxMxGxK: queries.
+      k_BxGxSxK, v_BxGxSxK: the entries.
+      mask_BxMxS: what each query sees of them.
+      bias: what is added to their scores, [B, G, M, S]; None adds nothing.
+      now: keys and values [B, N, G, K] of new tokens, which are seen too; None has none.
+      mask_MxN: what each query sees of those; None has N = M, and each sees its own.
+      bias_now: what is added to the scores of those, where there is such a mask.
+    """
+    scores_BxGxMxS = jnp.einsum("bmhk,bhsk->bhms", q_BxMxGxK, k_BxGxSxK).astype(jnp.float32)
+    if bias is not None:
+        scores_BxGxMxS += bias
+    scores = jnp.where(mask_BxMxS[:, None], scores_BxGxMxS, HIDDEN)
+    entries = scores.shape[-1]
+    if now is not None:
+        if mask_MxN is None:
+            among = jnp.einsum("bmhk,bmhk->bhm", q_BxMxGxK, now[0]).astype(jnp.float32)[..., None]
+        else:
+            among = jnp.einsum("bmhk,bnhk->bhmn", q_BxMxGxK, now[0]).astype(jnp.float32)
+            if bias_now is not None:
+                among += bias_now
+            among = jnp.where(mask_MxN, among, HIDDEN)
+        scores = jnp.concatenate([scores, among], axis=-1)
+    weights = jax.nn.softmax(scores).astype(v_BxGxSxK.dtype)
+    out_BxMxGxK = jnp.einsum("bhms,bhsk->bmhk", weights[..., :entries], v_BxGxSxK)
+    if now is None:
+        return out_BxMxGxK
+    if mask_MxN is None:
+        return out_BxMxGxK + jnp.einsum("bhm,bmhk->bmhk", weights[..., entries], now[1])
+    return out_BxMxGxK + jnp.einsum("bhmn,bnhk->bmhk", weights[..., entries:], now[1])
 
 
 def _as_hypotheses(x_BxMxHxK, size: int):

@@ -325,6 +325,11 @@ class _SubLayers(nnx.Module):
             x_BxTxD = x_BxTxD + drop_path(keys["path"], branch(x_BxTxD), config.drop_path)
         return x_BxTxD if pre else norm(x_BxTxD)
 
+    def keys_values(self, x_BxTxD, position_BxT=None):
+        """Computes the keys and values that self-attention makes of what enters the layer."""
+        x_BxTxD = self.self_attn_norm(x_BxTxD) if self.config.norm == "pre" else x_BxTxD
+        return self.self_attn.keys_values(x_BxTxD, position_BxT)
+
     def _feed_forward(self, x_BxTxD, key, rows, keep_H):
         del rows, keep_H
         return self.ffn(x_BxTxD, key)

@@ -1,10 +1,13 @@
 """Token and position embeddings."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from layerdrop_jax.models.layers import rows_times
 from layerdrop_jax.symbols import PAD
 
 POSITIONS = ("sinusoidal", "learned")
@@ -23,7 +26,13 @@ def _table(rngs, shape, *, zero_padding=True):
 
 
 class Embedding(nnx.Module):
-    """A table float32 [V, D] of token embeddings; also an output layer."""
+    """A table float32 [V, D] of token embeddings; also an output layer.
+
+    Attributes:
+      few_rows: whether logits are computed as is fast for few rows on a CPU.
+    """
+
+    few_rows = False
 
     def __init__(self, size: int, dim: int, *, rngs, zero_padding: bool = True):
         self.table = _table(rngs, (size, dim), zero_padding=zero_padding)
@@ -40,7 +49,8 @@ class Embedding(nnx.Module):
         # Not rounded to the type of the computation: 8 bits cannot tell likely words apart.
         # One axis of tokens: over two XLA transposes the gradient of all logits, on CPU.
         x_MxD = x_BxTxD.reshape(-1, x_BxTxD.shape[-1])
-        logits_MxV = jnp.einsum("md,vd->mv", x_MxD, table_VxD, preferred_element_type=jnp.float32)
+        product = rows_times if self.few_rows else partial(jnp.einsum, "md,vd->mv")
+        logits_MxV = product(x_MxD, table_VxD, preferred_element_type=jnp.float32)
         return logits_MxV.reshape(*x_BxTxD.shape[:-1], -1)
 
 

@@ -52,6 +52,29 @@ def _last_axis_product(x, kernel_DxF, dimension_numbers, precision=None, **_):
     return out_MxF.reshape(*x.shape[:-1], -1)
 
 
+# Rows up to which a CPU is faster with the kernel transposed: docs/performance.md.
+FEW_ROWS = 96
+
+
+def few_rows_product(x, kernel_FxD, dimension_numbers, precision=None, **_):
+    """Computes what `_last_axis_product` does, from a kernel that is stored transposed.
+
+    On a CPU a product of few rows then reads the kernel along its rows, as the left side. The
+    barrier keeps XLA from turning transposed products back into the slower ones.
+    """
+    assert dimension_numbers == (((x.ndim - 1,), (0,)), ((), ()))
+    assert precision is None
+    return rows_times(x.reshape(-1, x.shape[-1]), kernel_FxD).reshape(*x.shape[:-1], -1)
+
+
+def rows_times(x_MxD, table_FxD, **options):
+    """Computes ``x table^T``, [M, F], on a CPU; ``options`` are those of `jnp.einsum`."""
+    if x_MxD.shape[0] > FEW_ROWS:
+        return jnp.einsum("md,fd->mf", x_MxD, table_FxD, **options)
+    out_FxM = jnp.einsum("fd,md->fm", table_FxD, x_MxD, **options)
+    return jax.lax.optimization_barrier(out_FxM).T
+
+
 def linear(
     config,
     in_dim: int,

@@ -343,6 +343,20 @@ class LM(nnx.Module):
         Returns:
           (what leaves the last of these layers, [B, T, D], cache).
         """
+        x_BxTxD, now = self.run(cache, x_BxTxD, step, keep_N)
+        return x_BxTxD, self.write(cache, now, step, keep_N)
+
+    def run(self, cache, x_BxTxD, step, keep_N, left_B=None):
+        """Runs layers as `read` does, without writing.
+
+        Args:
+          cache, x_BxTxD, step, keep_N: as in `read`.
+          left_B: the rows that have left the decoder, bool[B]: what enters the first layer stays as
+            it is, and is what each of these layers makes its keys and values of. None: no row.
+
+        Returns:
+          (what leaves the last of these layers, their keys and values, zeros of the others).
+        """
         (batch, length, _), (keys, _) = x_BxTxD.shape, cache["past"]
         # Tokens that follow lie behind the longest prompt, step after step.
         places, begin = jnp.arange(keys.shape[3])[None], cache["begin"]
@@ -353,15 +367,17 @@ class LM(nnx.Module):
         behind_BxS = cache["length"][:, None] + places - begin
         position_BxS = jnp.where(places < begin, places, behind_BxS)
 
-        def run_layer(layer, x_BxTxD, _, past):
+        def run_layer(layer, x_BxTxD, _, number):
             now = ()
 
             def self_attention(x_BxTxD):
                 nonlocal now
                 now = layer.self_attn.keys_values(x_BxTxD, turned_BxT)
-                return layer.self_attn.attend_cache(
+                return layer.self_attn.attend_past(
                     x_BxTxD,
-                    *past,
+                    cache["past"],
+                    number,
+                    jnp.max(before_Bx1),
                     seen_BxTxS,
                     now,
                     turned_BxT,
@@ -369,11 +385,27 @@ class LM(nnx.Module):
                     position_BxS=position_BxS,
                 )
 
-            x_BxTxD = layer.step(x_BxTxD, self_attention)
-            return x_BxTxD, jax.tree.map(heads_first, now)
+            new_BxTxD = layer.step(x_BxTxD, self_attention)
+            if left_B is not None:
+                new_BxTxD = jnp.where(left_B[:, None, None], x_BxTxD, new_BxTxD)
+            return new_BxTxD, jax.tree.map(heads_first, now)
 
-        x_BxTxD, now = run_stack(self.decoder, x_BxTxD, keep_N, run_layer, extra=cache["past"])
-        return x_BxTxD, cache | {"past": write_cache(cache["past"], now, begin + step, keep_N)}
+        numbers_N = jnp.arange(keep_N.shape[0])
+        return run_stack(self.decoder, x_BxTxD, keep_N, run_layer, extra=numbers_N)
+
+    def pass_by(self, cache, x_BxTxD, step, keep_N):
+        """Computes keys and values of layers that tokens have left below, as `run` gives them."""
+        turned_BxT = self._turned(self._following(cache, step, x_BxTxD.shape[1]))
+
+        def run_layer(layer, x_BxTxD, _, __):
+            return x_BxTxD, jax.tree.map(heads_first, layer.keys_values(x_BxTxD, turned_BxT))
+
+        return run_stack(self.decoder, x_BxTxD, keep_N, run_layer)[1]
+
+    def write(self, cache, now, step, keep_N=None):
+        """Writes keys and values into a cache; ``keep_N`` says of which layers, for steps [B]."""
+        past = write_cache(cache["past"], now, cache["begin"] + step, keep_N)
+        return cache | {"past": past}
 
     def predict(self, x_BxTxD, keep_N):
         """Computes log p of what follows each token, float32 [B, T, V].

@@ -5,10 +5,13 @@ import itertools
 import typing
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from layerdrop_jax.core.randomness import named_key
+from layerdrop_jax.models.embeddings import Embedding
+from layerdrop_jax.models.layers import few_rows_product
 
 if typing.TYPE_CHECKING:  # a config makes use of this file
     from layerdrop_jax.models.blocks import BlockConfig
@@ -28,6 +31,50 @@ def abstract_params(config: "BlockConfig") -> dict:
 def model_graph(config: "BlockConfig"):
     """Makes the graph that turns parameters into a model: ``nnx.merge(graph, params)``."""
     return nnx.graphdef(nnx.eval_shape(lambda: config.make_model(nnx.Rngs(0))))
+
+
+def decoding_graph(config: "BlockConfig", platform: str = ""):
+    """Makes the graph of a model that decodes: it reads what `decoding_params` gives.
+
+    On a CPU its products are those that are fast for the few rows of a step. Elsewhere it is
+    `model_graph`'s.
+
+    Args:
+      config: the model's.
+      platform: of the devices that decode; "" is JAX's default.
+    """
+
+    def make():
+        model = config.make_model(nnx.Rngs(0))
+        if _on_cpu(platform):
+            for _, module in nnx.iter_modules(model):
+                if isinstance(module, nnx.Linear):
+                    module.dot_general = few_rows_product
+                elif isinstance(module, Embedding):
+                    module.few_rows = True
+        return model
+
+    return nnx.graphdef(nnx.eval_shape(make))
+
+
+def decoding_params(params: dict, platform: str = "") -> dict:
+    """Gives parameters as `decoding_graph` reads them: on a CPU, kernels are transposed, [F, D].
+
+    Args:
+      params: as `make_params` gives them.
+      platform: as for `decoding_graph`.
+    """
+    if not _on_cpu(platform):
+        return params
+
+    def give(path, leaf):
+        return jnp.swapaxes(leaf, -1, -2) if getattr(path[-1], "key", None) == "kernel" else leaf
+
+    return jax.tree_util.tree_map_with_path(give, params)
+
+
+def _on_cpu(platform):
+    return (platform or jax.default_backend()) == "cpu"
 
 
 def first_difference(there, here) -> str:

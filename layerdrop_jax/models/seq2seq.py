@@ -265,37 +265,57 @@ class Seq2Seq(nnx.Module):
         before = jnp.arange(length)[None, None, :, None] < step
         past_mask = (mine & before).reshape(batch, beam, length * beam)
         x_BxMxD = self._embed("target", tokens_BxM, jnp.full((1, 1), step), None)
-        x_BxMxD, now = self._read(cache, x_BxMxD, past_mask, cache["keep"])
+        x_BxMxD, now = self._read(cache, x_BxMxD, past_mask, step * beam, cache["keep"])
         past = write_cache(cache["past"], now, step * beam)
         here = jnp.broadcast_to(jnp.arange(beam)[None, :, None], (batch, beam, 1))
         origin_BxMxT = jax.lax.dynamic_update_slice_in_dim(origin_BxMxT, here, step, 2)
         return self.predict(x_BxMxD, cache["keep"]), cache | {"past": past, "origin": origin_BxMxT}
 
-    def enter(self, cache, tokens_BxT, step_B):
-        """Embeds tokens that follow one another from place ``step_B`` on."""
+    def enter(self, cache, tokens_BxT, step):
+        """Embeds tokens that follow one another from place ``step`` on, a scalar or [B]."""
         del cache  # every row begins at 0
+        step_B = jnp.broadcast_to(step, tokens_BxT.shape[:1])
         position_BxT = step_B[:, None] + jnp.arange(tokens_BxT.shape[1])[None]
         # A draft may look beyond the last position; nobody reads what it finds there.
         position_BxT = jnp.minimum(position_BxT, self.config.max_target_length - 1)
         return self._embed("target", tokens_BxT, position_BxT, None)
 
-    def read(self, cache, x_BxTxD, step_B, keep_N):
+    def read(self, cache, x_BxTxD, step, keep_N):
         """Runs decoder layers over tokens that follow one another, and keeps their keys and values.
 
         Args:
           cache: from `start_cache`, for one hypothesis a sentence.
           x_BxTxD: what enters the first of these layers.
-          step_B: int32, how many tokens came before these in each row.
+          step: int32, how many tokens came before these: a scalar, or [B].
           keep_N: the layers, bool[N].
 
         Returns:
           (what leaves the last of these layers, [B, T, D], cache).
         """
+        x_BxTxD, now = self.run(cache, x_BxTxD, step, keep_N)
+        return x_BxTxD, self.write(cache, now, step, keep_N)
+
+    def run(self, cache, x_BxTxD, step, keep_N, left_B=None):
+        """Runs decoder layers as `read` does, without writing: see `LM.run`."""
         (batch, length, _), (keys, _) = x_BxTxD.shape, cache["past"]
+        step_B = jnp.broadcast_to(step, (batch,))
         before_BxS = jnp.arange(keys.shape[3])[None] < step_B[:, None]
         before_BxTxS = jnp.broadcast_to(before_BxS[:, None], (batch, length, keys.shape[3]))
-        x_BxTxD, now = self._read(cache, x_BxTxD, before_BxTxS, keep_N, following=length > 1)
-        return x_BxTxD, cache | {"past": write_cache(cache["past"], now, step_B, keep_N)}
+        how = {"following": length > 1, "left_B": left_B}
+        return self._read(cache, x_BxTxD, before_BxTxS, jnp.max(step_B), keep_N, **how)
+
+    def pass_by(self, cache, x_BxTxD, step, keep_N):
+        """Computes keys and values of layers that tokens have left below, as `run` gives them."""
+        del cache, step  # positions are part of x
+
+        def run_layer(layer, x_BxTxD, _, __):
+            return x_BxTxD, jax.tree.map(heads_first, layer.keys_values(x_BxTxD))
+
+        return run_stack(self.decoder, x_BxTxD, keep_N, run_layer)[1]
+
+    def write(self, cache, now, step, keep_N=None):
+        """Writes keys and values into a cache; ``keep_N`` says of which layers, for steps [B]."""
+        return cache | {"past": write_cache(cache["past"], now, step, keep_N)}
 
     def predict(self, x_BxTxD, keep_N):
         """Computes logits of what follows each token, float32 [B, T, V].
@@ -306,31 +326,36 @@ class Seq2Seq(nnx.Module):
         """
         return self.logits(self.finish(leave(self.decoder, x_BxTxD, keep_N)))
 
-    def _read(self, cache, x_BxMxD, past_mask_BxMxS, keep_N, following=False):
-        """Runs decoder layers over a cache; returns (what leaves them, their keys and values)."""
+    def _read(self, cache, x_BxMxD, past_mask_BxMxS, used, keep_N, following=False, left_B=None):
+        """Runs decoder layers over a cache of which ``used`` entries are filled.
+
+        Returns:
+          (what leaves the layers, their keys and values).
+        """
         memory_Bx1xS = (cache["memory_segment"] > 0)[:, None]
         memory_mask = jnp.broadcast_to(memory_Bx1xS, (*x_BxMxD.shape[:2], memory_Bx1xS.shape[2]))
 
         def run_layer(layer, x_BxMxD, _, extra):
-            past, cross = extra
+            number, cross = extra
             now = ()
 
             def self_attention(x_BxMxD):
                 nonlocal now
                 now = layer.self_attn.keys_values(x_BxMxD)
-                return layer.self_attn.attend_cache(
-                    x_BxMxD, *past, past_mask_BxMxS, now, following=following
+                return layer.self_attn.attend_past(
+                    x_BxMxD, cache["past"], number, used, past_mask_BxMxS, now, following=following
                 )
 
             def cross_attention(x_BxMxD):
                 return layer.cross_attn.attend_cache(x_BxMxD, *cross, memory_mask)
 
-            x_BxMxD = layer.step(x_BxMxD, self_attention, cross_attention)
-            return x_BxMxD, jax.tree.map(heads_first, now)
+            new_BxMxD = layer.step(x_BxMxD, self_attention, cross_attention)
+            if left_B is not None:
+                new_BxMxD = jnp.where(left_B[:, None, None], x_BxMxD, new_BxMxD)
+            return new_BxMxD, jax.tree.map(heads_first, now)
 
-        return run_stack(
-            self.decoder, x_BxMxD, keep_N, run_layer, extra=(cache["past"], cache["cross"])
-        )
+        extra = (jnp.arange(keep_N.shape[0]), cache["cross"])
+        return run_stack(self.decoder, x_BxMxD, keep_N, run_layer, extra=extra)
 
     # -- parts ----------------------------------------------------------------------------------
 

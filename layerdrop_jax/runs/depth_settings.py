@@ -1,7 +1,11 @@
-"""The config's sections about depth: ``prune``, which layers a cut keeps, and ``init``."""
+"""The config's sections about depth: ``prune``, which layers a cut keeps, and ``init``.
+
+Also where tokens may leave a decoder early, which the section ``decode`` says.
+"""
 
 import dataclasses
 
+from layerdrop_jax.core.nested import parse_depths
 from layerdrop_jax.core.strategy_table import check_strategy, parse_strategy
 from layerdrop_jax.models.blocks import BlockConfig, check_choice, check_sizes
 from layerdrop_jax.step.dropping import DropConfig
@@ -128,3 +132,27 @@ class InitConfig:
                     f'init.layers={self.layers!r} is not like "encoder:0,1 decoder:0,2,4"'
                 ) from None
         return chosen
+
+
+def exit_depths(settings) -> tuple[int, ...]:
+    """Finds the depths at which a token may leave the decoder early, ascending.
+
+    Args:
+      settings: of a run that decodes.
+
+    Returns:
+      those of ``decode.exit_depths``; where it names none, those at which the beginning of the
+      network was trained as a network (nested training by ``first``), or else every quarter.
+
+    Raises:
+      ValueError: a depth that the decoder does not have.
+    """
+    model, text = settings.model, settings.decode.exit_depths
+    depth = model.depth(model.cut_stack)
+    if text.strip():
+        try:
+            return parse_depths(text, depth)
+        except ValueError as error:
+            raise ValueError(f"decode.exit_depths={text!r}: {error}") from None
+    quarters = {round(depth * part / 4) for part in (1, 2, 3)}
+    return settings.drop.exits(model) or tuple(sorted(quarters - {0, depth}))

@@ -47,14 +47,21 @@ def _to_version_6(config):
 
 
 def _to_version_7(config):
+    """Adds exits, through which no token left, and no loss trained."""
+    config["drop"] |= {"exit_loss": "", "exit_scale": 0.1}
+    if "decode" in config:
+        config["decode"] |= {"exit": "", "exit_depths": ""}
+
+
+def _to_version_8(config):
     """Adds what BART does otherwise: encoder-decoders scaled embeddings, and had no norm there."""
     if "share_embeddings" in config["model"]:
         config["model"] |= {"scale_embeddings": True, "embedding_norm": False}
 
 
 STEPS = (
-    *(_to_version_2, _to_version_3, _to_version_4),
-    *(_to_version_5, _to_version_6, _to_version_7),
+    *(_to_version_2, _to_version_3, _to_version_4, _to_version_5),
+    *(_to_version_6, _to_version_7, _to_version_8),
 )
 VERSION = len(STEPS) + 1
 

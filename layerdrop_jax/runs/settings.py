@@ -26,6 +26,7 @@ from layerdrop_jax.runs.depth_settings import (
     EncoderDecoderPrune,
     EncoderPrune,
     InitConfig,
+    exit_depths,
 )
 from layerdrop_jax.runs.trackers import TRACKERS
 from layerdrop_jax.scores.rouge import TOKENIZERS
@@ -206,6 +207,7 @@ def _check_encoder_decoder(settings, longest):
     settings.drop.subnetworks(model)  # and depths
     settings.prune.check(model, settings.drop)
     _check_draft(settings)
+    _check_exit(settings)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -252,6 +254,7 @@ class LanguageModelSettings:
         self.drop.subnetworks(self.model)  # and depths
         self.prune.check(self.model, self.drop)
         _check_draft(self)
+        _check_exit(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -320,6 +323,16 @@ def _check_draft(settings):
             check_strategy(parse_strategy(text), depth, settings.prune.budget)
         except ValueError as error:
             raise ValueError(f"decode.draft={text!r}: {error}") from None
+
+
+def _check_exit(settings):
+    """Raises a ValueError where the decoder has no such depths as ``decode.exit_depths``."""
+    if not exit_depths(settings) and settings.decode.exit:
+        depth = settings.model.depth(settings.model.cut_stack)
+        raise ValueError(
+            f"decode.exit={settings.decode.exit!r} needs a depth to leave at, and the decoder has "
+            f'{depth} layer{"" if depth == 1 else "s"} in all: set it to ""'
+        )
 
 
 def _check_encoder(settings):
@@ -461,6 +474,10 @@ def unread(settings: Settings) -> dict[str, str]:
     never("drop", "over_steps", over_time, drop.over_time == "constant")
     nested = "sets draws smallest share teach encoder_depths decoder_depths together"
     never("drop", nested, "drop.method='layerdrop'", drop.method == "layerdrop")
+    never("drop", "exit_loss", "drop.method='layerdrop'", drop.method == "layerdrop")
+    drawn, given = "draws smallest share together", f"drop.exit_loss={drop.exit_loss!r}"
+    never("drop", drawn, given, drop.method == "nested" and drop.exit_loss)
+    never("drop", "exit_scale", "drop.exit_loss is empty", not drop.exit_loss)
     never("drop", "score_rate", "drop.score_units=0", not drop.score_units)
     never("model", "drop_path_rows", "model.drop_path=0", not model.drop_path)
     never("model", "drop_block_size", "model.drop_block=0", not model.drop_block)
@@ -478,6 +495,8 @@ def unread(settings: Settings) -> dict[str, str]:
     never("decode", "top_k top_p seed", "decode.temperature=0", decode and greedy)
     undrafted = not getattr(decode, "draft", "")
     never("decode", "draft_tokens", "decode.draft is empty", decode and undrafted)
+    stays = not getattr(decode, "exit", "")
+    never("decode", "exit_depths", "decode.exit is empty", decode and stays)
     whole = getattr(decode, "normalize", True)
     never("decode", "length_penalty", "decode.normalize=False", decode and not whole)
     return found

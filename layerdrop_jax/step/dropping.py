@@ -12,7 +12,14 @@ import numpy as np
 
 from layerdrop_jax.core import drop_schedule
 from layerdrop_jax.core.drop_schedule import drop_rates, rate_at, sample_keep
-from layerdrop_jax.core.nested import keep_table, num_subnetworks, parse_depths
+from layerdrop_jax.core.nested import (
+    exit_weights,
+    exits_of_step,
+    keep_table,
+    num_subnetworks,
+    parse_curriculum,
+    parse_depths,
+)
 from layerdrop_jax.core.pruning import RULES
 from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.core.skip_scan import MODES
@@ -63,6 +70,11 @@ class DropConfig:
       share: of the sub-networks together in the loss, in [0, 1); the whole network has the rest.
       teach: share of a sub-network's own loss that pulls it towards the whole network's
         distribution, in [0, 1]; the labels have the rest.
+      exit_loss: which depths have a loss in a step, see `nested.parse_curriculum`: the early exit
+        loss of LayerSkip. The networks are the first layers of the last stack, read off the whole
+        one's run with what it dropped; the weights are LayerSkip's, and ``draws``, ``smallest``,
+        ``together`` and ``share`` mean nothing. "": sub-networks are drawn.
+      exit_scale: in these weights, what the depths have beside the whole network, above 0.
     """
 
     sublayers: float
@@ -85,6 +97,8 @@ class DropConfig:
     together: bool
     share: float
     teach: float
+    exit_loss: str
+    exit_scale: float
 
     def __post_init__(self):
         check_choice("drop", "schedule", self.schedule, drop_schedule.SCHEDULES)
@@ -127,8 +141,15 @@ class DropConfig:
                         f"drop.{stack}_depths={getattr(self, f'{stack}_depths')!r} is read by "
                         "drop.method='nested' alone, and drop.method is 'layerdrop'"
                     )
+            if self.exit_loss:
+                raise ValueError(
+                    f"drop.exit_loss={self.exit_loss!r} is read by drop.method='nested' alone, "
+                    "with drop.sets='first', and drop.method is 'layerdrop'"
+                )
             return
-        if not self.draws + self.smallest:
+        if self.exit_loss:
+            self._check_exit_loss()
+        elif not self.draws + self.smallest:
             raise ValueError(
                 "drop.method='nested' trains no sub-network with drop.draws=0 and "
                 "drop.smallest=False: set one of them"
@@ -138,6 +159,19 @@ class DropConfig:
                 f"drop.score_units={self.score_units} learns which layers to keep, and "
                 "drop.method='nested' assigns them: choose one"
             )
+
+    def _check_exit_loss(self):
+        try:
+            parse_curriculum(self.exit_loss)
+        except ValueError as error:
+            raise ValueError(f"drop.exit_loss={self.exit_loss!r}: {error}") from None
+        if self.sets != "first":
+            raise ValueError(
+                f"drop.exit_loss={self.exit_loss!r} is of the first layers, and drop.sets is "
+                f"{self.sets!r}: set it to 'first'"
+            )
+        if not self.exit_scale > 0:
+            raise ValueError(f"drop.exit_scale={self.exit_scale} is not above 0")
 
     together = False  # whether all stacks draw their depths as one; a field where there are two
 
@@ -176,15 +210,73 @@ class DropConfig:
                 "drop.together=True pairs the depths of the stacks one by one, but there are "
                 + " and ".join(f"{len(t)} of the {s}" for s, t in tables.items())
             )
+        if self.exit_loss:
+            self._check_exits(model, tables)
         return tables
+
+    def _check_exits(self, model, tables):
+        for stack in tables:
+            if stack != model.cut_stack:
+                raise ValueError(
+                    f"drop.exit_loss={self.exit_loss!r} is of the {model.cut_stack}'s depths, and "
+                    f"drop.{stack}_depths={getattr(self, f'{stack}_depths')!r} cuts the {stack}: "
+                    "set it to 'all'"
+                )
+        depths = tables[model.cut_stack].sum(axis=1)
+        kind, number = parse_curriculum(self.exit_loss)
+        if depths[0] == 1:
+            raise ValueError(
+                f"drop.{model.cut_stack}_depths has depth 1, which has no weight in "
+                f"drop.exit_loss={self.exit_loss!r}: let it begin at 2"
+            )
+        if kind == "rotational" and number > len(depths):
+            raise ValueError(
+                f"drop.exit_loss={self.exit_loss!r} has steps without any depth, as there are "
+                f"{len(depths)}: let R be at most that"
+            )
+
+    def exits(self, model: BlockConfig) -> tuple[int, ...]:
+        """Lists the depths of the last stack at which its beginning learns to be a network."""
+        table_PxN = self.subnetworks(model).get(model.cut_stack) if self.sets == "first" else None
+        return () if table_PxN is None else tuple(table_PxN.sum(axis=1).tolist())
+
+    def exit_shares(self, model: BlockConfig, step):
+        """Says what part each depth of ``exit_loss`` has in the loss of a step.
+
+        Args:
+          model: the model's config.
+          step: updates made so far; may be traced.
+
+        Returns:
+          ``(depth_P, share_P, on_P)``: the depths, float32 shares in the loss, of which the whole
+          network has the rest, and which depths have one.
+        """
+        depths = self.exits(model)
+        on_P = exits_of_step(parse_curriculum(self.exit_loss), step, len(depths))
+        weight_P, whole = exit_weights(depths, model.depth(model.cut_stack), self.exit_scale)
+        weight_P = on_P * weight_P
+        return jnp.array(depths), weight_P / (jnp.sum(weight_P) + whole), on_P
+
+    def expected_exits(self, model: BlockConfig) -> float:
+        """Counts the depths that a micro-batch reads off the whole network's run, on average.
+
+        Of a curriculum that grows it is the number at its end.
+        """
+        tables = self.subnetworks(model)
+        if not self.exit_loss:
+            return num_subnetworks(tables, draws=self.draws, smallest=self.smallest)
+        kind, number = parse_curriculum(self.exit_loss)
+        return len(self.exits(model)) / (number if kind == "rotational" else 1)
 
     def by_exits(self, model: BlockConfig) -> bool:
         """Says whether the sub-networks are beginnings of the whole network's one run.
 
         They are where only the last stack is cut, each sub-network keeps its first layers, and
         nothing is dropped. One run of the whole network then computes all that they compute, but
-        their output layers.
+        their output layers. With ``exit_loss`` they are whatever is dropped.
         """
+        if self.exit_loss:
+            return True
         nothing = not any(getattr(self, name) for name in (*self.stacks, *INSIDE))
         return (
             self.sets == "first" and nothing and set(self.subnetworks(model)) == {model.cut_stack}
@@ -364,7 +456,8 @@ def describe_rates(settings) -> list[str]:
                 line += f"; {group} {_rates_text(rates[group])}"
         if stack in tables:
             depths = tables[stack].sum(axis=1)
-            number = num_subnetworks(tables, draws=drop.draws, smallest=drop.smallest)
+            number = f"{drop.expected_exits(settings.model):g}"
+            number += f" ({drop.exit_loss})" if drop.exit_loss else ""
             line += f"; nested, {number} of depths {', '.join(map(str, depths))} beside the whole"
             if drop.by_exits(settings.model):
                 line += ", from its own run"

@@ -6,7 +6,6 @@ that report utilisation count them; a product computed again in the backward pas
 
 import jax.numpy as jnp
 
-from layerdrop_jax.core.nested import num_subnetworks
 from layerdrop_jax.core.structured import rows_kept, survival
 from layerdrop_jax.step.dropping import exact_depth
 from layerdrop_jax.step.masking import most_masked
@@ -101,7 +100,7 @@ def row_share(model, rows: int) -> float:
 def expected_flops(costs: dict, model, drop, rows: int) -> float:
     """Counts the FLOPs that a micro-batch is expected to run, sub-networks of nested training too.
 
-    Rates that grow over training are those of its end.
+    Rates that grow over training are those of its end, and so are the depths of an exit loss.
 
     Args:
       costs: from `seq2seq_flops` or `lm_flops`.
@@ -120,7 +119,7 @@ def expected_flops(costs: dict, model, drop, rows: int) -> float:
     tables, least = drop.subnetworks(model), int(drop.smallest)
     if not tables:
         return float(whole)
-    number = num_subnetworks(tables, draws=drop.draws, smallest=drop.smallest)
+    number = drop.expected_exits(model)
     if drop.by_exits(model):  # their layers have run already
         return float(whole + number * costs["rest"])
     for stack, table_PxN in tables.items():

@@ -9,6 +9,7 @@ from flax import nnx
 
 from layerdrop_jax.core.nested import draw_depths
 from layerdrop_jax.core.randomness import named_key
+from layerdrop_jax.core.skip_scan import skip_scan
 from layerdrop_jax.models.blocks import BlockConfig, Watch, leave
 from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.step import rate_scores
@@ -151,7 +152,7 @@ def train_step(
         keep, groups, ran = draw_all(key)
         watch = rate_scores.make_watch(positions(micro)) if scores else None
         if exits:
-            watch = Watch(lambda stack, before, after: after if stack in tables else ())
+            watch = Watch(lambda stack, before, after: before if stack in tables else ())
         guide, model = None if teach is None else teach(teacher), make_model(params)
         (total, nll, tokens), states = run(
             model, micro, key, keep, groups, teacher=guide, watch=watch
@@ -163,35 +164,53 @@ def train_step(
             counts["activation"] = watch.seen
             counts["scores"] = rate_scores.gradients(scores, drop, keep, nats)
             counts["square"] = rate_scores.squared_deviation(scores, nats)
-        if tables:
-            total *= 1 - drop.share
         if exits:
-            cut, sums["cut_nll"], layers = exit_losses(params, model, micro, key, watch, states)
-            total += drop.share * cut
-            counts["flops"] += layers * costs["rest"]
+            cut = exit_losses(params, model, micro, key, watch, keep, states)
+            cut_total, share, sums["cut_nll"], number = cut
+            total = (1 - share) * total + cut_total
+            counts["flops"] += number * costs["rest"]
+        elif tables:
+            total *= 1 - drop.share
         return total, (sums, counts, states if tables and not exits else ())
 
-    def exit_losses(params, model, micro, key, watch, states):
-        """Computes (mean loss, mean nll, number) of sub-networks that are beginnings of the whole.
+    def exit_losses(params, model, micro, key, watch, keep, states):
+        """Computes the losses of sub-networks that are beginnings of the whole one.
 
         Their layers have run already, on the same input: a sub-network costs an output layer.
+
+        Returns:
+          (losses times their shares in the loss, the sum of the shares, mean nll, number).
         """
-        ((stack, keep_PxN),) = draw_cuts(key).items()
-        guide = guide_of(params, jax.lax.stop_gradient(states))
+        stack, guide = config.cut_stack, guide_of(params, jax.lax.stop_gradient(states))
+        layer_N, keep_N = jnp.arange(config.depth(stack)), keep[stack]
+        if drop.exit_loss:
+            depth_P, share_P, on_P = drop.exit_shares(config, state["step"])
+        else:
+            depth_P = jnp.sum(draw_cuts(key)[stack], axis=1)
+            share_P, on_P = jnp.full(depth_P.shape, drop.share / len(depth_P)), None
         key = named_key(key, "dropout")
 
-        def add(sums, depth):
-            x_BxTxD = watch.seen[stack][depth - 1]
-            layers = getattr(model, stack)
-            x_BxTxD = leave(layers, x_BxTxD, jnp.arange(config.depth(stack)) < depth)
+        def add(sums, inputs):
+            depth, share = inputs
+            # What enters the first layer above; where none runs, the whole network left there too.
+            above_N = keep_N & (layer_N >= depth)
+            x_BxTxD = watch.seen[stack][jnp.argmax(above_N)]
+            x_BxTxD = leave(getattr(model, stack), x_BxTxD, keep_N & (layer_N < depth))
             mine = loss.leave(model, x_BxTxD, micro, key=key)
+            mine = jax.tree.map(functools.partial(jnp.where, jnp.any(above_N)), mine, states)
             how = {"theirs": guide and guide.states, "teacher": guide, "key": key}
             total, nll, _ = loss.score(model, mine, micro, smoothing=smoothing, **how)
-            return (sums[0] + total, sums[1] + nll), None
+            return (sums[0] + share * total, sums[1] + nll), None
 
-        zero = jnp.zeros((), jnp.float32)
-        (total, nll), _ = jax.lax.scan(add, (zero, zero), jnp.sum(keep_PxN, axis=1))
-        return total / len(keep_PxN), nll / len(keep_PxN), len(keep_PxN)
+        zeros, inputs = (jnp.zeros((), jnp.float32),) * 2, (depth_P, share_P)
+        if on_P is None:
+            (total, nll), _ = jax.lax.scan(add, zeros, inputs)
+            return total, drop.share, nll / len(depth_P), len(depth_P)
+        # The output layers of all depths would not fit into memory: each is computed again.
+        policy = jax.checkpoint_policies.nothing_saveable
+        (total, nll), _ = skip_scan(add, zeros, inputs, on_P, mode=drop.mode, policy=policy)
+        number = jnp.sum(on_P)
+        return total, jnp.sum(share_P), nll / number, number
 
     def cut_loss(params, micro, key, number, assigned, states, share):
         """Computes the loss of one sub-network, whose ``assigned`` layers run on their own."""

@@ -21,9 +21,12 @@ from layerdrop_jax.data import tokenizers
 from layerdrop_jax.data.packing import fill_row
 from layerdrop_jax.data.pairs import load_eval_text, save_eval_text, warn_of_padding
 from layerdrop_jax.decoding.batching import decode_sentences
-from layerdrop_jax.decoding.beam import beam_search, greedy_with_draft, search_options
+from layerdrop_jax.decoding.beam import beam_search, greedy_search, search_options
+from layerdrop_jax.decoding.drafts import decode_with_draft
+from layerdrop_jax.decoding.exits import decode_with_exits
 from layerdrop_jax.models.cut import masks
-from layerdrop_jax.models.params import model_graph
+from layerdrop_jax.models.params import decoding_graph, decoding_params
+from layerdrop_jax.runs.depth_settings import exit_depths
 from layerdrop_jax.runs.folder import is_fresh, make_tokenizer
 from layerdrop_jax.runs.metrics import check_scored
 from layerdrop_jax.runs.run import Run
@@ -32,6 +35,7 @@ from layerdrop_jax.step.flops import seq2seq_flops
 from layerdrop_jax.symbols import EOS, PAD
 from layerdrop_jax.tasks.depths import score_depths
 from layerdrop_jax.tasks.drafting import draft_mask, drafting, with_draft
+from layerdrop_jax.tasks.leaving import depth_line, leaving_step, mean_depth
 
 MOST_WARNINGS = 10  # of lines that were cut
 
@@ -114,25 +118,28 @@ def make_search(run: Run, *, max_source: int):
 
     A sentence is a list of ids, without eos. ``keep`` is as in `Seq2Seq.__call__`; it is data, so
     one executable serves every depth. The draft of ``decode.draft`` proposes tokens where there is
-    one, and changes no answer.
+    one, and changes no answer. Where ``decode.exit`` lets tokens leave early, a `Hypothesis` has
+    their depths.
     """
     settings, model = run.settings, run.settings.model
-    graph, draft_N = model_graph(model), draft_mask(run)
+    graph, draft_N = decoding_graph(model), draft_mask(run)
+    params = decoding_params(run.params)
 
     @functools.partial(jax.jit, static_argnums=5)
     def decode(params, keep, draft_N, source_BxS, max_length_B, buffer_length):
         network = nnx.merge(graph, params)
-        options = {"keep": keep, "draft_N": draft_N}
-        return _search(
-            network, source_BxS, max_length_B, buffer_length, settings.decode, **options
-        )[0]
+        how = {"keep": keep, "draft_N": draft_N, "step_fn": leaving_step(network, settings)}
+        found, counts = _search(
+            network, source_BxS, max_length_B, buffer_length, settings.decode, **how
+        )
+        return (*found, counts.depth_BxW[:, None, 1:]) if settings.decode.exit else found
 
     everything = masks(model, {})
 
     def search(sentences, keep=None, description=None):
         return decode_sentences(
             sentences,
-            functools.partial(decode, run.params, everything | (keep or {}), draft_N),
+            functools.partial(decode, params, everything | (keep or {}), draft_N),
             config=settings.decode,
             max_source=max_source,
             max_positions=model.max_target_length,
@@ -143,17 +150,18 @@ def make_search(run: Run, *, max_source: int):
 
 
 def make_answerer(run: Run, *, max_source: int):
-    """Makes ``answer_texts(texts, keep=None, description=None) -> (answers, cut)``, by beam search.
+    """Makes ``answer_texts(texts, keep, description, depths) -> (answers, cut)``, by beam search.
 
     An answer is one line; that of a text without a token, such as a blank one, is empty, as such
     pairs are left out of training. ``keep`` is as in `make_search`. ``cut`` holds the indices of
-    the texts that had more than ``max_source`` tokens, eos included, and lost their end. Evaluation
+    the texts that had more than ``max_source`` tokens, eos included, and lost their end. ``depths``
+    is as in `Task`. Evaluation
     and generation both answer by this function, so a score is that of the lines that generation
     writes.
     """
     search = make_search(run, max_source=max_source)
 
-    def answer_texts(texts, keep=None, description=None):
+    def answer_texts(texts, keep=None, description=None, depths=None):
         encoded = tokenizers.encode(run.tokenizer, texts)
         filled = [number for number, ids in enumerate(encoded) if ids]
         decoded = search([encoded[number] for number in filled], keep, description)
@@ -162,6 +170,10 @@ def make_answerer(run: Run, *, max_source: int):
         for number, text in zip(filled, tokenizers.decode(run.tokenizer, best), strict=True):
             # Every byte is in the vocabulary, so a poor model can say a line break.
             answers[number] = re.sub(r"[\r\n]+", " ", text)
+        if depths is not None:
+            found = [n_best[0].depths if n_best else [] for n_best in decoded.hypotheses]
+            of_filled = dict(zip(filled, found, strict=True))
+            depths += [of_filled.get(number, []) for number in range(len(texts))]
         return answers, [filled[index] for index in decoded.cut]
 
     return answer_texts
@@ -180,16 +192,17 @@ def evaluate(run: Run, answer_texts, score) -> tuple[list[dict], list[dict]]:
     settings = run.settings
     sources, references = _held_out(run, "test")
 
+    score_texts = _make_scorer(run, answer_texts, score)
+
     # The whole network goes first: it compiles what all depths then share.
-    answers, cut = answer_texts(sources, description="decoding the test split")
-    results = [
-        found | {"sentences": len(sources), "cut": len(cut), "averaged": list(run.steps)}
-        for found in score(answers, references)
-    ]
+    found, answers, cut = score_texts(sources, references, description="decoding the test split")
+    about = {"sentences": len(sources), "cut": len(cut), "averaged": list(run.steps)}
+    results = [record | about for record in found]
+    if settings.decode.exit:
+        print(depth_line(run, found[0]["mean_depth"]), flush=True)
 
     def at(keep, description):
-        cut_down, _ = answer_texts(sources, keep, description=description)
-        return score(cut_down, references)[0]
+        return score_texts(sources, references, keep, description)[0][0]
 
     depths = score_depths(run, at)
     (run.workdir / "data" / f"test.hypotheses.{settings.data.target}").write_text(
@@ -204,13 +217,36 @@ def make_quality(run: Run, answer_texts, score):
     ``keep`` is as in `make_answerer`, whose executable serves every call.
     """
 
+    score_texts = _make_scorer(run, answer_texts, score)
+
     def quality(split, keep=None, description=None):
-        sources, references = _held_out(run, split)
-        answers, _ = answer_texts(sources, keep, description=description)
-        first = score(answers, references)[0]
+        first = score_texts(*_held_out(run, split), keep, description)[0][0]
         return {name: value for name, value in first.items() if name != "signature"}
 
     return quality
+
+
+def _make_scorer(run, answer_texts, score):
+    """Makes ``score_texts(sources, references, keep, description) -> (records, answers, cut)``.
+
+    Where tokens leave early a record has ``mean_depth``, and its signature says when they do.
+    """
+    rule = run.settings.decode.exit
+
+    def score_texts(sources, references, keep=None, description=None):
+        depths = [] if rule else None
+        answers, cut = answer_texts(sources, keep, description, depths)
+        records = score(answers, references)
+        if rule:
+            about = {"mean_depth": mean_depth(depths)}
+            about |= {"exit_depths": list(exit_depths(run.settings))}
+            records = [
+                record | about | {"signature": f"{record['signature']}|exit:{rule}"}
+                for record in records
+            ]
+        return records, answers, cut
+
+    return score_texts
 
 
 def start_request(settings, network, ids_BxP):
@@ -278,14 +314,52 @@ def drafted(settings, network, ids_BxP, draft_N=None):
     new_tokens = settings.prune.new_tokens
     limit_B = jnp.full(ids_BxP.shape[0], new_tokens, jnp.int32)
     config = dataclasses.replace(settings.decode, beam=1)
-    found, counts = _search(
-        network, ids_BxP, limit_B, new_tokens + 1, config, keep=None, draft_N=draft_N
-    )
+    found, counts = _search(network, ids_BxP, limit_B, new_tokens + 1, config, draft_N=draft_N)
     return found.tokens_BxMxT[:, 0], counts
 
 
-def _search(network, source_BxS, max_length_B, buffer_length, config, *, keep, draft_N):
-    """Searches for answers, with a draft or without; returns (`Hypotheses`, `Drafted` or None)."""
+def left_early(settings, network, ids_BxP, threshold):
+    """Answers sources with at most ``prune.new_tokens`` tokens that leave early, see `Task`."""
+    new_tokens = settings.prune.new_tokens
+    limit_B = jnp.full(ids_BxP.shape[0], new_tokens, jnp.int32)
+    found, counts = _search(
+        network,
+        ids_BxP,
+        limit_B,
+        new_tokens + 1,
+        settings.decode,
+        step_fn=leaving_step(network, settings, threshold),
+    )
+    return found.tokens_BxMxT[:, 0], counts.depth_BxW[:, 1:]
+
+
+def judge(network, ids_BxP, tokens_BxT):
+    """Says what a whole network makes of answers, see `Task`."""
+    batch = {"source": ids_BxP, "target_output": tokens_BxT}
+    batch["target_input"] = jnp.pad(tokens_BxT[:, :-1], ((0, 0), (1, 0)), constant_values=EOS)
+    for side, ids in (("source", ids_BxP), ("target", tokens_BxT)):
+        batch[f"{side}_segment"] = (ids != PAD).astype(jnp.int32)
+        batch[f"{side}_position"] = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+    states_BxTxD = network.states(batch)
+    nll_BxT, _, right_BxT = losses.judge(losses.seq2seq_loss, network, states_BxTxD, tokens_BxT)
+    return -nll_BxT, right_BxT, tokens_BxT != PAD
+
+
+def _search(
+    network,
+    source_BxS,
+    max_length_B,
+    buffer_length,
+    config,
+    *,
+    keep=None,
+    draft_N=None,
+    step_fn=None,
+):
+    """Searches for answers, with a draft, with exits or with neither.
+
+    ``step_fn`` is that of `leaving_step`. Returns (`Hypotheses`, and `Drafted`, `Left` or None).
+    """
     more = 0 if draft_N is None else config.draft_tokens
     cache = network.start_cache(
         source_BxS,
@@ -296,19 +370,23 @@ def _search(network, source_BxS, max_length_B, buffer_length, config, *, keep, d
         keep=keep,
     )
     options = {"buffer_length": buffer_length} | search_options(config)
-    if draft_N is None:
+    if step_fn:
+        decode = functools.partial(decode_with_exits, step_fn, cache)
+    elif draft_N is None:
         return beam_search(network.step, cache, max_length_B, **options), None
-    draft, cache = drafting(network, config.draft_tokens), with_draft(cache, draft_N)
-    return greedy_with_draft(draft, cache, max_length_B, **options)
+    else:
+        draft, cache = drafting(network, config.draft_tokens), with_draft(cache, draft_N)
+        decode = functools.partial(decode_with_draft, draft, cache)
+    return greedy_search(decode, max_length_B, **options)
 
 
-def answer(answer_texts, texts, keep=None, *, max_source: int) -> list[str]:
+def answer(answer_texts, texts, keep=None, depths=None, *, max_source: int) -> list[str]:
     """Answers texts, one line each; an empty one stays empty.
 
     A text with more tokens than ``max_source``, eos included, loses its end, and a warning names
-    its line. ``keep`` is as in `make_answerer`.
+    its line. ``keep`` and ``depths`` are as in `make_answerer`.
     """
-    answers, cut = answer_texts(texts, keep, description="decoding")
+    answers, cut = answer_texts(texts, keep, description="decoding", depths=depths)
     for index in cut[:MOST_WARNINGS]:
         logging.warning(
             "line %d has more than %d tokens: its end was cut off", index + 1, max_source - 1
@@ -353,6 +431,8 @@ SHARED = {
     "finish_request": finish_request,
     "prompts": prompts,
     "drafted": drafted,
+    "left_early": left_early,
+    "judge": judge,
 }
 
 

@@ -12,9 +12,13 @@ from flax import nnx
 
 from layerdrop_jax.data import pipeline, streams, tokenizers
 from layerdrop_jax.decoding.batching import padded_width
-from layerdrop_jax.decoding.sampling import continue_sequences, continue_with_draft
+from layerdrop_jax.decoding.sampling import (
+    continue_sequences,
+    continue_with_draft,
+    continue_with_exits,
+)
 from layerdrop_jax.models.cut import masks
-from layerdrop_jax.models.params import model_graph
+from layerdrop_jax.models.params import decoding_graph, decoding_params, model_graph
 from layerdrop_jax.progress import progress
 from layerdrop_jax.runs.metrics import check_scored, perplexity
 from layerdrop_jax.runs.run import Run
@@ -24,6 +28,7 @@ from layerdrop_jax.step.flops import lm_flops
 from layerdrop_jax.symbols import EOS, PAD, UNK
 from layerdrop_jax.tasks.depths import score_depths
 from layerdrop_jax.tasks.drafting import draft_mask, drafting, with_draft
+from layerdrop_jax.tasks.leaving import leaving_step
 from layerdrop_jax.tasks.task import Task
 from layerdrop_jax.tasks.text_runs import perplexity_score, prepare_texts
 
@@ -181,17 +186,47 @@ def prompts(run: Run, count: int):
 
 def drafted(settings, network, ids_BxP, draft_N=None):
     """Continues prompts by ``prune.new_tokens`` tokens, see `Task`."""
+    return _request(settings, network, ids_BxP, draft_N=draft_N)
+
+
+def left_early(settings, network, ids_BxP, threshold):
+    """Continues prompts by ``prune.new_tokens`` tokens that leave early, see `Task`."""
+    step_fn = leaving_step(network, settings, threshold)
+    tokens_BxT, found = _request(settings, network, ids_BxP, step_fn=step_fn)
+    return tokens_BxT, found.depth_BxW[:, 1:]
+
+
+def judge(network, ids_BxP, tokens_BxT):
+    """Says what a whole network makes of continuations, see `Task`."""
+    ids_BxL = jnp.concatenate([ids_BxP, tokens_BxT], axis=1)
+    states_BxTxD = network(ids_BxL[:, :-1])[:, ids_BxP.shape[1] - 1 :]
+    nll_BxT, _, right_BxT = losses.judge(loss, network, states_BxTxD, tokens_BxT)
+    return -nll_BxT, right_BxT, tokens_BxT != PAD
+
+
+def _request(settings, network, ids_BxP, **how):
     config = dataclasses.replace(
         settings.decode, max_tokens=settings.prune.new_tokens, stop_at_eos=False
     )
     batch, length = ids_BxP.shape
     keys_B = jax.random.split(jax.random.key(config.seed), batch)
     length_B = jnp.full(batch, length, jnp.int32)
-    return _continue(network, ids_BxP, length_B, keys_B, config, None, draft_N)
+    return _continue(network, ids_BxP, length_B, keys_B, config, **how)
 
 
-def _continue(network, ids_BxP, length_B, keys_B, config, keep, draft_N):
-    """Continues prompts, with a draft or without; returns (tokens, `Drafted` or None)."""
+def _continue(network, ids_BxP, length_B, keys_B, config, *, keep=None, draft_N=None, step_fn=None):
+    """Continues prompts, with a draft, with exits or with neither.
+
+    ``step_fn`` is that of `leaving_step`. Returns (tokens, and `Drafted`, `Left` or None).
+    """
+    if step_fn:
+        # The last token of a prompt may leave early as those do that follow it.
+        last_B = jnp.take_along_axis(ids_BxP, length_B[:, None] - 1, axis=1)[:, 0]
+        _, cache = network.start_cache(
+            ids_BxP, length_B - 1, max_tokens=config.max_tokens, keep=keep
+        )
+        found = continue_with_exits(step_fn, cache, last_B, keys_B, config)
+        return found.tokens_BxW[:, 1:], found
     more = 0 if draft_N is None else config.draft_tokens
     log_probs_BxV, cache = network.start_cache(
         ids_BxP, length_B, max_tokens=config.max_tokens + more, keep=keep
@@ -206,12 +241,12 @@ def _continue(network, ids_BxP, length_B, keys_B, config, keep, draft_N):
 def make_answer(run: Run):
     """Makes ``answer(prompts, keep=None) -> dicts`` with ``prompt`` and ``continuation``.
 
-    A prompt may have several lines, and may be blank.
+    A prompt may have several lines, and may be blank. ``depths``: see `Task`.
     """
     continue_prompts = make_continuer(run)
 
-    def answer(prompts, keep=None):
-        continuations = continue_prompts(prompts, keep)
+    def answer(prompts, keep=None, depths=None):
+        continuations = continue_prompts(prompts, keep, depths)
         return [
             {"prompt": prompt, "continuation": continuation}
             for prompt, continuation in zip(prompts, continuations, strict=True)
@@ -227,20 +262,24 @@ def make_continuer(run: Run):
     seed, on its place in the list and on its text. Of a prompt with more tokens than the model has
     positions for, the last ones count, and a warning names it. ``keep`` is as in `LM.__call__`; it
     is data, as the prompts are, so one executable for each width of prompts serves every depth.
-    The draft of ``decode.draft`` proposes tokens where there is one.
+    The draft of ``decode.draft`` proposes tokens where there is one; where ``decode.exit`` lets
+    tokens leave early, ``continue_prompts`` also fills a list ``depths``, see `Task`.
     """
     config, model = run.settings.decode, run.settings.model
     everything = masks(model, {})
-    graph, draft_N = model_graph(model), draft_mask(run)
+    graph, draft_N = decoding_graph(model), draft_mask(run)
+    params = decoding_params(run.params)
     room = model.max_length - config.max_tokens + 1  # the last token is never read
 
     @jax.jit
     def continue_batch(params, keep, draft_N, ids_BxP, length_B, number_B):
         network = nnx.merge(graph, params)
         keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), number_B)
-        return _continue(network, ids_BxP, length_B, keys_B, config, keep, draft_N)[0]
+        how = {"keep": keep, "draft_N": draft_N, "step_fn": leaving_step(network, run.settings)}
+        tokens_BxT, found = _continue(network, ids_BxP, length_B, keys_B, config, **how)
+        return tokens_BxT, found.depth_BxW[:, 1:] if config.exit else None
 
-    def continue_prompts(prompts, keep=None):
+    def continue_prompts(prompts, keep=None, depths=None):
         encoded = []
         for number, ids in enumerate(tokenizers.encode(run.tokenizer, prompts)):
             if len(ids) > room:
@@ -249,7 +288,7 @@ def make_continuer(run: Run):
                 )
             encoded.append([EOS, *ids][-room:])
         order = sorted(range(len(encoded)), key=lambda n: len(encoded[n]))
-        results = [""] * len(encoded)
+        results, of_each = [""] * len(encoded), [[] for _ in encoded]
         with progress("continuing", len(encoded)) as advance:
             for start in range(0, len(order), config.batch_rows):
                 numbers = order[start : start + config.batch_rows]
@@ -258,12 +297,16 @@ def make_continuer(run: Run):
                 ids_BxP, length_B = _padded([encoded[n] for n in filled], room)
                 number_B = np.array(filled, np.uint32)
                 keep_now = everything | (keep or {})
-                tokens_BxT = jax.device_get(
-                    continue_batch(run.params, keep_now, draft_N, ids_BxP, length_B, number_B)
+                tokens_BxT, depth_BxT = jax.device_get(
+                    continue_batch(params, keep_now, draft_N, ids_BxP, length_B, number_B)
                 )
-                for number, tokens_T in zip(numbers, tokens_BxT, strict=False):
+                for row, (number, tokens_T) in enumerate(zip(numbers, tokens_BxT, strict=False)):
                     results[number] = _text(run, tokens_T)
+                    if depths is not None:
+                        of_each[number] = depth_BxT[row, tokens_T != PAD].tolist()
                 advance(len(numbers))
+        if depths is not None:
+            depths += of_each
         return results
 
     return continue_prompts
@@ -355,5 +398,7 @@ TASK = Task(
     make_answer=make_answer,
     prompts=prompts,
     drafted=drafted,
+    left_early=left_early,
+    judge=judge,
     scored=scored,
 )

@@ -114,10 +114,18 @@ class Task:
       drafted: ``drafted(settings, network, ids_BxP, draft_N=None)``, those requests answered as
         generation answers them, with at most ``prune.new_tokens`` tokens, by a draft of the layers
         bool[N] or by none: (tokens, counts), the counts a `decoding.drafts.Drafted` or None.
+      left_early: ``left_early(settings, network, ids_BxP, threshold)``, the same requests answered
+        with tokens that leave the decoder early, by the kind of ``decode.exit`` and this threshold:
+        (tokens, the layers behind each), both int32 [B, T].
+      judge: ``judge(network, ids_BxP, tokens_BxT)``, what the whole network makes of answers, given
+        what was said before: log p of each token, whether it is the likeliest one (1 or 0), and
+        which of them are no padding, [B, T] each. None as ``prompts``.
       columns: ``columns(run)``, the names of the texts that an input has; None: it is one text.
       make_answer: ``make_answer(run)`` gives ``answer(inputs, keep=None) -> answers``, one for each
         input: a text, or a tuple of texts where there are ``columns``. An answer is a text of one
-        line, or a dict for JSON. Calls with any ``keep`` share what they compile.
+        line, or a dict for JSON. Calls with any ``keep`` share what they compile. Where the config
+        has ``decode.exit``, ``answer`` also takes ``depths``, a list, and adds to it a list for
+        each input: how many decoder layers ran for each token of its answer, the end included.
       scored: ``scored(model)``, the model's config as evaluation computes it.
       same_head: ``same_head(begun, settings)``, of a run that starts from one of the same task with
         the config ``begun``: whether it takes the head over.
@@ -143,6 +151,8 @@ class Task:
     make_answer: Callable
     prompts: Callable | None = None
     drafted: Callable | None = None
+    left_early: Callable | None = None
+    judge: Callable | None = None
     columns: Callable = lambda run: None
     scored: Callable = lambda model: model
     same_head: Callable = lambda begun, settings: True

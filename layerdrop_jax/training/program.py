@@ -13,7 +13,12 @@ import numpy as np
 import optax
 from flax import nnx
 
-from layerdrop_jax.models.params import abstract_params, make_params, model_graph
+from layerdrop_jax.models.params import (
+    decoding_graph,
+    decoding_params,
+    make_params,
+    model_graph,
+)
 from layerdrop_jax.step import sharding
 from layerdrop_jax.step.losses import Teacher
 from layerdrop_jax.step.optimizers import make_optimizer
@@ -112,7 +117,7 @@ def lower_request(settings, model, batch: int, mesh=None) -> tuple:
     """Lowers two programs: one takes requests up to their prompt, one makes their new tokens.
 
     For an encoder-decoder the second is beam search, for a language model sampling; how long both
-    are is said by the section ``prune``.
+    are is said by the section ``prune``. Both take the parameters as `decoding_params` gives them.
 
     Args:
       settings: a run's settings.
@@ -120,7 +125,8 @@ def lower_request(settings, model, batch: int, mesh=None) -> tuple:
       batch: how many requests are answered at once.
       mesh: of the one device that answers; None: the first of this process.
     """
-    task, graph = task_of(settings), model_graph(model)
+    platform = mesh.devices.flat[0].platform if mesh else ""
+    task, graph = task_of(settings), decoding_graph(model, platform)
 
     @jax.jit
     def prompt(params, ids_BxP):
@@ -131,7 +137,7 @@ def lower_request(settings, model, batch: int, mesh=None) -> tuple:
         return task.finish_request(settings, nnx.merge(graph, params), state)
 
     ids_BxP = jax.ShapeDtypeStruct((batch, settings.prune.prompt_tokens), np.int32)
-    params = abstract_params(model)
+    params = jax.eval_shape(lambda: decoding_params(make_params(model, 0), platform))
     state = jax.eval_shape(prompt, params, ids_BxP)
     if mesh is None:
         return prompt.lower(params, ids_BxP), answer.lower(params, state)

@@ -84,6 +84,22 @@ def keep_first(depth):
 
 
 @pytest.mark.slow
+def test_a_rule_for_leaving_early_is_part_of_the_score(run, tmp_path, capsys):
+    folder = shutil.copytree(run, tmp_path / "run")
+    before = of_kind(run, "test")
+    changes = ["decode.beam=1", "decode.exit=patience:1", "decode.exit_depths=3"]
+    found = evaluate(folder, changes=changes)
+    assert [line["mean_depth"] for line in found] == [3.0] * 3
+    assert [line["exit_depths"] for line in found] == [[3]] * 3
+    wanted = [f"{line['signature']}|exit:patience:1" for line in before]
+    assert [line["signature"] for line in found] == wanted
+    assert "layers run for a token: 3.00 on average of 4" in capsys.readouterr().out
+    depths = of_kind(folder, "depth")[-4:]
+    assert [line["mean_depth"] for line in depths] == [3.0, 3.0, 2.0, 1.0]
+    assert depths[0]["bleu"] == found[0]["bleu"]
+
+
+@pytest.mark.slow
 def test_the_score_is_that_of_the_file_that_generate_writes(run, tmp_path):
     """With blank lines, lines in quotation marks, and one that is too long."""
     folder = shutil.copytree(run, tmp_path / "run")

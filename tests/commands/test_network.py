@@ -96,6 +96,44 @@ def test_a_draft_that_is_none_is_an_error(request, name, changes, message):
         layerdrop_jax.load(request.getfixturevalue(name), changes)
 
 
+@pytest.mark.parametrize("name", [pytest.param("run", marks=pytest.mark.slow), "lm_run"])
+def test_the_depth_of_every_token_is_told(request, name, tmp_path, capsys):
+    folder = request.getfixturevalue(name)
+    greedy = "decode.beam=1" if name == "run" else "decode.temperature=0"
+    changes = [greedy, "decode.exit=patience:1", "decode.exit_depths=2"]
+    network = layerdrop_jax.load(folder, changes)
+    answers, depths = network.answer_with_depths(LINES)
+    assert answers == layerdrop_jax.load(folder, [greedy]).answer(LINES, depth=(0, 1))
+    assert answers == network.answer(LINES)
+    assert {depth for of_line in depths for depth in of_line} == {2}
+    # A blank source has no answer; the end symbol is a token too.
+    assert [len(of_line) > 0 for of_line in depths] == [True, True, name == "lm_run", True]
+
+    (tmp_path / "in").write_text("".join(line + "\n" for line in LINES))
+    generate(folder, str(tmp_path / "in"), str(tmp_path / "out"), changes=changes)
+    wanted = "layers run for a token: 2.00 on average of 4, by decode.exit=patience:1\n"
+    assert capsys.readouterr().err.endswith(wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("lm_run", ["decode.exit=sure:1"], "decode.exit='sure:1': it is KIND:THRESHOLD"),
+        ("lm_run", ["decode.exit_depths=2"], "exit_depths is given, but decode.exit is empty"),
+        ("lm_run", ["decode.exit=patience:2", "decode.exit_depths=4"], "decode.exit_depths='4'"),
+        ("run", ["decode.exit=patience:2"], "decode.beam is 2: set decode.beam=1"),
+    ],
+)
+def test_an_exit_that_is_none_is_an_error(request, name, changes, message):
+    with pytest.raises(ValueError, match=message):
+        layerdrop_jax.load(request.getfixturevalue(name), changes)
+
+
+def test_depths_are_told_where_tokens_leave(lm_run):
+    with pytest.raises(ValueError, match="no token leaves early: load the network with a rule"):
+        layerdrop_jax.load(lm_run).answer_with_depths(["one"])
+
+
 def test_answers_that_are_records_are_lines_of_json(masked_run, tmp_path):
     (answer,) = layerdrop_jax.load(masked_run).answer(["one <mask> three"], depth=3)
     (tmp_path / "in").write_text("one <mask> three\n")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from layerdrop_jax.decoding.beam import beam_search, greedy_with_draft
+from layerdrop_jax.decoding.beam import beam_search, greedy_search
 from layerdrop_jax.decoding.drafts import Draft, decode_with_draft
 from layerdrop_jax.decoding.sampling import SampleConfig, continue_sequences, continue_with_draft
 from layerdrop_jax.models.params import model_graph
@@ -30,7 +30,7 @@ MASKS = {  # of six layers
 TOKENS, MOST = 12, 3
 GREEDY = SampleConfig(
     max_tokens=TOKENS, temperature=0.0, top_k=0, top_p=1.0, stop_at_eos=True, seed=0, batch_rows=4,
-    draft="first:1", draft_tokens=MOST,
+    draft="first:1", draft_tokens=MOST, exit="", exit_depths="",
 )  # fmt: skip
 # Two tokens whose log p differ by less are equal for float32: the whole network alone reads one
 # token at a time, and several behind a draft, which adds its products up in another order.
@@ -286,7 +286,8 @@ def test_translations_are_those_of_greedy_search(changes, options):
     def drafted(keep_N, draft_N):
         network, cache = start(MOST, keep_N)
         draft, cache = drafting(network, MOST), with_draft(cache, draft_N)
-        return greedy_with_draft(draft, cache, limit_B, buffer_length=room, **options)
+        decode = functools.partial(decode_with_draft, draft, cache)
+        return greedy_search(decode, limit_B, buffer_length=room, **options)
 
     for keep in ([1, 1, 1, 1], [1, 0, 1, 1]):
         keep_N = np.array(keep, bool)

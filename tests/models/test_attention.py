@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from layerdrop_jax.models.attention import Attention, causal_mask, segment_mask
+from layerdrop_jax.models.attention import (
+    LEAST_READ,
+    Attention,
+    causal_mask,
+    read_sizes,
+    segment_mask,
+)
 from tests.compiling import fast_jit
 from tests.models.networks import small_config
 from tests.models.test_lm import lm_config
@@ -164,3 +170,39 @@ def test_the_causal_mask_hides_what_comes_after():
     np.testing.assert_array_equal(
         causal_mask(3), np.array([[[1, 0, 0], [1, 1, 0], [1, 1, 1]]], bool)
     )
+
+
+def test_sizes_that_are_read_of_a_cache():
+    assert read_sizes(LEAST_READ) == [LEAST_READ]
+    assert read_sizes(2 * LEAST_READ - 1) == [2 * LEAST_READ - 1]
+    assert read_sizes(200) == [25, 50, 100, 200]
+    assert read_sizes(1000) == [125, 250, 500, 1000]
+
+
+@pytest.mark.parametrize("used", [0, 7, 8, 9, 33, 64])
+def test_of_a_past_only_what_is_filled_is_read(attention, used):
+    entries, layers = 64, 3
+    draw = np.random.default_rng(2)
+    past = draw.normal(size=(2, layers, B, H, entries, D // H)).astype(np.float32)
+    x_BxTxD = draw.normal(size=(B, T, D)).astype(np.float32)
+    now = attention.keys_values(jnp.asarray(x_BxTxD))
+    seen_BxTxS = np.broadcast_to(np.arange(entries) < used, (B, T, entries))
+
+    def attend(past, used):
+        return attention.attend_past(
+            jnp.asarray(x_BxTxD), tuple(past), jnp.int32(1), used, seen_BxTxS, now, following=True
+        )
+
+    found = fast_jit(attend)(past, jnp.int32(used))
+    keys, values = (
+        jnp.concatenate([jnp.asarray(a[1, :, :, :used]), jnp.swapaxes(new, 1, 2)], axis=2)
+        for a, new in zip(past, now, strict=True)
+    )
+    mask = jnp.concatenate(
+        [jnp.ones((1, T, used), bool), jnp.tril(jnp.ones((1, T, T), bool))], axis=2
+    )
+    expected = attention.attend(
+        jnp.asarray(x_BxTxD), jnp.swapaxes(keys, 1, 2), jnp.swapaxes(values, 1, 2),
+        jnp.broadcast_to(mask, (B, T, used + T)),
+    )  # fmt: skip
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)

@@ -110,7 +110,7 @@ def continuations(config):
     graph = model_graph(config)
     greedy = SampleConfig(
         max_tokens=6, temperature=0, top_k=0, top_p=1, stop_at_eos=False, seed=0, batch_rows=3,
-        draft="", draft_tokens=1,
+        draft="", draft_tokens=1, exit="", exit_depths="",
     )  # fmt: skip
 
     @fast_jit

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from layerdrop_jax.models.layers import ACTIVATIONS, FeedForward, dropout, make_norm
+from layerdrop_jax.models.layers import (
+    ACTIVATIONS,
+    FEW_ROWS,
+    FeedForward,
+    dropout,
+    make_norm,
+    rows_times,
+)
 from tests.compiling import fast_jit
 from tests.models.networks import small_config
 
@@ -72,3 +79,11 @@ def test_feed_forward_drops_inside_after_the_activation(activation):
     np.testing.assert_allclose(dropped[alive & kept], hidden[alive & kept] / 0.75, atol=1e-5)
     share, count = kept[alive].mean(), alive.sum()
     assert abs(share - 0.75) < 5 * math.sqrt(0.75 * 0.25 / count)
+
+
+@pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1])
+def test_rows_times_a_table(rows):
+    draw = np.random.default_rng(0)
+    x_MxD, table_FxD = draw.normal(size=(rows, 8)), draw.normal(size=(5, 8))
+    out = jax.jit(rows_times)(x_MxD.astype(np.float32), table_FxD.astype(np.float32))
+    np.testing.assert_allclose(out, x_MxD @ table_FxD.T, rtol=1e-5, atol=1e-5)
