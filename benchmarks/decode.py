@@ -19,7 +19,6 @@ Writes results.json, which holds every measurement, and report.md.
 import argparse
 import dataclasses
 import importlib.util
-import json
 import os
 import pathlib
 import statistics
@@ -34,7 +33,7 @@ from rich.progress import Progress
 
 from benchmarks.step_cost import machine, ratio, shown, table
 from layerdrop_jax.commands import export_ctranslate2
-from layerdrop_jax.files import write_json
+from layerdrop_jax.files import write_atomically, write_json
 from layerdrop_jax.interop import ctranslate2, folders
 from layerdrop_jax.models.params import make_params
 from layerdrop_jax.runs import settings
@@ -67,7 +66,7 @@ MARIAN = {
     "decode.length_penalty": 1.0,
     "decode.min_length": 0,
     "decode.max_length_a": 0.0,
-    "decode.max_length_b": 63,
+    "decode.max_length_b": 31,
 }
 SMALL = {"model.embed_dim": 32, "model.ffn_dim": 64, "model.attention_heads": 2,
          "data.vocab_size": 128, "model.encoder_layers": 1, "model.decoder_layers": 2}  # fmt: skip
@@ -136,10 +135,10 @@ def main(argv=None):
                     rows = measure(job, arguments.rounds, progress)
                     about = {"network": run.workdir.name, "batch": batch, "beam": beam}
                     results["times"] += [about | row for row in rows]
-    (arguments.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    text = report(results)
-    (arguments.out / "report.md").write_text(text)
-    print(text)
+                    # After each case, as all of them take a while.
+                    write_json(arguments.out / "results.json", results, indent=1)
+                    write_atomically(arguments.out / "report.md", report(results))
+    print(report(results))
 
 
 def versions() -> dict:

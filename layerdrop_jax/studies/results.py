@@ -45,6 +45,53 @@ def read(job) -> Result:
     return Result(job.run, job.seed, config, records, job.workdir, commands)
 
 
+def keep(result: Result, run) -> dict:
+    """Gives what reports read of a result, as JSON, and the settings by which it is known again.
+
+    The lines of its training become one.
+
+    Args:
+      result: of a job that is done.
+      run: its `StudyRun`.
+    """
+    other = ("start", "data", "train", "valid")
+    records = [
+        {"kind": "start", "hardware": hardware(result)},
+        {"kind": "train", "seconds": 60 * minutes(result)},
+        *(record for record in result.records if record["kind"] not in other),
+    ]
+    return {
+        "run": result.run,
+        "seed": result.seed,
+        "settings": _settings(run),
+        "config": result.config,
+        "records": records,
+        "commands": list(result.commands),
+    }
+
+
+def recall(kept: dict, run, folder) -> Result:
+    """Makes a result again of what `keep` gave.
+
+    Raises:
+      ValueError: the study trains this run with other settings now; names them.
+    """
+    now = _settings(run)
+    if kept["settings"] != now:
+        theirs = kept["settings"]["overrides"].items() ^ now["overrides"].items()
+        names = sorted({name for name, _ in theirs}) or ["config"]
+        raise ValueError(
+            f"{run.name} in {folder} was trained with another {', '.join(names)} than the study "
+            "has now: leave --add out, or take that line away"
+        )
+    commands = tuple(kept["commands"])
+    return Result(run.name, kept["seed"], kept["config"], kept["records"], folder, commands)
+
+
+def _settings(run) -> dict:
+    return {"config": run.config, "overrides": dict(run.overrides)}
+
+
 def results_of(found: dict, run) -> list[Result]:
     """Looks up a run's results, one a seed; [] where none is done.
 

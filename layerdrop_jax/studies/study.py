@@ -7,6 +7,7 @@ record: `results.record`.
 import argparse
 import dataclasses
 import importlib.metadata
+import json
 import pathlib
 import platform
 import shlex
@@ -15,9 +16,11 @@ import sys
 
 import jax
 
+from layerdrop_jax.files import to_json, write_atomically
 from layerdrop_jax.studies import engine, report, results
 from layerdrop_jax.studies.jobs import check, plan, typed
 
+KEPT = "results.jsonl"  # beside a report: what it was made of, so that others can add to it
 VARIANTS = ("demo", "small", "paper")
 
 
@@ -66,6 +69,7 @@ def add_arguments(parser) -> None:
     add("--dry_run", action="store_true", help="check every config, run none")
     add("--only", metavar="TEXT,...", help="the runs whose names have one of these in them")
     add("--results", type=pathlib.Path, help="folder to copy the report to")
+    add("--add", action="store_true", help="to what --results holds of other seeds and runs")
     add("--retries", type=int, default=2, help="of a run that gets no further")
     add("--processes", type=int, metavar="N", help="runs at a time on this machine; 1")
     add("--ray", metavar="ADDRESS", help="run on a Ray cluster: auto, or its address")
@@ -104,6 +108,11 @@ def carry_out(name, variant, runs, make_record, arguments, extra, parser) -> Non
         parser.error("--workdir=FOLDER says where runs and reports go")
     if arguments.results and arguments.results.exists() and not arguments.results.is_dir():
         parser.error(f"--results={arguments.results} is a file, not a folder")
+    known = _by_name(runs)
+    try:
+        before = _kept(arguments, known)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     if arguments.only:
         parts = arguments.only.split(",")
         runs = [run for run in runs if any(part in run.name for part in parts)]
@@ -132,9 +141,15 @@ def carry_out(name, variant, runs, make_record, arguments, extra, parser) -> Non
     for job in jobs:
         if _is_done(job):
             found.setdefault(job.run, []).append(results.read(job))
+    here = {(result.run, result.seed) for of_run in found.values() for result in of_run}
+    for result in before:
+        if (result.run, result.seed) not in here:
+            found.setdefault(result.run, []).append(result)
+    for of_run in found.values():
+        of_run.sort(key=lambda result: result.seed)
     record = make_record(found)
     otherwise = [f for f in extra if not f.startswith(engine.PLACES)]
-    if arguments.only:
+    if arguments.only and not arguments.add:
         otherwise.append(f"only the runs named {arguments.only}")
     record |= {
         "setting": "; ".join([record["setting"], *otherwise]),
@@ -143,6 +158,11 @@ def carry_out(name, variant, runs, make_record, arguments, extra, parser) -> Non
         "failed": [{"run": job, "why": why} for job, why in failed.items()],
     }
     report.write(record, folder / name)
+    lines = [
+        results.keep(result, known[result.run]) for of_run in found.values() for result in of_run
+    ]
+    text = "".join(to_json(line) + "\n" for line in lines)
+    write_atomically(folder / name / KEPT, text)
     report.write_index(folder)
     if arguments.results:
         shutil.copytree(folder / name, arguments.results, dirs_exist_ok=True)
@@ -150,6 +170,30 @@ def carry_out(name, variant, runs, make_record, arguments, extra, parser) -> Non
     print(f"report: {folder / name / 'report.md'}, report.html", file=sys.stderr)
     if failed:
         sys.exit(f"{len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}")
+
+
+def _by_name(runs) -> dict:
+    """Names runs, and those that they start from."""
+    known = {}
+    for run in runs:
+        while run:
+            known[run.name], run = run, run.start
+    return known
+
+
+def _kept(arguments, known) -> list:
+    """Reads the results that --add asks for: those of the study's runs in --results."""
+    if not arguments.add:
+        return []
+    if not arguments.results:
+        raise ValueError("--add is to the results in a folder: name it with --results")
+    path = arguments.results / KEPT
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [
+        results.recall(line, known[line["run"]], arguments.results)
+        for line in lines
+        if line["run"] in known
+    ]
 
 
 def _pool(arguments):

@@ -1,5 +1,6 @@
 """The command line of a study: what it lists is what it runs, and there is always a report."""
 
+import dataclasses
 import importlib
 import importlib.util
 import json
@@ -73,6 +74,34 @@ def test_a_study_from_its_runs_to_its_report(root, capsys):
     assert [start["flags"].get("mode") for start in starts] == [None, "evaluate"]
     assert len(stand_in.starts(folder / "networks" / "rate_0_seed_2")) == 1
     assert record["tables"][0]["rows"][0]["seeds"] == [1]
+
+
+def test_results_are_added_to_those_of_another_machine(root, capsys):
+    kept = f"--results={root / 'kept'}"
+    before = run_study(kept, "--seeds=1,2")
+    (root / "out").rename(root / "out_of_another_machine")
+    record = run_study(kept, "--seeds=3", "--only=rate_0.5", "--add")
+    first, second = record["tables"][0]["rows"]
+    assert first == before["tables"][0]["rows"][0]
+    assert second["seeds"] == [1, 2, 3]
+    assert second["values"][:2] == before["tables"][0]["rows"][1]["values"]
+    assert len(record["runs"]) == 5
+    assert record["setting"] == "made up, demo"
+    # What is trained here counts, and a run of other settings does not go among them.
+    record = run_study(kept, "--seeds=3", "--add")
+    assert [line["seeds"] for line in record["tables"][0]["rows"]] == [[1, 2, 3]] * 2
+
+    def otherwise(variant):
+        return [dataclasses.replace(run, overrides={"drop.decoder": 0.1}) for run in networks()]
+
+    capsys.readouterr()
+    for arguments, message in (
+        (["--add"], "name it with --results"),
+        ([kept, "--add"], "trained with another drop.decoder than the study has now"),
+    ):
+        with pytest.raises(SystemExit):
+            run_study(*arguments, make_runs=otherwise)
+        assert message in capsys.readouterr().err
 
 
 def test_what_is_listed_is_what_is_executed(root, capsys):
