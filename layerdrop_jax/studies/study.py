@@ -46,7 +46,7 @@ def main(file, title, runs, make_record, argv=None, variants=VARIANTS) -> None:
     chosen = runs(arguments.variant)
     if arguments.seeds:
         chosen = [_with_seeds(run, arguments.seeds) for run in chosen]
-    command = typed_command(name, argv)
+    command = typed_command(name, _whole(arguments, extra) if arguments.add else argv)
 
     def record_of(found):
         return {"name": name, "title": title, "variant": arguments.variant, "command": command} | (
@@ -54,6 +54,12 @@ def main(file, title, runs, make_record, argv=None, variants=VARIANTS) -> None:
         )
 
     carry_out(name, arguments.variant, chosen, record_of, arguments, extra, parser)
+
+
+def _whole(arguments, extra) -> list[str]:
+    """Lists the arguments that make the whole study, of those that add a part of it."""
+    places = {name: getattr(arguments, name) for name in ("variant", "workdir", "results")}
+    return [*(f"--{name}={value}" for name, value in places.items()), *extra]
 
 
 def typed_command(name, arguments=()) -> str:

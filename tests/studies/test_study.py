@@ -86,6 +86,8 @@ def test_results_are_added_to_those_of_another_machine(root, capsys):
     assert second["seeds"] == [1, 2, 3]
     assert second["values"][:2] == before["tables"][0]["rows"][1]["values"]
     assert len(record["runs"]) == 5
+    whole = f"python -m experiments.made_up --variant=demo --workdir=out {kept}"
+    assert record["command"] == whole
     assert record["setting"] == "made up, demo"
     # What is trained here counts, and a run of other settings does not go among them.
     record = run_study(kept, "--seeds=3", "--add")
