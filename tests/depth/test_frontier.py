@@ -356,7 +356,8 @@ def test_a_request_is_answered_by_the_task_s_own_decoder(request, name):
     graph = model_graph(type(run.settings.model)(**config["model"]))
     ids_BxP = np.random.default_rng(5).integers(4, 331, (3, 7), np.int32)
     prompt, generate = latency._compile(run, layers, 3)
-    found = jax.device_get(generate(params, prompt(params, ids_BxP)))
+    decoding = decoding_params(params)
+    found = jax.device_get(generate(decoding, prompt(decoding, ids_BxP)))
     if name == "run":
         wanted = greedy_translation((graph, params), ids_BxP, 6)
         np.testing.assert_array_equal(found.lengths_BxM[:, 0], 7)  # the end symbol is one
