@@ -13,7 +13,7 @@ from layerdrop_jax.depth import drafts, frontier, latency
 from layerdrop_jax.depth.prune import cut, prune
 from layerdrop_jax.depth.scorer import Scorer, floor_nats
 from layerdrop_jax.models.cut import params_of
-from layerdrop_jax.models.params import count_params, model_graph
+from layerdrop_jax.models.params import count_params, decoding_params, model_graph
 from layerdrop_jax.reports.frontier_page import write_frontier
 from layerdrop_jax.reports.terminal import frontier_table
 from layerdrop_jax.runs import settings as settings_lib
