@@ -19,7 +19,7 @@ _qkv_kernel = nnx.initializers.variance_scaling(0.5, "fan_avg", "uniform")
 HIDDEN = -1e30
 
 # Entries of a cache: it is not worth another branch to read fewer.
-LEAST_READ = 16
+LEAST_READ = 64
 
 # By which a `jax.checkpoint` policy knows the output of attention.
 SAVED_NAME = "attention"
