@@ -151,6 +151,8 @@ def carry_out(name, variant, runs, make_record, arguments, extra, parser) -> Non
     for result in before:
         if (result.run, result.seed) not in here:
             found.setdefault(result.run, []).append(result)
+    if before:  # in the study's order, whoever trained them
+        found = {name: found[name] for name in known if name in found}
     for of_run in found.values():
         of_run.sort(key=lambda result: result.seed)
     record = make_record(found)
