@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks import adaptive_softmax, lm, step_cost
-from benchmarks.step_cost import machine, ratio, shown, table
+from benchmarks.step_cost import listed, machine, ratio, shown, table
 
 RATES = (0.0, 0.2, 0.5)
 # Config, what differs from it, and the least share of the peak that is wanted without drop.
@@ -307,7 +307,7 @@ def needs() -> list[str]:
 
 def report(results) -> str:
     """Writes the text of report.md, with a table for each part."""
-    about = ", ".join(f"{k} {v}" for k, v in results["machine"].items() if v)
+    about = listed(results["machine"])
     lines = ["# One accelerator", "", about, "", f"```\n{results['command']}\n```", ""]
     if results["smoke"]:
         lines += ["Tiny sizes: these numbers mean nothing.", ""]

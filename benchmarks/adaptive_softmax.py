@@ -29,7 +29,7 @@ from flax import nnx
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.step_cost import interleaved, machine, ratio, shown, table
+from benchmarks.step_cost import interleaved, listed, machine, ratio, shown, table
 from layerdrop_jax.models.adaptive import AdaptiveEmbedding, AdaptiveSoftmax
 from layerdrop_jax.models.embeddings import Embedding
 from layerdrop_jax.symbols import FIRST_WORD
@@ -173,7 +173,7 @@ def report(results) -> str:
     memory = {row["variant"]: row for row in results["memory"]}
     sizes = results["sizes"]
     lines = ["# What the loss over a large vocabulary costs", ""]
-    lines += [", ".join(f"{k} {v}" for k, v in results["machine"].items() if v), ""]
+    lines += [listed(results["machine"]), ""]
     lines += [
         f"{sizes['tokens']} tokens, vocabulary {sizes['vocabulary']}, width {sizes['width']}, "
         f"cutoffs {sizes['cutoffs']}, factor {sizes['factor']}, buffer {sizes['buffer']:g}, "

@@ -24,14 +24,13 @@ import pathlib
 import statistics
 import sys
 import tempfile
-import time
 
 import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.step_cost import machine, ratio, shown, table
+from benchmarks.step_cost import interleaved, listed, machine, ratio, shown, table
 from layerdrop_jax.commands import export_ctranslate2
 from layerdrop_jax.files import write_atomically, write_json
 from layerdrop_jax.interop import ctranslate2, folders
@@ -328,16 +327,7 @@ def measure(job, rounds, progress) -> list[dict]:
         for row in rows
         if row["alike"] >= NEEDED * row["sentences"] or CTRANSLATE2.get(row["engine"]) == "int8"
     }
-    task = progress.add_task(f"{what}: timing", total=rounds * len(timed))
-    seconds = {name: [] for name in timed}
-    for number in range(rounds):
-        names = list(timed)
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            start = time.perf_counter()
-            timed[name]()
-            seconds[name].append(time.perf_counter() - start)
-            progress.advance(task)
+    seconds = interleaved(timed, rounds, progress, f"{what}: timing", warm=False)
     return [row | {"seconds": seconds.get(row["engine"])} for row in rows]
 
 
@@ -357,7 +347,7 @@ def report(results) -> str:
     """Writes the text of report.md, with its tables."""
     lines = ["# Translation beside other engines", ""]
     about = results["machine"] | results["engines"]
-    lines += [", ".join(f"{name} {value}" for name, value in about.items() if value), ""]
+    lines += [listed(about), ""]
     lines += [
         "Tokens of answers a second, eos counted: the median over the rounds. In brackets, how "
         "many times as fast as it this project is, with quartiles; behind them, for how many "

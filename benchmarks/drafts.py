@@ -12,7 +12,7 @@ import json
 import pathlib
 import sys
 
-from benchmarks.step_cost import machine, table
+from benchmarks.step_cost import listed, machine, table
 from layerdrop_jax.core.pruning import RULES
 from layerdrop_jax.depth import drafts
 from layerdrop_jax.runs.run import load_run
@@ -70,7 +70,7 @@ def of_run(folder, tokens, arguments) -> list[dict]:
 def report(results) -> str:
     """Writes the text of report.md, with its tables."""
     lines = ["# What a draft saves", ""]
-    lines += [", ".join(f"{k} {v}" for k, v in results["machine"].items() if v), ""]
+    lines += [listed(results["machine"]), ""]
     lines += [
         "A request's time without a draft over its time with one, batch 1: median and quartiles "
         "over the requests. In front of it the share of the proposals that are taken.",

@@ -20,7 +20,7 @@ import matplotlib
 import numpy as np
 from flax import nnx
 
-from benchmarks.step_cost import machine, table
+from benchmarks.step_cost import listed, machine, table
 from layerdrop_jax.core.pruning import RULES
 from layerdrop_jax.depth.prune import cut
 from layerdrop_jax.models.params import decoding_graph, decoding_params
@@ -201,7 +201,7 @@ def score(folder, arguments, about) -> float:
 def report(results) -> str:
     """Writes the text of report.md, with its tables."""
     lines = ["# What leaving early saves and costs", ""]
-    lines += [", ".join(f"{k} {v}" for k, v in results["machine"].items() if v), ""]
+    lines += [listed(results["machine"]), ""]
     lines += [
         f"Seconds of the {'processor' if results['clock'] == 'processor' else 'clock'}, batch 1, "
         "greedy. Speed is the whole network's time for a request over this one's: median and "

@@ -253,12 +253,12 @@ def compile_times(rounds, progress):
     return [{"layers": n, "seconds": times} for n, times in seconds.items()]
 
 
-def interleaved(calls, rounds, progress, text):
+def interleaved(calls, rounds, progress, text, *, warm=True):
     """Measures the seconds of each call, in rounds, each of which begins with another call.
 
     A call that does not follow another of the same name is made once untimed: the memory that its
     executable asks for has gone back to the system meanwhile, and getting it again can take half
-    a second. Training repeats one executable.
+    a second. Training repeats one executable. ``warm=False`` leaves that out, for calls of seconds.
     """
     task = progress.add_task(text, total=rounds * len(calls))
     names = list(calls)
@@ -267,7 +267,7 @@ def interleaved(calls, rounds, progress, text):
         first = number * len(names) // rounds
         before = None
         for name in names[first:] + names[:first]:
-            if executable(name) != before:
+            if warm and executable(name) != before:
                 calls[name]()
             before = executable(name)
             start = time.perf_counter()
@@ -303,7 +303,7 @@ def report(results) -> str:
     steps = {(r["width"], r["variant"], r["rate"]): r for r in results["steps"]}
     widths = sorted({width for width, _, _ in steps})
     variants = list(dict.fromkeys(name for _, name, _ in steps))
-    lines = ["# What a step costs", "", ", ".join(f"{k} {v}" for k, v in machine.items() if v), ""]
+    lines = ["# What a step costs", "", listed(machine), ""]
     lines += [
         f"{lm.LAYERS} layers, vocabulary {lm.VOCABULARY}, {lm.ROWS} x {lm.LENGTH} tokens, float32; "
         "forward, backward and Adam. Medians; in brackets the quartiles of the ratio to `static`, "
@@ -367,6 +367,11 @@ def report(results) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def listed(about: dict) -> str:
+    """Writes what is known of a machine in one line."""
+    return ", ".join(f"{name} {value}" for name, value in about.items() if value)
 
 
 def table(head, rows):

@@ -143,6 +143,12 @@ def tiny_llama_config(text, **sections):
     return _own_text(llama.demo(), text, LLAMA_SIZES, sections)
 
 
+def own_text(folder) -> list[str]:
+    """Changes of a config: it has the files of `write_lines` instead of the standard library."""
+    prepared = f"data.data_dir={folder / 'prepared'}"
+    return ["data.dataset=text", f"data.path={folder}", prepared, "data.batch_rows=2"]
+
+
 def write_untrained(folder, config):
     """Writes the folder of a run as its first parameters are, without training it.
 

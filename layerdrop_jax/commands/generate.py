@@ -47,7 +47,7 @@ def generate(
     if target:
         _check_writable(target)  # before the work, not after it
     depth = {stack: text for stack, text in (flags or {}).items() if text is not None}
-    if getattr(getattr(network.run.settings, "decode", None), "exit", ""):
+    if network.leaves_early:
         answers, depths = network.answer_with_depths(inputs, depth=depth)
         # On standard error: standard output may be where the answers go.
         print(depth_line(network.run, mean_depth(depths)), file=sys.stderr, flush=True)

@@ -61,12 +61,17 @@ class Network:
         Raises:
           ValueError: as `answer`, or the config has no ``decode.exit``.
         """
-        if not getattr(getattr(self.run.settings, "decode", None), "exit", ""):
+        if not self.leaves_early:
             raise ValueError(
                 'no token leaves early: load the network with a rule, "decode.exit=confidence:0.9"'
             )
         depths: list[list[int]] = []
         return self._answer(list(inputs), self._keep(depth), depths), depths
+
+    @property
+    def leaves_early(self) -> bool:
+        """Whether tokens leave early, by the config's ``decode.exit``."""
+        return bool(getattr(getattr(self.run.settings, "decode", None), "exit", ""))
 
     @functools.cached_property
     def _answer(self) -> Callable[..., list[Any]]:

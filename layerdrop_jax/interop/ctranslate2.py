@@ -9,7 +9,12 @@ import pathlib
 
 import numpy as np
 
-from layerdrop_jax.interop.layout import POSITION_OFFSET, check_depths, contiguous
+from layerdrop_jax.interop.layout import (
+    POSITION_OFFSET,
+    check_depths,
+    contiguous,
+    seq2seq_tables,
+)
 
 PACKAGE = "ctranslate2"
 ENCODER_DECODER, DECODER = "TransformerSpec", "TransformerDecoderModelSpec"
@@ -86,14 +91,9 @@ def seq2seq_state(params: dict, config, *, sinusoids) -> dict:
       ValueError: as `seq2seq_config`.
     """
     seq2seq_config(config)
-    source = params["source_embedding"]["table"]
-    target = source if config.share_embeddings == "all" else params["target_embedding"]["table"]
-    own = config.share_embeddings == "none"
-    state = {
-        "encoder/embeddings_0/weight": source,
-        "decoder/embeddings/weight": target,
-        "decoder/projection/weight": params["output"]["table"] if own else target,
-    }
+    names = "encoder/embeddings_0", "decoder/embeddings", "decoder/projection"
+    tables = zip(names, seq2seq_tables(params, config), strict=True)
+    state = {f"{name}/weight": table for name, table in tables}
     lengths = {"encoder": config.max_source_length, "decoder": config.max_target_length}
     for (stack, length), side in zip(lengths.items(), ("source", "target"), strict=True):
         table_PxD = _positions(params.get(f"{side}_positions"), config, length, sinusoids)

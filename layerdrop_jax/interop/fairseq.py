@@ -7,7 +7,14 @@ import re
 
 import numpy as np
 
-from layerdrop_jax.interop.layout import check_depths, check_known, contiguous, take, write_module
+from layerdrop_jax.interop.layout import (
+    check_depths,
+    check_known,
+    contiguous,
+    seq2seq_tables,
+    take,
+    write_module,
+)
 
 # Our names within a layer, and the reference's.
 ATTENTIONS = {"self_attn": "self_attn", "cross_attn": "encoder_attn"}
@@ -260,21 +267,16 @@ def seq2seq_state(params: dict, config) -> dict:
       ValueError: the network has what this layout cannot hold; the message names the key.
     """
     check_seq2seq(config)
-    source = params["source_embedding"]["table"]
-    target = source if config.share_embeddings == "all" else params["target_embedding"]["table"]
-    own = config.share_embeddings == "none"
-    state = {
-        "encoder.embed_tokens.weight": source,
-        "decoder.embed_tokens.weight": target,
-        "decoder.output_projection.weight": params["output"]["table"] if own else target,
-    }
+    names = "encoder.embed_tokens", "decoder.embed_tokens", "decoder.output_projection"
+    tables = zip(names, seq2seq_tables(params, config), strict=True)
+    state = {f"{name}.weight": table for name, table in tables}
     for stack, side in (("encoder", "source"), ("decoder", "target")):
         state[f"{stack}.version"] = np.full(1, 3.0)
         _write_positions(state, f"{stack}.embed_positions", params.get(f"{side}_positions"))
         if config.embedding_norm:
             norm = params[f"{side}_embedding_norm"]
             write_module(state, f"{stack}.layernorm_embedding", norm)
-        _write_stack(state, stack, params[stack], config.depth(stack), config.share_layers)
+        write_stack(state, stack, params[stack], config.depth(stack), config.share_layers)
         if config.norm == "pre":
             write_module(state, f"{stack}.layer_norm", params[f"{stack}_norm"])
     return contiguous(state)
@@ -314,7 +316,7 @@ def lm_state(params: dict, config) -> dict:
         output = table if config.tie_embeddings else params["output"]["table"]
         state["decoder.output_projection.weight"] = output
     _write_positions(state, "decoder.embed_positions", params.get("positions"))
-    _write_stack(state, "decoder", params["decoder"], config.decoder_layers, config.share_layers)
+    write_stack(state, "decoder", params["decoder"], config.decoder_layers, config.share_layers)
     if config.final_norm:
         write_module(state, "decoder.layer_norm", params["decoder_norm"])
     return contiguous(state)
@@ -332,7 +334,7 @@ def encoder_state(params: dict, config) -> dict:
     state[f"{at}.embed_tokens.weight"] = state[f"{head}.weight"] = table_VxD
     _write_positions(state, f"{at}.embed_positions", params["positions"])
     write_module(state, f"{at}.emb_layer_norm", params["embedding_norm"])
-    _write_stack(state, at, params["encoder"], config.encoder_layers, config.share_layers)
+    write_stack(state, at, params["encoder"], config.encoder_layers, config.share_layers)
     vocabulary, dim = table_VxD.shape
     empty = {"dense": {"kernel": np.zeros((dim, dim)), "bias": np.zeros(dim)}}
     empty |= {"norm": {"scale": np.zeros(dim), "bias": np.zeros(dim)}, "bias": np.zeros(vocabulary)}
@@ -385,7 +387,16 @@ def _write_positions(state, at, module):
         state[f"{at}.weight"] = module["table"]
 
 
-def _write_stack(state, side, layers, depth, share):
+def write_stack(state: dict, side: str, layers: dict, depth: int, share: int) -> None:
+    """Writes the layers of a stack, by the names that they have within ``side``.
+
+    Args:
+      state: arrays by name, which the function adds to.
+      side: in front of ``layers``.
+      layers: the stack's parameters, those with weights of their own on axis 0.
+      depth: layers of the stack.
+      share: adjacent layers that have one set of weights; each gets a copy.
+    """
     for n in range(depth):
         at, row = f"{side}.layers.{n}", n // share
         for part in ("fc1", "fc2"):

@@ -12,6 +12,7 @@ import re
 import numpy as np
 
 from layerdrop_jax.interop import fairseq
+from layerdrop_jax.interop.layout import PLAIN
 
 CHECKPOINT = "checkpoint.pt"  # the name under which one is written
 LIBRARY = "torch"
@@ -420,15 +421,8 @@ def _lm_fields(args, state):
         "adaptive_cutoffs": cutoffs,
         "adaptive_factor": int(factor),
         "tie_projections": bool(args.get("tie_adaptive_proj", False)),
-        "norm_type": "layer",
         "norm_epsilon": 1e-5,
-        "biases": "all",
-        "kv_heads": 0,
-        "head_dim": 0,
-        "qk_norm": False,
-        "rope_theta": 10000.0,
-        "share_layers": 1,
-        "exit_maps": False,
+        **PLAIN,
     }
 
 

@@ -7,6 +7,7 @@ those of today.
 import numpy as np
 
 from layerdrop_jax.interop.layout import (
+    PLAIN,
     POSITION_OFFSET,
     check_all_taken,
     check_depths,
@@ -213,12 +214,9 @@ def decoder_fields(found: dict) -> dict:
     if not said.get("n_inner") and "n_embd" in said:
         said["n_inner"] = 4 * said["n_embd"]
     return read_sizes(_SIZES, said) | {
+        **PLAIN,
         **{name: known[0] for name, known in _KNOWN.items()},
         "activation": activations[activation],
-        "kv_heads": 0,
-        "head_dim": 0,
-        "rope_theta": 10000.0,
-        "share_layers": 1,
     }
 
 

@@ -3,6 +3,17 @@
 import numpy as np
 
 POSITION_OFFSET = 2  # rows of our tables of positions before the first position
+# Fields of `LMConfig` that a language model of before the Llamas has so.
+PLAIN = {
+    "norm_type": "layer",
+    "biases": "all",
+    "kv_heads": 0,
+    "head_dim": 0,
+    "qk_norm": False,
+    "rope_theta": 10000.0,
+    "share_layers": 1,
+    "exit_maps": False,
+}
 
 
 def take(state: dict, key: str) -> np.ndarray:
@@ -50,6 +61,14 @@ def write_module(state: dict, at: str, module: dict, row=...) -> None:
     state[f"{at}.weight"] = np.transpose(weight) if linear else weight
     if "bias" in module:
         state[f"{at}.bias"] = module["bias"][row]
+
+
+def seq2seq_tables(params: dict, config) -> tuple:
+    """Gives the tables of a `Seq2Seq`: of its source, of its target, and of its output layer."""
+    source = params["source_embedding"]["table"]
+    target = source if config.share_embeddings == "all" else params["target_embedding"]["table"]
+    own = config.share_embeddings == "none"
+    return source, target, params["output"]["table"] if own else target
 
 
 def contiguous(state: dict) -> dict:

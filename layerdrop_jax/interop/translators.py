@@ -19,6 +19,7 @@ from layerdrop_jax.interop.layout import (
     check_read,
     contiguous,
     read_sizes,
+    seq2seq_tables,
     taking,
     write_module,
 )
@@ -319,28 +320,16 @@ def seq2seq_state(params: dict, config, *, sinusoids) -> dict:
     seq2seq_config(config)
     name, layout = _layout_of(config)
     rows = _longest(config) + POSITION_OFFSET
-    source, state = params["source_embedding"]["table"], {}
+    source, target, output = seq2seq_tables(params, config)
     if config.share_embeddings == "all":
-        state[_table_name(layout)] = source
-    else:
-        target = params["target_embedding"]["table"]
-        own = config.share_embeddings == "none"
-        output = params["output"]["table"] if own else np.array(target)  # no two names for one
-        state |= {_SOURCE: source, _TARGET: target, _OUTPUT: output}
+        state = {_table_name(layout): source}
+    else:  # no two names for one array
+        output = np.array(target) if config.share_embeddings == "decoder" else output
+        state = {_SOURCE: source, _TARGET: target, _OUTPUT: output}
 
-    for (stack, sublayers), side in zip(_SUBLAYERS.items(), ("source", "target"), strict=True):
-        layers = params[stack]
-        for n in range(config.depth(stack)):
-            at, row = f"model.{stack}.layers.{n}", n // config.share_layers
-            for ours in sublayers:
-                for part in _PARTS:
-                    theirs = f"{at}.{fairseq.ATTENTIONS[ours]}.{part}"
-                    write_module(state, theirs, layers[ours][part], row)
-            for part in ("fc1", "fc2"):
-                write_module(state, f"{at}.{part}", layers["ffn"][part], row)
-            for ours in (*sublayers, "ffn"):
-                theirs = f"{at}.{fairseq.NORMS[f'{ours}_norm']}"
-                write_module(state, theirs, layers[f"{ours}_norm"], row)
+    for stack, side in zip(_SUBLAYERS, ("source", "target"), strict=True):
+        depth, share = config.depth(stack), config.share_layers
+        fairseq.write_stack(state, f"model.{stack}", params[stack], depth, share)
         positions = f"model.{stack}.embed_positions.weight"
         if layout.positions == "learned":
             table_PxD = params[f"{side}_positions"]["table"]

@@ -128,12 +128,12 @@ class Attention(nnx.Module):
         q_BxMxGxK = _as_hypotheses(self._queries(x_BxMxD, position_BxM), size)
         mask_BxMxS = _repeat(mask_BxMxS, size)
         bias = self._bias(position_BxM, position_BxS, size)
-        bias_now = self._bias(position_BxM, position_BxM, size) if following else None
         if following:
             mask_MxM = _repeat(causal_mask(x_BxMxD.shape[1]), size)[0]
+            bias_now = self._bias(position_BxM, position_BxM, size)
         else:
             now = tuple(_repeat(a, size) for a in now)
-            mask_MxM = None
+            mask_MxM = bias_now = None
 
         def attend_first(entries):
             def attend(past):
@@ -183,7 +183,7 @@ class Attention(nnx.Module):
         slope_1xHx1x1 = jnp.asarray(alibi_slopes(self.config.attention_heads))[None, :, None, None]
         behind_Bx1xTxS = (key_BxS[:, None, :] - query_BxT[:, :, None])[:, None]
         bias_BxHxTxS = slope_1xHx1x1 * behind_Bx1xTxS.astype(jnp.float32)
-        return bias_BxHxTxS if size == 1 else _fold_bias(bias_BxHxTxS, size)
+        return heads_first(_as_hypotheses(heads_first(bias_BxHxTxS), size))
 
     def _rotate(self, x_BxTxHxK, position_BxT):
         if position_BxT is None or self.config.alibi:
@@ -282,13 +282,6 @@ def _as_hypotheses(x_BxMxHxK, size: int):
         return x_BxMxHxK
     x = x_BxMxHxK.reshape(batch, beam, heads // size, size, channels)
     return x.swapaxes(2, 3).reshape(batch, beam * size, heads // size, channels)
-
-
-def _fold_bias(bias_BxHxMxS, size: int):
-    """Lays out a bias of heads as `_as_hypotheses` does their queries, [B, G, M * size, S]."""
-    batch, heads, rows, keys = bias_BxHxMxS.shape
-    bias = bias_BxHxMxS.reshape(batch, heads // size, size, rows, keys)
-    return bias.swapaxes(2, 3).reshape(batch, heads // size, rows * size, keys)
 
 
 def _as_heads(x_BxMxGxK, size: int):

@@ -80,8 +80,7 @@ def test_a_random_network_of_the_library_is_read(kind, lm_text, tmp_path):
     masked = tiny_run.write_untrained(tmp_path / "masked", tiny_run.tiny_masked_config(lm_text))
     tokenizer = (masked / "tokenizer.json").read_text()
     (tmp_path / "there" / "tokenizer.json").write_text(tokenizer)
-    changes = [f"data.path={lm_text}", f"data.data_dir={lm_text / 'prepared'}"]
-    changes += ["data.dataset=text", "data.batch_rows=2"]
+    changes = tiny_run.own_text(lm_text)
     config = roberta.get_config("demo").to_dict()
     record = import_run(tmp_path / "there", tmp_path / "run", config, changes=changes)
     what = "logits" if "Masked" in kind else "hidden states"

@@ -37,8 +37,7 @@ def labelled_text(tmp_path_factory):
 @pytest.fixture(scope="module")
 def of_masks(masked_text):
     """Has the files of `write_lines` instead of the standard library."""
-    prepared = f"data.data_dir={masked_text / 'prepared'}"
-    return ["data.dataset=text", f"data.path={masked_text}", prepared, "data.batch_rows=2"]
+    return tiny_run.own_text(masked_text)
 
 
 @pytest.fixture(scope="module")

@@ -233,8 +233,7 @@ def test_a_language_model_of_words_comes_in(lm_text, tmp_path, torch):
     args, state = config.export_config("fairseq"), config.export_params("fairseq", params)
     fairseq_files.write(tmp_path / "checkpoint.pt", args, state)
     (tmp_path / "dict.txt").write_text("one 9\ntw@@ 5\no 4\nmadeupword0000 0\n")
-    changes = [f"data.path={lm_text}", f"data.data_dir={lm_text / 'prepared'}"]
-    changes += ["data.dataset=text", "data.batch_rows=2"]
+    changes = tiny_run.own_text(lm_text)
 
     def come_in(name):
         config = llama.get_config("demo").to_dict()

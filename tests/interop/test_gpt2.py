@@ -169,8 +169,7 @@ def test_a_folder_comes_in_and_goes_out(lm_text, tmp_path):
     symbols = dict.fromkeys(("bos_token_id", "eos_token_id"), size - 1)
     fields = config_of("tied").export_config("huggingface") | {"vocab_size": size} | symbols
     (folder / "config.json").write_text(json.dumps(fields))
-    text = ["data.dataset=text", f"data.path={lm_text}", "data.batch_rows=2"]
-    text.append(f"data.data_dir={lm_text / 'prepared'}")
+    text = tiny_run.own_text(lm_text)
     record = import_run(folder, tmp_path / "run", llama.get_config("demo").to_dict(), changes=text)
     assert record["vocab_size"] == size  # three bytes that no text has became symbols
     run = load_run(tmp_path / "run")

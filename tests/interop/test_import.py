@@ -34,17 +34,6 @@ def exported(run):
 
 
 @pytest.fixture(scope="module")
-def changes(lm_text):
-    """Has the files of `write_lines` instead of the standard library."""
-    return [
-        "data.dataset=text",
-        f"data.path={lm_text}",
-        f"data.data_dir={lm_text / 'prepared'}",
-        "data.batch_rows=2",
-    ]
-
-
-@pytest.fixture(scope="module")
 def imported(exported, changes):
     config = llama.get_config("demo").to_dict()
     record = import_run(exported, exported.parent / "imported", config, changes=changes)

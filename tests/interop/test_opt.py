@@ -13,6 +13,7 @@ from layerdrop_jax.data.tokenizers import encode
 from layerdrop_jax.interop import gpt2, huggingface, opt
 from layerdrop_jax.models.params import make_params
 from layerdrop_jax.runs.run import load_run
+from tests import tiny_run
 from tests.interop.test_gpt2 import config_of
 
 FIELDS = {"architectures": ["OPTForCausalLM"], "model_type": "opt", "vocab_size": 37}
@@ -91,8 +92,7 @@ def test_a_random_network_of_the_library_is_read(lm_text, tmp_path):
     network = transformers.OPTForCausalLM(transformers.OPTConfig(**fields))
     network.save_pretrained(tmp_path / "there")
     made.model.save(str(tmp_path / "there"))  # vocab.json and merges.txt
-    changes = [f"data.path={lm_text}", f"data.data_dir={lm_text / 'prepared'}"]
-    changes += ["data.dataset=text", "data.batch_rows=2"]
+    changes = tiny_run.own_text(lm_text)
     config = llama.get_config("demo").to_dict()
     record = import_run(tmp_path / "there", tmp_path / "run", config, changes=changes)
     assert "logits by transformers" in record["compared"]

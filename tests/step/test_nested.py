@@ -104,6 +104,19 @@ def assigned(settings, place):
     return {stack: table_PxN[place] for stack, table_PxN in tables.items()}
 
 
+def assert_update(found, metrics, expected, nll, cut_nll):
+    """Compares an update's gradient and means with those of the loss written out."""
+    # Sums of a few hundred terms, in two orders; a gradient is as exact as its largest part.
+    scale = max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(expected))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale),
+        found,
+        expected,
+    )
+    np.testing.assert_allclose(metrics["nll"], nll, rtol=1e-5)
+    np.testing.assert_allclose(metrics["cut_nll"], cut_nll, rtol=1e-5)
+
+
 EVERY_FIRST = {"sets": "first", "smallest": False, "draws": 9}  # from the whole network's own run
 
 
@@ -141,15 +154,7 @@ def test_the_gradient_is_that_of_whole_and_sub_networks(task, drop):
 
     expected, (nll, cut_nll) = jax.jit(jax.grad(total, has_aux=True))(params)
     found, metrics, state = step_of(settings, batch, params)
-    # Sums of a few hundred terms, in two orders; a gradient is as exact as its largest part.
-    scale = max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(expected))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale),
-        found,
-        expected,
-    )
-    np.testing.assert_allclose(metrics["nll"], nll, rtol=1e-5)
-    np.testing.assert_allclose(metrics["cut_nll"], cut_nll, rtol=1e-5)
+    assert_update(found, metrics, expected, nll, cut_nll)
     assert abs(float(nll - cut_nll)) > 1e-3
     for stack, keep_N in assigned(settings, 0).items():
         again_N = 0 * keep_N if drop else keep_N
