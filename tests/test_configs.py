@@ -270,12 +270,19 @@ def read_glue(config, monkeypatch):
 def describe_nested(config):
     """LayerDrop alone draws no sub-networks, so the run's keys of `nested` are read here."""
     changed = copy.deepcopy(config)
+    last = [stack for stack in ("encoder", "decoder") if stack in config["drop"]][-1]
     for stack in ("encoder", "decoder"):
         if stack in config["drop"]:
             changed["drop"][stack] = 0.0
             changed["model"][f"{stack}_layers"] = 3
     changed["drop"] |= {"method": "nested", "score_units": 0}
     assert any("nested" in line for line in describe_rates(settings.parse(changed)))
+    changed["drop"] |= {"sets": "first", "exit_loss": "every"}
+    changed["drop"] |= {key: "all" for key in changed["drop"] if key.endswith("_depths")}
+    changed["drop"][f"{last}_depths"] = "2"
+    parsed = settings.parse(changed)
+    depth_P, *_ = parsed.drop.exit_shares(parsed.model, step=0)
+    assert depth_P.tolist() == [2]
 
 
 def make_every_optimizer(config):

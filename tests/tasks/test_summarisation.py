@@ -126,7 +126,7 @@ def test_a_json_line_is_a_text_of_several_lines(run, tmp_path):
 
 
 def test_what_is_cut_is_named_a_few_times(caplog):
-    def answer_texts(texts, keep, description):
+    def answer_texts(texts, keep, description, depths):
         return [text[:3] for text in texts], [n for n, text in enumerate(texts) if len(text) > 3]
 
     with caplog.at_level(logging.WARNING, logger="absl"):
