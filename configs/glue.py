@@ -42,6 +42,7 @@ def task(name):
     classes, rate, rows, updates, warmup = REFERENCE[name]
     config = common.encoder("classification", architectures.roberta_base)
     config.data.update({"dataset": f"glue/{name}", "batch_rows": rows, "max_examples": 0})
+    config.data.buckets = ""
     config.model.update({"num_classes": classes, "dtype": "bfloat16"})
     config.optimizer.update(
         {
@@ -103,7 +104,7 @@ def demo_sst2():
 
 def minilm():
     config = task("sst2")
-    config.data.update({"dataset": "sst2", "batch_rows": 32, "length": 64})
+    config.data.update({"dataset": "sst2", "batch_rows": 32, "length": 64, "buckets": "16,32"})
     config.model.dtype = "float32"
     config.drop.encoder = 0.0
     config.optimizer.update(

@@ -91,7 +91,10 @@ def faults(record) -> str:
 
 
 def update_flops(settings: Settings) -> dict:
-    """Counts the FLOPs of an update, whole (``nominal``) and as it is expected to run."""
+    """Counts the FLOPs of an update, whole (``nominal``) and as it is expected to run.
+
+    Of batches of several lengths it is the longest.
+    """
     task, rows = task_of(settings), settings.data.batch_rows
     batch = {
         name: jax.ShapeDtypeStruct((rows, *array.shape), array.dtype)

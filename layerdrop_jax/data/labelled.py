@@ -6,6 +6,7 @@ the reference (sentence_prediction.py), and padding behind it.
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -41,6 +42,9 @@ class LabelledConfig:
       vocab_size: entries of the tokenizer, special symbols included.
       batch_rows: examples in a micro-batch, all processes together.
       length: T, tokens of a row.
+      buckets: lengths below it, "16,32" say, of which a batch may be: examples of like length then
+        share a batch, as in the reference, and it has the least length that holds them. With ""
+        every batch has T.
       max_examples: of the training split, at most so many, chosen at random and always the same;
         0 is all.
       workers: Grain worker processes, each with a copy of the token ids; 0 fills rows in threads
@@ -53,6 +57,7 @@ class LabelledConfig:
     vocab_size: int
     batch_rows: int
     length: int
+    buckets: str = ""
     max_examples: int = 0
     workers: int = 0
 
@@ -64,6 +69,21 @@ class LabelledConfig:
                 "symbols around them"
             )
         sections.check_least(self, batch_rows=1, max_examples=0, workers=0)
+        lengths = (SHORTEST - 1, *self.lengths)
+        if any(shorter >= longer for shorter, longer in itertools.pairwise(lengths)):
+            raise ValueError(
+                f"data.buckets={self.buckets!r} must increase, and lie between {SHORTEST} and "
+                f"data.length={self.length}"
+            )
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """What a batch may have as its length: `buckets` as numbers, and `length`."""
+        try:
+            buckets = [int(number) for number in self.buckets.split(",") if self.buckets]
+        except ValueError:
+            raise ValueError(f'data.buckets={self.buckets!r} is not like "16,32"') from None
+        return (*buckets, self.length)
 
 
 class Example(NamedTuple):
@@ -219,7 +239,7 @@ class LabelledRows:
       tokens: int32, the examples one after the other.
       offsets: int64[E + 1]; example e is `tokens[offsets[e]:offsets[e + 1]]`.
       labels: int32[E] or float32[E].
-      length: T.
+      lengths: what a batch may have as its length; the last is T.
       stats: examples, tokens, cut (examples that lost the end of a text), padding (share of the
         rows, 0 to 1) and, for known classes, majority (share of the most frequent one, 0 to 1).
     """
@@ -227,7 +247,7 @@ class LabelledRows:
     tokens: np.ndarray
     offsets: np.ndarray
     labels: np.ndarray
-    length: int
+    lengths: tuple[int, ...]
     stats: dict[str, int | float]
 
     def __len__(self) -> int:
@@ -236,11 +256,22 @@ class LabelledRows:
     def __getitem__(self, row: int) -> dict[str, np.ndarray]:
         row = range(len(self))[row]
         ids = self.tokens[self.offsets[row] : self.offsets[row + 1]]
-        return _fill_row(ids, self.labels[row], 1, self.length)
+        return _fill_row(ids, self.labels[row], 1, self.lengths[-1])
 
     @property
     def padding(self) -> dict[str, np.ndarray]:
-        return empty_row(self.length, self.labels.dtype)
+        return empty_row(self.lengths[-1], self.labels.dtype)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """How many tokens each example has, int64[E]."""
+        return np.diff(self.offsets)
+
+    def shorten(self, batch: dict[str, np.ndarray], rows: Sequence[int]) -> dict[str, np.ndarray]:
+        """Cuts a batch, [..., T], to the least of `lengths` that holds the examples ``rows``."""
+        most = max(self.offsets[row + 1] - self.offsets[row] for row in rows)
+        length = next(length for length in self.lengths if length >= most)
+        return batch | {"tokens": batch["tokens"][..., :length]}
 
 
 def empty_row(length: int, label_type) -> dict[str, np.ndarray]:
@@ -300,7 +331,7 @@ def prepare_examples(
         tokens=np.concatenate(tokens),
         offsets=np.array(ends, np.int64),
         labels=labels,
-        length=config.length,
+        lengths=config.lengths,
         stats=stats,
     )
 

@@ -2,8 +2,12 @@
 
 Rows are those of any task. What is random here depends on the seed alone; the place in the data is
 one number, which `get_state` of the iterator returns.
+
+All batches have one shape, but those of rows with several `lengths`, as `LabelledRows` has them: a
+batch is then filled with rows of like length, and cut to the least of these that holds them.
 """
 
+import functools
 import typing
 from collections.abc import Iterator, Sequence
 
@@ -19,6 +23,7 @@ if typing.TYPE_CHECKING:
 
 # Endless: more than any training takes, yet exact in the floats by which Grain divides lengths.
 MOST_ROWS = 2**52
+ALIKE = 64  # updates of which the rows are sorted by length, and dealt out
 MOST_REPEATS = 10  # of a row in one update; a few suit a first try with little text
 
 
@@ -96,24 +101,75 @@ def train_iterator(
         contiguous parts of the rows that a single process would get.
 
     Returns:
-      An iterator over dicts of int32 arrays [accumulate, batch_rows / process_count, S or T], as
-      in `packing.fill_row`.
+      An iterator over dicts of arrays [accumulate, batch_rows / process_count, ...]; each stacks
+      those of its name in the rows.
 
     Raises:
       ValueError: `batch_rows` that the processes cannot share equally.
     """
     import grain
 
+    local_rows, alike = _local_rows(config, process_count), _has_lengths(rows)
     batches = (
-        grain.MapDataset.source(rows)
+        grain.MapDataset.source(range(len(rows)) if alike else rows)
         .seed(seed)
         .shuffle()
         .repeat(MOST_ROWS // len(rows))
-        .batch(_local_rows(config, process_count))
-        .slice(slice(process_index, None, process_count))
-        .batch(accumulate)
     )
+    if alike:
+        shape = (accumulate, process_count, local_rows)
+        batches = grain.MapDataset.source(_AlikeBatches(batches, rows, seed, shape, process_index))
+    else:
+        batches = (
+            batches.batch(local_rows)
+            .slice(slice(process_index, None, process_count))
+            .batch(accumulate)
+        )
     return TrainIterator(batches, config.workers)
+
+
+class _AlikeBatches:
+    """Batches in which the rows of an update are of like length; `batches[i]` is those of update i.
+
+    The rows of ALIKE updates are sorted by length, cut into as many updates, and these taken in a
+    random order, so that every epoch still visits every row once.
+
+    Attributes:
+      order: `order[i]` is the number of the i-th row, without end.
+      shape: micro-batches of an update, processes, rows of each in a micro-batch.
+      process: whose rows these are.
+    """
+
+    def __init__(self, order, rows, seed: int, shape: tuple[int, int, int], process: int):
+        self._order, self._rows, self._seed = order, rows, seed
+        self._shape, self._process = shape, process
+        self._taken = int(np.prod(shape))
+
+    def __len__(self) -> int:
+        return len(self._order) // (self._taken * ALIKE) * ALIKE
+
+    def __getitem__(self, update: int) -> dict[str, np.ndarray]:
+        rows_AxPxL = _alike_rows(self, update // ALIKE)[update % ALIKE].reshape(self._shape)
+        found = [self._rows[int(row)] for row in rows_AxPxL[:, self._process].flat]
+        shape = (self._shape[0], self._shape[2])
+        batch = {
+            name: np.stack([row[name] for row in found]).reshape(*shape, *found[0][name].shape)
+            for name in found[0]
+        }
+        # All processes run one program: the rows of the others count here too.
+        return self._rows.shorten(batch, rows_AxPxL.ravel())
+
+    def window(self, number: int) -> np.ndarray:
+        """Deals out the rows of ALIKE updates, int64[ALIKE, rows of an update]."""
+        first = number * ALIKE * self._taken
+        rows = np.array([self._order[i] for i in range(first, first + ALIKE * self._taken)])
+        rows = rows[np.argsort(self._rows.sizes[rows], kind="stable")].reshape(ALIKE, -1)
+        return np.random.default_rng((self._seed, number)).permutation(rows)
+
+
+@functools.lru_cache(maxsize=4)
+def _alike_rows(batches: _AlikeBatches, number: int) -> np.ndarray:
+    return batches.window(number)
 
 
 def check_update(config, rows: packing.PackedRows, *, accumulate: int) -> None:
@@ -146,20 +202,31 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields every row once, in order, in dicts of arrays [batch_rows / process_count, ...].
+    """Yields every row once, in `eval_order`, in dicts of arrays [batch_rows / process_count, ...].
 
-    Each array stacks those of its name in the rows. With ``numbers``, only these rows are yielded,
-    in their order. The last batch is filled up with rows of padding, which count nothing in a sum
-    over tokens.
+    Each array stacks those of its name in the rows. With ``numbers``, only these rows are yielded.
+    The last batch is filled up with rows of padding, which count nothing in a sum over tokens.
     """
     local_rows = _local_rows(config, process_count)
     padding = rows.padding
+    numbers = eval_order(rows, numbers)
+    for start in range(0, len(numbers), config.batch_rows):
+        first = start + process_index * local_rows
+        found = [rows[number] for number in numbers[first : first + local_rows]]
+        found += [padding] * (local_rows - len(found))
+        batch = {name: np.stack([row[name] for row in found]) for name in padding}
+        if _has_lengths(rows):
+            batch = rows.shorten(batch, numbers[start : start + config.batch_rows])
+        yield batch
+
+
+def eval_order(rows, numbers: Sequence[int] | None = None) -> Sequence[int]:
+    """Orders the numbers of rows, by default of all, as evaluation reads them.
+
+    They stay as they are, but those of rows with several `lengths`, which come by their length.
+    """
     numbers = range(len(rows)) if numbers is None else numbers
-    for first in range(0, len(numbers), config.batch_rows):
-        first += process_index * local_rows
-        batch = [rows[number] for number in numbers[first : first + local_rows]]
-        batch += [padding] * (local_rows - len(batch))
-        yield {name: np.stack([row[name] for row in batch]) for name in padding}
+    return sorted(numbers, key=rows.sizes.__getitem__) if _has_lengths(rows) else numbers
 
 
 def counted_batches(
@@ -170,6 +237,10 @@ def counted_batches(
         for number, batch in enumerate(eval_batches(config, rows)):
             yield batch
             advance(min(config.batch_rows, len(rows) - number * config.batch_rows))
+
+
+def _has_lengths(rows) -> bool:
+    return len(getattr(rows, "lengths", ())) > 1
 
 
 def _local_rows(config, process_count: int) -> int:

@@ -59,9 +59,15 @@ def _to_version_8(config):
         config["model"] |= {"scale_embeddings": True, "embedding_norm": False}
 
 
+def _to_version_9(config):
+    """Adds buckets of length: all batches of labelled text had one."""
+    if "max_examples" in config["data"]:
+        config["data"]["buckets"] = ""
+
+
 STEPS = (
     *(_to_version_2, _to_version_3, _to_version_4, _to_version_5),
-    *(_to_version_6, _to_version_7, _to_version_8),
+    *(_to_version_6, _to_version_7, _to_version_8, _to_version_9),
 )
 VERSION = len(STEPS) + 1
 

@@ -156,7 +156,8 @@ def make_classifier(run: Run):
         keep, found = everything | (keep or {}), []
         for batch in pipeline.counted_batches(description, run.settings.data, rows):
             found.append(jax.device_get(step(run.params, keep, batch["tokens"])))
-        return np.concatenate(found)[: len(rows)]
+        logits_RxC = np.concatenate(found)[: len(rows)]
+        return logits_RxC[np.argsort(pipeline.eval_order(rows))]
 
     return classify
 

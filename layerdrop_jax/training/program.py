@@ -75,12 +75,14 @@ def teacher_layout(plan: Plan, params):
     return _layout(plan.settings, params, plan.mesh)
 
 
-def lower_train_step(plan: Plan, beginning=None) -> jax.stages.Lowered:
+def lower_train_step(plan: Plan, beginning=None, row: dict | None = None) -> jax.stages.Lowered:
     """Lowers ``step(state, batch, teacher) -> (state, metrics)``, the update that training makes.
 
     Args:
       plan: from `make_plan`.
       beginning: the `origin.Origin` whose network teaches, where the config asks for a teacher.
+      row: the arrays of one row of the batch, or their shapes; None: of the longest that it may
+        have.
     """
     settings = plan.settings
     step = jax.jit(
@@ -92,10 +94,24 @@ def lower_train_step(plan: Plan, beginning=None) -> jax.stages.Lowered:
     if settings.init.distill:
         theirs = jax.eval_shape(lambda: beginning.run.params)
         teacher = sharding.abstract(theirs, teacher_layout(plan, theirs))
+    row = plan.task.row(settings) if row is None else row
     batch = sharding.abstract_batch(
-        plan.task.row(settings), plan.mesh, (settings.train.accumulate, settings.data.batch_rows)
+        row, plan.mesh, (settings.train.accumulate, settings.data.batch_rows)
     )
     return _lower(plan.mesh, step, sharding.abstract(plan.state, plan.layout), batch, teacher)
+
+
+def make_train_steps(plan: Plan, beginning=None):
+    """Makes ``step_for(row)``, which compiles `lower_train_step` once for each shape of a row."""
+    compiled = {}
+
+    def step_for(row):
+        shapes = tuple((name, row[name].shape) for name in sorted(row))
+        if shapes not in compiled:
+            compiled[shapes] = lower_train_step(plan, beginning, row).compile()
+        return compiled[shapes]
+
+    return step_for
 
 
 def make_valid_step(settings):

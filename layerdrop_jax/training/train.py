@@ -105,8 +105,8 @@ def _train(settings, config, workdir, command):
         teacher = sharding.put(params, program.teacher_layout(plan, params))
     with _begun_only_if_it_fits(workdir, fresh):
         pipeline.check_update(settings.data, rows, accumulate=settings.train.accumulate)
-        train_step = program.lower_train_step(plan, beginning).compile()
-        memory.check_step(train_step)
+        step_for = program.make_train_steps(plan, beginning)
+        memory.check_step(step_for(task.row(settings)))
     state = jax.jit(plan.start, out_shardings=layout)()
     valid_step = program.make_valid_step(settings)
     rates_of = jax.jit(functools.partial(rate_scores.rates, drop=settings.drop))
@@ -159,6 +159,7 @@ def _train(settings, config, workdir, command):
                 checkpoints.close()
                 batches.close()
                 raise
+            train_step = step_for({name: array[0, 0] for name, array in batch.items()})
             batch = sharding.shard_rows(batch, mesh, axis=1)
             with jax.set_mesh(mesh):  # around nothing else: some of the rest is done by one process
                 previous, (state, metrics) = metrics, train_step(state, batch, teacher)

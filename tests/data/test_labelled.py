@@ -1,5 +1,8 @@
 """Rows are the reference's, labels keep their names, and a run keeps what it is judged by."""
 
+import collections
+
+import grain
 import numpy as np
 import pytest
 
@@ -44,6 +47,10 @@ def folder(tmp_path):
         ({"dataset": "glue/wnli"}, r"unknown data.dataset 'glue/wnli'; known: glue/mnli, .* tsv"),
         ({"batch_rows": 0}, r"data.batch_rows=0 must be at least 1"),
         ({"length": 5}, r"data.length=5 must be at least 6"),
+        ({"buckets": "8,x"}, r"data.buckets='8,x' is not like \"16,32\""),
+        ({"buckets": "7,7"}, r"data.buckets='7,7' must increase, and lie between 6 and data.length=9"),
+        ({"buckets": "5,8"}, r"data.buckets='5,8' must increase"),
+        ({"buckets": "8,9"}, r"data.buckets='8,9' must increase"),
         ({"max_examples": -1}, r"data.max_examples=-1 must be 0 or more"),
         ({"workers": -1}, r"data.workers=-1 must be 0 or more"),
     ],
@@ -188,6 +195,76 @@ def test_batches_are_those_of_the_pipeline(tokenizer, labels):
     assert last["weight"].tolist() == [1, 1, 0, 0]
     assert last["label"].dtype == dtype
     assert last["tokens"][:2, 1].tolist() == [8, 9]
+
+
+@pytest.fixture(scope="module")
+def many_rows(tokenizer):
+    """700 examples of 2 to 32 tokens, most of them short, labelled by whether their size is odd."""
+    sizes = np.random.default_rng(3).geometric(0.2, 700).clip(max=30)
+    texts = [(" ".join(WORDS[n % 6] for n in range(size)),) for size in sizes]
+    labels = ["yes" if size % 2 else "no" for size in sizes]
+    return make_rows(tokenizer, texts, labels, length=32, buckets="8,16")
+
+
+def test_examples_of_like_length_share_a_batch(many_rows):
+    config = make_config(length=32, buckets="8,16")
+    batches = pipeline.train_iterator(config, many_rows, seed=5, accumulate=2)
+    found = [next(batches) for _ in range(300)]
+    batches.close()
+    seen = collections.Counter()
+    for batch in found:
+        size_AxB = (batch["tokens"] != PAD).sum(axis=-1)
+        length = batch["tokens"].shape[-1]
+        assert batch["tokens"].shape[:-1] == batch["label"].shape == (2, 4)
+        assert length == min(n for n in (8, 16, 32) if n >= size_AxB.max())
+        assert ((size_AxB % 2 == 1) == (batch["label"] == 1)).all()  # <s> A </s>
+        seen[length] += 1
+    assert seen[8] > 150
+    assert min(seen[16], seen[32]) > 5
+    # No order by length from batch to batch.
+    lengths = [batch["tokens"].shape[-1] for batch in found]
+    assert lengths != sorted(lengths)
+    # 300 updates of 8 are 2,400 rows: three epochs and 300 rows. Whole windows are of 512.
+    taken = np.concatenate([(b["tokens"] != PAD).sum(axis=-1).ravel() for b in found[:256]])
+    order = grain.MapDataset.range(700).seed(5).shuffle().repeat(4)
+    expected = [many_rows.sizes[order[place]] for place in range(2048)]
+    assert sorted(taken) == sorted(expected)
+
+
+def test_batches_of_like_length_go_on_and_are_shared_to_the_bit(many_rows):
+    def take(count, taken=0, **changed):
+        config = make_config(length=32, buckets="8,16", batch_rows=6, **changed.pop("config", {}))
+        batches = pipeline.train_iterator(config, many_rows, accumulate=2, **changed)
+        batches.set_state({"next_index": taken})
+        found = [next(batches) for _ in range(count)]
+        batches.close()
+        return found
+
+    whole = take(70, seed=5)
+    for batch, again in zip(whole[60:], take(10, 60, seed=5), strict=True):
+        np.testing.assert_array_equal(batch["tokens"], again["tokens"])
+    parts = [take(70, seed=5, process_index=index, process_count=3) for index in range(3)]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        for name, array in batch.items():
+            np.testing.assert_array_equal(array, np.concatenate([s[name] for s in shares], axis=1))
+    other = take(70, seed=6)
+    assert any(a["tokens"].tolist() != b["tokens"].tolist() for a, b in zip(whole, other))
+
+
+def test_evaluation_reads_examples_by_length(many_rows):
+    config = make_config(length=32, buckets="8,16")
+    numbers = [5, 3, 8, 600, 41, 17]
+    order = pipeline.eval_order(many_rows, numbers)
+    assert sorted(order) == sorted(numbers)
+    assert sorted(many_rows.sizes[order]) == many_rows.sizes[order].tolist()
+    for numbers, order in ((numbers, order), (None, pipeline.eval_order(many_rows))):
+        batches = list(pipeline.eval_batches(config, many_rows, numbers=numbers))
+        found = [row for batch in batches for row in batch["tokens"][batch["weight"] > 0]]
+        assert len(found) == len(order)
+        for row, number in zip(found, order, strict=True):
+            np.testing.assert_array_equal(row, many_rows[number]["tokens"][: len(row)])
+            assert (many_rows[number]["tokens"][len(row) :] == PAD).all()
+    assert {batch["tokens"].shape[1] for batch in batches} == {8, 16, 32}
 
 
 def test_saved_examples_come_back(tmp_path):
