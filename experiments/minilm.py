@@ -38,8 +38,8 @@ MEASURED = ("search_on_valid", "greedy_elimination", "block_influence")
 NAMES = {"spread": "every other", "first": "the first", "last": "the last", "ends": "the ends"}
 NAMES |= {"search_on_valid": "searched", "greedy_elimination": "by greedy elimination"}
 NAMES |= {"block_influence": "by block influence"}
-# 300 updates of 32 examples; an epoch and a half; three epochs.
-UPDATES = {"demo": 300, "small": 3150, "paper": 6300}
+# 200 updates of 32 examples; an epoch and a half; three epochs.
+UPDATES = {"demo": 200, "small": 3150, "paper": 6300}
 SETTING = (
     "all-MiniLM-L6-v2 (6 layers, 384 wide, 22.7M parameters), fine-tuned on SST-2 for {:,} updates "
     "of 32 examples; those that are taught for as many more; a sentence of 32 tokens is timed "

@@ -14,6 +14,9 @@ The rules are those of fairseq v0.9.0 (`sequence_generator.py`, `search.py`):
 - The score of a hypothesis is the sum of its log-probabilities over `length ** length_penalty`,
   `</s>` counted.
 
+Sentences that are done leave: where the caller says how to take rows out of its cache, the search
+goes on with half of the batch once no more than half of it are left, and so on.
+
 One thing differs: the limit is each sentence's own (`batching.length_limit` of its own source
 length). The reference computes it from the width of the padded batch, so that there the same
 sentence can come out differently in another batch.
@@ -31,6 +34,10 @@ from layerdrop_jax.decoding.constraints import allowed_log_probs
 from layerdrop_jax.decoding.drafts import check_draft
 from layerdrop_jax.decoding.exits import check_exit
 from layerdrop_jax.symbols import EOS, PAD
+
+# A batch is halved at most so often, each time with another loop to compile, and not below so few
+# hypotheses: a step for fewer reads the same weights, and takes as long.
+HALVINGS, LEAST_ROWS = 3, 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,6 +133,7 @@ class Hypotheses(NamedTuple):
 class _State(NamedTuple):
     step: jax.Array
     cache: object
+    limit_B: jax.Array
     parents_BxM: jax.Array
     # The history of each live beam; position 0 holds the </s> it starts from and the score 0.
     tokens_BxMxT: jax.Array
@@ -156,6 +164,7 @@ def beam_search(
     *,
     buffer_length,
     beam,
+    take=None,
     length_penalty=1.0,
     min_length=1,
     no_repeat_ngram=0,
@@ -171,6 +180,8 @@ def beam_search(
     max_length_B: int32, each sentence's `length_limit`; may be traced. 0 ends a sentence at once
         (for rows that only fill a batch). Limits above `buffer_length - 1` are cut to it.
     buffer_length: static, positions of the result: the largest limit + 1.
+    take: ``take(cache, row_R)`` gives the cache of these rows of the batch alone; None keeps every
+        sentence in the batch until all are done.
     beam, no_repeat_ngram: static. The other options may be traced, so that a sweep over them
         compiles once.
 
@@ -200,24 +211,42 @@ def beam_search(
             logits_BxMxV,
             state.tokens_BxMxT,
             state.step,
-            limit_B,
+            state.limit_B,
             min_length=min_length,
             no_repeat_ngram=no_repeat_ngram,
             unknown_penalty=unknown_penalty,
         )
         sums_BxMxV = _column(state.sums_BxMxT, state.step)[:, :, None] + log_probs_BxMxV
         ranked = _best(sums_BxMxV, 2 * beam)
-        state = _finish(
-            state, *ranked, limit_B=limit_B, length_penalty=length_penalty, normalize=normalize
-        )
+        state = _finish(state, *ranked, length_penalty=length_penalty, normalize=normalize)
         return _continue(state, *ranked)._replace(cache=cache, step=state.step + 1)
 
-    final = jax.lax.while_loop(
-        lambda state: ~jnp.all(state.done_B),
-        advance,
-        _start(cache, limit_B.shape[0], beam, buffer_length + 1),
-    )
-    return _sorted_hypotheses(final)
+    def search(state, sizes):
+        """Searches until so few sentences are left as the first size says, and on with those."""
+        fewer = sizes[0] if sizes else 0
+        state = jax.lax.while_loop(lambda s: jnp.sum(~s.done_B) > fewer, advance, state)
+        if not fewer:
+            return state
+        _, row_R = jax.lax.top_k((~state.done_B).astype(jnp.float32), fewer)
+        left = search(_rows_of(state, row_R, take), sizes[1:])
+        ended = {
+            name: getattr(state, name).at[row_R].set(getattr(left, name))
+            for name in _State._fields
+            if name.startswith("ended_")
+        }
+        return state._replace(**ended)
+
+    sizes = smaller_batches(limit_B.shape[0], beam) if take else []
+    return _sorted_hypotheses(search(_start(cache, limit_B, beam, buffer_length + 1), sizes))
+
+
+def smaller_batches(batch: int, beam: int) -> list[int]:
+    """Lists the sizes to which a batch shrinks as its sentences end, largest first."""
+    sizes = []
+    while batch > 1 and batch * beam > LEAST_ROWS and len(sizes) < HALVINGS:
+        batch = -(-batch // 2)
+        sizes.append(batch)
+    return sizes
 
 
 def greedy_search(
@@ -272,12 +301,21 @@ def greedy_search(
     return hypotheses, found
 
 
-def _start(cache, batch, beam, width):
+def _rows_of(state, row_R, take):
+    """Takes rows of a batch out of the state of its search."""
+    apart = ("step", "cache")
+    rows = {name: getattr(state, name)[row_R] for name in _State._fields if name not in apart}
+    return state._replace(cache=take(state.cache, row_R), **rows)
+
+
+def _start(cache, limit_B, beam, width):
+    batch = limit_B.shape[0]
     tokens_BxMxT = jnp.full((batch, beam, width), PAD, jnp.int32)
     sums_BxMxT = jnp.zeros((batch, beam, width), jnp.float32)
     return _State(
         step=jnp.int32(0),
         cache=cache,
+        limit_B=limit_B,
         parents_BxM=jnp.tile(jnp.arange(beam, dtype=jnp.int32), (batch, 1)),
         tokens_BxMxT=tokens_BxMxT.at[:, :, 0].set(EOS),
         # Only one beam may be expanded at first, or each continuation would come M times.
@@ -301,7 +339,7 @@ def _best(sums_BxMxV, count):
     return sums_BxC, index_BxC // count, tokens_BxC
 
 
-def _finish(state, sums_BxC, beams_BxC, tokens_BxC, *, limit_B, length_penalty, normalize):
+def _finish(state, sums_BxC, beams_BxC, tokens_BxC, *, length_penalty, normalize):
     """Adds continuations that end, if they rank among the first M, to what is finished."""
     beam = state.parents_BxM.shape[1]
     sums_BxM, beams_BxM = sums_BxC[:, :beam], beams_BxC[:, :beam]
@@ -324,7 +362,7 @@ def _finish(state, sums_BxC, beams_BxC, tokens_BxC, *, limit_B, length_penalty, 
     tokens_BxMxT, sums_BxMxT = _extended(state, sums_BxM, beams_BxM, jnp.full_like(beams_BxM, EOS))
     count_B = jnp.minimum(state.count_B + jnp.sum(ends_BxM, axis=1), beam)
     return state._replace(
-        done_B=state.done_B | (count_B == beam) | (state.step >= limit_B),
+        done_B=state.done_B | (count_B == beam) | (state.step >= state.limit_B),
         count_B=count_B,
         ended_tokens_BxMxT=put(state.ended_tokens_BxMxT, tokens_BxMxT),
         ended_sums_BxMxT=put(state.ended_sums_BxMxT, sums_BxMxT),

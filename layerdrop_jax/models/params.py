@@ -1,5 +1,6 @@
 """The parameters of a model: made, counted, hashed, and put back into it."""
 
+import functools
 import hashlib
 import itertools
 import typing
@@ -30,7 +31,7 @@ def abstract_params(config: "BlockConfig") -> dict:
 
 def model_graph(config: "BlockConfig"):
     """Makes the graph that turns parameters into a model: ``nnx.merge(graph, params)``."""
-    return nnx.graphdef(nnx.eval_shape(lambda: config.make_model(nnx.Rngs(0))))
+    return _graph(config, few_rows=False)
 
 
 def decoding_graph(config: "BlockConfig", platform: str = ""):
@@ -43,10 +44,15 @@ def decoding_graph(config: "BlockConfig", platform: str = ""):
       config: the model's.
       platform: of the devices that decode; "" is JAX's default.
     """
+    return _graph(config, few_rows=_on_cpu(platform))
 
+
+# Once for a config: it takes as long as tracing the whole network.
+@functools.lru_cache(maxsize=64)
+def _graph(config, few_rows):
     def make():
         model = config.make_model(nnx.Rngs(0))
-        if _on_cpu(platform):
+        if few_rows:
             for _, module in nnx.iter_modules(model):
                 if isinstance(module, nnx.Linear):
                     module.dot_general = few_rows_product

@@ -271,6 +271,17 @@ class Seq2Seq(nnx.Module):
         origin_BxMxT = jax.lax.dynamic_update_slice_in_dim(origin_BxMxT, here, step, 2)
         return self.predict(x_BxMxD, cache["keep"]), cache | {"past": past, "origin": origin_BxMxT}
 
+    @staticmethod
+    def take(cache, row_R):
+        """Takes some sentences' rows out of a cache: ``row_R`` are their numbers in the batch."""
+        of_layers = {"past": cache["past"], "cross": cache["cross"]}
+        of_rows = {name: cache[name] for name in ("origin", "memory_segment")}
+        return (
+            cache
+            | jax.tree.map(lambda a_NxB: a_NxB[:, row_R], of_layers)
+            | jax.tree.map(lambda a_B: a_B[row_R], of_rows)
+        )
+
     def enter(self, cache, tokens_BxT, step):
         """Embeds tokens that follow one another from place ``step`` on, a scalar or [B]."""
         del cache  # every row begins at 0

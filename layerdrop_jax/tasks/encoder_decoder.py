@@ -373,7 +373,7 @@ def _search(
     if step_fn:
         decode = functools.partial(decode_with_exits, step_fn, cache)
     elif draft_N is None:
-        return beam_search(network.step, cache, max_length_B, **options), None
+        return beam_search(network.step, cache, max_length_B, take=network.take, **options), None
     else:
         draft, cache = drafting(network, config.draft_tokens), with_draft(cache, draft_N)
         decode = functools.partial(decode_with_draft, draft, cache)

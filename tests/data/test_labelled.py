@@ -48,7 +48,10 @@ def folder(tmp_path):
         ({"batch_rows": 0}, r"data.batch_rows=0 must be at least 1"),
         ({"length": 5}, r"data.length=5 must be at least 6"),
         ({"buckets": "8,x"}, r"data.buckets='8,x' is not like \"16,32\""),
-        ({"buckets": "7,7"}, r"data.buckets='7,7' must increase, and lie between 6 and data.length=9"),
+        (
+            {"buckets": "7,7"},
+            r"data.buckets='7,7' must increase, and lie between 6 and data.length=9",
+        ),
         ({"buckets": "5,8"}, r"data.buckets='5,8' must increase"),
         ({"buckets": "8,9"}, r"data.buckets='8,9' must increase"),
         ({"max_examples": -1}, r"data.max_examples=-1 must be 0 or more"),
@@ -257,8 +260,9 @@ def test_evaluation_reads_examples_by_length(many_rows):
     order = pipeline.eval_order(many_rows, numbers)
     assert sorted(order) == sorted(numbers)
     assert sorted(many_rows.sizes[order]) == many_rows.sizes[order].tolist()
-    for numbers, order in ((numbers, order), (None, pipeline.eval_order(many_rows))):
-        batches = list(pipeline.eval_batches(config, many_rows, numbers=numbers))
+    for some in (numbers, None):
+        order = pipeline.eval_order(many_rows, some)
+        batches = list(pipeline.eval_batches(config, many_rows, numbers=some))
         found = [row for batch in batches for row in batch["tokens"][batch["weight"] > 0]]
         assert len(found) == len(order)
         for row, number in zip(found, order, strict=True):

@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from layerdrop_jax.decoding.beam import BeamConfig, Hypotheses, beam_search, search_options
+from layerdrop_jax.decoding.beam import (
+    BeamConfig,
+    Hypotheses,
+    beam_search,
+    search_options,
+    smaller_batches,
+)
 from tests.decoding.plain_beam import plain_beam_search
 
 EOS = 2
@@ -37,7 +43,7 @@ def toy_logits(weights, row, history):
     return hidden @ weights["out"] + weights["bias"]
 
 
-@functools.partial(jax.jit, static_argnames=("beam", "no_repeat_ngram", "buffer_length"))
+@functools.partial(jax.jit, static_argnames=("beam", "no_repeat_ngram", "buffer_length", "take"))
 def toy_search(weights, max_length_B, *, beam, buffer_length=BUFFER, **options):
     start_BxMxD = jnp.repeat(weights["start"][: len(max_length_B), None], beam, axis=1)
     step_fn = functools.partial(toy_step, weights)
@@ -60,6 +66,31 @@ def assert_same(found: Hypotheses, row, expected, tolerance=3e-5):
         token_scores_T = found.token_scores_BxMxT[row, i]
         np.testing.assert_allclose(token_scores_T[:n], log_probs, rtol=0, atol=tolerance)
         assert not token_scores_T[n:].any()
+
+
+def test_sentences_that_are_done_leave_the_batch():
+    """Whatever order they end in: those that are left are found as if all had stayed."""
+    rows_seen = []
+
+    def take(cache, row_R):
+        rows_seen.append(len(row_R))
+        return cache[row_R]
+
+    leaving = functools.partial(toy_search, beam=4, no_repeat_ngram=2, take=take)
+    together = functools.partial(toy_search, beam=4, no_repeat_ngram=2)
+    for seed in range(6):
+        weights = toy_weights(seed)
+        limits = np.random.default_rng(seed).permutation([0, 1, 2, 5, 11, 11, 11]).astype(np.int32)
+        for one, other in zip(together(weights, limits), leaving(weights, limits), strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+    assert rows_seen == smaller_batches(7, beam=4) == [4, 2]
+
+
+def test_a_batch_is_halved_a_few_times():
+    assert smaller_batches(200, 5) == [100, 50, 25]
+    assert smaller_batches(16, 4) == [8, 4, 2]
+    assert smaller_batches(7, 4) == [4, 2]
+    assert smaller_batches(2, 1) == smaller_batches(1, 20) == []
 
 
 LIMITS = np.array([1, 2, 3, 5, 8, 11, 11], np.int32)

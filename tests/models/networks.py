@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from layerdrop_jax.models import params as params_lib
+from layerdrop_jax.models.params import abstract_params, model_graph
 from layerdrop_jax.models.seq2seq import Seq2SeqConfig
 from layerdrop_jax.step.losses import label_smoothed_nll
 
@@ -62,9 +62,6 @@ def small_config(**changes) -> Seq2SeqConfig:
     return Seq2SeqConfig(**(fields | changes))
 
 
-model_graph = functools.cache(params_lib.model_graph)
-
-
 @functools.cache
 def random_params(config):
     """Draws parameters, none at its initial value, so that none can be left out unnoticed."""
@@ -75,7 +72,7 @@ def random_params(config):
         around = 1.0 if path[-1].key == "scale" else 0.0
         return jnp.asarray(rng.normal(around, scale, leaf.shape), leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, params_lib.abstract_params(config))
+    return jax.tree_util.tree_map_with_path(draw, abstract_params(config))
 
 
 def recorded_config(hyper: dict) -> Seq2SeqConfig:

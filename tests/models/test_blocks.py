@@ -18,14 +18,9 @@ from layerdrop_jax.models.blocks import (
     run_stack,
 )
 from layerdrop_jax.models.layers import FeedForward
+from layerdrop_jax.models.params import model_graph
 from tests.compiling import fast_jit
-from tests.models.networks import (
-    SOURCE_FIELDS,
-    model_graph,
-    packed_batch,
-    random_params,
-    small_config,
-)
+from tests.models.networks import SOURCE_FIELDS, packed_batch, random_params, small_config
 
 N, B, T, S, D = 5, 30, 7, 3, 14
 NAMES = DecoderLayer.SUBLAYERS

@@ -6,14 +6,9 @@ import pytest
 from flax import nnx
 
 from layerdrop_jax.models.cut import cut_model, params_of
-from layerdrop_jax.models.params import abstract_params, count_params
+from layerdrop_jax.models.params import abstract_params, count_params, model_graph
 from tests.compiling import fast_jit
-from tests.models.networks import (
-    model_graph,
-    packed_batch,
-    random_params,
-    small_config,
-)
+from tests.models.networks import packed_batch, random_params, small_config
 
 LAYERS = {"encoder": 4, "decoder": 6}
 PAIRS = [[([5, 6, 7], [8, 9]), ([4], [5, 6, 7])], [([9, 10, 4, 5], [4, 4, 11])]]

@@ -15,11 +15,11 @@ from flax import nnx
 from layerdrop_jax.decoding.beam import beam_search
 from layerdrop_jax.decoding.sampling import SampleConfig, continue_sequences
 from layerdrop_jax.models.cut import cut_model
+from layerdrop_jax.models.params import model_graph
 from tests.compiling import fast_jit
 from tests.models.networks import (
     SOURCE_FIELDS,
     loss_function,
-    model_graph,
     packed_batch,
     random_params,
     small_config,
@@ -29,7 +29,10 @@ from tests.models.test_lm import lm_config
 
 # Not `fast_jit` where bits are compared: without the emitters a norm next to an embedding, with no
 # loop between them, is rounded in another order.
-exact_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+exact_jit = functools.partial(
+    jax.jit,
+    compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": True},
+)
 
 ENCODER, DECODER = 2, 4
 ALL = {"encoder": (0, 1), "decoder": (0, 1, 2, 3)}

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from layerdrop_jax.models.params import make_params
+from layerdrop_jax.models.params import make_params, model_graph
 from tests.compiling import fast_jit
-from tests.models.networks import model_graph
 from tests.models.test_encoder import encoder_config
 
 N, LENGTH = 5, 2

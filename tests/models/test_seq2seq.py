@@ -8,6 +8,7 @@ from flax import nnx
 
 from layerdrop_jax.core.skip_scan import MODES
 from layerdrop_jax.models.blocks import How
+from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.models.seq2seq import Seq2Seq
 from layerdrop_jax.step.losses import label_smoothed_nll
 from tests.compiling import fast_jit
@@ -16,7 +17,6 @@ from tests.models.networks import (
     PAD,
     SOURCE_FIELDS,
     loss_function,
-    model_graph,
     packed_batch,
     pair_batch,
     random_params,

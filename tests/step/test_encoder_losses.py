@@ -7,11 +7,12 @@ from flax import nnx
 
 from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.interop.fairseq import encoder_params
+from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.step import losses, masking
 from layerdrop_jax.step.flops import FORWARD_AND_BACKWARD, encoder_flops, nominal_flops
 from layerdrop_jax.step.losses import Teacher
 from tests.compiling import fast_jit
-from tests.models.networks import load, model_graph, part, random_params
+from tests.models.networks import load, part, random_params
 from tests.models.test_encoder import encoder_config, recorded_config
 from tests.step.test_flops import matmul_flops
 from tests.step.test_losses import log_softmax

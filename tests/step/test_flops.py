@@ -10,6 +10,7 @@ from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
 from layerdrop_jax.core.nested import draw_depths
+from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.runs import settings
 from layerdrop_jax.step.dropping import draw
 from layerdrop_jax.step.flops import (
@@ -22,8 +23,8 @@ from layerdrop_jax.step.flops import (
 from layerdrop_jax.tasks.task import task_of
 from layerdrop_jax.training.hardware import peak_flops
 from tests import tiny_run
-from tests.models.networks import model_graph, small_config
 from tests.models.networks import random_params as make_params
+from tests.models.networks import small_config
 
 ROWS, SOURCE, TARGET = 5, 13, 11
 STACKS = {"encoder": 3, "decoder": 2}

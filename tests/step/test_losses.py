@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.step import losses
 from layerdrop_jax.step.losses import Teacher, divergence, label_smoothed_nll
 from tests.compiling import fast_jit
-from tests.models.networks import model_graph, packed_batch, random_params, small_config
+from tests.models.networks import packed_batch, random_params, small_config
 
 B, T, V = 2, 3, 7
 
