@@ -252,27 +252,30 @@ def _attend_entries(
       mask_MxN: what each query sees of those; None has N = M, and each sees its own.
       bias_now: what is added to the scores of those, where there is such a mask.
     """
-    scores_BxGxMxS = jnp.einsum("bmhk,bhsk->bhms", q_BxMxGxK, k_BxGxSxK).astype(jnp.float32)
+    # Heads first, and the few queries as the rows of each product: the other way round, which a
+    # single einsum from [B, M, G, K] to the same would be, takes many times as long on a CPU.
+    q_BxGxMxK = heads_first(q_BxMxGxK)
+    scores_BxGxMxS = jnp.einsum("bhmk,bhsk->bhms", q_BxGxMxK, k_BxGxSxK).astype(jnp.float32)
     if bias is not None:
         scores_BxGxMxS += bias
     scores = jnp.where(mask_BxMxS[:, None], scores_BxGxMxS, HIDDEN)
     entries = scores.shape[-1]
     if now is not None:
+        k_now, v_now = map(heads_first, now)
         if mask_MxN is None:
-            among = jnp.einsum("bmhk,bmhk->bhm", q_BxMxGxK, now[0]).astype(jnp.float32)[..., None]
+            among = jnp.sum(q_BxGxMxK * k_now, axis=-1, keepdims=True).astype(jnp.float32)
         else:
-            among = jnp.einsum("bmhk,bnhk->bhmn", q_BxMxGxK, now[0]).astype(jnp.float32)
+            among = jnp.einsum("bhmk,bhnk->bhmn", q_BxGxMxK, k_now).astype(jnp.float32)
             if bias_now is not None:
                 among += bias_now
             among = jnp.where(mask_MxN, among, HIDDEN)
         scores = jnp.concatenate([scores, among], axis=-1)
     weights = jax.nn.softmax(scores).astype(v_BxGxSxK.dtype)
-    out_BxMxGxK = jnp.einsum("bhms,bhsk->bmhk", weights[..., :entries], v_BxGxSxK)
-    if now is None:
-        return out_BxMxGxK
-    if mask_MxN is None:
-        return out_BxMxGxK + jnp.einsum("bhm,bmhk->bmhk", weights[..., entries], now[1])
-    return out_BxMxGxK + jnp.einsum("bhmn,bnhk->bmhk", weights[..., entries:], now[1])
+    out_BxGxMxK = jnp.einsum("bhms,bhsk->bhmk", weights[..., :entries], v_BxGxSxK)
+    if now is not None:
+        weights = weights[..., entries:]
+        out_BxGxMxK += weights * v_now if mask_MxN is None else weights @ v_now
+    return heads_first(out_BxGxMxK)
 
 
 def _as_hypotheses(x_BxMxHxK, size: int):

@@ -9,7 +9,6 @@ import pytest
 
 from benchmarks import lm, profile_step, step_cost
 from tests import tiny_run
-from tests.compiling import fast_jit
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -34,7 +33,7 @@ def test_all_kinds_of_steps_compute_the_same():
     kept = (0, 2)
 
     def after(run):
-        step = fast_jit(functools.partial(train_step, make_run=lambda key: run))
+        step = jax.jit(functools.partial(train_step, make_run=lambda key: run))
         return step(state, ids, target, key)
 
     (params, _), loss = after(lm.scanning(kept))

@@ -14,7 +14,6 @@ from layerdrop_jax.core.learned_rates import (
     learned_rates,
     log_probability,
 )
-from tests.compiling import fast_jit
 
 RATES = [0.001, 0.2, 1 / 3, 0.5, 0.8, 0.99]
 SCORES = {  # of few lengths: each compiles
@@ -33,8 +32,8 @@ EXTREME = {
 }
 MASKS = np.array(list(itertools.product([False, True], repeat=4)))
 
-rates_of = fast_jit(learned_rates)
-jacobian_of = fast_jit(jax.jacrev(learned_rates))
+rates_of = jax.jit(learned_rates)
+jacobian_of = jax.jit(jax.jacrev(learned_rates))
 
 
 def exact_rates(score_N, rate):
@@ -122,7 +121,7 @@ def test_the_gradient_is_that_of_the_definition(name, rate):
 
 
 def test_the_rate_may_be_traced():
-    found = fast_jit(lambda rate: learned_rates(jnp.arange(3.0), rate))(0.3)
+    found = jax.jit(lambda rate: learned_rates(jnp.arange(3.0), rate))(0.3)
     np.testing.assert_allclose(found, exact_rates(np.arange(3.0), 0.3), rtol=1e-5)
 
 
@@ -134,7 +133,7 @@ def test_the_rate_may_be_traced():
 )
 def test_log_probability_over_all_masks(rates):
     rates_4 = np.array(rates, np.float32)
-    found = np.asarray(fast_jit(jax.vmap(log_probability, in_axes=(0, None)))(MASKS, rates_4))
+    found = np.asarray(jax.jit(jax.vmap(log_probability, in_axes=(0, None)))(MASKS, rates_4))
     chance_16x4 = np.where(MASKS, 1 - rates_4.astype(np.float64), rates_4)
     free_4 = (rates_4 > 0) & (rates_4 < 1)
     np.testing.assert_allclose(np.exp(found), np.prod(chance_16x4, axis=1, where=free_4), rtol=1e-5)
@@ -145,7 +144,7 @@ def test_log_probability_over_all_masks(rates):
 
 def test_the_gradient_of_log_probability_where_a_layer_has_no_choice():
     rates_4 = jnp.array([0.0, 0.25, 1.0, 0.5])
-    gradient = fast_jit(jax.grad(log_probability, argnums=1))
+    gradient = jax.jit(jax.grad(log_probability, argnums=1))
     np.testing.assert_allclose(
         gradient(np.array([1, 1, 0, 0], bool), rates_4), [0, -4 / 3, 0, 2], rtol=1e-6
     )
@@ -154,7 +153,7 @@ def test_the_gradient_of_log_probability_where_a_layer_has_no_choice():
     )
 
 
-@fast_jit
+@jax.jit
 def score_function(score_N, rate, keep_N):
     return jax.grad(lambda score_N: log_probability(keep_N, learned_rates(score_N, rate)))(score_N)
 
@@ -178,7 +177,7 @@ def made_up_loss(seed):
     return np.random.default_rng(seed).normal(3, 2, len(MASKS)).astype(np.float32)
 
 
-@fast_jit
+@jax.jit
 def expected_loss(score_4, rate, loss_16):
     """The mean over the draws, by all of them, and its gradient."""
 
@@ -190,7 +189,7 @@ def expected_loss(score_4, rate, loss_16):
     return jax.value_and_grad(mean)(score_4)
 
 
-@fast_jit
+@jax.jit
 def expected_estimate(score_4, rate, loss_16, baseline):
     """The mean over the draws of (loss - baseline) d log P / d scores."""
     rates_4 = learned_rates(score_4, rate)
@@ -229,12 +228,12 @@ def test_going_down_that_gradient_keeps_the_layers_that_matter():
 
 ACTIVATION_NxD = np.random.default_rng(2).normal(size=(7, 11)) * np.arange(1, 8)[:, None]
 
-score_layers = fast_jit(layer_scores)
+score_layers = jax.jit(layer_scores)
 
 
 @functools.cache
 def scorer():
-    return fast_jit(init_scorer, static_argnums=(1, 2))(jax.random.key(0), 11, 5)
+    return jax.jit(init_scorer, static_argnums=(1, 2))(jax.random.key(0), 11, 5)
 
 
 def grown_scorer():
@@ -247,7 +246,7 @@ def test_a_new_scorer_gives_every_layer_the_same_score():
     np.testing.assert_array_equal(score_layers(scorer(), ACTIVATION_NxD), np.zeros(7))
 
     # And it can learn: the scores move as soon as there are activations.
-    @fast_jit
+    @jax.jit
     def slope(scorer, activation_NxD):
         return jax.grad(lambda scorer: layer_scores(scorer, activation_NxD)[0])(scorer)
 
@@ -269,7 +268,7 @@ def test_scores_do_not_depend_on_the_unit_of_the_activations(unit):
 def test_layers_that_have_never_run():
     """Before the first step all activations are zero, and scores and gradients finite."""
 
-    @fast_jit
+    @jax.jit
     def differentiate(scorer, activation_NxD):
         scores_N, pullback = jax.vjp(layer_scores, scorer, activation_NxD)
         return scores_N, pullback(jnp.ones_like(scores_N))

@@ -15,7 +15,6 @@ from jax.ad_checkpoint import checkpoint_name
 
 from layerdrop_jax.core.skip_scan import MODES, skip_scan
 from tests import rounding
-from tests.compiling import fast_jit
 
 N, B, D = 5, 3, 7
 VISIBLE = np.arange(D) < 5  # closed over as a numpy array
@@ -139,7 +138,7 @@ plain_gradient_and_output = jax.grad(plain, has_aux=True)
 def compiled(mode, policy="all", num_layers=N):
     """One jitted gradient_and_output for each argument; to be called with stacks of that depth."""
     del num_layers
-    return fast_jit(gradient_and_output(mode, policy))
+    return jax.jit(gradient_and_output(mode, policy))
 
 
 @functools.cache
@@ -190,7 +189,7 @@ MODES_AND_POLICIES = [
 
 @pytest.mark.parametrize(("mode", "policy"), MODES_AND_POLICIES)
 def test_values_and_gradients_are_those_of_the_plain_loop_in_one_executable(mode, policy):
-    run = fast_jit(functools.partial(scanned, mode=mode, policy=policy))
+    run = jax.jit(functools.partial(scanned, mode=mode, policy=policy))
     differentiate = compiled(mode, policy)
     floats, rest = make_problem()
     for keep in masks(N):
@@ -228,7 +227,7 @@ def test_the_program_does_not_grow_with_the_stack(mode):
     """The same text for any depth but for the numbers in it, and the same count of instructions."""
     texts = []
     for num_layers in (12, 96):
-        lowered = fast_jit(gradient_and_output(mode)).lower(
+        lowered = jax.jit(gradient_and_output(mode)).lower(
             *jax.eval_shape(functools.partial(make_problem, num_layers)),
             jax.ShapeDtypeStruct((num_layers,), bool),
         )
@@ -262,7 +261,7 @@ def test_a_step_may_return_a_plain_number(mode):
 def test_mask_mode_may_keep_other_layers_for_each_example():
     keep_NxB = np.array([[1, 0, 1], [0, 0, 1], [1, 0, 1], [1, 0, 0], [0, 0, 1]], bool)
     floats, rest = make_problem()
-    differentiate = fast_jit(gradient_and_output("mask"))
+    differentiate = jax.jit(gradient_and_output("mask"))
     gradient, (carry, ys) = data(differentiate(floats, rest, keep_NxB))
     total = jax.tree.map(np.zeros_like, data(floats))
     for b in range(B):
@@ -327,7 +326,7 @@ def test_only_the_kept_layers_run_forward_and_backward(mode):
     def last(h, keep):
         return skip_scan(layer, h, jnp.arange(N), keep, mode=mode)[0]
 
-    run, differentiate = fast_jit(last), fast_jit(jax.grad(last))
+    run, differentiate = jax.jit(last), jax.jit(jax.grad(last))
     for keep in masks(N):
         wanted = list(range(N)) if mode == "mask" else np.flatnonzero(keep).tolist()
         jax.block_until_ready(run(0.5, np.array(keep)))
@@ -381,7 +380,7 @@ def test_vmap_over_the_carry_with_one_mask(mode):
         "memory": floats["memory"][None] * gains[:, None],
     }
     axes = {"init": 0, "memory": 0, "kernel": None, "bias": None}
-    found = fast_jit(jax.vmap(gradient_and_output(mode), in_axes=(axes, None, None)))(
+    found = jax.jit(jax.vmap(gradient_and_output(mode), in_axes=(axes, None, None)))(
         many, rest, np.array(keep)
     )
     wanted = [
@@ -396,7 +395,7 @@ def test_vmap_over_the_carry_with_one_mask(mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_vmap_over_masks(mode):
     some = masks(N)
-    found = fast_jit(jax.vmap(gradient_and_output(mode), in_axes=(None, None, 0)))(
+    found = jax.jit(jax.vmap(gradient_and_output(mode), in_axes=(None, None, 0)))(
         *make_problem(), np.array(some)
     )
     assert_exact(data(found), jax.tree.map(lambda *a: np.stack(a), *map(expected, some)))
@@ -425,7 +424,7 @@ def test_gradients_accumulate_in_an_outer_scan_under_a_checkpoint(mode):
     some = [masks(N)[i] for i in (3, 0, 5)]
     floats, rest = make_problem()
 
-    @fast_jit
+    @jax.jit
     def accumulate(floats, keeps):
         @jax.checkpoint
         def loss(floats, keep):
@@ -456,7 +455,7 @@ def test_skip_inside_shard_map():
     # One device, and yet JAX checks what varies over the axis: examples, and columns of a weight.
     columns = jax.sharding.PartitionSpec(None, "rows")
     specs = dict.fromkeys(floats, replicated) | {"init": rows, "bias": columns}
-    found = fast_jit(
+    found = jax.jit(
         jax.shard_map(gradient, mesh=mesh, in_specs=(specs, replicated), out_specs=specs)
     )(floats, rest)
     assert_exact(data(found), expected(keep)[0])
@@ -513,7 +512,7 @@ def test_bfloat16_is_bitwise_that_of_the_plain_loop(mode):
         wrapped(jax.grad(f, argnums=(0, 1, 2), has_aux=True))(
             shift, init_BxD, (weight_NxD, bias_NxD)
         )
-        for f, wrapped in ((scanned, fast_jit), (plain, lambda f: f))
+        for f, wrapped in ((scanned, jax.jit), (plain, lambda f: f))
     )
     assert_exact(data(found), data(wanted))
 
@@ -531,7 +530,7 @@ def test_weights_of_other_types(dtype):
         return jnp.sum(jnp.abs(skip_scan(f, h, w, masks(N)[3], mode=mode)[0]) ** 2)
 
     found, wanted = (
-        np.asarray(fast_jit(jax.grad(functools.partial(value, mode)))(weights))
+        np.asarray(jax.jit(jax.grad(functools.partial(value, mode)))(weights))
         for mode in ("skip", "cond")
     )
     assert found.dtype == wanted.dtype == weights.dtype
@@ -555,10 +554,10 @@ def test_a_policy_by_name_and_donated_weights():
         return w - jax.grad(value)(w, mode)
 
     w = jnp.asarray(np.random.default_rng(9).normal(0, 0.5, (N, D, D)), jnp.float32)
-    wanted = fast_jit(functools.partial(update, mode="cond"))(w)
+    wanted = jax.jit(functools.partial(update, mode="cond"))(w)
     text = str(jax.make_jaxpr(functools.partial(update, mode="skip"))(w))
     assert re.findall(r":f32\[([\d,]+)\] = unwritten", text) == [f"{N},{D}"] * 2  # h and h @ w
-    found = fast_jit(functools.partial(update, mode="skip"), donate_argnums=0)(w)
+    found = jax.jit(functools.partial(update, mode="skip"), donate_argnums=0)(w)
     assert w.is_deleted()
     assert_exact(data(found), data(wanted))
 
@@ -618,8 +617,8 @@ def test_nested_scans(nested, mode):
             ys.append(y)
         return value(h, jnp.reshape(jnp.stack(ys), ct_AxNxB.shape))
 
-    found = fast_jit(jax.grad(scanned, argnums=(0, 1, 2), has_aux=True))(*args, keep_AxN)
-    wanted = fast_jit(jax.grad(plain, argnums=(0, 1, 2), has_aux=True))(*args)
+    found = jax.jit(jax.grad(scanned, argnums=(0, 1, 2), has_aux=True))(*args, keep_AxN)
+    wanted = jax.jit(jax.grad(plain, argnums=(0, 1, 2), has_aux=True))(*args)
     assert_exact(data(found), data(wanted))
 
 
@@ -670,7 +669,7 @@ def test_a_stack_of_nnx_layers(mode):
         return jnp.sum(x**3), x
 
     found, wanted = (
-        fast_jit(jax.grad(f, argnums=(0, 1), has_aux=True))(params, x_BxD) for f in (scanned, plain)
+        jax.jit(jax.grad(f, argnums=(0, 1), has_aux=True))(params, x_BxD) for f in (scanned, plain)
     )
     assert_exact(data(found), data(wanted))
 

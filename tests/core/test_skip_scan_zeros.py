@@ -14,7 +14,6 @@ from jax import lax
 
 from layerdrop_jax.core.skip_scan import MODES, skip_scan
 from tests import rounding
-from tests.compiling import fast_jit
 
 
 @jax.custom_vjp
@@ -170,11 +169,11 @@ def in_a_scan(gradient):
 
 WAYS = {
     "eager": lambda gradient: gradient,
-    "jit": fast_jit,
-    "vmap": lambda gradient: fast_jit(
+    "jit": jax.jit,
+    "vmap": lambda gradient: jax.jit(
         lambda *args: jax.vmap(gradient)(*jax.tree.map(lambda a: jnp.stack([a, a]), args))
     ),
-    "scan": lambda gradient: fast_jit(in_a_scan(gradient)),
+    "scan": lambda gradient: jax.jit(in_a_scan(gradient)),
 }
 SCANS = {mode: functools.partial(skip_scan, mode=mode) for mode in MODES} | {
     "skip, nothing saved": functools.partial(
@@ -231,7 +230,7 @@ def test_an_unused_output_has_no_gradient(name, num_steps):
     layer, used, args = problem(name, num_steps)
     for kind, scan in SCANS.items():
         if name not in INSIDE or kind.startswith("skip"):
-            found = fast_jit(gradient(scan, layer, used, num_steps))(*args)
+            found = jax.jit(gradient(scan, layer, used, num_steps))(*args)
             assert_same(found, wanted_of(name, num_steps), f"{name}, {kind}")
 
 
@@ -248,7 +247,7 @@ def test_whatever_is_around_it(name, way):
 def test_nested_loops(name):
     layer, used, args = problem(name, 3)
     found, wanted = (
-        fast_jit(gradient(outer(scan), layer, used, 3))(*args) for scan in (skip_scan, plain_scan)
+        jax.jit(gradient(outer(scan), layer, used, 3))(*args) for scan in (skip_scan, plain_scan)
     )
     assert_same(found, wanted)
     assert all(np.isfinite(a).all() for a in jax.tree.leaves(wanted))
@@ -260,9 +259,7 @@ def test_forward_over_reverse_with_an_unused_slot():
 
     def second_order(scan):
         of = gradient(scan, layer, used, 3)
-        return fast_jit(lambda *args: jax.jvp(of, args, jax.tree.map(jnp.ones_like, args)))(
-            *shifted
-        )
+        return jax.jit(lambda *args: jax.jvp(of, args, jax.tree.map(jnp.ones_like, args)))(*shifted)
 
     assert_same(second_order(skip_scan), second_order(plain_scan))
 

@@ -15,7 +15,6 @@ from layerdrop_jax.decoding.sampling import SampleConfig, continue_sequences, co
 from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.symbols import EOS, PAD
 from layerdrop_jax.tasks.drafting import drafting, with_draft
-from tests.compiling import fast_jit
 from tests.decoding.test_models import padded, random_model
 from tests.models.test_llama import llama_config, recorded
 from tests.models.test_lm import MIXED, lm_config, make, tokens
@@ -48,12 +47,12 @@ def continuers(config, params, sampling=GREEDY):
         state = network.start_cache(ids_BxP, length_B, max_tokens=tokens, keep=keep)
         return network, *state, jax.random.split(jax.random.key(0), len(ids_BxP))
 
-    @fast_jit
+    @jax.jit
     def plain(params, ids_BxP, length_B, keep_N):
         network, log_probs, cache, keys_B = start(params, ids_BxP, length_B, keep_N, 0)
         return continue_sequences(network.step, log_probs, cache, keys_B, sampling)
 
-    @fast_jit
+    @jax.jit
     def drafted(params, ids_BxP, length_B, keep_N, draft_N):
         network, log_probs, cache, keys_B = start(params, ids_BxP, length_B, keep_N, MOST)
         draft, cache = drafting(network, MOST), with_draft(cache, draft_N)
@@ -168,7 +167,7 @@ def sampler(most, width, ends):
             table_draft(most), (), first_B, limit_B, allowed, width=width, key_B=keys_B, ends=ends
         )
 
-    return fast_jit(draw)
+    return jax.jit(draw)
 
 
 def sampled(keys_B, *, most=2, width=4, ends=False):
@@ -237,7 +236,7 @@ def test_proposals_follow_what_was_taken():
         )
         allowed = lambda scores, tokens, place: scores  # noqa: E731
         run = functools.partial(decode_with_draft, draft, (), allowed=allowed, width=33, ends=False)
-        return jax.device_get(fast_jit(run)(first_B=first_B, limit_B=limit_B))
+        return jax.device_get(jax.jit(run)(first_B=first_B, limit_B=limit_B))
 
     right, wrong = run(follows), run(jnp.roll(follows, 1, axis=1))
     wanted = (3 + np.arange(33)) % V
@@ -277,12 +276,12 @@ def test_translations_are_those_of_greedy_search(changes, options):
             keep={"decoder": keep_N},
         )  # fmt: skip
 
-    @fast_jit
+    @jax.jit
     def plain(keep_N):
         network, cache = start(0, keep_N)
         return beam_search(network.step, cache, limit_B, buffer_length=room, beam=1, **options)
 
-    @fast_jit
+    @jax.jit
     def drafted(keep_N, draft_N):
         network, cache = start(MOST, keep_N)
         draft, cache = drafting(network, MOST), with_draft(cache, draft_N)

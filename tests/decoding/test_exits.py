@@ -17,7 +17,6 @@ from layerdrop_jax.models.blocks import leave
 from layerdrop_jax.models.params import abstract_params, model_graph
 from layerdrop_jax.symbols import EOS, PAD
 from layerdrop_jax.tasks.leaving import leaving_step
-from tests.compiling import fast_jit
 from tests.decoding.test_models import padded, random_model
 from tests.models.test_lm import LAYERS, MIXED, lm_config, tokens
 
@@ -65,14 +64,14 @@ def continuers(kind, temperature=0.0):
     def keys(ids_BxP):
         return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), ids_BxP[:, 1])
 
-    @fast_jit
+    @jax.jit
     def plain(ids_BxP, length_B, keep_N):
         model = nnx.merge(graph, params)
         keep = {"decoder": keep_N}
         log_probs, cache = model.start_cache(ids_BxP, length_B, max_tokens=TOKENS, keep=keep)
         return continue_sequences(model.step, log_probs, cache, keys(ids_BxP), sampling)
 
-    @fast_jit
+    @jax.jit
     def early(ids_BxP, length_B, keep_N, threshold):
         model = nnx.merge(graph, params)
         keep, step_fn = {"decoder": keep_N}, leaving_step(model, Settings(config, kind), threshold)
@@ -145,18 +144,18 @@ def plain_parts():
     _, graph, params = network()
     place_1xT = jnp.arange(6 + TOKENS)[None]
 
-    @fast_jit
+    @jax.jit
     def embed(ids_T):
         return nnx.merge(graph, params)._embed(ids_T[None], place_1xT, None)[0]
 
-    @fast_jit
+    @jax.jit
     def run_layer(number, x_TxD):
         stack = nnx.merge(graph, params).decoder
         graphdef, of_stack = nnx.split(stack)
         layer = nnx.merge(graphdef, jax.tree.map(lambda a: a[number], of_stack))
         return layer(x_TxD[None], causal_mask(6 + TOKENS), position_1xT=place_1xT)[0]
 
-    @fast_jit
+    @jax.jit
     def output(x_D, depth):
         model = nnx.merge(graph, params)
         x = leave(model.decoder, x_D[None, None], jnp.arange(LAYERS) < depth)
@@ -240,7 +239,7 @@ def test_when_an_output_is_sure():
     moved_BxV = scores_BxV + 5  # logits
     wanted = {"confidence:0.65": [1, 0, 1], "confidence:0.75": [0, 0, 1]}
     wanted |= {"entropy:0.65": [0, 0, 1], "entropy:0.7": [0, 1, 1], "entropy:0.9": [1, 1, 1]}
-    ask = {kind: fast_jit(functools.partial(judge_by, kind)) for kind in exits.KINDS}
+    ask = {kind: jax.jit(functools.partial(judge_by, kind)) for kind in exits.KINDS}
     for text, sure in wanted.items():
         for scores in (scores_BxV, moved_BxV):
             kind, threshold = parse_exit(text)
@@ -310,12 +309,12 @@ def test_translations_are_those_of_greedy_search(changes, options):
             keep={"decoder": keep_N},
         )  # fmt: skip
 
-    @fast_jit
+    @jax.jit
     def plain(keep_N):
         network, cache = start(keep_N)
         return beam_search(network.step, cache, limit_B, buffer_length=room, beam=1, **options)
 
-    @fast_jit
+    @jax.jit
     def early(keep_N, threshold):
         network, cache = start(keep_N)
         settings = Settings(model.config, "confidence", BeamConfig(beam=1))

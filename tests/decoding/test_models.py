@@ -46,12 +46,7 @@ def compiled(model):
     """(decode, next_logits) of a model: the search with its cache, and one score without."""
     graph, state = nnx.split(model)
 
-    # Most of the time goes into compiling: half of it, without the backend's optimisations.
-    @functools.partial(
-        jax.jit,
-        static_argnames=STATIC,
-        compiler_options={"xla_backend_optimization_level": 0},
-    )
+    @functools.partial(jax.jit, static_argnames=STATIC)
     def decode(source_BxS, max_length_B, *, beam, buffer_length, **options):
         model = nnx.merge(graph, state)
         positions_BxS = jnp.broadcast_to(jnp.arange(source_BxS.shape[1]), source_BxS.shape)

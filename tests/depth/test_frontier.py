@@ -21,7 +21,6 @@ from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.symbols import EOS, PAD
 from layerdrop_jax.tasks import language_modelling, translation
 from layerdrop_jax.tasks.task import task_of
-from tests.compiling import fast_jit
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -310,7 +309,7 @@ def greedy_continuation(network, ids_BxP, new_tokens):
     """The next tokens by the whole sequence each time, without a cache."""
     room = ids_BxP.shape[1] + new_tokens
 
-    @fast_jit
+    @jax.jit
     def next_token(params, ids_BxT, place):
         model = nnx.merge(network[0], params)
         return jnp.argmax(model.log_probs(model(ids_BxT))[:, place], axis=-1)
@@ -332,7 +331,7 @@ def greedy_translation(network, ids_BxP, new_tokens):
     of_target = np.tile(np.arange(new_tokens, dtype=np.int32), (batch, 1))
     target = {"target_segment": np.ones_like(of_target), "target_position": of_target}
 
-    @fast_jit
+    @jax.jit
     def next_token(params, input_BxT, place):
         given = source | target | {"target_input": input_BxT}
         logits_BxV = nnx.merge(network[0], params)(given)[:, place]
@@ -384,7 +383,7 @@ def test_drafts_are_measured_on_real_text_and_answer_alike(request, name):
         assert np.all(ids_BxP[:, 0] == EOS)
         assert not np.any(ids_BxP == PAD)
     graph = model_graph(model)
-    answer = fast_jit(
+    answer = jax.jit(
         lambda params, draft_N: task.drafted(
             run.settings, nnx.merge(graph, params), ids_BxP, draft_N
         )

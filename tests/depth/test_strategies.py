@@ -18,7 +18,6 @@ from layerdrop_jax.models.params import abstract_params, model_graph
 from layerdrop_jax.runs.checkpoints import restore_params, write_params
 from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.tasks.task import task_of
-from tests.compiling import fast_jit
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -229,7 +228,7 @@ def test_block_influence_is_one_minus_the_cosine_layer_by_layer(planted):
     graph = model_graph(task.scored(model))
     for stack in model.stacks:
 
-        @fast_jit
+        @jax.jit
         def behind(params, depth, batch, stack=stack):
             return states_behind(nnx.merge(graph, params), stack, depth, batch)
 

@@ -22,7 +22,6 @@ from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.symbols import BOS, EOS, MASK, SPECIAL_SYMBOLS
 from layerdrop_jax.tasks.task import task_of
 from tests import tiny_run
-from tests.compiling import fast_jit
 from tests.interop.test_huggingface import GOLDEN, config_of
 from tests.models.networks import part
 
@@ -213,7 +212,7 @@ def test_a_network_without_a_head_computes_what_it_did(of_masks, tmp_path):
     tokens = [made.id_to_token(number) for number in range(37)]
     here = np.array([run.tokenizer.token_to_id(names.get(token, token)) for token in tokens])[ids]
     graph = model_graph(run.settings.model)
-    found = fast_jit(lambda params: nnx.merge(graph, params)(here))(run.params)
+    found = jax.jit(lambda params: nnx.merge(graph, params)(here))(run.params)
     np.testing.assert_allclose(found[real], wanted[real], rtol=0, atol=1e-5)
     # It goes out as the network that it was, with the head that was drawn.
     out = export_run(tmp_path / "run", tmp_path / "out")

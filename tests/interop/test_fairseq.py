@@ -14,7 +14,6 @@ from layerdrop_jax.core.pruning import take_layers
 from layerdrop_jax.interop.fairseq import encoder_params, seq2seq_params
 from layerdrop_jax.models.encoder import EncoderConfig
 from layerdrop_jax.models.params import abstract_params, model_graph
-from tests.compiling import fast_jit
 from tests.models.networks import (
     SOURCE_FIELDS,
     load,
@@ -125,9 +124,9 @@ def check_pruned(config, weights, batch, arrays, number, case):
     renamed = {key: array for key, array in weights.items() if ".layers." not in key}
     renamed |= {new: weights[old] for new, old in case["new_key_to_original_key"].items()}
     jax.tree.map(np.testing.assert_array_equal, params, seq2seq_params(renamed, cut))
-    loss, (logits, nll) = fast_jit(loss_function(cut))(params, batch)
+    loss, (logits, nll) = jax.jit(loss_function(cut))(params, batch)
 
-    @fast_jit
+    @jax.jit
     def encode(params):
         return nnx.merge(model_graph(cut), params).encode(*(batch[n] for n in SOURCE_FIELDS))
 

@@ -18,7 +18,6 @@ from layerdrop_jax.models.lm import LMConfig
 from layerdrop_jax.models.params import abstract_params, make_params, model_graph
 from layerdrop_jax.runs.run import load_run
 from tests import tiny_run
-from tests.compiling import fast_jit
 from tests.interop.test_huggingface import GOLDEN
 from tests.models.networks import part
 
@@ -48,7 +47,7 @@ def test_logits(name):
     assert jax.tree.map(lambda a: (a.shape, a.dtype), params) == shapes
     graph = model_graph(config)
 
-    @fast_jit
+    @jax.jit
     def run(params):
         network = nnx.merge(graph, params)
         return network.logits(network(ids))

@@ -17,7 +17,6 @@ from layerdrop_jax.interop import huggingface
 from layerdrop_jax.models.blocks import Watch
 from layerdrop_jax.models.encoder import EncoderConfig
 from layerdrop_jax.models.params import abstract_params, make_params, model_graph
-from tests.compiling import fast_jit
 from tests.models.networks import part
 from tests.models.test_llama import NETWORKS, llama_config
 from tests.models.test_llama import recorded as recorded_decoder
@@ -69,7 +68,7 @@ def test_states_and_logits(family, name):
     shapes = jax.tree.map(lambda a: (a.shape, a.dtype), abstract_params(config))
     assert jax.tree.map(lambda a: (a.shape, a.dtype), params) == shapes
 
-    @fast_jit
+    @jax.jit
     def run(params):
         model = nnx.merge(graph, params)
         watch = Watch(lambda stack, before, after: {"before": before, "after": after})

@@ -13,7 +13,6 @@ from flax import nnx
 
 from layerdrop_jax.models import adaptive
 from layerdrop_jax.models.adaptive import AdaptiveEmbedding, AdaptiveSoftmax, bands
-from tests.compiling import fast_jit
 
 PAD = 1
 OWN = Path(__file__).parents[1] / "golden" / "adaptive.npz"
@@ -38,7 +37,7 @@ def initial(**options):
         sides = zip(("input", "softmax"), make(**options), strict=True)
         return {side: nnx.to_pure_dict(nnx.state(module)) for side, module in sides}
 
-    return jax.device_get(fast_jit(run)())
+    return jax.device_get(jax.jit(run)())
 
 
 def bound(f, **options):
@@ -130,7 +129,7 @@ def test_own_golden_values(case):
 
     params = recorded("weights", initial(tied=tied))
     assert len(params["softmax"]) == {"tied": 1, "tied_tables": 3, "untied": 5}[case]
-    differentiate = fast_jit(jax.value_and_grad(bound(loss, tied=tied), has_aux=True))
+    differentiate = jax.jit(jax.value_and_grad(bound(loss, tied=tied), has_aux=True))
     (_, (nll, log_probs)), grads = differentiate(params)
     np.testing.assert_allclose(log_probs, arrays[f"{case}/log_probs"], rtol=0, atol=1e-5)
     np.testing.assert_allclose(nll, np.where(real, arrays[f"{case}/nll"], 0), rtol=0, atol=1e-5)
@@ -165,7 +164,7 @@ def test_reference_input_and_probabilities(reference):
         return embedding(arrays["batch/src_tokens"]), softmax.log_probs(embedding, features)
 
     features = arrays["out/features"]
-    embedded, log_probs = jax.device_get(fast_jit(bound(run, sizes=sizes))(params))
+    embedded, log_probs = jax.device_get(jax.jit(bound(run, sizes=sizes))(params))
     assert embedded.dtype == np.float32
     wanted = arrays["out/adaptive_input"]
     np.testing.assert_allclose(embedded[mask], wanted[mask], rtol=0, atol=2e-6)
@@ -198,7 +197,7 @@ def test_reference_losses_with_its_quirk_and_without(reference):
             return jnp.sum(nll_BxT), nll_BxT
 
         run = bound(run, sizes=sizes, ignored_targets=ignored_targets)
-        return jax.device_get(fast_jit(jax.value_and_grad(run, has_aux=True))(params))
+        return jax.device_get(jax.jit(jax.value_and_grad(run, has_aux=True))(params))
 
     (proper, proper_BxT), _ = losses(False)
     (quirk, quirk_BxT), grads = losses(True)
@@ -234,7 +233,7 @@ def test_any_number_of_trips_gives_the_loss_and_gradients_of_all_words(tied):
     tokens = {"mixed": target_BxT, "first tail": 11 + target_BxT % 18}
     tokens |= {"second tail": 29 + target_BxT % 32, "no tail": target_BxT % 11}
     f, g = (
-        fast_jit(jax.value_and_grad(bound(loss, tied=tied), argnums=(0, 1)))
+        jax.jit(jax.value_and_grad(bound(loss, tied=tied), argnums=(0, 1)))
         for loss in (summed_nll, all_at_once)
     )
     for name, target_BxT in tokens.items():
@@ -262,7 +261,7 @@ def test_trips_are_as_many_as_the_tokens_of_a_tail_fill_buffers(monkeypatch):
         softmax.nll(embedding, *batch)
         return tuple(kept)
 
-    run = fast_jit(bound(run, buffer=0.2))  # 11 of 51 tokens: 5 buffers
+    run = jax.jit(bound(run, buffer=0.2))  # 11 of 51 tokens: 5 buffers
     params = initial()
     x_BxTxD, ones_BxT = example()[0], np.ones((B, T), np.float32)
     for first, second in ((0, 0), (1, 11), (12, 22), (23, 28), (0, 51)):
@@ -278,7 +277,7 @@ def test_logits_of_one_buffer_at_a_time_are_in_memory():
     sizes = {"vocab_size": 5003, "dim": 8, "cutoffs": (7,), "factor": 2}
     batch = [jax.ShapeDtypeStruct((1, 512, *more), np.float32) for more in ((8,), (), ())]
     batch[1] = batch[1].update(dtype=np.int32)
-    gradient = fast_jit(jax.grad(bound(summed_nll, sizes=sizes, buffer=0.05)))
+    gradient = jax.jit(jax.grad(bound(summed_nll, sizes=sizes, buffer=0.05)))
     params = initial(sizes=sizes)
     memory = gradient.lower(params, *batch).compile().memory_analysis().temp_size_in_bytes
     one_buffer, all_tokens = (4 * 4996 * tokens for tokens in (26, 512))
@@ -290,7 +289,7 @@ def test_accumulation_in_a_scan_sums_the_gradients():
     batches = [example(seed) for seed in range(3)]
     gradient = jax.grad(bound(summed_nll))
 
-    @fast_jit
+    @jax.jit
     def accumulate(params, stacked):
         def add(total, batch):
             return jax.tree.map(jnp.add, total, gradient(params, *batch)), None
@@ -298,7 +297,7 @@ def test_accumulation_in_a_scan_sums_the_gradients():
         return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), stacked)[0]
 
     found = accumulate(params, jax.tree.map(lambda *a: np.stack(a), *batches))
-    one = fast_jit(gradient)
+    one = jax.jit(gradient)
     wanted = jax.tree.map(lambda *a: sum(a), *(one(params, *batch) for batch in batches))
     jax.tree.map(assert_close, found, wanted)
 
@@ -311,7 +310,7 @@ def test_ignored_targets_have_the_loss_of_their_cluster_alone():
         nll_BxT = softmax.nll(embedding, x_BxTxD, target_BxT, weight_BxT)
         return nll_BxT, softmax.log_probs(embedding, x_BxTxD)
 
-    run = fast_jit(bound(run, ignored_targets=True))
+    run = jax.jit(bound(run, ignored_targets=True))
     nll_BxT, log_probs = jax.device_get(run(initial()))
     wanted = -np.take_along_axis(log_probs, target_BxT[..., None], axis=-1)[..., 0] * weight_BxT
     for start, stop in ((11, 29), (29, 61)):
@@ -334,7 +333,7 @@ def test_dropout_drops_the_input_and_the_projection_each_at_its_rate():
         return jax.grad(run)(params, *batch)["softmax"]["projection_2"]
 
     keys = jax.random.split(jax.random.key(0), draws)
-    found = np.asarray(fast_jit(jax.vmap(gradient))(keys)) != 0
+    found = np.asarray(jax.jit(jax.vmap(gradient))(keys)) != 0
     # A gradient of this projection is an outer product: both masks can be read off it.
     some = found.any(axis=(1, 2))
     assert some.mean() > 0.9
@@ -364,14 +363,14 @@ def test_dropout_keeps_the_mean_and_does_not_see_the_buffers():
         return bound(run, **options)(small, *batch)
 
     keys = jax.random.split(jax.random.key(1), 400)
-    found = np.asarray(fast_jit(jax.vmap(lambda key: nll(key, dropout=0.4)))(keys))
-    plain, same = fast_jit(lambda: [nll(None, dropout=rate) for rate in (0.4, 0.0)])()
+    found = np.asarray(jax.jit(jax.vmap(lambda key: nll(key, dropout=0.4)))(keys))
+    plain, same = jax.jit(lambda: [nll(None, dropout=rate) for rate in (0.4, 0.0)])()
     np.testing.assert_array_equal(plain, same)
     error = found.std(axis=0) / np.sqrt(len(keys))
     assert np.all(np.abs(found.mean(axis=0) - plain) <= 5 * error + 2e-4)
     in_tail = (target_BxT >= 11) & (weight_BxT > 0)
     assert np.all(found.std(axis=0)[in_tail] > 0)
-    one_buffer = fast_jit(lambda key: nll(key, dropout=0.4, buffer=1.0))(keys[0])
+    one_buffer = jax.jit(lambda key: nll(key, dropout=0.4, buffer=1.0))(keys[0])
     np.testing.assert_allclose(one_buffer, found[0], rtol=0, atol=1e-6)
 
 
@@ -387,7 +386,7 @@ def test_padding_has_no_gradient_from_the_input(padding_rows):
         x_BxTxD = embedding(ids)
         return jnp.sum(x_BxTxD**2), x_BxTxD
 
-    run = fast_jit(jax.value_and_grad(bound(run, padding_rows=padding_rows), has_aux=True))
+    run = jax.jit(jax.value_and_grad(bound(run, padding_rows=padding_rows), has_aux=True))
     (_, found), grads = run(params, ids)
     for n, i in enumerate(ids[0]):
         band = int(i >= 11) + int(i >= 29)
@@ -443,7 +442,7 @@ def test_bfloat16_rounds_weights_and_not_logits():
             log_probs,
         )
 
-    run = fast_jit(jax.value_and_grad(bound(losses, dtype="bfloat16"), has_aux=True))
+    run = jax.jit(jax.value_and_grad(bound(losses, dtype="bfloat16"), has_aux=True))
     (loss, (wanted, log_probs)), grads = run(params, x_BxTxD, target_BxT, weight_BxT)
     np.testing.assert_allclose(loss, wanted, rtol=1e-5)
     assert {a.dtype for a in jax.tree.leaves(grads)} == {jnp.dtype("float32")}

@@ -11,7 +11,6 @@ from layerdrop_jax.models.attention import Attention, causal_mask
 from layerdrop_jax.models.embeddings import alibi_slopes
 from layerdrop_jax.models.lm import LMConfig
 from layerdrop_jax.models.params import make_params, model_graph
-from tests.compiling import fast_jit
 
 SIZES = {"vocab_size": 37, "embed_dim": 24, "ffn_dim": 17, "attention_heads": 6, "max_length": 40}
 SIZES |= {"decoder_layers": 2, "kv_heads": 2, "positions": "alibi"}
@@ -75,22 +74,22 @@ def test_steps_with_a_cache_are_those_of_the_whole_row(dtype):
     graph, params = model_graph(config), make_params(config, 1)
     params["embedding"]["table"] *= 3  # logits that tell words apart
     ids = np.random.default_rng(1).integers(4, 37, (3, 12)).astype(np.int32)
-    whole = fast_jit(lambda p: nnx.merge(graph, p).log_probs(nnx.merge(graph, p)(ids)))
+    whole = jax.jit(lambda p: nnx.merge(graph, p).log_probs(nnx.merge(graph, p)(ids)))
     wanted = np.asarray(whole(params))
     bound = 1e-5 if dtype == "float32" else 0.15
     lengths = np.array([3, 1, 2], np.int32)
     prompts = np.where(np.arange(3)[None] < lengths[:, None], ids[:, :3], 1)
     rows = np.arange(3)
 
-    @fast_jit
+    @jax.jit
     def start(p):
         return nnx.merge(graph, p).start_cache(prompts, lengths, max_tokens=9)
 
-    @fast_jit
+    @jax.jit
     def step(p, *rest):
         return nnx.merge(graph, p).step(*rest)
 
-    @fast_jit
+    @jax.jit
     def four(p, cache, ids, place):
         network = nnx.merge(graph, p)
         x, _ = network.read(cache, network.enter(cache, ids, place), place, cache["keep"])

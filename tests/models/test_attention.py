@@ -13,7 +13,6 @@ from layerdrop_jax.models.attention import (
     read_sizes,
     segment_mask,
 )
-from tests.compiling import fast_jit
 from tests.models.networks import small_config
 from tests.models.test_lm import lm_config
 
@@ -58,7 +57,7 @@ def test_attention_by_hand(attention):
             for w, s in zip(weights, seen, strict=True)
         )
     wanted = project("out_proj", wanted)
-    found = fast_jit(attention.__call__)(*inputs())
+    found = jax.jit(attention.__call__)(*inputs())
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
 
 
@@ -68,7 +67,7 @@ def test_what_is_masked_has_no_influence_at_all(attention):
     def summed(memory_BxSxD):
         return attention(x_BxTxD, memory_BxSxD, mask_BxTxS).sum(-1)
 
-    felt_BxTxBxS = np.asarray(fast_jit(jax.jacrev(summed))(memory_BxSxD)).any(-1)
+    felt_BxTxBxS = np.asarray(jax.jit(jax.jacrev(summed))(memory_BxSxD)).any(-1)
     for b, t in np.ndindex(B, T):
         np.testing.assert_array_equal(felt_BxTxBxS[b, t, b], mask_BxTxS[b, t])
         assert not felt_BxTxBxS[b, t, 1 - b].any()
@@ -81,7 +80,7 @@ def test_a_query_that_sees_nothing_is_finite_in_value_and_gradient(attention):
     def total(x_BxTxD, memory_BxSxD):
         return attention(x_BxTxD, memory_BxSxD, blind).sum()
 
-    differentiate = fast_jit(jax.value_and_grad(total, argnums=(0, 1)))
+    differentiate = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))
     value, gradients = differentiate(x_BxTxD, memory_BxSxD)
     assert all(np.isfinite(a).all() for a in (value, *gradients))
 
@@ -96,7 +95,7 @@ def test_dropout_falls_on_the_attention_weights():
     # All weights are 1/S and all values are 1: what comes out counts the weights that are left.
     rows = 400
     mask_BxTxS = jnp.ones((rows, T, S), bool)
-    out = fast_jit(attention.__call__)(
+    out = jax.jit(attention.__call__)(
         jnp.ones((rows, T, D)), jnp.ones((rows, S, D)), mask_BxTxS, jax.random.key(0)
     )
     left_BxTxHxK = np.asarray(out * S * 0.8).reshape(rows, T, H, D // H)
@@ -116,7 +115,7 @@ def test_a_dropped_head_adds_nothing(attention, keep):
     graph, params = nnx.split(attention)
     params = nnx.to_pure_dict(params)
 
-    @fast_jit
+    @jax.jit
     def run(params, keep_H):
         def total(params):
             out_BxTxD = nnx.merge(graph, params)(*map(jnp.asarray, inputs()), None, keep_H)
@@ -153,7 +152,7 @@ def test_heads_that_share_keys_are_heads_with_the_same_keys():
     mask_BxTxT = jnp.broadcast_to(causal_mask(T), (B, T, T))
     for keep_H in (None, np.array([1, 0, 1, 1, 1, 0], bool)):
         found, wanted = (
-            fast_jit(a.__call__)(x_BxTxD, x_BxTxD, mask_BxTxT, None, keep_H)
+            jax.jit(a.__call__)(x_BxTxD, x_BxTxD, mask_BxTxT, None, keep_H)
             for a in (shared, repeated)
         )
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
@@ -193,7 +192,7 @@ def test_of_a_past_only_what_is_filled_is_read(attention, used):
             jnp.asarray(x_BxTxD), tuple(past), jnp.int32(1), used, seen_BxTxS, now, following=True
         )
 
-    found = fast_jit(attend)(past, jnp.int32(used))
+    found = jax.jit(attend)(past, jnp.int32(used))
     keys, values = (
         jnp.concatenate([jnp.asarray(a[1, :, :, :used]), jnp.swapaxes(new, 1, 2)], axis=2)
         for a, new in zip(past, now, strict=True)

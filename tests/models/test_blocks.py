@@ -19,7 +19,6 @@ from layerdrop_jax.models.blocks import (
 )
 from layerdrop_jax.models.layers import FeedForward
 from layerdrop_jax.models.params import model_graph
-from tests.compiling import fast_jit
 from tests.models.networks import SOURCE_FIELDS, packed_batch, random_params, small_config
 
 N, B, T, S, D = 5, 30, 7, 3, 14
@@ -54,7 +53,7 @@ def test_a_stack_is_one_module_with_the_layers_on_axis_0(stack):
 def test_a_layer_draws_the_same_whichever_others_run(stack, mode):
     extra = jnp.arange(10, 10 + N, dtype=jnp.float32)
 
-    @fast_jit
+    @jax.jit
     def run(keep, key):
         return run_stack(stack, 0, keep, noise_step, key=key, mode=mode, extra=extra)
 
@@ -105,7 +104,7 @@ def test_a_stack_of_no_layers_is_the_identity(mode, share):
             look=look,
         )
 
-    @fast_jit
+    @jax.jit
     def differentiate(*arguments):
         out, pullback = jax.vjp(run, *arguments)
         _, seen = run(*arguments, look=lambda before, after: (before.sum(), after[0]))
@@ -141,7 +140,7 @@ def look(stack, before, after):
 def differentiated_model(share, look):
     """f(params, keep) -> (gradient, (loss, what a Watch saw)); without one where look is None."""
 
-    @fast_jit
+    @jax.jit
     @functools.partial(jax.grad, has_aux=True)
     def run(params, keep):
         watch = look and Watch(look)
@@ -162,10 +161,10 @@ def layer_by_layer(share, params):
     memory_mask_BxTxS = segment_mask(segment_BxT, segment_BxS)
     # A stack in which no layer runs gives what enters it.
     none = How(keep={"encoder": jnp.zeros(2, bool), "decoder": jnp.zeros(4, bool)})
-    encode = fast_jit(lambda *source: model.encode(*source, none))
-    decode = fast_jit(lambda *target: model.decode(*target, none))
+    encode = jax.jit(lambda *source: model.encode(*source, none))
+    decode = jax.jit(lambda *target: model.decode(*target, none))
     graphs = {stack: nnx.graphdef(getattr(model, stack)) for stack in ("encoder", "decoder")}
-    step = fast_jit(
+    step = jax.jit(
         lambda stack, layer, *arguments: nnx.merge(graphs[stack], layer)(*arguments),
         static_argnums=0,
     )
@@ -230,7 +229,7 @@ def test_every_sub_layer_has_a_dropout_of_its_own(kind):
     arguments = (mask_BxTxT,)
     if kind == "decoder":
         arguments = (jnp.zeros((B, S, D)), mask_BxTxT, jnp.ones((B, T, S), bool))
-    sums = np.asarray(fast_jit(layer.__call__)(x_BxTxD, *arguments, jax.random.key(0)))
+    sums = np.asarray(jax.jit(layer.__call__)(x_BxTxD, *arguments, jax.random.key(0)))
     np.testing.assert_allclose(sums, np.round(sums), atol=1e-3)
     kept = [(np.round(sums) // 10**n % 10) == 1 for n in range(len(last))]
     np.testing.assert_array_equal(np.round(sums), sum(k * 10.0**n for n, k in enumerate(kept)))
@@ -289,7 +288,7 @@ def differentiated(norm, mode):
     graph, _ = decoder(norm)
     x_BxTxD, memory_BxSxD, *masks = inputs()
 
-    @fast_jit
+    @jax.jit
     def run(params, groups):
         def layer(params, x_BxTxD, memory_BxSxD):
             arguments = (x_BxTxD, memory_BxSxD, *masks)
@@ -407,7 +406,7 @@ def test_sub_layers_that_are_dropped_are_not_computed(mode, monkeypatch):
         out_BxTxD = nnx.merge(graph, params)(*arguments, None, {"sublayers": keep_3}, mode)
         return out_BxTxD.sum()
 
-    runs = fast_jit(total), fast_jit(jax.grad(total))
+    runs = jax.jit(total), jax.jit(jax.grad(total))
     for keep in ([0, 0, 0], [0, 1, 0], [1, 0, 1], [1, 1, 1]):
         expected = sorted(
             np.array(["Attention", "Attention", "FeedForward"])[
@@ -436,9 +435,9 @@ def test_rescaled_sub_layers_keep_their_mean():
         keep_3, scale_3 = groups["sublayers"][0], rescale(survival(rates, num_sublayers=3))[0]
         return layer({"sublayers": keep_3 & only, "scale": scale_3})
 
-    plain = fast_jit(layer)({"sublayers": only})
+    plain = jax.jit(layer)({"sublayers": only})
     keys = jax.random.split(jax.random.key(0), draws)
-    mean = np.mean(np.asarray(fast_jit(jax.vmap(drawn))(keys)), axis=0)
+    mean = np.mean(np.asarray(jax.jit(jax.vmap(drawn))(keys)), axis=0)
     # The mean is x + f(x) k / (draws (1 - p)), k of draws binomial: 5 standard deviations.
     deviation = 5 * (rate / (1 - rate) / draws) ** 0.5
     f = np.abs(plain - inputs(2)[0])
@@ -461,7 +460,7 @@ def test_drop_path_of_whole_rows(norm, rows):
     layer = nnx.merge(graph, params)
     keys = jax.random.split(jax.random.key(0), draws)
 
-    @fast_jit
+    @jax.jit
     def run(only_3):
         def apply(key):
             return layer(*inputs(num_rows), key, {"sublayers": only_3})
@@ -489,8 +488,8 @@ def test_drop_path_of_whole_rows(norm, rows):
             assert_share(ran_N, 1 - rate if rows == "all" else kept / num_rows)
     assert (patterns[0] != patterns[1]).any()
     assert (patterns[1] != patterns[2]).any()
-    whole = fast_jit(layer.__call__)(*inputs(num_rows))
-    assert_close(whole, fast_jit(by_hand)(layer, *inputs(num_rows)))
+    whole = jax.jit(layer.__call__)(*inputs(num_rows))
+    assert_close(whole, jax.jit(by_hand)(layer, *inputs(num_rows)))
 
 
 def test_drop_block_takes_positions_that_follow_each_other():
@@ -499,8 +498,8 @@ def test_drop_block_takes_positions_that_follow_each_other():
     layer = nnx.merge(graph, params)
     groups = {"sublayers": np.array([True, False, False])}
     x_BxTxD = inputs(B)[0]
-    out_BxTxD = fast_jit(layer.__call__)(*inputs(B), jax.random.key(0), groups) - x_BxTxD
-    plain_BxTxD = fast_jit(layer.__call__)(*inputs(B), None, groups) - x_BxTxD
+    out_BxTxD = jax.jit(layer.__call__)(*inputs(B), jax.random.key(0), groups) - x_BxTxD
+    plain_BxTxD = jax.jit(layer.__call__)(*inputs(B), None, groups) - x_BxTxD
     kept_BxT = np.any(out_BxTxD != 0, axis=2)
     left_B = kept_BxT.mean(1)
     wanted = plain_BxTxD / np.where(left_B, left_B, 1)[:, None, None] * kept_BxT[..., None]
@@ -528,7 +527,7 @@ def test_drop_connect_takes_single_weights_of_each_layer():
         del key, extra
         return x, (layer.kernel[...], layer.bias[...])
 
-    @fast_jit
+    @jax.jit
     def run(key):
         return run_stack(stack, 0, np.ones(N, bool), step, key=key)[1]
 

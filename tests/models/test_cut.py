@@ -7,7 +7,6 @@ from flax import nnx
 
 from layerdrop_jax.models.cut import cut_model, params_of
 from layerdrop_jax.models.params import abstract_params, count_params, model_graph
-from tests.compiling import fast_jit
 from tests.models.networks import packed_batch, random_params, small_config
 
 LAYERS = {"encoder": 4, "decoder": 6}
@@ -50,8 +49,8 @@ def test_a_cut_network_computes_what_the_masked_one_does(share, encoder, decoder
     )
     keep = {stack: np.isin(np.arange(n), layers[stack]) for stack, n in LAYERS.items()}
     batch = packed_batch(PAIRS, 11, 13)
-    masked = fast_jit(lambda p: nnx.merge(model_graph(whole), p)(batch, keep=keep))(params)
-    small = fast_jit(lambda p: nnx.merge(model_graph(cut), p)(batch))(taken)
+    masked = jax.jit(lambda p: nnx.merge(model_graph(whole), p)(batch, keep=keep))(params)
+    small = jax.jit(lambda p: nnx.merge(model_graph(cut), p)(batch))(taken)
     real = batch["target_segment"] > 0
     np.testing.assert_allclose(np.asarray(small)[real], np.asarray(masked)[real], rtol=0, atol=1e-5)
 

@@ -16,7 +16,6 @@ from layerdrop_jax.decoding.beam import beam_search
 from layerdrop_jax.decoding.sampling import SampleConfig, continue_sequences
 from layerdrop_jax.models.cut import cut_model
 from layerdrop_jax.models.params import model_graph
-from tests.compiling import fast_jit
 from tests.models.networks import (
     SOURCE_FIELDS,
     loss_function,
@@ -27,8 +26,8 @@ from tests.models.networks import (
 from tests.models.test_encoder import encoder_config
 from tests.models.test_lm import lm_config
 
-# Not `fast_jit` where bits are compared: without the emitters a norm next to an embedding, with no
-# loop between them, is rounded in another order.
+# Where bits are compared: without the emitters, which tests/conftest.py turns off, a norm next to an
+# embedding, with no loop between them, is rounded in another order.
 exact_jit = functools.partial(
     jax.jit,
     compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": True},
@@ -67,7 +66,7 @@ def search(config):
     """f(params, keep) -> the hypotheses for some sentences."""
     graph = model_graph(config)
 
-    @fast_jit
+    @jax.jit
     def run(params, keep):
         model = nnx.merge(graph, params)
         source = [SENTENCES[name] for name in SOURCE_FIELDS]
@@ -116,7 +115,7 @@ def continuations(config):
         draft="", draft_tokens=1, exit="", exit_depths="",
     )  # fmt: skip
 
-    @fast_jit
+    @jax.jit
     def run(params, keep):
         model = nnx.merge(graph, params)
         length_B = np.sum(PROMPTS != 1, axis=1, dtype=np.int32)
@@ -270,7 +269,7 @@ def test_gradients_of_what_is_left():
     @functools.cache
     def differentiate(config):
         loss = loss_function(config)
-        return fast_jit(jax.grad(lambda params, keep: loss(params, BATCH, keep)[0]))
+        return jax.jit(jax.grad(lambda params, keep: loss(params, BATCH, keep)[0]))
 
     layers = {"encoder": (), "decoder": (1, 3)}
     whole, alone = whole_and_cut(config, layers, differentiate)

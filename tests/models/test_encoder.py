@@ -15,7 +15,6 @@ from layerdrop_jax.interop.fairseq import encoder_params
 from layerdrop_jax.models.blocks import Watch
 from layerdrop_jax.models.encoder import EncoderConfig
 from layerdrop_jax.models.params import abstract_params, count_params, model_graph
-from tests.compiling import fast_jit
 from tests.models.networks import load, part, random_params
 
 PAD = 1
@@ -78,7 +77,7 @@ def differentiate(config, loss_and_outputs, mode="skip"):
     """f(params, ids, keep_N) -> ((loss, outputs), gradients), every state among the outputs."""
     graph = model_graph(config)
 
-    @fast_jit
+    @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def run(params, ids_BxT, keep_N):
         model = nnx.merge(graph, params)
@@ -196,7 +195,7 @@ def run(config):
     """f(params, ids, **arguments) -> (features, logits of the head)."""
     graph = model_graph(config)
 
-    @fast_jit
+    @jax.jit
     def run(params, ids, key=None, head_key=None, **arguments):
         model = nnx.merge(graph, params)
         features = model(ids, key=key, **arguments)

@@ -7,7 +7,6 @@ import pytest
 from configs import architectures
 from layerdrop_jax.models.params import abstract_params, count_params, make_params
 from layerdrop_jax.models.seq2seq import Seq2SeqConfig
-from tests.compiling import fast_jit
 from tests.models.networks import small_config
 from tests.models.test_encoder import encoder_config
 
@@ -32,7 +31,7 @@ def leaves(params):
 
 @pytest.fixture(scope="module")
 def initial():
-    make = fast_jit(lambda seed: make_params(CONFIG, seed))
+    make = jax.jit(lambda seed: make_params(CONFIG, seed))
     return [leaves(jax.device_get(make(seed))) for seed in (0, 0, 1)]
 
 
@@ -110,7 +109,7 @@ def test_an_encoder_begins_as_roberta_does(classes):
     fields = {"embed_dim": D, "ffn_dim": F, "attention_heads": 4, "vocab_size": 83}
     config = encoder_config(**fields, encoder_layers=2, max_length=41, num_classes=classes)
     drawn = set()
-    for name, values in leaves(fast_jit(lambda: make_params(config, 0))()).items():
+    for name, values in leaves(jax.jit(lambda: make_params(config, 0))()).items():
         if name.startswith("classification_head/"):
             assert_uniform(values, D**-0.5, name)
         elif name.endswith(("/kernel", "/table")):
@@ -204,7 +203,7 @@ def test_configs_that_describe_no_network_are_errors(changes, message):
 
 @pytest.mark.parametrize("make_config", [small_config, encoder_config], ids=["seq2seq", "encoder"])
 def test_exit_maps_begin_as_nothing_and_leave_the_rest_as_it_was(make_config):
-    make = fast_jit(make_params, static_argnums=0)
+    make = jax.jit(make_params, static_argnums=0)
     without, found = (
         leaves(jax.device_get(make(make_config(exit_maps=maps), 0))) for maps in (False, True)
     )

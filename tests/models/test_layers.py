@@ -14,7 +14,6 @@ from layerdrop_jax.models.layers import (
     make_norm,
     rows_times,
 )
-from tests.compiling import fast_jit
 from tests.models.networks import small_config
 
 
@@ -70,7 +69,7 @@ def test_feed_forward_drops_inside_after_the_activation(activation):
     ffn.fc2.kernel[...] = jnp.eye(14)
     ffn.fc2.bias[...] = jnp.full(14, 10.0)
     x_BxTxD = jnp.asarray(np.random.default_rng(0).normal(size=(40, 7, 14)), jnp.float32)
-    apply = fast_jit(ffn.__call__)
+    apply = jax.jit(ffn.__call__)
     hidden = np.asarray(apply(x_BxTxD)) - 10
     np.testing.assert_allclose(hidden, ACTIVATIONS[activation](ffn.fc1(x_BxTxD)), atol=1e-5)
     dropped = np.asarray(apply(x_BxTxD, jax.random.key(0))) - 10

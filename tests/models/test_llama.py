@@ -17,7 +17,6 @@ from configs import architectures
 from layerdrop_jax.models.lm import LMConfig
 from layerdrop_jax.models.params import abstract_params, count_params, model_graph
 from layerdrop_jax.step.flops import lm_flops
-from tests.compiling import fast_jit
 from tests.models.networks import part
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llama.npz"
@@ -61,7 +60,7 @@ def test_logits_loss_and_the_gradient_of_every_parameter(name):
     graph, real = model_graph(config), ids != PAD
     assert jax.tree.structure(params) == jax.tree.structure(abstract_params(config))
 
-    @fast_jit
+    @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def differentiate(params):
         model = nnx.merge(graph, params)
@@ -100,17 +99,17 @@ def test_steps_with_a_cache_give_the_recorded_log_probs(name, dtype):
     bound = 2e-5 if dtype == "float32" else 2 * 2 * rounding
     assert bound < 0.1 * np.ptp(arrays["logits"])  # which a wrong network misses by far
 
-    whole = fast_jit(lambda params: nnx.merge(graph, params).logits(nnx.merge(graph, params)(ids)))
+    whole = jax.jit(lambda params: nnx.merge(graph, params).logits(nnx.merge(graph, params)(ids)))
     error = np.abs(np.asarray(whole(params)) - arrays["logits"])[real].max()
     assert error <= bound / 2
 
     lengths = np.array([3, 1, 2], np.int32)
     prompts = np.where(np.arange(3)[None] < lengths[:, None], ids[:, :3], PAD)
     steps = ids.shape[1] - 3
-    start = fast_jit(
+    start = jax.jit(
         lambda params: nnx.merge(graph, params).start_cache(prompts, lengths, max_tokens=steps)
     )
-    step = fast_jit(lambda params, *rest: nnx.merge(graph, params).step(*rest))
+    step = jax.jit(lambda params, *rest: nnx.merge(graph, params).step(*rest))
     found, cache = start(params)
     assert cache["past"][0].shape[2] == config.key_heads
     for t in range(steps):
@@ -163,7 +162,7 @@ def test_one_field_at_a_time_changes_what_is_computed():
     ids, _, _, params = recorded("qwen3")
 
     def states(config):
-        return np.asarray(fast_jit(lambda: nnx.merge(model_graph(config), params)(ids))())
+        return np.asarray(jax.jit(lambda: nnx.merge(model_graph(config), params)(ids))())
 
     before = states(whole)
     for change in (

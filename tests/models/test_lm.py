@@ -16,7 +16,6 @@ from layerdrop_jax.core.skip_scan import MODES
 from layerdrop_jax.interop.fairseq import lm_params
 from layerdrop_jax.models.lm import LMConfig
 from layerdrop_jax.models.params import abstract_params, count_params, make_params, model_graph
-from tests.compiling import fast_jit
 from tests.models.networks import load, part
 
 EOS, PAD = 2, 1
@@ -119,7 +118,7 @@ def assert_gradients(found, wanted):
 def loss_and_outputs(config, mode="skip"):
     graph = model_graph(config)
 
-    @fast_jit
+    @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def differentiate(params, ids_BxT, target_BxT, keep_N):
         model = nnx.merge(graph, params)
@@ -295,7 +294,7 @@ def test_a_position_sees_itself_and_those_before_it(changes):
     config = lm_config(**changes)
     graph, params = make(config)
     ids_BxT = tokens(config, (2, 7))
-    run = fast_jit(lambda params, ids: nnx.merge(graph, params)(ids))
+    run = jax.jit(lambda params, ids: nnx.merge(graph, params)(ids))
     x_BxTxD = run(params, ids_BxT)
     other_BxT = ids_BxT.copy()
     other_BxT[:, 4] = (other_BxT[:, 4] + 5) % config.vocab_size
@@ -352,7 +351,7 @@ def test_shared_layers_have_dropouts_of_their_own():
     config = lm_config(share_layers=2, decoder_layers=2, dropout=0.5)
     graph, params = make(config)
     ids_BxT = tokens(config, (5, 7))
-    run = fast_jit(
+    run = jax.jit(
         lambda params, keep: nnx.merge(graph, params)(
             ids_BxT, keep={"decoder": keep}, key=jax.random.key(1)
         )
@@ -385,18 +384,18 @@ def test_steps_with_a_cache_are_the_whole_sequence(changes):
     following_BxT = tokens(config, (3, steps), seed=1)
     following_BxT[:, 0] = 9
 
-    start = fast_jit(
+    start = jax.jit(
         lambda params, ids, length, keep: nnx.merge(graph, params).start_cache(
             ids, length, max_tokens=steps, keep={"decoder": keep}
         )
     )
-    step = fast_jit(lambda params, *rest: nnx.merge(graph, params).step(*rest))
+    step = jax.jit(lambda params, *rest: nnx.merge(graph, params).step(*rest))
 
     def whole(params, ids, keep):
         model = nnx.merge(graph, params)
         return model.log_probs(model(ids, keep={"decoder": keep}))
 
-    whole = fast_jit(whole)
+    whole = jax.jit(whole)
     for keep in ([1] * 6, [1, 0, 0, 1, 0, 1]):
         keep_N = np.array(keep, bool)
         found = []

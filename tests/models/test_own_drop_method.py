@@ -9,7 +9,6 @@ import pytest
 from flax import nnx
 
 from layerdrop_jax.models.params import make_params, model_graph
-from tests.compiling import fast_jit
 from tests.models.test_encoder import encoder_config
 
 N, LENGTH = 5, 2
@@ -43,7 +42,7 @@ def test_the_layers_that_it_drops_do_not_run_and_get_no_gradient(mode):
 
     key = jax.random.key(3)
     keep_N = np.asarray(drop_a_run(key, N, LENGTH))
-    grads = fast_jit(jax.grad(total))(params, key)
+    grads = jax.jit(jax.grad(total))(params, key)
     moved_N = functools.reduce(
         np.logical_or,
         (np.asarray(g != 0).reshape(N, -1).any(axis=1) for g in jax.tree.leaves(grads["encoder"])),
@@ -54,4 +53,4 @@ def test_the_layers_that_it_drops_do_not_run_and_get_no_gradient(mode):
             lambda a: jnp.where(keep_N.reshape(-1, *[1] * (a.ndim - 1)), a, 7.0), params["encoder"]
         )
     }
-    assert fast_jit(total)(spoiled, key) == fast_jit(total)(params, key)
+    assert jax.jit(total)(spoiled, key) == jax.jit(total)(params, key)

@@ -6,7 +6,6 @@ import pytest
 from flax import nnx
 
 from layerdrop_jax.models.params import decoding_graph, decoding_params, model_graph
-from tests.compiling import fast_jit
 from tests.models.networks import packed_batch, random_params, small_config
 
 ROWS = [[([4, 5, 6], [4, 5]), ([7], [6, 7, 8, 9])], [([5, 5, 12], [18, 4])]]
@@ -18,7 +17,7 @@ def test_a_model_that_decodes_computes_the_same(share):
     params, batch = random_params(config), packed_batch(ROWS, 13, 12)
 
     def logits(graph, params):
-        return fast_jit(lambda params: nnx.merge(graph, params)(batch))(params)
+        return jax.jit(lambda params: nnx.merge(graph, params)(batch))(params)
 
     expected = logits(model_graph(config), params)
     found = logits(decoding_graph(config, "cpu"), decoding_params(params, "cpu"))

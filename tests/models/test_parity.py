@@ -18,7 +18,6 @@ from layerdrop_jax.interop.fairseq import seq2seq_params
 from layerdrop_jax.models.blocks import How
 from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.step.losses import label_smoothed_nll
-from tests.compiling import fast_jit
 from tests.models.networks import (
     SOURCE_FIELDS,
     load,
@@ -98,7 +97,7 @@ def check(arrays, config, mode, patterns, smoothing=0.1):
     batch = batch_of(arrays)
     graph = model_graph(config)
 
-    @fast_jit
+    @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def differentiate(params, batch, keep):
         model = nnx.merge(graph, params)

@@ -11,7 +11,6 @@ from layerdrop_jax.models.blocks import How
 from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.models.seq2seq import Seq2Seq
 from layerdrop_jax.step.losses import label_smoothed_nll
-from tests.compiling import fast_jit
 from tests.models.networks import (
     EOS,
     PAD,
@@ -33,7 +32,7 @@ SOURCE_LENGTH, TARGET_LENGTH = 13, 12
 
 @functools.cache
 def compiled_loss(config):
-    return fast_jit(loss_function(config))
+    return jax.jit(loss_function(config))
 
 
 def test_packed_sentences_are_what_they_are_alone():
@@ -70,7 +69,7 @@ def test_each_logit_depends_on_its_own_segment_and_no_later_target():
 
     names = ("source_embedding", "target_embedding")
     tables = {name: params[name]["table"] for name in names}
-    influence = jax.device_get(fast_jit(jax.jacrev(summed_logits))(tables))
+    influence = jax.device_get(jax.jit(jax.jacrev(summed_logits))(tables))
     segment, target = batch["target_segment"][0], batch["target_input"][0]
     source, source_segment = batch["source"][0], batch["source_segment"][0]
     assert (segment == 0).sum() == 2  # the padding at the end of the target
@@ -94,7 +93,7 @@ def test_what_stands_at_padding_changes_nothing():
             assert np.all(batch[name][padding] == PAD)
             other[name][padding] = 7
         other[f"{side}_position"][padding] = 3
-    differentiate = fast_jit(jax.value_and_grad(loss, has_aux=True))
+    differentiate = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (total, (logits, nll)), gradient = jax.device_get(differentiate(params, batch))
     (total_2, (logits_2, nll_2)), gradient_2 = jax.device_get(differentiate(params, other))
     real = batch["target_segment"] > 0
@@ -143,7 +142,7 @@ def test_every_mode_gives_the_same_with_all_that_drops_at_once():
             _, nll = label_smoothed_nll(logits_BxTxV, batch["target_output"], real_BxT * 1.0, 0.0)
             return nll
 
-        return fast_jit(jax.value_and_grad(loss))
+        return jax.jit(jax.value_and_grad(loss))
 
     key = jax.random.key(0)
     runs = {mode: differentiated(mode) for mode in MODES}
@@ -174,7 +173,7 @@ def test_embeddings_are_scaled_and_dropped():
     ones, counted = np.ones((1, 5), np.int32), np.arange(5)[None]
     drop_all = {"encoder": np.zeros(3, bool), "decoder": np.zeros(2, bool)}
 
-    @fast_jit
+    @jax.jit
     def embedded(key):
         """What enters the first layer, which no layer changes here."""
         source = model.encode(tokens, ones, counted, How(keep=drop_all, key=key))
@@ -264,16 +263,16 @@ def test_steps_with_the_cache_are_the_decoder_under_teacher_forcing(changes, kee
     source = [batch[name] for name in SOURCE_FIELDS]
     sentences = len(source[0])
 
-    @fast_jit
+    @jax.jit
     def start(params, keep):
         model = nnx.merge(graph, params)
         return model.start_cache(*source, beam=beam, max_length=steps, keep=keep)
 
-    @fast_jit
+    @jax.jit
     def step(params, cache, parents, tokens, number):
         return nnx.merge(graph, params).step(cache, parents, tokens, number)
 
-    @fast_jit
+    @jax.jit
     def teacher_forced(params, keep, target_input):
         model = nnx.merge(graph, params)
         rows = {name: np.repeat(a, beam, 0) for name, a in zip(SOURCE_FIELDS, source, strict=True)}

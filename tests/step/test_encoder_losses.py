@@ -11,7 +11,6 @@ from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.step import losses, masking
 from layerdrop_jax.step.flops import FORWARD_AND_BACKWARD, encoder_flops, nominal_flops
 from layerdrop_jax.step.losses import Teacher
-from tests.compiling import fast_jit
 from tests.models.networks import load, part, random_params
 from tests.models.test_encoder import encoder_config, recorded_config
 from tests.step.test_flops import matmul_flops
@@ -39,7 +38,7 @@ def encoder_loss(loss, config):
     """``f(params, batch, key, teacher_params, weight, smoothing)``; no teacher where it is None."""
     graph = model_graph(config)
 
-    @fast_jit
+    @jax.jit
     def run(params, batch, key=None, teacher=None, weight=0.0, smoothing=0.0):
         if teacher is not None:
             teacher = Teacher(nnx.merge(graph, teacher), weight, 2.5)
@@ -49,7 +48,7 @@ def encoder_loss(loss, config):
 
 
 def encoder_outputs(config, params, ids, *, classify=False):
-    @fast_jit
+    @jax.jit
     def run(params):
         model = nnx.merge(model_graph(config), params)
         features = model(ids)
@@ -179,7 +178,7 @@ def test_no_gradient_goes_to_an_encoders_teacher(loss):
         teacher = Teacher(nnx.merge(graph, theirs), 0.5, 2.5)
         return loss(nnx.merge(graph, params), batch, smoothing=0.0, teacher=teacher)[0]
 
-    ours, theirs = fast_jit(jax.grad(total, argnums=(0, 1)))(params, params)
+    ours, theirs = jax.jit(jax.grad(total, argnums=(0, 1)))(params, params)
     assert any(np.any(leaf) for leaf in jax.tree.leaves(ours))
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(theirs))
 

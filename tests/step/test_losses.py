@@ -9,7 +9,6 @@ from flax import nnx
 from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.step import losses
 from layerdrop_jax.step.losses import Teacher, divergence, label_smoothed_nll
-from tests.compiling import fast_jit
 from tests.models.networks import packed_batch, random_params, small_config
 
 B, T, V = 2, 3, 7
@@ -136,12 +135,12 @@ def test_the_weight_shares_the_loss_between_text_and_teacher():
     teacher_params = jax.tree.map(lambda a: a * 0.7, params)
     batch = packed_batch([[([5, 6, 7], [8, 9]), ([4], [5])], [([9, 10], [4])]], 11, 7)
 
-    @fast_jit
+    @jax.jit
     def loss(params, weight):
         teacher = Teacher(nnx.merge(graph, teacher_params), weight, 2.0)
         return losses.seq2seq_loss(nnx.merge(graph, params), batch, smoothing=0.1, teacher=teacher)
 
-    logits_BxTxV, theirs_BxTxV = fast_jit(
+    logits_BxTxV, theirs_BxTxV = jax.jit(
         lambda *trees: [nnx.merge(graph, tree)(batch) for tree in trees]
     )(params, teacher_params)
     weight_BxT = (batch["target_segment"] > 0).astype(np.float32)

@@ -28,7 +28,6 @@ from layerdrop_jax.training import origin
 from layerdrop_jax.training import train as train_lib
 from layerdrop_jax.training.train import Interrupted, train
 from tests import tiny_run
-from tests.compiling import fast_jit
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -232,7 +231,7 @@ def logits_of(run, rows, keep=None):
     graph = model_graph(run.settings.model)
     tokens = np.stack([rows[number]["tokens"] for number in range(len(rows))])
 
-    @fast_jit
+    @jax.jit
     def classify(params, tokens):
         model = nnx.merge(graph, params)
         return model.classify(model(tokens, keep=keep))

@@ -23,7 +23,6 @@ from layerdrop_jax.tasks import language_modelling
 from layerdrop_jax.tasks.language_modelling import make_answer, make_continuer, make_measure
 from layerdrop_jax.training import train
 from tests import tiny_run
-from tests.compiling import fast_jit
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -52,7 +51,7 @@ def log_probs_of(run, keep=None):
     """``f(ids_BxT) -> log p of every next token`` by the whole network, without any cache."""
     graph = model_graph(run.settings.model)
 
-    @fast_jit
+    @jax.jit
     def log_probs(params, ids_BxT):
         model = nnx.merge(graph, params)
         return model.log_probs(model(ids_BxT, keep=keep))

@@ -28,7 +28,6 @@ from layerdrop_jax.symbols import BOS, EOS, MASK, PAD
 from layerdrop_jax.tasks import masked_lm
 from layerdrop_jax.training.train import Interrupted, train
 from tests import tiny_run
-from tests.compiling import fast_jit
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -56,7 +55,7 @@ def log_probs(run, quick_compile):
     """``f(ids_BxT, keep=None) -> log p`` at every position, without our masks and losses."""
     graph = model_graph(run.settings.model)
 
-    @fast_jit
+    @jax.jit
     def function(params, ids_BxT, keep):
         model = nnx.merge(graph, params)
         return jax.nn.log_softmax(model.logits(model(ids_BxT, keep=keep)))
