@@ -26,8 +26,8 @@ from tests.models.networks import (
 from tests.models.test_encoder import encoder_config
 from tests.models.test_lm import lm_config
 
-# Where bits are compared: without the emitters, which tests/conftest.py turns off, a norm next to an
-# embedding, with no loop between them, is rounded in another order.
+# Where bits are compared: without the emitters, which tests/conftest.py turns off, a norm next to
+# an embedding, with no loop between them, is rounded in another order.
 exact_jit = functools.partial(
     jax.jit,
     compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": True},
