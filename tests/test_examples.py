@@ -46,7 +46,7 @@ def test_a_network_of_others_is_cut_and_used(compile_cache, tmp_path, monkeypatc
     for name, value in tiny_run.quick_environment(compile_cache).items():
         monkeypatch.setenv(name, value)
     data = tiny_run.write_labelled(tmp_path / "data")
-    small = {"data.length": 11, "data.batch_rows": 9, "model.num_classes": 3}
+    small = {"data.length": 11, "data.buckets": "", "data.batch_rows": 9, "model.num_classes": 3}
     small |= {"prune.prompt_tokens": 7}
     answers = minilm.main(
         data,
