@@ -191,16 +191,16 @@ def report(found, variant):
 
 
 def drawn(whole, before, later):
-    """Draws accuracy against depth: one curve for each way to get there."""
+    """Draws accuracy against depth: one curve for each way to get there, and rate of LayerDrop."""
     ends = {rate: {LAYERS: scores(whole[rate], accuracy)} for rate in RATES}
     points = {depth: scores(before["spread", depth], accuracy) for depth in DEPTHS}
     curves = [curve("cut before", points | ends[0.0])]
     for rate in RATES:
         points = {depth: scores(whole[rate], cut_after("spread", depth)) for depth in DEPTHS}
-        curves.append(curve(f"cut after, {networks.label(rate)}", points | ends[rate]))
+        curves.append(curve(f"cut after, {rate:g}", points | ends[rate]))
     for rate in TAUGHT:
         points = {depth: scores(later[rate, depth], accuracy) for depth in DEPTHS}
-        curves.append(curve(f"cut after and taught, {networks.label(rate)}", points | ends[rate]))
+        curves.append(curve(f"taught, {rate:g}", points | ends[rate]))
     return figure("sst2", "SST-2, every other layer", "layers kept", "test accuracy", curves)
 
 
