@@ -6,11 +6,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported, for child processes too
-# Compiling is most of the time of small programs, and without these optimisations a quarter of it.
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-)
+from tests import quick_xla
+
+# Before jax is imported, for child processes too.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", quick_xla.FLAGS)
 # What a test prepares or compiles by default is not the user's; workers and child processes
 # inherit this from the first process.
 if "PYTEST_XDIST_WORKER" not in os.environ:

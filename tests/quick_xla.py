@@ -1,0 +1,10 @@
+"""How XLA compiles here: compiling is most of the time of small programs."""
+
+import importlib.metadata
+
+# Until then a CPU had emitters that compile each fusion by itself, and a flag to do without.
+HAS_EMITTERS = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11)
+# Without these optimisations it takes a quarter.
+FLAGS = "--xla_backend_optimization_level=0"
+if HAS_EMITTERS:
+    FLAGS += " --xla_cpu_use_fusion_emitters=false"
