@@ -41,8 +41,8 @@ EPOCHS = 10
 def task(name):
     classes, rate, rows, updates, warmup = REFERENCE[name]
     config = common.encoder("classification", architectures.roberta_base)
-    config.data.update({"dataset": f"glue/{name}", "batch_rows": rows, "max_examples": 0})
-    config.data.buckets = ""
+    config.data.update({"dataset": f"glue/{name}", "batch_rows": rows})
+    config.data.update({"buckets": "", "max_examples": 0})
     config.model.update({"num_classes": classes, "dtype": "bfloat16"})
     config.optimizer.update(
         {

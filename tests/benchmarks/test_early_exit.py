@@ -10,31 +10,27 @@ from tests import tiny_run
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(
-    ("task", "kinds"), [("lm_run", ("confidence:0", "entropy:0")), ("run", ("patience:9",))]
-)
-def test_a_whole_run(task, kinds, tmp_path, compile_cache, request):
+@pytest.mark.parametrize("task", ["lm_run", "run"])
+def test_a_whole_run(task, tmp_path, compile_cache, request):
     folder = request.getfixturevalue(task)
     arguments = ["--runs", str(folder), f"--out={tmp_path}", "--smoke", "--depths=1,3"]
-    arguments += ["--clock=processor", "--confidence", "--entropy", "--patience"]
-    for kind in kinds:
-        arguments[arguments.index(f"--{kind.split(':')[0]}")] = "--" + kind.replace(":", "=")
+    arguments += ["--confidence=0", "--entropy=0", "--patience=9", "--clock=processor"]
     with tiny_run.quick_compile(compile_cache):
         early_exit.main(arguments)
     rows = {
         early_exit.label(row): row
         for row in json.loads((tmp_path / "results.json").read_text())["exits"]
     }
-    assert list(rows) == ["whole", "cut to 1", "cut to 3", *kinds]
-    for name in {"whole", "entropy:0", "patience:9"} & set(rows):
+    never = ("whole", "entropy:0", "patience:9")
+    assert list(rows) == ["whole", "cut to 1", "cut to 3", "confidence:0", *never[1:]]
+    for name in never:
         assert (rows[name]["depth"], rows[name]["same"]) == (4, 1)
         assert rows[name]["agreement"] > 0.99
         assert rows[name]["log_p"] == pytest.approx(rows["whole"]["log_p"], abs=1e-4)
-    for name in {"cut to 1", "confidence:0"} & set(rows):
-        assert rows[name]["depth"] == 1
-        assert rows[name]["log_p"] == pytest.approx(rows["cut to 1"]["log_p"], abs=1e-3)
+    assert rows["cut to 1"]["depth"] == rows["confidence:0"]["depth"] == 1
+    assert rows["cut to 1"]["log_p"] == pytest.approx(rows["confidence:0"]["log_p"], abs=1e-3)
     assert ("bleu" in rows["whole"]) == (task == "run")
     report = (tmp_path / "report.md").read_text()
-    assert "| cut to 1 | 1.00 |" in report
+    assert "| confidence:0 | 1.00 |" in report
     assert "--depths=1,3" in report
     assert (tmp_path / "early_exit.png").stat().st_size > 1000
