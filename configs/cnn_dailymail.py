@@ -12,6 +12,9 @@ and 60 tokens. What the paper leaves open is Edunov et al. 2019's: 32 times 4 ti
 update, 30,000 updates, attention dropout 0.2 beside dropout 0.3; here 0.2 stands for both, since
 LayerDrop regularises too. Peak rate and period are those of the other cosine schedule, WMT's.
 
+Attention dropout writes the weights of attention out; on TPUs --config.model.attention_dropout=0
+takes the fused kernel instead (docs/performance.md).
+
 The demo says what functions of Python's own library do, in the words of their docstrings.
 
 For a network without LayerDrop add --config.drop.encoder=0 --config.drop.decoder=0.

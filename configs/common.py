@@ -209,6 +209,7 @@ def language_modelling(dataset, architecture):
             "vocab_size": 267744,
             "batch_rows": 8,
             "length": 3072,
+            "max_blocks": 0,
             "workers": 0,
         }
     )

@@ -11,6 +11,9 @@ repository): pre-norm layers, dropout 0.1 everywhere, the decoder's input and ou
 inverse square root schedule with peak 1e-4. They leave the size of a batch open. Their network is
 trained on further tasks beside; this one answers and does nothing else.
 
+Attention dropout writes the weights of attention out, 2,048 by 2,048 for each head of an encoder's
+layer; on TPUs --config.model.attention_dropout=0 takes the fused kernel (docs/performance.md).
+
 Variants: paper; small, the base network on one GPU; demo, functions to docstrings in minutes on two
 CPU cores. For a network without LayerDrop add --config.drop.encoder=0 --config.drop.decoder=0.
 """

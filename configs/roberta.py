@@ -13,6 +13,9 @@ which TFDS has, stands for it. Both sets must be prepared once; text of your own
 --config.data.dataset=text with --config.data.path=FOLDER. The demo reads the source of Python's
 standard library and its docstrings, and downloads nothing.
 
+Attention dropout of 0.1, the reference's, writes the weights of attention out; on TPUs
+--config.model.attention_dropout=0 takes the fused kernel instead (docs/performance.md).
+
 For a network without LayerDrop add --config.drop.encoder=0.
 """
 

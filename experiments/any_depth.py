@@ -1,10 +1,13 @@
-"""Every depth of one language model: nested training, LayerDrop, and networks of each depth.
+"""Every depth of one network: nested training, LayerDrop, and networks of each depth.
 
 python -m experiments.any_depth --variant=demo --workdir=runs/studies
+
+A language model, and translation, whose decoder is cut.
 """
 
 from experiments import networks
 from layerdrop_jax.runs import settings
+from layerdrop_jax.runs.settings import find_task
 from layerdrop_jax.studies import study
 from layerdrop_jax.studies.jobs import load_config
 from layerdrop_jax.studies.results import (
@@ -20,36 +23,49 @@ from layerdrop_jax.studies.results import (
 
 TITLE = "Any depth: nested training beside LayerDrop and networks of each depth"
 RATES = (0.0, 0.2, 0.5)
-DEPTHS = {"demo": (3, 4, 6, 9), "small": (4, 8, 12), "paper": (4, 8, 12)}
+NETWORK = {"lm": networks.language_model, "mt": networks.translation}
+TASKS = {"lm": "language_modelling", "mt": "translation"}
+# Depths that are trained from scratch too; of translation those that figure2_pruning trains.
+SCRATCH = {
+    "lm": {"demo": (3, 4, 6, 9), "small": (4, 8, 12), "paper": (4, 8, 12)},
+    "mt": {"demo": (2, 4), "small": (3,), "paper": (2, 3, 4)},
+}
+LAYERS = {"lm": networks.LM_LAYERS, "mt": dict.fromkeys(study.VARIANTS, networks.MT_LAYERS)}
+# A sub-network is the first layers, read through a map of its own.
+NESTED = {"drop.method": "nested", "drop.sets": "first", "model.exit_maps": True}
+NESTED |= {"drop.smallest": True}
+# Every depth of the decoder, two others in each micro-batch.
+NESTED_TRANSLATION = NESTED | {"drop.encoder_depths": "all", "drop.decoder_depths": "1-5"}
+NESTED_TRANSLATION |= {"drop.draws": 2}
 
 
 def nested(variant):
-    """Makes the network that learns at every depth from a quarter up.
+    """Makes the language model that learns at every depth from a quarter up.
 
-    A sub-network is its first layers. Each micro-batch has the smallest and three others.
+    Each micro-batch has the smallest sub-network and three others.
     """
-    return networks.language_model(
-        variant,
-        0.0,
-        name="lm_nested",
-        overrides={
-            "drop.method": "nested",
-            "drop.sets": "first",
-            "drop.smallest": True,
-            "drop.draws": 3,
-            "model.exit_maps": True,
-        },
-    )
+    overrides = NESTED | {"drop.draws": 3}
+    return networks.language_model(variant, 0.0, name="lm_nested", overrides=overrides)
+
+
+def nested_translation(variant):
+    """Makes the translation network that learns at every depth of its decoder."""
+    return networks.translation(variant, 0.0, name="mt_nested", overrides=NESTED_TRANSLATION)
+
+
+def scratch(task, variant, depth):
+    how = {"depth": depth} if task == "lm" else {"decoder": depth}
+    return NETWORK[task](variant, 0.0, **how)
 
 
 def parts(variant):
-    """Makes a network for each depth, and the whole one, that together cost what the nested does.
+    """Makes a language model for each depth, and the whole one, that cost what the nested does.
 
     Each has as many updates, as many as that comes to; its cosine's period follows.
     """
     ours = nested(variant)
     config, overrides = networks.LM[variant]
-    every = (*DEPTHS[variant], networks.LM_LAYERS[variant])
+    every = (*SCRATCH["lm"][variant], networks.LM_LAYERS[variant])
     cost = sum(
         networks.lm_cost(config, overrides | {"drop.decoder": 0.0, "model.decoder_layers": depth})
         for depth in every
@@ -72,84 +88,112 @@ def runs(variant):
     return [
         nested(variant),
         *(networks.language_model(variant, rate) for rate in RATES),
-        *(networks.language_model(variant, 0.0, depth=depth) for depth in DEPTHS[variant]),
+        *(scratch("lm", variant, depth) for depth in SCRATCH["lm"][variant]),
         *parts(variant).values(),
+        nested_translation(variant),
+        *(networks.translation(variant, rate) for rate in RATES),
+        *(scratch("mt", variant, depth) for depth in SCRATCH["mt"][variant]),
     ]
 
 
 def report(found, variant):
-    layers = networks.LM_LAYERS[variant]
-    ours = results_of(found, nested(variant))
-    cuts = networks.by_rate(found, variant, RATES)
-    own = {}
-    for depth in DEPTHS[variant]:
-        run = networks.language_model(variant, 0.0, depth=depth)
-        own[depth] = scores(results_of(found, run), cut_to(depth))
-    whole = scores(cuts[0.0], cut_to(layers))
     shared = {
         depth: scores(results_of(found, run), cut_to(depth))
         for depth, run in parts(variant).items()
     }
-    drawn = figure(
-        "any_depth",
-        "One network cut to every depth",
-        "layers kept",
-        "valid perplexity",
-        [
-            by_depth("nested", ours),
-            *(by_depth(networks.label(rate), cuts[rate]) for rate in (0.2, 0.5)),
-            by_depth("neither", cuts[0.0]),
-            curve("trained at this depth", own | {layers: whole}),
-            curve("at equal cost", shared),
-        ],
-        log=True,
-    )
-    claims = judge(ours, cuts, own, whole, layers)
+    ours = {"lm": results_of(found, nested(variant))}
+    ours["mt"] = results_of(found, nested_translation(variant))
+    figures, claims = [], []
+    for task, results in ours.items():
+        cuts = networks.by_rate(found, variant, RATES, NETWORK[task])
+        if not results and not any(cuts.values()):
+            continue
+        own = {
+            depth: scores(results_of(found, scratch(task, variant, depth)), cut_to(depth))
+            for depth in SCRATCH[task][variant]
+        }
+        own[LAYERS[task][variant]] = scores(cuts[0.0], cut_to(LAYERS[task][variant]))
+        figures.append(drawn(task, results, cuts, own, shared if task == "lm" else {}))
+        claims += judge(task, results, cuts, own)
     claims += [
         compare(
-            f"At {depth} layers it is better than one of {len(shared)} networks, one for each "
-            "depth, that together cost what the nested one does",
-            {"nested": scores(ours, cut_to(depth)), "from scratch": values},
+            f"Language modelling: at {depth} layers it is better than one of {len(shared)} "
+            "networks, one for each depth, that together cost what the nested one does",
+            {"nested": scores(ours["lm"], cut_to(depth)), "from scratch": values},
             "lower",
+            figure="any_depth",
         )
         for depth, values in shared.items()
     ]
-    setting = networks.LM_SETTING[variant]
-    return record(setting, figures=[drawn], claims=claims, of_paper=False)
+    setting = f"{networks.LM_SETTING[variant]}; {networks.MT_SETTING[variant]}"
+    return record(setting, figures=figures, claims=claims, of_paper=False)
 
 
-def judge(ours, cuts, own, whole, layers):
-    """Claims about the whole network, and about each depth that was trained for."""
+def drawn(task, results, cuts, own, shared):
+    """Draws the scores of a task's networks over the layers that are left."""
+    of = find_task(TASKS[task]).score
+    names = {"lm": ("any_depth", "One language model cut to every depth", "layers kept")}
+    names["mt"] = ("translation", "One translation network cut to every depth")
+    names["mt"] += ("decoder layers kept",)
+    return figure(
+        *names[task],
+        of.of_depths,
+        [
+            by_depth("nested", results),
+            *(by_depth(networks.label(rate), cuts[rate]) for rate in RATES[1:]),
+            by_depth("neither", cuts[0.0]),
+            curve("trained at this depth", own),
+            curve("at equal cost", shared),
+        ],
+        log=of.log,
+    )
 
-    def at(results, depth):
-        return scores(results, cut_to(depth))
+
+def judge(task, results, cuts, own):
+    """Claims about the whole network, and about each depth that others were trained at."""
+    of = find_task(TASKS[task]).score
+    name = {"lm": "Language modelling", "mt": "Translation"}[task]
+    in_figure = {"lm": "any_depth", "mt": "translation"}[task]
+    *_, whole = own
+
+    def claim(text, depth, other, values):
+        ours = {"nested": scores(results, cut_to(depth)), other: values}
+        return compare(f"{name}: {text}", ours, of.better, figure=in_figure)
 
     claims = [
-        compare(
-            "Whole, a nested network is better than one with LayerDrop 0.2",
-            {"nested": at(ours, layers), "LayerDrop 0.2": at(cuts[0.2], layers)},
-            "lower",
+        claim(
+            "whole, a nested network is better than one with LayerDrop 0.2",
+            whole,
+            "LayerDrop 0.2",
+            scores(cuts[0.2], cut_to(whole)),
         ),
-        compare(
-            "Whole, it is better than one trained at full depth alone",
-            {"nested": at(ours, layers), "full depth alone": whole},
-            "lower",
+        claim(
+            "whole, it is better than one trained at full depth alone",
+            whole,
+            "full depth alone",
+            own[whole],
         ),
     ]
     for depth, values in own.items():
-        best = min((0.2, 0.5), key=lambda rate: sum(at(cuts[rate], depth)) or float("inf"))
+        if depth == whole:
+            continue
+        theirs = {rate: scores(cuts[rate], cut_to(depth)) for rate in RATES[1:]}
+        sign = 1 if of.better == "lower" else -1
+        best = min(theirs, key=lambda rate: sign * sum(theirs[rate]) if theirs[rate] else 1e9)
         claims.append(
-            compare(
-                f"Cut to {depth} layers it is better than the better of LayerDrop 0.2 and 0.5",
-                {"nested": at(ours, depth), networks.label(best): at(cuts[best], depth)},
-                "lower",
+            claim(
+                f"cut to {depth} layers it is better than the better of LayerDrop 0.2 and 0.5",
+                depth,
+                networks.label(best),
+                theirs[best],
             )
         )
         claims.append(
-            compare(
-                f"Cut to {depth} layers it is better than a network trained at that depth",
-                {"nested": at(ours, depth), "from scratch": values},
-                "lower",
+            claim(
+                f"cut to {depth} layers it is better than a network trained at that depth",
+                depth,
+                "from scratch",
+                values,
             )
         )
     return claims

@@ -108,10 +108,19 @@ def language_model(variant, rate, *, depth=None, name="", **more) -> StudyRun:
     return StudyRun(name=name or "_".join(parts), config=config, overrides=overrides, **more)
 
 
-def translation(variant, rate, *, encoder=None, decoder=None, **more) -> StudyRun:
-    """Makes a translation network with a drop rate in both stacks; its depths, or the config's."""
+def translation(variant, rate, *, encoder=None, decoder=None, name="", **more) -> StudyRun:
+    """Makes a translation network with a drop rate in both stacks; its depths, or the config's.
+
+    Args:
+      variant: demo, small or paper.
+      rate: LayerDrop's.
+      encoder, decoder: layers; None for the config's own.
+      name: of the run, where further overrides make it another one.
+      **more: of `StudyRun`; ``overrides`` are added.
+    """
     config, overrides = MT[variant]
     overrides = overrides | {"drop.encoder": rate, "drop.decoder": rate}
+    overrides |= more.pop("overrides", {})
     parts = ["mt"]
     for stack, depth in (("encoder", encoder), ("decoder", decoder)):
         if depth is not None:
@@ -119,7 +128,7 @@ def translation(variant, rate, *, encoder=None, decoder=None, **more) -> StudyRu
             parts.append(f"{stack}_{depth}")
     if rate or decoder is None:
         parts.append(f"rate_{rate:g}")
-    return StudyRun(name="_".join(parts), config=config, overrides=overrides, **more)
+    return StudyRun(name=name or "_".join(parts), config=config, overrides=overrides, **more)
 
 
 def summarisation(variant, rate, *, decoder=None, answers=False, **more) -> StudyRun:
@@ -196,6 +205,11 @@ def equal_cost(config, overrides) -> dict:
         "train.steps": steps,
         "optimizer.period_updates": parsed.optimizer.period_updates + longer,
     }
+
+
+def warmup(config) -> int:
+    """Reads how many updates of a config warm up."""
+    return settings.parse(load_config(config)).optimizer.warmup_updates
 
 
 def _lm_costs(parsed) -> dict:

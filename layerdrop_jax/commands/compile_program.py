@@ -9,6 +9,7 @@ import time
 import jax
 
 from layerdrop_jax.models.blocks import BlockConfig
+from layerdrop_jax.models.fused_attention import choose_attention
 from layerdrop_jax.models.params import abstract_params
 from layerdrop_jax.progress import progress
 from layerdrop_jax.runs.settings import Settings
@@ -38,10 +39,10 @@ def compile_program(settings: Settings, *, where: str = "", what: str = "train")
         and answering them by beam search or sampling.
 
     Returns:
-      a record: ``devices``, their kind and number; ``programs``, by name the ``memory`` of one
-      device in bytes, the ``collectives``, by kind, of one pass, the ``seconds`` that lowering and
-      compiling took; ``fits``, whether all of them fit; ``problems``, see
-      `program_checks.check_program`; for an update the ``flops`` of all devices, of the whole
+      a record: ``devices``, their kind and number; ``attention``, the kernel and why; ``programs``,
+      by name the ``memory`` of one device in bytes, the ``collectives``, by kind, of one pass, the
+      ``seconds`` that lowering and compiling took; ``fits``, whether all of them fit; ``problems``,
+      see `program_checks.check_program`; for an update the ``flops`` of all devices, of the whole
       network (``nominal``) and of what is expected to run (``executed``).
 
     Raises:
@@ -52,6 +53,7 @@ def compile_program(settings: Settings, *, where: str = "", what: str = "train")
     if what == "request":
         devices = devices[:1]
     mesh = sharding.make_mesh(devices)
+    attention = choose_attention(settings.model, devices[0].platform)
     lowerings = _lowerings(settings, mesh, what)
     record = {
         "program": what,
@@ -59,6 +61,7 @@ def compile_program(settings: Settings, *, where: str = "", what: str = "train")
         "devices": {"kind": devices[0].device_kind, "count": len(devices)},
         "rows": settings.data.batch_rows // mesh.size if what != "request" else None,
         "sharded": settings.train.shard_parameters,
+        "attention": dict(zip(("kernel", "reason"), attention, strict=True)),
         "versions": _versions("jax", *(["libtpu"] if devices[0].platform == "tpu" else [])),
         "programs": {},
         "problems": [],

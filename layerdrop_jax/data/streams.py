@@ -46,6 +46,8 @@ class StreamConfig:
       vocab_size: entries of the vocabulary, special symbols included.
       batch_rows: blocks in a micro-batch, all processes together.
       length: T, tokens of a block.
+      max_blocks: of the training text, at most so many blocks, chosen at random and always the
+        same; 0 is all. The fewer are among the more.
       workers: Grain worker processes, each with a copy of the token ids; 0 fills rows in threads
         of this process.
     """
@@ -57,12 +59,13 @@ class StreamConfig:
     vocab_size: int = 8192
     batch_rows: int = 16
     length: int
+    max_blocks: int = 0
     workers: int = 0
 
     def __post_init__(self):
         sections.check_known(self, "dataset", DATASETS)
         sections.check_known(self, "tokenizer", TOKENIZERS)
-        sections.check_least(self, batch_rows=1, workers=0)
+        sections.check_least(self, batch_rows=1, max_blocks=0, workers=0)
         if self.length < 2:
             raise ValueError(
                 f"data.length={self.length} must be at least 2: a row of one token has no context"
@@ -165,6 +168,24 @@ def prepare_blocks(
     tokens, _ = tokenise(config, tokenizer, texts)
     rows = -(-len(tokens) // config.length)
     return Blocks(tokens=tokens, length=config.length, stats=stats_of(texts, tokens, rows))
+
+
+def take_blocks(blocks: Blocks, count: int) -> Blocks:
+    """Takes ``count`` of some blocks, in their order; 0, or more than there are, takes all.
+
+    The first input of a block is then the last token of the one before it among those taken.
+    """
+    if not 0 < count < len(blocks):
+        return blocks
+    length = blocks.length
+    # One order whatever the number, so that few blocks are among the many.
+    numbers = np.sort(np.random.default_rng(0).permutation(len(blocks) - 1)[:count])
+    tokens = np.concatenate([blocks.tokens[n * length : (n + 1) * length] for n in numbers])
+    return Blocks(
+        tokens=tokens,
+        length=length,
+        stats=blocks.stats | {"tokens": len(tokens), "rows": count},
+    )
 
 
 def tokenise(

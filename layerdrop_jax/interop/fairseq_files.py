@@ -385,6 +385,7 @@ def _seq2seq_fields(args, state):
         "max_target_length": _read(args, "max_target_positions", "max_positions"),
         "share_layers": 1,
         "exit_maps": False,
+        "attention": "auto",
     }
 
 
@@ -450,6 +451,7 @@ def _encoder_fields(args, state):
         "num_classes": classes,
         "share_layers": 1,
         "exit_maps": False,
+        "attention": "auto",
     }
 
 

@@ -13,6 +13,7 @@ PLAIN = {
     "rope_theta": 10000.0,
     "share_layers": 1,
     "exit_maps": False,
+    "attention": "auto",
 }
 
 

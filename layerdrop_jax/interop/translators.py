@@ -179,6 +179,7 @@ def seq2seq_fields(found: dict) -> dict:
         "positions": layout.positions,
         "embedding_norm": layout.positions == "learned",
         "exit_maps": False,
+        "attention": "auto",
         "share_layers": 1,
     }
 

@@ -9,7 +9,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from layerdrop_jax.core.structured import drop_heads
 from layerdrop_jax.models.embeddings import alibi_slopes, rotate
+from layerdrop_jax.models.fused_attention import choose_attention, fused_attention
 from layerdrop_jax.models.layers import dropout, linear, make_norm, xavier_uniform
+from layerdrop_jax.models.masks import Segments, causal_mask, segment_mask
 
 # Xavier uniform with gain 1/sqrt(2): the bound of one joint [3D, D] projection.
 _qkv_kernel = nnx.initializers.variance_scaling(0.5, "fan_avg", "uniform")
@@ -69,14 +71,18 @@ class Attention(nnx.Module):
     ):
         """Attends from x to keys and values, where ``mask`` is True; returns [B, T, D].
 
+        ``mask`` is what `seen_by` gives: segments go to a fused kernel.
         ``keep_H`` marks the heads whose output counts; None keeps all. ``position_BxT`` is that of
         the queries, as in `keys_values`; ALiBi takes it for that of the keys too.
         """
-        bias = self._bias(position_BxT, position_BxT)
         q_BxTxHxK = self._queries(x_BxTxD, position_BxT)
-        # Weights [B, H, T, S] are computed again in the backward pass: storing them costs more.
-        weighted = jax.checkpoint(partial(_weighted_values, self.config.attention_dropout))
-        out_BxTxHxK = weighted(q_BxTxHxK, k_BxSxGxK, v_BxSxGxK, mask_BxTxS, key, bias)
+        if isinstance(mask_BxTxS, Segments):
+            out_BxTxHxK = fused_attention(q_BxTxHxK, k_BxSxGxK, v_BxSxGxK, mask_BxTxS)
+        else:
+            bias = self._bias(position_BxT, position_BxT)
+            # Weights [B, H, T, S] are computed again in the backward pass: storing costs more.
+            weighted = jax.checkpoint(partial(_weighted_values, self.config.attention_dropout))
+            out_BxTxHxK = weighted(q_BxTxHxK, k_BxSxGxK, v_BxSxGxK, mask_BxTxS, key, bias)
         out_BxTxHxK = checkpoint_name(out_BxTxHxK, SAVED_NAME)
         if keep_H is not None:
             out_BxTxHxK = drop_heads(out_BxTxHxK, keep_H)
@@ -334,11 +340,20 @@ def write_cache(past, now, place, keep_N=None):
     return jax.lax.fori_loop(0, place.shape[0], write_row, past)
 
 
-def segment_mask(query_BxT, key_BxS):
-    """Makes a mask bool[B, T, S], True where query and key share a segment; 0 is padding."""
-    return (query_BxT[:, :, None] == key_BxS[:, None, :]) & (key_BxS[:, None, :] > 0)
+def seen_by(config, query_BxT, key_BxS, *, causal=False):
+    """Says what queries see, as `Attention` takes it: the keys of their own segment; 0 is padding.
 
+    Args:
+      config: the model's.
+      query_BxT, key_BxS: int, the segments of queries and keys.
+      causal: whether no query sees keys behind its own position.
 
-def causal_mask(length: int):
-    """Makes a mask bool[1, T, T], True where the key is not after the query."""
-    return jnp.tril(jnp.ones((1, length, length), bool))
+    Returns:
+      a mask bool[B, T, S]; for a fused kernel `Segments`.
+    """
+    kernel, _ = choose_attention(config)
+    if kernel != "plain":
+        segments = (jnp.asarray(a, jnp.int32) for a in (query_BxT, key_BxS))
+        return Segments(*segments, causal=causal, kernel=kernel)
+    mask_BxTxS = segment_mask(query_BxT, key_BxS)
+    return mask_BxTxS & causal_mask(query_BxT.shape[1]) if causal else mask_BxTxS

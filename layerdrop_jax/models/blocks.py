@@ -11,6 +11,7 @@ from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.core.skip_scan import skip_scan
 from layerdrop_jax.core.structured import drop_block, drop_connect, drop_path, drop_path_rows
 from layerdrop_jax.models.attention import SAVED_NAME, Attention
+from layerdrop_jax.models.fused_attention import CHOICES, KERNELS, check_attention
 from layerdrop_jax.models.layers import (
     ACTIVATIONS,
     GATED,
@@ -52,6 +53,10 @@ class BlockConfig:
       activation: ``relu``, ``gelu`` (exact) or ``gelu_tanh``, its approximation, as GPT-2 has it.
       dropout: after the embedding and after every sub-layer.
       attention_dropout: on the attention weights.
+      attention: ``plain`` writes the weights of attention out, and is the exact reference;
+        ``fused`` leaves them to the kernel of the device (``flash`` on TPUs, ``cudnn`` on GPUs in
+        16 bit, ``xla`` elsewhere; each may be named); ``auto`` is one of the two, see
+        `choose_attention`.
       activation_dropout: inside the feed-forward sub-layer.
       drop_path: DropPath, of each example (a row) in each sub-layer; scales what stays.
       drop_path_rows: ``all`` rows are computed, and the dropped ones thrown away, or only a fixed
@@ -77,6 +82,7 @@ class BlockConfig:
     activation: str
     dropout: float
     attention_dropout: float
+    attention: str
     activation_dropout: float
     drop_path: float
     drop_path_rows: str
@@ -102,6 +108,7 @@ class BlockConfig:
 
     def __post_init__(self):
         choices = {"norm": NORMS, "activation": self.activations, "dtype": DTYPES}
+        choices["attention"] = (*CHOICES, *dict.fromkeys(KERNELS.values()))
         for name, known in (choices | {"drop_path_rows": ROWS, "saved": tuple(SAVED)}).items():
             check_choice("model", name, getattr(self, name), known)
         sizes = ("embed_dim", "ffn_dim", "attention_heads", "drop_block_size", "share_layers")
@@ -123,6 +130,7 @@ class BlockConfig:
         for name in (*dropouts, "drop_path", "drop_block", "drop_connect"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"model.{name}={getattr(self, name)} is not in [0, 1)")
+        check_attention(self)
 
     @property
     def stacks(self) -> dict:
@@ -410,7 +418,7 @@ class DecoderLayer(_SubLayers):
 
 def _take(a_B___, rows):
     """Takes the rows of a batch that a sub-layer computes."""
-    return a_B___ if rows is None else a_B___[rows]
+    return a_B___ if rows is None else jax.tree.map(lambda a_B: a_B[rows], a_B___)
 
 
 def make_stack(make_layer, num_layers: int, rngs):

@@ -8,6 +8,7 @@ from flax import nnx
 
 from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.interop import fairseq, fairseq_files, huggingface
+from layerdrop_jax.models.attention import seen_by
 from layerdrop_jax.models.blocks import (
     BlockConfig,
     EncoderLayer,
@@ -118,9 +119,9 @@ class Encoder(nnx.Module):
           ids_BxT: ids, padded anywhere; no token sees padding, and positions do not count it.
           how: fields of `How`; the stack is ``encoder``.
         """
-        (batch, length), how = ids_BxT.shape, How(**how)
+        how = How(**how)
         real_BxT = ids_BxT != PAD
-        mask_BxTxT = jnp.broadcast_to(real_BxT[:, None], (batch, length, length))
+        mask_BxTxT = seen_by(self.config, jnp.ones_like(ids_BxT), real_BxT)
 
         def layer_call(layer, x_BxTxD, key, groups):
             return layer(x_BxTxD, mask_BxTxT, key, groups, how.mode)

@@ -14,7 +14,7 @@ from flax import nnx
 from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.interop import ctranslate2, fairseq, fairseq_files, gpt2, huggingface
 from layerdrop_jax.models.adaptive import AdaptiveEmbedding, AdaptiveSoftmax, bands
-from layerdrop_jax.models.attention import causal_mask, heads_first, write_cache
+from layerdrop_jax.models.attention import heads_first, seen_by, write_cache
 from layerdrop_jax.models.blocks import (
     BlockConfig,
     EncoderLayer,
@@ -227,9 +227,10 @@ class LM(nnx.Module):
           ids_BxT: ids of the tokens before those to predict; position t sees 0 to t.
           how: fields of `How`; the stack is ``decoder``.
         """
-        (batch, length), how = ids_BxT.shape, How(**how)
-        mask_BxTxT = jnp.broadcast_to(causal_mask(length), (batch, length, length))
-        position_1xT = jnp.arange(length)[None]
+        how = How(**how)
+        one_BxT = jnp.ones_like(ids_BxT)
+        mask_BxTxT = seen_by(self.config, one_BxT, one_BxT, causal=True)
+        position_1xT = jnp.arange(ids_BxT.shape[1])[None]
         turned_1xT = self._turned(position_1xT)
 
         def layer_call(layer, x_BxTxD, key, groups):
@@ -281,10 +282,10 @@ class LM(nnx.Module):
         Returns:
           (log p of the first token that follows, float32 [B, V], cache).
         """
-        batch, length = ids_BxP.shape
-        mask_BxPxP = jnp.broadcast_to(causal_mask(length), (batch, length, length))
+        one_BxP = jnp.ones_like(ids_BxP)
+        mask_BxPxP = seen_by(self.config, one_BxP, one_BxP, causal=True)
         keep_N = How(keep=keep).kept("decoder", self.config.decoder_layers)
-        position_1xP = jnp.arange(length)[None]
+        position_1xP = jnp.arange(ids_BxP.shape[1])[None]
         turned_1xP = self._turned(position_1xP)
 
         def run_layer(layer, x_BxPxD, _, __):
@@ -306,7 +307,7 @@ class LM(nnx.Module):
             "keep": keep_N,
             "past": jax.tree.map(lambda a_NxBxGxPxK: jnp.pad(a_NxBxGxPxK, room), past),
             "length": length_B,
-            "begin": jnp.int32(length),
+            "begin": jnp.int32(ids_BxP.shape[1]),
         }
         return self.predict(last_Bx1xD, keep_N)[:, 0], cache
 

@@ -9,7 +9,7 @@ from flax import nnx
 
 from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.interop import ctranslate2, fairseq, fairseq_files, translators
-from layerdrop_jax.models.attention import causal_mask, heads_first, segment_mask, write_cache
+from layerdrop_jax.models.attention import heads_first, seen_by, write_cache
 from layerdrop_jax.models.blocks import (
     WHOLE,
     BlockConfig,
@@ -176,7 +176,7 @@ class Seq2Seq(nnx.Module):
 
     def encode(self, ids_BxS, segment_BxS, position_BxS, how: How = WHOLE):
         """Computes the encoder's output, [B, S, D]; values at padding have no meaning."""
-        mask_BxSxS = segment_mask(segment_BxS, segment_BxS)
+        mask_BxSxS = seen_by(self.config, segment_BxS, segment_BxS)
         x_BxSxD = self._embed("source", ids_BxS, position_BxS, how.key)
 
         def layer_call(layer, x_BxSxD, key, groups):
@@ -195,8 +195,8 @@ class Seq2Seq(nnx.Module):
         how: How = WHOLE,
     ):
         """Computes the decoder's output, [B, T, D], under teacher forcing."""
-        mask_BxTxT = segment_mask(segment_BxT, segment_BxT) & causal_mask(ids_BxT.shape[1])
-        memory_mask_BxTxS = segment_mask(segment_BxT, memory_segment_BxS)
+        mask_BxTxT = seen_by(self.config, segment_BxT, segment_BxT, causal=True)
+        memory_mask_BxTxS = seen_by(self.config, segment_BxT, memory_segment_BxS)
         x_BxTxD = self._embed("target", ids_BxT, position_BxT, how.key)
 
         def layer_call(layer, x_BxTxD, key, groups):

@@ -65,9 +65,16 @@ def _to_version_9(config):
         config["data"]["buckets"] = ""
 
 
+def _to_version_10(config):
+    """Adds how attention is computed, by the device, and a limit to a language model's text."""
+    config["model"]["attention"] = "auto"
+    if config["task"] == "language_modelling":
+        config["data"]["max_blocks"] = 0
+
+
 STEPS = (
     *(_to_version_2, _to_version_3, _to_version_4, _to_version_5),
-    *(_to_version_6, _to_version_7, _to_version_8, _to_version_9),
+    *(_to_version_6, _to_version_7, _to_version_8, _to_version_9, _to_version_10),
 )
 VERSION = len(STEPS) + 1
 

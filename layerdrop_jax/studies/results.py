@@ -48,16 +48,20 @@ def read(job) -> Result:
 def keep(result: Result, run) -> dict:
     """Gives what reports read of a result, as JSON, and the settings by which it is known again.
 
-    The lines of its training become one.
+    The lines of its training become one, with the last loss; of validation every line stays.
 
     Args:
       result: of a job that is done.
       run: its `StudyRun`.
     """
-    other = ("start", "data", "train", "valid")
+    other = ("start", "data", "train")
+    training = {"kind": "train", "seconds": 60 * minutes(result)}
+    for line in result.records:
+        if line["kind"] == "train" and "loss" in line:
+            training["loss"] = line["loss"]
     records = [
         {"kind": "start", "hardware": hardware(result)},
-        {"kind": "train", "seconds": 60 * minutes(result)},
+        training,
         *(record for record in result.records if record["kind"] not in other),
     ]
     return {

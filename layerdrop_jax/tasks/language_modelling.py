@@ -39,7 +39,7 @@ loss = losses.lm_loss
 def prepare(settings, workdir):
     """Prepares the blocks of train and valid; fills a new folder once all of it works."""
     train = {"word": tokenizers.train_word_vocabulary, "bpe": tokenizers.train_text_bpe}
-    return prepare_texts(
+    rows, valid_rows = prepare_texts(
         settings,
         workdir,
         load=streams.load_texts,
@@ -48,6 +48,10 @@ def prepare(settings, workdir):
         source_record=streams.source_record,
         check=lambda split, rows: check_scored(len(rows.tokens), split, NOTHING),
     )
+    taken = streams.take_blocks(rows, settings.data.max_blocks)
+    if len(taken) < len(rows):
+        print(f"{len(taken):,} of {len(rows):,} blocks, {len(taken.tokens):,} tokens", flush=True)
+    return taken, valid_rows
 
 
 def row(settings) -> dict:

@@ -4,6 +4,7 @@ A plan says where the state lies on a mesh of devices. The devices need not be t
 `layerdrop_jax.training.topology` are compiled for, and nothing else.
 """
 
+import dataclasses
 import functools
 import typing
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from layerdrop_jax.models.fused_attention import choose_attention
 from layerdrop_jax.models.params import (
     decoding_graph,
     decoding_params,
@@ -28,7 +30,7 @@ from layerdrop_jax.tasks.task import Task, task_of
 
 class Plan(typing.NamedTuple):
     """Attributes:
-    settings: the run's settings.
+    settings: the run's settings; ``model.attention`` is what these devices do.
     task: what it is about.
     mesh: the devices, from `sharding.make_mesh`.
     optimizer: as `train_step` takes it.
@@ -59,6 +61,8 @@ def make_plan(settings, mesh) -> Plan:
         raise ValueError(
             f"model.drop_path_rows='kept' picks rows across {mesh.size} devices: use 'all' there"
         )
+    model = with_attention(settings.model, mesh)
+    settings = dataclasses.replace(settings, model=model)
     optimizer, learning_rate = make_optimizer(settings.optimizer)
 
     def start():
@@ -68,6 +72,12 @@ def make_plan(settings, mesh) -> Plan:
     state = jax.eval_shape(start)
     layout = _layout(settings, state, mesh)
     return Plan(settings, task_of(settings), mesh, optimizer, learning_rate, start, state, layout)
+
+
+def with_attention(model, mesh):
+    """Gives a model's config with the attention that the devices of a mesh get."""
+    kernel, _ = choose_attention(model, mesh.devices.flat[0].platform)
+    return dataclasses.replace(model, attention=kernel)
 
 
 def teacher_layout(plan: Plan, params):
@@ -86,7 +96,7 @@ def lower_train_step(plan: Plan, beginning=None, row: dict | None = None) -> jax
     """
     settings = plan.settings
     step = jax.jit(
-        make_train_step(settings, plan.task, plan.optimizer, teach=_teach(settings, beginning)),
+        make_train_step(settings, plan.task, plan.optimizer, teach=_teach(plan, beginning)),
         donate_argnums=0,
         out_shardings=(plan.layout, sharding.replicated(plan.mesh)),
     )
@@ -142,6 +152,7 @@ def lower_request(settings, model, batch: int, mesh=None) -> tuple:
       mesh: of the one device that answers; None: the first of this process.
     """
     platform = mesh.devices.flat[0].platform if mesh else ""
+    model = with_attention(model, mesh) if mesh else model
     task, graph = task_of(settings), decoding_graph(model, platform)
 
     @jax.jit
@@ -178,11 +189,13 @@ def _layout(settings, tree, mesh):
     return sharding.state_sharding(tree, mesh, stacks=stacks, shard=shard)
 
 
-def _teach(settings, beginning):
+def _teach(plan, beginning):
     """Makes ``teach(params)``, which gives the train step its teacher; None where there is none."""
+    settings = plan.settings
     if not settings.init.distill:
         return None
-    graph = model_graph(task_of(settings).scored(beginning.run.settings.model))
+    model = with_attention(beginning.run.settings.model, plan.mesh)
+    graph = model_graph(task_of(settings).scored(model))
 
     def teach(params):
         return Teacher(nnx.merge(graph, params), settings.init.distill, settings.init.temperature)

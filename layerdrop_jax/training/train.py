@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 
 from layerdrop_jax.data import checksums, pipeline
 from layerdrop_jax.data.workers import WorkerDied
+from layerdrop_jax.models.fused_attention import choose_attention
 from layerdrop_jax.models.params import count_params
 from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.runs.checkpoints import Checkpoints, saved_steps
@@ -111,7 +112,8 @@ def _train(settings, config, workdir, command):
     valid_step = program.make_valid_step(settings)
     rates_of = jax.jit(functools.partial(rate_scores.rates, drop=settings.drop))
     print(f"{count_params(state['params']):,} parameters on {mesh.size} device(s)")
-    print(*describe_rates(settings), sep="\n", flush=True)
+    print(*describe_rates(settings), sep="\n")
+    print("attention: {}: {}".format(*choose_attention(settings.model)), flush=True)
 
     # Restore
     state |= {name: sharding.put(tree, layout[name]) for name, tree in taken.items()}

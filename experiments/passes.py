@@ -1,0 +1,163 @@
+"""When does dropping layers pay? One language model, trained on ever less text for as long.
+
+  python -m experiments.passes --variant=demo --workdir=runs/studies
+
+The text is cut so that the same updates go over it 1, 4, 16 and 64 times: from more text than the
+network can learn to so little that it knows it by heart. Dropout is chosen for each arm on valid;
+the best checkpoint by valid is scored on test.
+
+What is expected, and was written down before any of these networks was trained: whole, LayerDrop
+loses at 1 pass, and gains by 64.
+"""
+
+import math
+
+from experiments import networks
+from layerdrop_jax.studies import study
+from layerdrop_jax.studies.jobs import StudyRun
+from layerdrop_jax.studies.results import (
+    claim,
+    curve,
+    figure,
+    mean,
+    record,
+    results_of,
+    row,
+    scores,
+    table,
+    whole,
+)
+
+TITLE = "When does dropping layers pay? Passes over the text"
+PASSES = (1, 4, 16, 64)
+DROPOUTS = (0.0, 0.2)  # chosen from on valid, for each arm
+# Config, updates, tokens of an update, and what differs from the config.
+SIZES = {
+    "demo": ("configs/wikitext103.py:demo", 800, {"model.embed_dim": 64, "model.ffn_dim": 256}),
+    "small": ("configs/wikitext103.py:small", 20000, {}),
+    "paper": ("configs/wikitext103.py", 286000, {}),
+}
+ROWS = {"demo": 16, "small": 64, "paper": 24}  # blocks of an update
+SETTING = {
+    "demo": "pystdlib, 12 layers, 64 wide, 800 updates of 2,048 tokens",
+    "small": "WikiText-103, 16 layers, 512 wide, 20,000 updates",
+    "paper": "WikiText-103, the paper's setting",
+}
+
+
+def arms(steps) -> dict:
+    """Lists what is dropped, by name.
+
+    Args:
+      steps: of the training; the schedules over time change at its fifths.
+    """
+    constant = {"drop.decoder": 0.2}
+    return {
+        "none": {"drop.decoder": 0.0},
+        "LayerDrop 0.1": {"drop.decoder": 0.1},
+        "LayerDrop 0.2": constant,
+        "linear in depth": constant | {"drop.schedule": "linear"},
+        "early": constant | {"drop.over_time": "early", "drop.over_steps": 2 * steps // 5},
+        "late": constant | {"drop.over_time": "late", "drop.over_steps": 2 * steps // 5},
+        "dense at the end": constant | {"drop.over_time": "plateau", "drop.over_steps": steps},
+    }
+
+
+def run(variant, arm, passes, dropout) -> StudyRun:
+    """Makes one network of an arm."""
+    config, steps, overrides = SIZES[variant]
+    blocks = steps * ROWS[variant] // passes
+    name = f"passes_{passes}_{arm.replace(' ', '_').replace('.', '')}_dropout_{dropout:g}"
+    every = max(steps // 10, 1)
+    return StudyRun(
+        name=name,
+        config=config,
+        overrides=overrides
+        | arms(steps)[arm]
+        | {"data.max_blocks": blocks, "model.dropout": dropout, "train.steps": steps}
+        | {"train.eval_every": every, "checkpoint.every": every}
+        | {"optimizer.period_updates": steps - networks.warmup(config)},
+    )
+
+
+def runs(variant):
+    names = arms(SIZES[variant][1])
+    return [
+        run(variant, arm, passes, dropout)
+        for passes in PASSES
+        for arm in names
+        for dropout in DROPOUTS
+    ]
+
+
+def report(found, variant):
+    names = list(arms(SIZES[variant][1]))
+    best = {
+        (arm, passes): chosen(found, variant, arm, passes) for passes in PASSES for arm in names
+    }
+    rows = [
+        row(f"{passes} passes, {arm}", results, whole) for (arm, passes), results in best.items()
+    ]
+    gains = {(arm, passes): gain(best, arm, passes) for passes in PASSES for arm in names[1:]}
+    gaps = {passes: scores(best["none", passes], overfitting) for passes in PASSES}
+    by_passes = [curve(arm, {p: gains[arm, p] for p in PASSES}) for arm in names[1:]]
+    by_gap = [
+        curve(arm, {round(mean(gaps[p]), 3): gains[arm, p] for p in PASSES if gaps[p]})
+        for arm in names[1:]
+    ]
+    nats = "gain whole, nats a token"
+    return record(
+        f"{SETTING[variant]}; dropout chosen on valid from {', '.join(map(str, DROPOUTS))}",
+        tables=[table("Whole networks, test perplexity", "perplexity", "lower", rows)],
+        figures=[
+            figure("passes", "Gain of dropping layers", "passes over the text", nats, by_passes),
+            figure("gap", "The same", "nats between valid and train without it", nats, by_gap),
+        ],
+        claims=[
+            predicted("At 1 pass LayerDrop 0.2 loses", gains["LayerDrop 0.2", PASSES[0]], -1),
+            predicted(
+                f"At {PASSES[-1]} passes LayerDrop 0.2 gains",
+                gains["LayerDrop 0.2", PASSES[-1]],
+                1,
+            ),
+        ],
+        of_paper=False,
+    )
+
+
+def chosen(found, variant, arm, passes) -> list:
+    """Gives the results of an arm with the dropout that is best on valid, in the mean of seeds."""
+    each = [results_of(found, run(variant, arm, passes, dropout)) for dropout in DROPOUTS]
+    each = [results for results in each if any(scores(results, lowest_valid))]
+    return min(each, key=lambda results: mean(scores(results, lowest_valid)), default=[])
+
+
+def lowest_valid(result) -> float | None:
+    """Finds the lowest loss on valid, in nats a token."""
+    return min((r["loss"] for r in result.records if r["kind"] == "valid"), default=None)
+
+
+def overfitting(result) -> float | None:
+    """Computes how much higher the last loss on valid is than that of training, in nats."""
+    last = {r["kind"]: r["loss"] for r in result.records if r["kind"] in ("train", "valid")}
+    return last["valid"] - last["train"] if len(last) == 2 else None
+
+
+def gain(best, arm, passes) -> list[float]:
+    """Computes how many nats an arm is better than none on test, seed by seed."""
+    ours, theirs = (
+        {result.seed: whole(result) for result in best[name, passes]} for name in (arm, "none")
+    )
+    shared = sorted(ours.keys() & theirs.keys())
+    return [math.log(theirs[seed] / ours[seed]) for seed in shared]
+
+
+def predicted(text, values, sign) -> dict:
+    """Judges a prediction about the sign of a gain: all seeds, or it cannot be said."""
+    agrees = {sign * value > 0 for value in values}
+    said = ", ".join(f"{value:+.3f}" for value in values)
+    return claim(text, f"{said} nats" if said else "-", agrees.pop() if len(agrees) == 1 else None)
+
+
+if __name__ == "__main__":
+    study.main(__file__, TITLE, runs, report)
