@@ -14,8 +14,8 @@ cut: an FFN of 2,560 gives 423,352,320. The demo reads the source of Python's st
 downloads nothing; its optimizer is Adam.
 
 Attention dropout of 0.1 writes the weights of attention out, [rows, heads, 3,072, 3,072] in each
-layer: on TPUs --config.model.attention_dropout=0 takes the fused kernel instead, and a third of the
-memory (docs/performance.md).
+layer; on TPUs --config.model.attention_dropout=0 takes the fused kernel instead
+(docs/performance.md).
 
 For a network without LayerDrop add --config.drop.decoder=0; for weights shared by every two layers,
 as in the paper's appendix, --config.model.share_layers=2.
