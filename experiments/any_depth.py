@@ -32,11 +32,10 @@ SCRATCH = {
 }
 LAYERS = {"lm": networks.LM_LAYERS, "mt": dict.fromkeys(study.VARIANTS, networks.MT_LAYERS)}
 # A sub-network is the first layers, read through a map of its own.
-NESTED = {"drop.method": "nested", "drop.sets": "first", "model.exit_maps": True}
-NESTED |= {"drop.smallest": True}
-# Every depth of the decoder, two others in each micro-batch.
-NESTED_TRANSLATION = NESTED | {"drop.encoder_depths": "all", "drop.decoder_depths": "1-5"}
-NESTED_TRANSLATION |= {"drop.draws": 2}
+NESTED = {"drop.method": "nested", "drop.sets": "first", "drop.smallest": True}
+NESTED_LM = NESTED | {"drop.draws": 3, "model.exit_maps": True}
+NESTED_TRANSLATION = NESTED | {"drop.draws": 2, "model.exit_maps": True}
+NESTED_TRANSLATION |= {"drop.encoder_depths": "all", "drop.decoder_depths": "1-5"}
 
 
 def nested(variant):
@@ -44,8 +43,7 @@ def nested(variant):
 
     Each micro-batch has the smallest sub-network and three others.
     """
-    overrides = NESTED | {"drop.draws": 3}
-    return networks.language_model(variant, 0.0, name="lm_nested", overrides=overrides)
+    return networks.language_model(variant, 0.0, name="lm_nested", overrides=NESTED_LM)
 
 
 def nested_translation(variant):
@@ -103,11 +101,11 @@ def report(found, variant):
     }
     ours = {"lm": results_of(found, nested(variant))}
     ours["mt"] = results_of(found, nested_translation(variant))
+    cuts_of = {task: networks.by_rate(found, variant, RATES, NETWORK[task]) for task in NETWORK}
+    shown = [task for task in NETWORK if ours[task] or any(cuts_of[task].values())]
     figures, claims = [], []
-    for task, results in ours.items():
-        cuts = networks.by_rate(found, variant, RATES, NETWORK[task])
-        if not results and not any(cuts.values()):
-            continue
+    for task in shown or NETWORK:
+        results, cuts = ours[task], cuts_of[task]
         own = {
             depth: scores(results_of(found, scratch(task, variant, depth)), cut_to(depth))
             for depth in SCRATCH[task][variant]
@@ -123,7 +121,7 @@ def report(found, variant):
             "lower",
             figure="any_depth",
         )
-        for depth, values in shared.items()
+        for depth, values in (shared.items() if "lm" in shown or not shown else ())
     ]
     setting = f"{networks.LM_SETTING[variant]}; {networks.MT_SETTING[variant]}"
     return record(setting, figures=figures, claims=claims, of_paper=False)

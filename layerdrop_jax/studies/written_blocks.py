@@ -10,6 +10,7 @@ For each folder experiments/results/NAME with a report.json there are
     NAME          its tables: name, the paper's number, ours with its range, seeds
     NAME.figure   its pictures, and their numbers as tables
     NAME.short    its pictures, and the means at the places where all curves have a value
+    NAME.short.F  the same of the picture F alone
     NAME.claims   what the paper says, or the study; what came out; whether that is the same
     NAME.command  the command that makes it again
 
@@ -90,6 +91,12 @@ def build(records: dict[str, dict], results: str) -> dict[str, str]:
             ),
             f"{name}.figure": _figures(figures, f"{results}/{name}"),
             f"{name}.short": _figures(figures, f"{results}/{name}", short=True),
+            **{
+                f"{name}.short.{figure['name']}": _figures(
+                    [figure], f"{results}/{name}", short=True
+                )
+                for figure in figures
+            },
             f"{name}.claims": markdown_table(*cells.claim_cells(record)),
             f"{name}.command": fenced(record["command"]),
         }

@@ -68,6 +68,21 @@ def test_blocks_are_those_of_the_reference(golden_dir):
             assert blocks[row]["weight"].tolist() == [1] * size + [0] * (length - size)
 
 
+def test_few_blocks_are_among_the_many_and_whole():
+    tokens, _ = stream(LENGTHS)
+    blocks = streams.Blocks(tokens=tokens, length=4, stats={"texts": 10, "rows": 19, "tokens": 73})
+    own = [tokens[n * 4 : n * 4 + 4].tolist() for n in range(len(blocks))]
+    taken = {}
+    for count in (3, 9):
+        few = streams.take_blocks(blocks, count)
+        assert few.stats == {"texts": 10, "rows": count, "tokens": 4 * count}
+        taken[count] = [few[n]["target"].tolist() for n in range(count)]
+        assert [own.index(block) for block in taken[count]] == sorted(map(own.index, taken[count]))
+        assert len(few) == count
+    assert set(map(tuple, taken[3])) < set(map(tuple, taken[9]))
+    assert streams.take_blocks(blocks, 0) is blocks is streams.take_blocks(blocks, len(blocks))
+
+
 def test_windows_are_those_of_the_reference(golden_dir):
     golden, tokens, offsets = golden_stream(golden_dir)
     cases = [
