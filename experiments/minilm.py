@@ -239,7 +239,7 @@ def drawn(whole, before, later, every):
     for rate in TAUGHT:
         points = {depth: scores(later[rate, depth], accuracy) for depth in DEPTHS}
         curves.append(curve(f"taught, {rate:g}", points | ends[rate]))
-    title = "SST-2, every other layer but where the ends are said"
+    title = "SST-2, every other layer, or the ends"
     return figure("sst2", title, "layers kept", "test accuracy", curves)
 
 
