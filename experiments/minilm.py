@@ -219,28 +219,32 @@ def report(found, variant):
             table("SST-2, test accuracy", "accuracy", "higher", rows),
             table("A sentence alone", "milliseconds", "lower", times),
         ],
-        figures=[drawn(whole, before, later, every)],
+        figures=drawn(whole, before, later, every),
         claims=judge(whole, before, later, every),
         of_paper=False,
     )
 
 
-def drawn(whole, before, later, every):
-    """Draws accuracy against depth: one curve for each way to get there, and rate of LayerDrop."""
+def drawn(whole, before, later, every) -> list[dict]:
+    """Draws accuracy against depth: of networks that were trained at it, and of those cut after."""
     ends = {rate: {LAYERS: scores(whole[rate], accuracy)} for rate in RATES}
     points = {depth: scores(every, cut_after("ends", depth)) for depth in DEPTHS}
     curves = [curve("nested, ends", points | {LAYERS: scores(every, accuracy)})]
     for rule, name in (("ends", "cut before, ends"), ("spread", "cut before")):
         points = {depth: scores(before[rule, depth], accuracy) for depth in DEPTHS}
         curves.append(curve(name, points | ends[0.0]))
-    for rate in RATES:
-        points = {depth: scores(whole[rate], cut_after("spread", depth)) for depth in DEPTHS}
-        curves.append(curve(f"cut after, {rate:g}", points | ends[rate]))
     for rate in TAUGHT:
         points = {depth: scores(later[rate, depth], accuracy) for depth in DEPTHS}
         curves.append(curve(f"taught, {rate:g}", points | ends[rate]))
-    title = "SST-2, every other layer, or the ends"
-    return figure("sst2", title, "layers kept", "test accuracy", curves)
+    untrained = []
+    for rate in RATES:
+        points = {depth: scores(whole[rate], cut_after("spread", depth)) for depth in DEPTHS}
+        untrained.append(curve(f"cut after, {rate:g}", points | ends[rate]))
+    axes = "layers kept", "test accuracy"
+    return [
+        figure("sst2", "SST-2: trained at each depth", *axes, curves),
+        figure("cut_after", "SST-2: cut after fine-tuning, every other layer", *axes, untrained),
+    ]
 
 
 def judge(whole, before, later, every):
