@@ -6,6 +6,7 @@ A language model, and translation, whose decoder is cut.
 """
 
 from experiments import networks
+from experiments.networks import DEPTH, NAMES, NETWORK, TASKS, scratch
 from layerdrop_jax.runs import settings
 from layerdrop_jax.runs.settings import find_task
 from layerdrop_jax.studies import study
@@ -23,14 +24,15 @@ from layerdrop_jax.studies.results import (
 
 TITLE = "Any depth: nested training beside LayerDrop and networks of each depth"
 RATES = (0.0, 0.2, 0.5)
-NETWORK = {"lm": networks.language_model, "mt": networks.translation}
-TASKS = {"lm": "language_modelling", "mt": "translation"}
 # Depths that are trained from scratch too; of translation those that figure2_pruning trains.
 SCRATCH = {
     "lm": {"demo": (3, 4, 6, 9), "small": (4, 8, 12), "paper": (4, 8, 12)},
     "mt": {"demo": (2, 4), "small": (3,), "paper": (2, 3, 4)},
 }
-LAYERS = {"lm": networks.LM_LAYERS, "mt": dict.fromkeys(study.VARIANTS, networks.MT_LAYERS)}
+FIGURES = {  # name, title, what is counted
+    "lm": ("any_depth", "One language model cut to every depth", "layers kept"),
+    "mt": ("translation", "One translation network cut to every depth", "decoder layers kept"),
+}
 # A sub-network is the first layers, read through a map of its own.
 NESTED = {"drop.method": "nested", "drop.sets": "first", "drop.smallest": True}
 NESTED_LM = NESTED | {"drop.draws": 3, "model.exit_maps": True}
@@ -49,11 +51,6 @@ def nested(variant):
 def nested_translation(variant):
     """Makes the translation network that learns at every depth of its decoder."""
     return networks.translation(variant, 0.0, name="mt_nested", overrides=NESTED_TRANSLATION)
-
-
-def scratch(task, variant, depth):
-    how = {"depth": depth} if task == "lm" else {"decoder": depth}
-    return NETWORK[task](variant, 0.0, **how)
 
 
 def parts(variant):
@@ -110,7 +107,7 @@ def report(found, variant):
             depth: scores(results_of(found, scratch(task, variant, depth)), cut_to(depth))
             for depth in SCRATCH[task][variant]
         }
-        own[LAYERS[task][variant]] = scores(cuts[0.0], cut_to(LAYERS[task][variant]))
+        own[DEPTH[task][variant]] = scores(cuts[0.0], cut_to(DEPTH[task][variant]))
         figures.append(drawn(task, results, cuts, own, shared if task == "lm" else {}))
         claims += judge(task, results, cuts, own)
     claims += [
@@ -119,7 +116,7 @@ def report(found, variant):
             "networks, one for each depth, that together cost what the nested one does",
             {"nested": scores(ours["lm"], cut_to(depth)), "from scratch": values},
             "lower",
-            figure="any_depth",
+            figure=FIGURES["lm"][0],
         )
         for depth, values in (shared.items() if "lm" in shown or not shown else ())
     ]
@@ -130,11 +127,8 @@ def report(found, variant):
 def drawn(task, results, cuts, own, shared):
     """Draws the scores of a task's networks over the layers that are left."""
     of = find_task(TASKS[task]).score
-    names = {"lm": ("any_depth", "One language model cut to every depth", "layers kept")}
-    names["mt"] = ("translation", "One translation network cut to every depth")
-    names["mt"] += ("decoder layers kept",)
     return figure(
-        *names[task],
+        *FIGURES[task],
         of.of_depths,
         [
             by_depth("nested", results),
@@ -150,13 +144,11 @@ def drawn(task, results, cuts, own, shared):
 def judge(task, results, cuts, own):
     """Claims about the whole network, and about each depth that others were trained at."""
     of = find_task(TASKS[task]).score
-    name = {"lm": "Language modelling", "mt": "Translation"}[task]
-    in_figure = {"lm": "any_depth", "mt": "translation"}[task]
     *_, whole = own
 
     def claim(text, depth, other, values):
         ours = {"nested": scores(results, cut_to(depth)), other: values}
-        return compare(f"{name}: {text}", ours, of.better, figure=in_figure)
+        return compare(f"{NAMES[task]}: {text}", ours, of.better, figure=FIGURES[task][0])
 
     claims = [
         claim(

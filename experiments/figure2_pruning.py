@@ -7,6 +7,7 @@ Translation is cut in the decoder.
 """
 
 from experiments import networks
+from experiments.networks import DEPTH, NAMES, NETWORK, TASKS, scratch
 from layerdrop_jax.runs.settings import find_task
 from layerdrop_jax.studies import study
 from layerdrop_jax.studies.results import (
@@ -27,11 +28,7 @@ SCRATCH = {
     "lm": {"demo": (6, 3), "small": (12, 8, 4), "paper": (12, 8, 4)},
     "mt": {"demo": (4, 2), "small": (3,), "paper": (4, 3, 2)},
 }
-NETWORK = {"lm": networks.language_model, "mt": networks.translation}
-TASKS = {"lm": "language_modelling", "mt": "translation"}
-NAMES = {"lm": "Language modelling", "mt": "Translation"}
 LAYERS = {"lm": "layers kept", "mt": "decoder layers kept"}
-DEPTH = {"lm": networks.LM_LAYERS, "mt": dict.fromkeys(study.VARIANTS, networks.MT_LAYERS)}
 
 
 def runs(variant):
@@ -39,11 +36,6 @@ def runs(variant):
         *(NETWORK[task](variant, rate) for task in NETWORK for rate in RATES[task]),
         *(scratch(task, variant, depth) for task in NETWORK for depth in SCRATCH[task][variant]),
     ]
-
-
-def scratch(task, variant, depth):
-    how = {"depth": depth} if task == "lm" else {"decoder": depth}
-    return NETWORK[task](variant, 0.0, **how)
 
 
 def report(found, variant):

@@ -154,6 +154,19 @@ def summarisation(variant, rate, *, decoder=None, answers=False, **more) -> Stud
     return StudyRun(name="_".join(parts), config=config, overrides=overrides, **more)
 
 
+# By the letters that the names of runs begin with.
+NETWORK = {"lm": language_model, "mt": translation}
+TASKS = {"lm": "language_modelling", "mt": "translation"}
+NAMES = {"lm": "Language modelling", "mt": "Translation"}
+DEPTH = {"lm": LM_LAYERS, "mt": dict.fromkeys(LM_LAYERS, MT_LAYERS)}  # of the stack that is cut
+
+
+def scratch(task, variant, depth) -> StudyRun:
+    """Makes a network without LayerDrop that has ``depth`` layers from the start, lm or mt."""
+    how = {"depth": depth} if task == "lm" else {"decoder": depth}
+    return NETWORK[task](variant, 0.0, **how)
+
+
 def by_rate(found, variant, rates, network=language_model) -> dict:
     """Looks up the results of a network at some drop rates: {rate: [a `Result` for each seed]}.
 
