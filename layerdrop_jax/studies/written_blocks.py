@@ -9,8 +9,7 @@ For each folder experiments/results/NAME with a report.json there are
 
     NAME          its tables: name, the paper's number, ours with its range, seeds
     NAME.figure   its pictures, and their numbers as tables
-    NAME.short    its pictures, and the means at the places where all curves have a value
-    NAME.short.F  the same of the picture F alone
+    NAME.short.F  its picture F, and the means at the places where all curves have a value
     NAME.claims   what the paper says, or the study; what came out; whether that is the same
     NAME.command  the command that makes it again
 
@@ -90,7 +89,6 @@ def build(records: dict[str, dict], results: str) -> dict[str, str]:
                 )
             ),
             f"{name}.figure": _figures(figures, f"{results}/{name}"),
-            f"{name}.short": _figures(figures, f"{results}/{name}", short=True),
             **{
                 f"{name}.short.{figure['name']}": _figures(
                     [figure], f"{results}/{name}", short=True
