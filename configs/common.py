@@ -71,6 +71,7 @@ def _common(task):
             "weight_decay": 0.0,
             "clip_norm": 0.0,
             "dropped_layers": "momentum",
+            "moments": "float32",
         }
     )
     config.train = ml_collections.ConfigDict(
@@ -80,6 +81,7 @@ def _common(task):
             "label_smoothing": 0.1,
             "log_every": 50,
             "eval_every": 1000,
+            "mesh": "",
             "shard_parameters": False,
             "tracker": "tensorboard",
         }

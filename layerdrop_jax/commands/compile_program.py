@@ -52,14 +52,15 @@ def compile_program(settings: Settings, *, where: str = "", what: str = "train")
     devices = topology.find_devices(where)
     if what == "request":
         devices = devices[:1]
-    mesh = sharding.make_mesh(devices)
+    mesh = sharding.make_mesh(settings.train.mesh if what != "request" else "", devices)
     attention = choose_attention(settings.model, devices[0].platform)
     lowerings = _lowerings(settings, mesh, what)
     record = {
         "program": what,
         "topology": where or "this host",
         "devices": {"kind": devices[0].device_kind, "count": len(devices)},
-        "rows": settings.data.batch_rows // mesh.size if what != "request" else None,
+        "rows": settings.data.batch_rows // mesh.shape["data"] if what != "request" else None,
+        "mesh": dict(mesh.shape),
         "sharded": settings.train.shard_parameters,
         "attention": dict(zip(("kernel", "reason"), attention, strict=True)),
         "versions": _versions("jax", *(["libtpu"] if devices[0].platform == "tpu" else [])),

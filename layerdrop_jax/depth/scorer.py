@@ -15,6 +15,7 @@ from layerdrop_jax.models.cut import masks
 from layerdrop_jax.models.params import hash_params, model_graph
 from layerdrop_jax.runs.metrics import check_scored
 from layerdrop_jax.runs.run import Run
+from layerdrop_jax.step.devices import over_devices, put_rows
 from layerdrop_jax.tasks.task import task_of
 
 SCORES = "subsets.jsonl"  # in a run's folder: what was scored before
@@ -43,7 +44,6 @@ class Scorer:
           ValueError, OSError: the folder's validation text or scores cannot be read.
         """
         self._task, self._model = task_of(run.settings), run.settings.model
-        self._params = run.params
         rows = self._task.valid_rows(run)
         order = np.random.default_rng(run.settings.prune.seed).permutation(len(rows))
         chosen = sorted(order[: run.settings.prune.sample_rows].tolist())
@@ -56,14 +56,14 @@ class Scorer:
         self.measured = {}
         # hashed on the host, before anything goes to a device
         self.key = {"network": hash_params(run.params), "sample": _hash_batches(self.batches)}
-        self.batches = jax.device_put(self.batches)
+        self.batches = [put_rows(batch) for batch in self.batches]
         graph = model_graph(self._task.scored(self._model))
 
         def nll(params, keep, batch):
             _, nll, _ = self._task.loss(nnx.merge(graph, params), batch, smoothing=0.0, keep=keep)
             return nll
 
-        self._nll = jax.jit(nll)
+        self._nll = over_devices(nll, run.params)
         self._path = run.workdir / SCORES
         self._known = self._read()
 
@@ -80,8 +80,8 @@ class Scorer:
         name = _name(layers)
         if name not in self._known:
             keep = masks(self._model, layers)
-            sums = [self._nll(self._params, keep, batch) for batch in self.batches]
-            nats = float(np.sum(jax.device_get(sums), dtype=np.float64)) / self.tokens
+            sums = jax.device_get([self._nll(keep, batch) for batch in self.batches])
+            nats = float(sum(np.sum(part, dtype=np.float64) for part in sums)) / self.tokens
             if not np.isfinite(nats):
                 if layers == whole:
                     raise FloatingPointError(f"the whole network scores {nats} on the sample")

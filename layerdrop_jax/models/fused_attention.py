@@ -68,7 +68,8 @@ def check_attention(config) -> None:
 def fused_attention(q_BxTxHxK, k_BxSxGxK, v_BxSxGxK, seen: Segments):
     """Computes softmax(q k^T) v, [B, T, H, K], over the keys that each query sees.
 
-    What comes out of a query that is padding has no meaning. On several devices each has its rows.
+    What comes out of a query that is padding has no meaning. On several devices each has its rows
+    and heads.
 
     Args:
       q_BxTxHxK: queries, scaled.
@@ -89,8 +90,9 @@ def fused_attention(q_BxTxHxK, k_BxSxGxK, v_BxSxGxK, seen: Segments):
     if "data" not in mesh.auto_axes or mesh.size == 1:
         return _flash(q_BxTxHxK, k_BxSxGxK, v_BxSxGxK, seen)
     rows = PartitionSpec("data")
+    heads = PartitionSpec("data", None, "model") if "model" in mesh.axis_names else rows
     split = jax.shard_map(
-        _flash, in_specs=(rows, rows, rows, rows), out_specs=rows, check_vma=False
+        _flash, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
     )
     return split(q_BxTxHxK, k_BxSxGxK, v_BxSxGxK, seen)
 

@@ -72,9 +72,16 @@ def _to_version_10(config):
         config["data"]["max_blocks"] = 0
 
 
+def _to_version_11(config):
+    """Adds the mesh, which split rows alone, and what moments are stored as, which was float32."""
+    config["train"]["mesh"] = ""
+    config["optimizer"]["moments"] = "float32"
+
+
 STEPS = (
     *(_to_version_2, _to_version_3, _to_version_4, _to_version_5),
     *(_to_version_6, _to_version_7, _to_version_8, _to_version_9, _to_version_10),
+    _to_version_11,
 )
 VERSION = len(STEPS) + 1
 

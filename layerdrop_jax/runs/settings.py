@@ -32,6 +32,7 @@ from layerdrop_jax.runs.trackers import TRACKERS
 from layerdrop_jax.scores.rouge import TOKENIZERS
 from layerdrop_jax.step.dropping import DecoderDrop, EncoderDecoderDrop, EncoderDrop
 from layerdrop_jax.step.optimizers import OptimizerConfig
+from layerdrop_jax.step.sharding import parse_mesh
 
 LARGEST, SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 
@@ -45,6 +46,9 @@ class TrainConfig:
       accumulate: micro-batches of an update; each draws its own keep mask.
       label_smoothing: share of the target's mass that is spread over the vocabulary.
       log_every, eval_every: updates between two lines of metrics, and two validations.
+      mesh: how the devices are laid out: ``data=8,model=2`` splits rows over eight groups of two,
+        which share the heads and the FFN of each layer; "" splits rows alone. See
+        `layerdrop_jax.step.sharding.parse_mesh`.
       shard_parameters: whether each device holds a part of the parameters and moments, and gathers
         a layer when it runs, instead of all of them.
       tracker: where the numbers go beside metrics.jsonl: ``tensorboard``, ``wandb`` (the package
@@ -56,10 +60,12 @@ class TrainConfig:
     label_smoothing: float
     log_every: int
     eval_every: int
+    mesh: str
     shard_parameters: bool
     tracker: str
 
     def __post_init__(self):
+        parse_mesh(self.mesh)
         check_choice("train", "tracker", self.tracker, tuple(TRACKERS))
         for name in ("steps", "accumulate", "log_every", "eval_every"):
             if getattr(self, name) < 1:
@@ -119,6 +125,8 @@ CHANGEABLE = (
     "drop.mode",
     "train.eval_every",
     "train.log_every",
+    "train.mesh",
+    "train.shard_parameters",
     "train.steps",
 )
 

@@ -1,7 +1,8 @@
 """Adam, NAG, clipping and learning-rate schedules with the reference implementation's arithmetic.
 
 In every schedule n counts the updates already made: update number n + 1 uses rate(n). All of it is
-float32 inside jit, and arranged so that no result loses more than a few of its 24 bits.
+float32 inside jit, and arranged so that no result loses more than a few of its 24 bits; moments may
+be stored with fewer.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ import optax
 NAMES = ("adam", "nag")
 SCHEDULES = ("inverse_sqrt", "cosine", "polynomial")
 DROPPED_LAYERS = ("momentum", "freeze")
+MOMENTS = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,9 +49,12 @@ class OptimizerConfig:
     # its moments and decay, as the reference's do under fp16 and data parallelism. "freeze":
     # weights and moments stay as they are, as in PyTorch where a gradient is None.
     dropped_layers: str = "momentum"
+    # What moments and velocities are stored as; they are computed in float32 and rounded.
+    moments: str = "float32"
 
     def __post_init__(self):
         choices = {"name": NAMES, "schedule": SCHEDULES, "dropped_layers": DROPPED_LAYERS}
+        choices |= {"moments": MOMENTS}
         for field, known in choices.items():
             if (value := getattr(self, field)) not in known:
                 raise ValueError(
@@ -88,9 +93,11 @@ def make_optimizer(config: OptimizerConfig) -> tuple[optax.GradientTransformatio
     }
     rate = schedules[config.schedule](config)
     if config.name == "nag":
-        return nag(rate, momentum=config.momentum, weight_decay=config.weight_decay), rate
+        decay = {"momentum": config.momentum, "weight_decay": config.weight_decay}
+        return nag(rate, **decay, moments=config.moments), rate
+    betas = {"beta1": config.beta1, "beta2": config.beta2, "epsilon": config.epsilon}
     optimizer = optax.chain(
-        scale_by_adam(beta1=config.beta1, beta2=config.beta2, epsilon=config.epsilon),
+        scale_by_adam(**betas, moments=config.moments),
         optax.add_decayed_weights(config.weight_decay),
         optax.scale_by_learning_rate(rate),
     )
@@ -199,26 +206,31 @@ def period_table(length: int, mult: float):
     )
 
 
-def scale_by_adam(*, beta1: float, beta2: float, epsilon: float) -> optax.GradientTransformation:
-    """Makes a transformation to Adam's direction as in the reference, with moments in float32.
+def scale_by_adam(
+    *, beta1: float, beta2: float, epsilon: float, moments: str = "float32"
+) -> optax.GradientTransformation:
+    """Makes a transformation to Adam's direction as in the reference, computed in float32.
 
     sqrt(1 - beta2**t) / (1 - beta1**t) * m / (sqrt(v) + epsilon): epsilon joins the square root
     before its bias is corrected. `optax.scale_by_adam` adds it afterwards, which is an epsilon
-    smaller by sqrt(1 - beta2**t), and so a larger first step where gradients are tiny.
+    smaller by sqrt(1 - beta2**t), and so a larger first step where gradients are tiny. The
+    direction is that of the moments before they are rounded to what they are stored as, `MOMENTS`.
     """
 
     def init(params):
-        zeros = optax.tree.zeros_like(params, dtype=jnp.float32)
+        zeros = optax.tree.zeros_like(params, dtype=jnp.dtype(moments))
         return optax.ScaleByAdamState(count=jnp.zeros((), jnp.int32), mu=zeros, nu=zeros)
 
     def update(grads, state, params=None):
         del params
         grads = optax.tree.cast(grads, jnp.float32)
-        mu = optax.tree.update_moment(grads, state.mu, beta1, 1)
-        nu = optax.tree.update_moment(grads, state.nu, beta2, 2)
+        mu, nu = optax.tree.cast((state.mu, state.nu), jnp.float32)
+        mu = optax.tree.update_moment(grads, mu, beta1, 1)
+        nu = optax.tree.update_moment(grads, nu, beta2, 2)
         count = optax.safe_increment(state.count)
         correction = jnp.sqrt(one_minus_power(beta2, count)) / one_minus_power(beta1, count)
         steps = jax.tree.map(lambda m, v: correction * (m / (jnp.sqrt(v) + epsilon)), mu, nu)
+        mu, nu = optax.tree.cast((mu, nu), jnp.dtype(moments))
         return steps, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
 
     return optax.GradientTransformation(init, update)
@@ -237,10 +249,12 @@ class NagState(NamedTuple):
 
     count: jax.Array  # int32: updates made
     rate: jax.Array  # float32: of the last update; before the first one, of that
-    velocity: Any  # float32, shaped like the parameters: how far the last update's velocity goes
+    velocity: Any  # shaped like the parameters: how far the last update's velocity goes
 
 
-def nag(rate: Callable, *, momentum: float, weight_decay: float) -> optax.GradientTransformation:
+def nag(
+    rate: Callable, *, momentum: float, weight_decay: float, moments: str = "float32"
+) -> optax.GradientTransformation:
     """Makes a transformation by Nesterov's accelerated gradient as in the reference, in float32.
 
     With mu = momentum, r = rate(n), and rho = r / (the rate before), or r where that was 0:
@@ -257,6 +271,7 @@ def nag(rate: Callable, *, momentum: float, weight_decay: float) -> optax.Gradie
       rate: ``rate(n)``, the learning rate after n updates.
       momentum: mu, from 0 to below 1.
       weight_decay: decoupled, on every parameter.
+      moments: what the velocity is stored as, one of `MOMENTS`.
 
     Returns:
       A transformation whose result is added to the parameters as it is: it includes the rate, the
@@ -268,13 +283,14 @@ def nag(rate: Callable, *, momentum: float, weight_decay: float) -> optax.Gradie
 
     def init(params):
         count = jnp.zeros((), jnp.int32)
-        velocity = optax.tree.zeros_like(params, dtype=jnp.float32)
+        velocity = optax.tree.zeros_like(params, dtype=jnp.dtype(moments))
         return NagState(count=count, rate=rate_after(count), velocity=velocity)
 
     def update(grads, state, params):
         now = rate_after(state.count)
         rho = now / jnp.where(state.rate > 0, state.rate, 1)
-        kept = jax.tree.map(lambda v: momentum * rho * v, state.velocity)
+        velocity = optax.tree.cast(state.velocity, jnp.float32)
+        kept = jax.tree.map(lambda v: momentum * rho * v, velocity)
         pushes = jax.tree.map(lambda g: -now * g.astype(jnp.float32), grads)
         steps = jax.tree.map(
             lambda k, push, p: momentum * k + (1 + momentum) * push - now * weight_decay * p,
@@ -282,7 +298,7 @@ def nag(rate: Callable, *, momentum: float, weight_decay: float) -> optax.Gradie
             pushes,
             optax.tree.cast(params, jnp.float32),
         )
-        velocity = jax.tree.map(jnp.add, kept, pushes)
+        velocity = optax.tree.cast(jax.tree.map(jnp.add, kept, pushes), jnp.dtype(moments))
         count = optax.safe_increment(state.count)
         return steps, NagState(count=count, rate=now, velocity=velocity)
 
@@ -292,13 +308,17 @@ def nag(rate: Callable, *, momentum: float, weight_decay: float) -> optax.Gradie
 def carry_moments(old, fresh):
     """Makes an optimizer's state that keeps the moments under a schedule that starts anew.
 
+    They are stored as the fresh ones are.
+
     Args:
       old: state of an optimizer from `make_optimizer`, its arrays shaped like the parameters now.
       fresh: state of the same kind of optimizer before its first update.
     """
     if isinstance(fresh, NagState):
-        return old._replace(count=fresh.count)
-    return (old[0], *fresh[1:])  # Adam's own count corrects the bias of its moments
+        carried = old._replace(count=fresh.count)
+    else:
+        carried = (old[0], *fresh[1:])  # Adam's own count corrects the bias of its moments
+    return jax.tree.map(lambda old, fresh: old.astype(fresh.dtype), carried, fresh)
 
 
 def clip_by_norm(grads, max_norm: float):

@@ -1,27 +1,96 @@
-"""One mesh axis over all devices: rows are split over it, and parameters too where asked for.
+"""A mesh of devices: rows are split over its axis ``data``, heads and FFNs over its axis ``model``.
 
-What is here says where arrays lie; the partitioner puts the communication into the train step. The
-loops of `skip_scan` have collectives in their bodies (a gather of one layer's sharded weights, a
-sum of one layer's gradients), so all devices must make the same number of trips, or they wait for
-each other for ever. They do, since every device computes that number for itself from the same
-values: the keep mask comes from the seed, the step, the micro-batch and the drop rates, which all
-devices hold whole, by integer arithmetic and one comparison. Nothing in it depends on the rows of a
-device, on the number of devices or on how they are spread over processes; rates that are learned
-come from sums over all rows, of which every device gets the same copy. A mask drawn from a
-device's own rows, as one could do inside `jax.shard_map`, would break this.
+Parameters are split over ``data`` too where that is asked for. What is here says where arrays lie;
+the partitioner puts the communication into the train step. The loops of `skip_scan` have
+collectives in their bodies (a gather of one layer's sharded weights, a sum of one layer's
+gradients, a sum over the devices that share its heads), so all devices must make the same number of
+trips, or they wait for each other for ever. They do, since every device computes that number for
+itself from the same values: the keep mask comes from the seed, the step, the micro-batch and the
+drop rates, which all devices hold whole, by integer arithmetic and one comparison. Nothing in it
+depends on the rows of a device, on the number of devices or on how they are spread over processes;
+rates that are learned come from sums over all rows, of which every device gets the same copy. A
+mask drawn from a device's own rows, as one could do inside `jax.shard_map`, would break this.
 """
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from layerdrop_jax.models.params import stack_of
 
+AXES = ("data", "model")
+# Kernels of a layer, by the name of their module, that ``model`` splits: by what comes out, whole
+# heads or units of an FFN, or by what goes in (Shoeybi et al. 2019, 1909.08053).
+SPLIT_OUT = ("q_proj", "k_proj", "v_proj", "fc1", "gate")
+SPLIT_IN = ("out_proj", "fc2")
 
-def make_mesh(devices=None):
-    """Makes a mesh along the axis ``data`` of some devices; None: of all, of all processes."""
-    count = jax.device_count() if devices is None else len(devices)
-    return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """Reads ``train.mesh``: how many devices lie along each axis that it names, by name.
+
+    Args:
+      text: such as ``data=8,model=2``, in this order. ``data`` may be left out: it then has the
+        rest of the devices. "" is ``data`` alone.
+
+    Raises:
+      ValueError: something else.
+    """
+    found = {}
+    for part in text.split(",") if text else ():
+        name, _, size = part.partition("=")
+        if name not in AXES or name in found or not size.isdecimal() or int(size) < 1:
+            raise ValueError(
+                f"train.mesh={text!r}: {part!r} is not data=N or model=N, each once and N at least "
+                "1, as in data=8,model=2"
+            )
+        found[name] = int(size)
+    return found
+
+
+def make_mesh(text: str = "", devices=None):
+    """Makes a mesh of devices: of an axis ``data`` alone, or with an axis ``model`` of 2 or more.
+
+    Devices of several slices lie along ``data``, slice by slice.
+
+    Args:
+      text: as in `parse_mesh`.
+      devices: None: all, of all processes.
+
+    Raises:
+      ValueError: another number of devices than the mesh has, or an axis ``model`` that goes from
+        one process or slice to another.
+    """
+    devices, sizes = jax.devices() if devices is None else devices, parse_mesh(text)
+    model = sizes.get("model", 1)
+    data = sizes.get("data", len(devices) // model)
+    if data * model != len(devices):
+        raise ValueError(
+            f"train.mesh={text!r} does not cover {len(devices)} device(s): data times model must "
+            "be as many; where data is left out, it has what model leaves"
+        )
+    shape, axes = ((data, model), AXES) if model > 1 else ((data,), AXES[:1])
+    kind = {"axis_types": (AxisType.Auto,) * len(axes)}
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if data % slices:
+        raise ValueError(
+            f"train.mesh={text!r}: an axis data of {data} does not split over {slices} slices"
+        )
+    if slices > 1:
+        of_slice, of_slices = (data // slices, *shape[1:]), (slices, *[1] * (len(axes) - 1))
+        ordered = mesh_utils.create_hybrid_device_mesh(
+            of_slice, of_slices, devices, allow_split_physical_axes=True
+        )
+        mesh = jax.sharding.Mesh(ordered, axes, **kind)
+    else:
+        mesh = jax.make_mesh(shape, axes, **kind, devices=devices)
+    for along_model in mesh.devices.reshape(data, model):
+        if len({device.process_index for device in along_model}) > 1:
+            raise ValueError(
+                f"train.mesh={text!r}: model={model} goes from one process to another; a process "
+                f"has {len(mesh.local_devices)} device(s), of which model must be a divisor"
+            )
+    return mesh
 
 
 def replicated(mesh):
@@ -29,31 +98,68 @@ def replicated(mesh):
     return NamedSharding(mesh, PartitionSpec())
 
 
+def check_mesh(text: str, config) -> None:
+    """Raises a ValueError where the axis ``model`` does not divide what it splits.
+
+    Args:
+      text: as in `parse_mesh`.
+      config: a model's.
+    """
+    size = parse_mesh(text).get("model", 1)
+    sizes = {"attention_heads": config.attention_heads, "kv_heads": config.key_heads}
+    for name, number in (sizes | {"ffn_dim": config.ffn_dim}).items():
+        if number % size:
+            raise ValueError(
+                f"train.mesh={text!r} splits each layer over {size} devices, and model.{name}="
+                f"{number} is no multiple of that"
+            )
+
+
 def state_sharding(state, mesh, *, stacks, shard: bool):
     """Says where the state of training lies, as a tree of `NamedSharding`.
+
+    The axis ``model`` splits the heads and FFN of each layer (`SPLIT_OUT`, `SPLIT_IN`).
 
     Args:
       state: arrays or their shapes: parameters, moments, counts, the ``scores`` of learned rates.
       mesh: from `make_mesh`.
       stacks: names of the stacks of layers. An array below one of these names has the layers on
         axis 0, which stays whole: which layers a step reads is known only while it runs.
-      shard: whether to split arrays. Each is split along the largest axis whose length the number
-        of devices divides. An array without such an axis is whole on every device; so are all
-        arrays where ``shard`` is False.
+      shard: whether to split arrays over ``data`` too. Each is split along the largest axis
+        that is not split yet and whose length the size of ``data`` divides. An array without such
+        an axis is whole along ``data``; so are all arrays where ``shard`` is False.
     """
 
     def sharding(path, array):
         # What the draws depend on is whole everywhere, like the draws.
-        if not shard or getattr(path[0], "key", None) == "scores":
+        if getattr(path[0], "key", None) == "scores":
             return replicated(mesh)
         stacked = stack_of(path, stacks) is not None
-        axes = [n for n in range(int(stacked), array.ndim) if array.shape[n] % mesh.size == 0]
-        if not axes:
-            return replicated(mesh)
-        largest = max(axes, key=lambda n: array.shape[n])
-        return NamedSharding(mesh, PartitionSpec(*[None] * largest, "data"))
+        split = [None] * array.ndim
+        if stacked and "model" in mesh.axis_names:
+            _split_layer(split, path)
+        rows = mesh.shape["data"]
+        free = [n for n in range(int(stacked), array.ndim) if split[n] is None]
+        axes = [n for n in free if array.shape[n] % rows == 0]
+        if shard and rows > 1 and axes:
+            split[max(axes, key=lambda n: array.shape[n])] = "data"
+        while split and split[-1] is None:
+            split.pop()
+        return NamedSharding(mesh, PartitionSpec(*split))
 
     return jax.tree_util.tree_map_with_path(sharding, state)
+
+
+def _split_layer(split, path) -> None:
+    """Enters the axis ``model`` into the axes of an array of a stack, where it splits that array.
+
+    A kernel is [layers, in, out] and a bias [layers, out], which is split where out is.
+    """
+    *_, module, name = (getattr(entry, "key", None) for entry in path)
+    if module in SPLIT_OUT:
+        split[-1] = "model"
+    elif module in SPLIT_IN and name == "kernel":
+        split[1] = "model"
 
 
 def put(tree, layout):
@@ -81,10 +187,11 @@ def gather_outside(stacks, params: dict) -> dict:
 
 def check_rows(rows: int, mesh, groups: int) -> None:
     """Raises a ValueError where ``rows`` do not split evenly over groups and devices."""
-    if rows % (groups * mesh.size):
+    devices = mesh.shape["data"]
+    if rows % (groups * devices):
         raise ValueError(
-            f"data.batch_rows={rows} does not split over {mesh.size} device(s) in "
-            f"drop.row_groups={groups} group(s): use a multiple of {groups * mesh.size}"
+            f"data.batch_rows={rows} does not split over {devices} device(s) in "
+            f"drop.row_groups={groups} group(s): use a multiple of {groups * devices}"
         )
 
 

@@ -18,6 +18,7 @@ from layerdrop_jax.runs.run import Run
 from layerdrop_jax.runs.settings import ClassificationSettings
 from layerdrop_jax.scores.glue_metrics import scores as glue_scores
 from layerdrop_jax.step import losses
+from layerdrop_jax.step.devices import over_devices
 from layerdrop_jax.step.flops import encoder_flops
 from layerdrop_jax.symbols import PAD
 from layerdrop_jax.tasks.depths import score_depths
@@ -145,17 +146,17 @@ def make_classifier(run: Run):
     """
     graph = model_graph(run.settings.model)
 
-    @jax.jit
-    def step(params, keep, tokens_BxT):
+    def logits(params, keep, tokens_BxT):
         network = nnx.merge(graph, params)
         return network.classify(network(tokens_BxT, keep=keep))
 
+    step = over_devices(logits, run.params)
     everything = masks(run.settings.model, {})
 
     def classify(rows, keep=None, description=""):
         keep, found = everything | (keep or {}), []
         for batch in pipeline.counted_batches(description, run.settings.data, rows):
-            found.append(jax.device_get(step(run.params, keep, batch["tokens"])))
+            found.append(jax.device_get(step(keep, batch["tokens"])))
         logits_RxC = np.concatenate(found)[: len(rows)]
         return logits_RxC[np.argsort(pipeline.eval_order(rows))]
 

@@ -31,6 +31,7 @@ from layerdrop_jax.runs.folder import is_fresh, make_tokenizer
 from layerdrop_jax.runs.metrics import check_scored
 from layerdrop_jax.runs.run import Run
 from layerdrop_jax.step import losses
+from layerdrop_jax.step.devices import over_devices
 from layerdrop_jax.step.flops import seq2seq_flops
 from layerdrop_jax.symbols import EOS, PAD
 from layerdrop_jax.tasks.depths import score_depths
@@ -125,21 +126,25 @@ def make_search(run: Run, *, max_source: int):
     graph, draft_N = decoding_graph(model), draft_mask(run)
     params = decoding_params(run.params)
 
-    @functools.partial(jax.jit, static_argnums=5)
-    def decode(params, keep, draft_N, source_BxS, max_length_B, buffer_length):
-        network = nnx.merge(graph, params)
+    def decode(params, shared, rows, buffer_length):
+        network, (keep, draft_N) = nnx.merge(graph, params), shared
+        source_BxS, max_length_B = rows
         how = {"keep": keep, "draft_N": draft_N, "step_fn": leaving_step(network, settings)}
         found, counts = _search(
             network, source_BxS, max_length_B, buffer_length, settings.decode, **how
         )
         return (*found, counts.depth_BxW[:, None, 1:]) if settings.decode.exit else found
 
-    everything = masks(model, {})
+    step, everything = over_devices(decode, params), masks(model, {})
 
     def search(sentences, keep=None, description=None):
+        def decode_batch(source_BxS, max_length_B, buffer_length):
+            shared = everything | (keep or {}), draft_N
+            return step(shared, (source_BxS, max_length_B), buffer_length)
+
         return decode_sentences(
             sentences,
-            functools.partial(decode, params, everything | (keep or {}), draft_N),
+            decode_batch,
             config=settings.decode,
             max_source=max_source,
             max_positions=model.max_target_length,

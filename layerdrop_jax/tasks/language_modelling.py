@@ -24,6 +24,7 @@ from layerdrop_jax.runs.metrics import check_scored, perplexity
 from layerdrop_jax.runs.run import Run
 from layerdrop_jax.runs.settings import LanguageModelSettings
 from layerdrop_jax.step import losses
+from layerdrop_jax.step.devices import over_devices
 from layerdrop_jax.step.flops import lm_flops
 from layerdrop_jax.symbols import EOS, PAD, UNK
 from layerdrop_jax.tasks.depths import score_depths
@@ -115,8 +116,7 @@ def make_measure(run: Run):
     model = scored(run.settings.model)
     graph = model_graph(model)
 
-    @functools.partial(jax.jit, static_argnames="scored")
-    def step(params, keep, batch, scored):
+    def nll(params, keep, batch, scored):
         network = nnx.merge(graph, params)
         x_BxTxD = network(batch["input"], keep=keep)
         # Only new tokens reach the output layer, which costs more than many layers do.
@@ -131,13 +131,13 @@ def make_measure(run: Run):
         x_BxSxD = jnp.take_along_axis(x_BxTxD, place_BxS[..., None], axis=1)
         return network.nll(x_BxSxD, target_BxS, jnp.where(inside_BxS, weight_BxS, 0))
 
-    everything = masks(model, {})
+    step, everything = over_devices(nll, run.params), masks(model, {})
 
     def measure(windows, keep=None, description=""):
         keep, scored = everything | (keep or {}), int(np.diff(windows.starts).max())
         total = 0.0
         for batch in pipeline.counted_batches(description, run.settings.evaluate, windows):
-            nll_BxS = jax.device_get(step(run.params, keep, batch, scored))
+            nll_BxS = jax.device_get(step(keep, batch, scored))
             total += float(np.sum(nll_BxS, dtype=np.float64))
         return total / len(windows.tokens)
 

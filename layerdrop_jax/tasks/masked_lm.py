@@ -17,6 +17,7 @@ from layerdrop_jax.runs.metrics import check_scored, perplexity
 from layerdrop_jax.runs.run import Run
 from layerdrop_jax.runs.settings import MaskedLMSettings
 from layerdrop_jax.step import losses, masking
+from layerdrop_jax.step.devices import over_devices
 from layerdrop_jax.step.flops import encoder_flops
 from layerdrop_jax.symbols import BOS, EOS, FIRST_WORD, MASK, PAD, mask_id
 from layerdrop_jax.tasks.depths import score_depths
@@ -101,18 +102,18 @@ def make_measure(run: Run):
     """
     graph = model_graph(run.settings.model)
 
-    @jax.jit
-    def step(params, keep, batch):
+    def nll(params, keep, batch):
         _, nll, tokens = loss(nnx.merge(graph, params), batch, smoothing=0.0, keep=keep)
         return nll, tokens
 
+    step = over_devices(nll, run.params)
     everything = masks(run.settings.model, {})
     rows = functools.cache(functools.partial(_rows, run))
 
     def measure(split, keep=None, description=""):
         keep, sums = everything | (keep or {}), []
         for batch in pipeline.counted_batches(description, run.settings.data, rows(split)):
-            sums.append(jax.device_get(step(run.params, keep, batch)))
+            sums.append([np.sum(part) for part in jax.device_get(step(keep, batch))])
         nll, tokens = np.sum(sums, axis=0, dtype=np.float64)
         check_scored(tokens, split, NOTHING)
         return float(nll / tokens), int(tokens)

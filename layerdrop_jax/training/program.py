@@ -57,9 +57,15 @@ def make_plan(settings, mesh) -> Plan:
       ValueError: rows that do not split over the devices, or a config that many devices cannot run.
     """
     sharding.check_rows(settings.data.batch_rows, mesh, settings.drop.row_groups)
-    if mesh.size > 1 and settings.model.drop_path and settings.model.drop_path_rows == "kept":
+    sharding.check_mesh(settings.train.mesh, settings.model)
+    if (
+        mesh.shape["data"] > 1
+        and settings.model.drop_path
+        and settings.model.drop_path_rows == "kept"
+    ):
         raise ValueError(
-            f"model.drop_path_rows='kept' picks rows across {mesh.size} devices: use 'all' there"
+            f"model.drop_path_rows='kept' picks rows across {mesh.shape['data']} devices: use "
+            "'all' there"
         )
     model = with_attention(settings.model, mesh)
     settings = dataclasses.replace(settings, model=model)

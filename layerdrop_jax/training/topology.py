@@ -25,7 +25,7 @@ def find_devices(topology: str) -> list:
 
     Args:
       topology: "" for this host's devices, "cpu" for its CPU devices, or a TPU slice in libtpu's
-        words, such as "v5e:4x4".
+        words, such as "v5e:4x4"; "v5e:4x4,slices=2" is two of them.
 
     Raises:
       ValueError: no such topology, no libtpu, or a libtpu that another process has.
@@ -43,7 +43,9 @@ def find_devices(topology: str) -> list:
     from jax.experimental import topologies
 
     try:
-        devices = topologies.get_topology_desc(topology, platform="tpu").devices
+        name, _, slices = topology.partition(",slices=")
+        several = {"num_slices": int(slices)} if slices else {}
+        devices = topologies.get_topology_desc(name, platform="tpu", **several).devices
     except (RuntimeError, ValueError, NotImplementedError) as error:
         said = " ".join(str(error).split())
         if LOCK in said:
@@ -56,7 +58,9 @@ def find_devices(topology: str) -> list:
             f"--topology={topology}: libtpu knows no such slice ({said}); it is a kind and a shape,"
             " such as v5e:4x4"
         ) from None
-    if len({tuple(device.coords) for device in devices}) < len(devices):
+    if len({(getattr(device, "slice_index", 0), *device.coords) for device in devices}) < len(
+        devices
+    ):
         raise ValueError(
             f"--topology={topology}: libtpu describes {devices[0].device_kind} core by core, and "
             "JAX runs it chip by chip; use v5e, v5p or v6e"

@@ -67,7 +67,7 @@ def train(config, workdir, *, command: str, given: Sequence[str] = ()) -> None:
 
 
 def _train(settings, config, workdir, command):
-    plan = program.make_plan(settings, sharding.make_mesh())
+    plan = program.make_plan(settings, sharding.make_mesh(settings.train.mesh))
     task, mesh, layout = plan.task, plan.mesh, plan.layout
     check_folder(workdir, config)  # it may have been another's while this one waited
     memory.check_state(plan.state, layout)  # before data is read or anything is allocated

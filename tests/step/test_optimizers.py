@@ -149,6 +149,31 @@ def test_moments_and_steps_are_float32_for_any_gradient(name, moments):
     assert [leaf.dtype for leaf in floats] == [jnp.float32] * (2 * moments + 1)
 
 
+@pytest.mark.parametrize("name", ["adam", "nag"])
+def test_moments_in_bfloat16_are_rounded_and_nothing_else(name):
+    """Each update starts from rounded moments, and what it does with them is float32."""
+    config = OptimizerConfig(name=name, rate=0.1, warmup_updates=1, moments="bfloat16")
+    rounded, exact = (
+        make_optimizer(dataclasses.replace(config, moments=moments))[0]
+        for moments in ("bfloat16", "float32")
+    )
+    params = {"w": jnp.linspace(-1, 1, 50)}
+    state = rounded.init(params)
+    kinds = [leaf.dtype for leaf in jax.tree.leaves(state) if leaf.shape]
+    assert kinds == [jnp.bfloat16] * (2 if name == "adam" else 1)
+    for n in range(20):
+        grads = {"w": jnp.sin(jnp.arange(50.0) * (n + 1))}
+        whole = carry_moments(state, exact.init(params))
+        if name == "adam":
+            whole = (whole[0], *state[1:])
+        else:
+            whole = whole._replace(count=state.count)
+        expected, after = exact.update(grads, whole, params)
+        steps, state = rounded.update(grads, state, params)
+        jax.tree.map(np.testing.assert_array_equal, steps, expected)
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(a.dtype)), state, after)
+
+
 def test_update_n_plus_one_uses_the_rate_after_n_updates():
     """With constant gradients and hardly an epsilon each Adam step is exactly the rate."""
     config = OptimizerConfig(rate=0.5, warmup_updates=3, epsilon=1e-30, weight_decay=0.1)
@@ -330,13 +355,13 @@ def test_moments_go_on_under_a_schedule_that_starts_anew(name):
     steps, after = optimizer.update(grads, carried, params)
     if name == "adam":
         # Its own count stays: the bias of moments is not corrected as if they were new.
-        assert carried[0] is state[0]
+        jax.tree.map(np.testing.assert_array_equal, carried[0], state[0])
         direction, _ = scale_by_adam(
             beta1=config.beta1, beta2=config.beta2, epsilon=config.epsilon
         ).update(grads, state[0])
         expected = -rate(0) * (direction["w"] + 0.1 * params["w"])
     else:
-        assert carried.velocity is state.velocity
+        np.testing.assert_array_equal(carried.velocity["w"], state.velocity["w"])
         assert (int(carried.count), int(after.count)) == (0, 1)
         mu, now = config.momentum, rate(0)
         # rho takes the velocity from the last rate of the old schedule to the first of the new

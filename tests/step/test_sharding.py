@@ -83,7 +83,7 @@ def test_four_devices_take_the_steps_of_one(run, config, tmp_path, compile_cache
     [(12, 1, True), (6, 1, True), (12, 2, True), (4, 1, False), (7, 1, False), (6, 2, False)],
 )
 def test_rows_split_evenly_or_not_at_all(rows, groups, fits):
-    mesh = types.SimpleNamespace(size=6)
+    mesh = types.SimpleNamespace(shape={"data": 6})
     if fits:
         sharding.check_rows(rows, mesh, groups)
         return

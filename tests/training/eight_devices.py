@@ -18,13 +18,14 @@ from layerdrop_jax.step import sharding
 from layerdrop_jax.step.optimizers import make_optimizer
 from layerdrop_jax.step.train_step import make_state, make_train_step
 from layerdrop_jax.tasks.task import task_of
+from layerdrop_jax.training.program_checks import check_program
 from tests import tiny_run
 
 STEPS, A, B, S, T, V = 3, 2, 8, 29, 31, 336
 LEARNING_STEPS = 8  # the rates are equal in the first three
 LAYERS = {"encoder": 5, "decoder": 7}  # found on no other axis
 # relu has a kink: rounding that crosses it changes a gradient by more than rounding.
-MODEL = {"embed_dim": 16, "attention_heads": 2, "ffn_dim": 24, "activation": "gelu"}
+MODEL = {"embed_dim": 16, "attention_heads": 8, "ffn_dim": 24, "activation": "gelu"}
 MODEL |= {"encoder_layers": 5, "decoder_layers": 7, "dropout": 0.1}
 COLLECTIVE = re.compile(r" = (.*?) (all-gather|all-reduce|all-to-all|reduce-scatter)(-start)?\(")
 
@@ -71,7 +72,7 @@ def collectives(text):
     return found
 
 
-def run(step, state, batch, layers, mesh, *, shard):
+def run(step, state, batch, layers, mesh, *, shard=False):
     """The steps with each rate, [whole, part] of the shape of each array, and the collectives.
 
     Where rates are learned, with one rate, from which nothing follows; and the scores after it.
@@ -90,7 +91,9 @@ def run(step, state, batch, layers, mesh, *, shard):
     }
     with jax.set_mesh(mesh):
         step = step.lower(first, batch, rates=rates[0.5]).compile()
-    result = {"steps": {}, "collectives": collectives(step.as_text())}
+    text = step.as_text()
+    result = {"steps": {}, "collectives": collectives(text)}
+    result["problems"] = check_program(text, layers).problems if mesh.size > 1 else []
     for rate, rates_of_layers in rates.items():
         state, steps = first, []
         for _ in range(LEARNING_STEPS if "scores" in state else STEPS):
@@ -116,7 +119,10 @@ def run(step, state, batch, layers, mesh, *, shard):
 
 
 def runs(config, batch, layers, layouts):
-    """`run` of one config on each of some meshes; ``layouts`` maps a name to (mesh, shard)."""
+    """`run` of one config on each of some meshes; ``layouts`` maps a name to a mesh in words.
+
+    A name that ends with "sharded" splits parameters over ``data``.
+    """
     settings = settings_lib.parse(config)
     optimizer, _ = make_optimizer(settings.optimizer)
     params = functools.partial(make_params, settings.model, 1)
@@ -124,24 +130,25 @@ def runs(config, batch, layers, layouts):
     state = jax.jit(lambda: start(settings.model, params()))()
     step = make_train_step(settings, task_of(settings), optimizer, seed=1, clip_norm=1.0)
     return {
-        name: run(step, state, batch, layers, mesh, shard=shard)
-        for name, (mesh, shard) in layouts.items()
+        name: run(
+            *(step, state, batch, layers),
+            ONE if mesh is None else sharding.make_mesh(mesh),
+            shard=name.endswith("sharded"),
+        )
+        for name, mesh in layouts.items()
     }
 
 
 if __name__ == "__main__":
     assert jax.device_count() == 8
-    one = jax.make_mesh(
-        (1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1]
-    )
-    eight = sharding.make_mesh()
+    ONE = sharding.make_mesh(devices=jax.devices()[:1])
     unread = pathlib.Path("unread")
     sizes = {"model": MODEL, "data": {"vocab_size": V, "batch_rows": B}}
     found = runs(
         tiny_run.tiny_config(unread, **sizes),
         make_batch(),
         LAYERS,
-        {"one": (one, False), "whole": (eight, False), "sharded": (eight, True)},
+        {"one": None, "whole": "data=8", "sharded": "", "model_2_sharded": "data=4,model=2"},
     )
     # Nesterov's gradient, an adaptive softmax whose buffers are small, layers shared by threes.
     sizes["model"] = {name: MODEL[name] for name in MODEL if name != "encoder_layers"}
@@ -152,8 +159,17 @@ if __name__ == "__main__":
         tiny_run.tiny_lm_config(unread, **sizes),
         make_lm_batch(),
         {"decoder": 6},
-        {"lm_one": (one, False), "lm_sharded": (eight, True)},
+        {"lm_one": None, "lm_sharded": "", "lm_model_4": "model=4", "lm_model_8": "model=8"},
     )
+    sizes["drop"] = {"decoder": 0.5, "mode": "cond"}
+    sizes["optimizer"] |= {"dropped_layers": "freeze"}
+    found |= runs(
+        tiny_run.tiny_lm_config(unread, **sizes),
+        make_lm_batch(),
+        {"decoder": 6},
+        {"cond_one": None, "cond_model_2": "data=4,model=2"},
+    )
+    del sizes["optimizer"]["dropped_layers"]
     # Today's decoder, two heads of queries for each of keys.
     sizes["model"] = {"embed_dim": 16, "attention_heads": 4, "ffn_dim": 24, "decoder_layers": 6}
     sizes["drop"] = {"decoder": 0.5, "score_units": 16, "score_rate": 0.3}
@@ -161,7 +177,7 @@ if __name__ == "__main__":
         tiny_run.tiny_llama_config(unread, **sizes),
         make_lm_batch(),
         {"decoder": 6},
-        {"learned_one": (one, False), "learned_sharded": (eight, True)},
+        {"learned_one": None, "learned_sharded": "", "learned_model_2_sharded": "model=2"},
     )
     sizes = {"data": {"vocab_size": V, "batch_rows": B}}
     sizes["model"] = {n: v for n, v in MODEL.items() if n != "decoder_layers"}
@@ -171,6 +187,6 @@ if __name__ == "__main__":
             config(unread, **sizes),
             batch,
             {"encoder": 5},
-            {f"{name}_one": (one, False), f"{name}_sharded": (eight, True)},
+            {f"{name}_one": None, f"{name}_model_4_sharded": "data=2,model=4"},
         )
     pathlib.Path(sys.argv[1]).write_text(json.dumps(found))

@@ -58,9 +58,11 @@ def eight(tmp_path_factory, compile_cache):
     [
         ("one", "whole"),
         ("one", "sharded"),
-        ("lm_one", "lm_sharded"),
-        ("masked_one", "masked_sharded"),
-        ("classes_one", "classes_sharded"),
+        ("one", "model_2_sharded"),
+        *(("lm_one", layout) for layout in ("lm_sharded", "lm_model_4", "lm_model_8")),
+        ("cond_one", "cond_model_2"),
+        ("masked_one", "masked_model_4_sharded"),
+        ("classes_one", "classes_model_4_sharded"),
     ],
 )
 def test_eight_devices_take_the_steps_of_one(eight, single, layout, rate):
@@ -78,9 +80,10 @@ def test_eight_devices_take_the_steps_of_one(eight, single, layout, rate):
             assert set(counts) == {drawn if rate == "0.0" else 0}
 
 
-def test_eight_devices_learn_the_rates_of_one(eight):
+@pytest.mark.parametrize("layout", ["learned_sharded", "learned_model_2_sharded"])
+def test_eight_devices_learn_the_rates_of_one(eight, layout):
     """And draw the same layers by them: every device has the same scores, bit for bit."""
-    one, many = eight["learned_one"], eight["learned_sharded"]
+    one, many = eight["learned_one"], eight[layout]
     for a, b in zip(one["steps"]["0.5"], many["steps"]["0.5"], strict=True):
         for name in ("layers_run", "decoder_layers", "tokens"):
             assert a[name] == b[name]
@@ -106,6 +109,40 @@ def test_each_device_holds_its_part(eight):
             assert np.prod(part) * 8 == np.prod(whole), name
             split += 1
     assert split > 3 * 40  # parameters and two moments
+
+
+@pytest.mark.parametrize(("layout", "size"), [("lm_model_4", 4), ("model_2_sharded", 2)])
+def test_devices_share_the_heads_and_the_ffn_of_a_layer(eight, layout, size):
+    """Along ``model``, by whole heads, 8 of 2 in 16; what is not sharded too is whole else."""
+    for name, (whole, part) in eight[layout]["parts"].items():
+        *_, module, leaf = name.split("/")
+        expected = list(whole)
+        if not LAYERS.keys() & set(name.split("/")):
+            axis = None
+        elif module in ("q_proj", "k_proj", "v_proj", "fc1"):
+            axis = -1
+        else:
+            axis = 1 if (module, leaf) in (("out_proj", "kernel"), ("fc2", "kernel")) else None
+        if axis is not None:
+            assert part[axis] == whole[axis] // size, name
+        if layout.endswith("sharded"):
+            assert np.prod(part) <= np.prod(whole) // (size if axis is not None else 1), name
+        else:
+            expected[axis or 0] //= 1 if axis is None else size
+            assert part == expected, name
+
+
+def test_no_program_could_hang(eight):
+    assert {name: about["problems"] for name, about in eight.items() if about["problems"]} == {}
+
+
+def test_a_layer_is_summed_over_the_devices_that_share_it(eight):
+    """In the loops over layers: what each makes of its heads and of its part of the FFN."""
+    found = eight["model_2_sharded"]["collectives"]
+    for length in (29, 31):
+        assert [2, "all-reduce", [2 * length, 16]] in found  # rows of one device: 2 of 8
+    assert {what for _, what, _ in found} <= {"all-gather", "all-reduce"}
+    assert [one for one in found if set(LAYERS.values()) & set(one[2])] == []
 
 
 @pytest.mark.parametrize("layout", ["whole", "sharded"])
