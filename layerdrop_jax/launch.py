@@ -128,9 +128,17 @@ def main(argv):
 
 def train(config, workdir, command, cut):
     if DISTRIBUTED.value:
-        import jax
+        from layerdrop_jax.training.hosts import together
 
-        jax.distributed.initialize()
+        with together():
+            _train(config, workdir, command, cut)
+        print("trained; now evaluate it on one host: --mode=evaluate")
+    else:
+        evaluate(_train(config, workdir, command, cut))
+
+
+def _train(config, workdir, command, cut):
+    """Trains or fine-tunes, and gives the folder of what was trained."""
     if MODE.value == "train":
         from layerdrop_jax.training.train import train
 
@@ -140,10 +148,7 @@ def train(config, workdir, command, cut):
 
         named = {"command": command, "config": config, "given": given_keys(sys.argv)}
         workdir = finetune(workdir, OUTPUT.value, **named, **cut)
-    if DISTRIBUTED.value:
-        print("trained; now evaluate it on one host: --mode=evaluate")
-    else:
-        evaluate(workdir)
+    return workdir
 
 
 def evaluate(workdir, **cut):

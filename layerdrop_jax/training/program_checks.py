@@ -2,15 +2,16 @@
 
 A program is the text of XLA's HLO after all optimisations, ``compiled.as_text()``. It is followed
 from its arguments to its results, through loops, branches and fusions, with two things noted of
-each value: which arrays of a stack it still is, with all layers, and whether it may differ between
-the devices.
+each value: which arrays of a stack it still is, with all layers, and between which devices it may
+differ.
 """
 
 import collections
 import re
 import typing
 
-LOCAL = "differs between devices"
+import numpy as np
+
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "reduce-scatter", "collective-permute")
 COLLECTIVES += ("collective-broadcast", "ragged-all-to-all")
 SAME = ("copy", "convert", "bitcast", "bitcast-convert", "reshape", "transpose", "domain")
@@ -22,7 +23,21 @@ _HEADER = re.compile(r"(ENTRY )?%([\w.\-]+) \(.*\{$")
 _START = re.compile(r"\s+(ROOT )?%([\w.\-]+) = ")
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 _NAME = re.compile(r"%([\w.\-]+)")
-_GROUPS = re.compile(r"replica_groups=(mesh\[[^\]]*\] ?\{[^}]*\}|\[[^\]]*\]|\{\}|\{\{.*?\}\})")
+# Numbers of devices in some order: [2,4]<=[4,2]T(1,0) are 0 to 7 as [4, 2], transposed, as [2, 4].
+_ORDER = r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?"
+_GROUPS = re.compile(
+    rf"replica_groups=(?:mesh\[([^\]]*)\] ?\{{([^}}]*)\}}|{_ORDER}|(\{{\{{.*?\}}\}}))"
+)
+_TILES = re.compile(rf"devices={_ORDER}( last_tile_dim_replicate)?$")
+
+
+class Local(typing.NamedTuple):
+    """Notes that a value differs between devices, but not between those of one class.
+
+    ``classes`` has that of each device; None: any two may differ.
+    """
+
+    classes: tuple[int, ...] | None = None
 
 
 class Instruction(typing.NamedTuple):
@@ -91,7 +106,9 @@ def check_program(text: str, stacks: dict) -> Program:
     entry, computations = parse(text)
     if entry is None:
         raise ValueError("the text is not that of a compiled program: it has no ENTRY")
-    walk = _Walk(computations, {stack: n for stack, n in stacks.items() if n > 1})
+    found = re.search(r"\bnum_partitions=(\d+)", text)
+    devices = int(found[1]) if found else 0
+    walk = _Walk(computations, {stack: n for stack, n in stacks.items() if n > 1}, devices)
     walk.run(entry, None, ())
     return Program(list(walk.collectives.values()), walk.layer_loops(), walk.all_problems())
 
@@ -155,6 +172,10 @@ def _sizes(kind) -> list[int]:
     return sizes
 
 
+def _local(tags) -> frozenset:
+    return frozenset(tag for tag in tags if isinstance(tag, Local))
+
+
 def _tags(value) -> frozenset:
     if isinstance(value, frozenset):
         return value
@@ -177,25 +198,64 @@ def _attribute(rest, name) -> list[str]:
     return _NAME.findall(found[1]) if found else []
 
 
-def _everyone(rest) -> bool:
-    """Says whether a collective has all devices in one group."""
-    found = re.search(
-        r"replica_groups=(mesh\[[^\]]*\] ?\{[^}]*\}|\[[^\]]*\]|\{\}|\{\{.*?\}\})", rest
+def _numbers(text) -> list[int]:
+    return [int(number) for number in text.split(",") if number]
+
+
+def _ordered(shape, source, axes):
+    """Arranges the numbers of devices as an `_ORDER` says."""
+    devices = np.arange(np.prod(_numbers(source))).reshape(_numbers(source))
+    return (devices.transpose(_numbers(axes)) if axes else devices).reshape(_numbers(shape))
+
+
+def _groups(rest, devices: int):
+    """Lists the groups of devices that a collective joins; None where the text does not say so.
+
+    Args:
+      rest: the attributes of the collective.
+      devices: how many there are.
+    """
+    found = _GROUPS.search(rest)
+    if not found:
+        told = "replica_groups=" in rest and "replica_groups={}" not in rest
+        return None if told else [list(range(devices))]
+    axes, used, shape, source, order, listed = found.groups()
+    if shape:
+        return _ordered(shape, source, order).tolist()
+    if listed:
+        return [_numbers(group) for group in re.findall(r"\{([\d,]+)\}", listed)]
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes))
+    names = re.findall(r"'(\w+)'", used)
+    if ":" in used or not set(names) <= set(sizes):
+        return None
+    lengths = [int(size) for size in sizes.values()]
+    order = [n for n, name in enumerate(sizes) if name not in names]
+    order += [list(sizes).index(name) for name in names]
+    joined = int(np.prod([int(sizes[name]) for name in names]))
+    return (
+        np.arange(np.prod(lengths)).reshape(lengths).transpose(order).reshape(-1, joined).tolist()
     )
-    if not found or found[1] == "{}":
-        return True
-    groups = found[1]
-    if groups.startswith("mesh"):
-        axes, used = groups.split("]")
-        return all(name in used for name, size in re.findall(r"('\w+')=(\d+)", axes) if size != "1")
-    return groups.startswith("[1,") or groups.count("{") == 2
+
+
+def _split_over(sharding: str) -> Local:
+    """Finds which devices have the same part of an array, from its sharding."""
+    found = _TILES.match(sharding)
+    if not found:
+        return Local()
+    shape, source, order, copies = found.groups()
+    tiles = _ordered(shape, source, order)
+    tiles = tiles.reshape(-1, tiles.shape[-1] if copies else 1)
+    classes = np.empty(tiles.size, int)
+    for number, same in enumerate(tiles):
+        classes[same] = number
+    return Local(tuple(classes.tolist()))
 
 
 class _Walk:
     """Follows values from a program's arguments on; what it meets is in its attributes."""
 
-    def __init__(self, computations, stacks):
-        self.computations, self.stacks = computations, stacks
+    def __init__(self, computations, stacks, devices):
+        self.computations, self.stacks, self.devices = computations, stacks, devices
         self.collectives = {}  # by loops and channel
         self.reads = collections.defaultdict(set)  # by array and loops: (static, which)
         self.leaves = {}  # arrays of stacks: (stack, rank), by argument
@@ -225,7 +285,7 @@ class _Walk:
         tags = set()
         sharding = re.search(r"sharding=\{(.*?)\}", one.rest)
         if sharding and sharding[1] not in ("replicated", "maximal device=0"):
-            tags.add(LOCAL)
+            tags.add(_split_over(sharding[1]))
         found = re.search(r'op_name="([^"]*)"', one.rest)
         name, dims = (found[1].replace("\\'", "'") if found else ""), _dims(one.kind)
         for stack, rows in self.stacks.items():
@@ -255,12 +315,12 @@ class _Walk:
         if base in COLLECTIVES:
             return self._collective(one, base, _tags(tuple(given)), kinds, loops)
         if opcode in ("partition-id", "replica-id"):
-            return frozenset([LOCAL])
+            return frozenset([Local()])
         if opcode.endswith(("-done", "-update")) or opcode == "optimization-barrier":
             return given[0]
         tags = _tags(tuple(given))
-        kept = self._still_whole(one, given, loops) if tags - {LOCAL} else frozenset()
-        return (tags & {LOCAL}) | kept
+        kept = self._still_whole(one, given, loops) if tags - _local(tags) else frozenset()
+        return _local(tags) | kept
 
     def _still_whole(self, one, given, loops):
         """Lists the arrays of stacks that a result still is; notes a read of their rows."""
@@ -269,7 +329,7 @@ class _Walk:
             given = given[1:]
         elif opcode not in SAME + READS:
             return frozenset()
-        whole = _tags(given[0]) - {LOCAL}
+        whole = _tags(given[0]) - _local(_tags(given[0]))
         rows = _dims(one.kind)[:1]
         kept = frozenset(leaf for leaf in whole if rows == (self.stacks[self.leaves[leaf][0]],))
         for leaf in whole - kept if opcode in READS else ():
@@ -285,9 +345,10 @@ class _Walk:
             if after == carry:
                 break
             carry = after
-        if LOCAL in _tags(self.run(condition, (carry,), inside)):
+        differs = _local(_tags(self.run(condition, (carry,), inside)))
+        if differs:
             self._must_agree([body, condition], one, "a loop whose number of trips")
-            return _add(carry, {LOCAL})
+            return _add(carry, differs)
         return carry
 
     def _conditional(self, one, given, loops):
@@ -299,9 +360,10 @@ class _Walk:
         value = found[0]
         for other in found[1:]:
             value = _join(value, other)
-        if LOCAL in _tags(given[0]):
+        differs = _local(_tags(given[0]))
+        if differs:
             self._must_agree(branches, one, "a branch that")
-            value = _add(value, {LOCAL})
+            value = _add(value, differs)
         return value
 
     def _must_agree(self, names, one, what):
@@ -335,15 +397,37 @@ class _Walk:
         key = loops, base, channel[1] if channel else one.name
         self.collectives[key] = Collective(base, sum(sizes), loops)
         gathers = base in ("all-gather", "all-reduce")
-        arrays = tags - {LOCAL}
+        arrays = tags - _local(tags)
         if gathers:
             for leaf in sorted(arrays):
                 self.problems[
                     f"{base} of {leaf} with all its layers ({one.name}): a device has to hold the "
                     "whole stack; one layer at a time is meant"
                 ] = None
-        local = frozenset() if gathers and _everyone(one.rest) else tags & {LOCAL}
+        local = self._joined(one, base, _local(tags)) if gathers else _local(tags)
         return local | (arrays if base == "all-gather" else frozenset())
+
+    def _joined(self, one, base, local) -> frozenset:
+        """Notes between which devices a value differs that a collective has made of others.
+
+        Devices whose groups were given alike have the same.
+        """
+        groups = _groups(one.rest, self.devices)
+        if not local or groups is None or len(groups) == 1:
+            return local if groups is None else frozenset()
+        if any(tag.classes is None for tag in local):
+            return local
+        given = list(zip(*(tag.classes for tag in sorted(local)), strict=True))
+        made, known = {}, []
+        for group in groups:
+            parts = [given[device] for device in group]
+            parts = parts if base == "all-gather" else sorted(parts)
+            made |= dict.fromkeys(group, parts)
+        for device in range(len(given)):
+            if made[device] not in known:
+                known.append(made[device])
+        classes = tuple(known.index(made[device]) for device in range(len(given)))
+        return frozenset([Local(classes)]) if len(known) > 1 else frozenset()
 
     def layer_loops(self) -> set:
         """Lists the loops, each as the names of it and of those around it, that read rows."""

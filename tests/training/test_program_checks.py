@@ -136,6 +136,26 @@ def test_a_sum_over_some_devices_alone_leaves_them_different(groups, everyone):
     assert (program.problems == []) == everyone
 
 
+@pytest.mark.parametrize(
+    ("groups", "alike"),
+    [
+        ("{{0,2},{1,3}}", True),  # over data, of rows that two devices of model share
+        ("[2,2]<=[2,2]T(1,0)", True),
+        ("mesh['data'=2,'model'=2] {'data'}", True),
+        ("{{0,1},{2,3}}", False),
+        ("[2,2]<=[4]", False),
+        ("mesh['data'=2,'model'=2] {'model'}", False),
+        ("mesh['data'=4] {'data':(1)2}", False),  # not known
+    ],
+)
+def test_devices_that_share_rows_may_add_them_up_apart(groups, alike):
+    """Along one axis of a mesh, where the other has copies: each group finds the same sum."""
+    shared = "devices=[2,2]<=[4] last_tile_dim_replicate"
+    text = TEXT_OF_A_BRANCH.replace("GROUPS", groups).replace("devices=[4]<=[4]", shared)
+    program = program_checks.check_program(text, {})
+    assert (program.problems == []) == alike
+
+
 TEXT_OF_A_BRANCH = """HloModule made_by_hand
 
 %add (a: f32[], b: f32[]) -> f32[] {

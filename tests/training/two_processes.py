@@ -42,7 +42,7 @@ def main(argv):
         launch.in_one_line(launch.main)(argv)
     except SystemExit as end:
         code = end.code
-    assert (jax.process_count(), jax.device_count()) == (2, 2)
+    assert (jax.process_count(), jax.device_count()) == (2, 4)
     for config, folder in json.loads(os.environ["FURTHER_RUNS"]):
         train.train(config, folder, command="")
     sys.exit(code)
