@@ -1,6 +1,11 @@
 """What a draft saves: the sub-networks of runs as drafts, by depth, layers and tokens proposed.
 
   python -m benchmarks.drafts --runs RUN RUN --out=experiments/results/drafts
+  python -m benchmarks.drafts --widths 96 512 --out=DIR      # what any network of that width can
+
+Of a width it makes a language model of random weights, of 12 layers with today's parts, whose
+layers behind the draft add nothing: all that the draft proposes is taken. No network of that size
+gains more; from which share of the proposals on one gains at all, follows from the same times.
 
 Each request is answered twice in turn, by the network alone and with the draft, one request at a
 time, so that what else the machine does falls on both; ratios are taken request by request. Writes
@@ -12,15 +17,26 @@ import json
 import pathlib
 import sys
 
+import jax
+import numpy as np
+
 from benchmarks.step_cost import listed, machine, table
 from layerdrop_jax.core.pruning import RULES
 from layerdrop_jax.depth import drafts
-from layerdrop_jax.runs.run import load_run
+from layerdrop_jax.models.params import make_params
+from layerdrop_jax.runs import settings as settings_lib
+from layerdrop_jax.runs.run import Run, load_run
+from layerdrop_jax.studies.jobs import load_config
+from layerdrop_jax.symbols import EOS, FIRST_WORD
+from layerdrop_jax.tasks.task import task_of
+
+PROMPT, NEW_TOKENS = 32, 64  # tokens of a request to a network of random weights
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--runs", type=pathlib.Path, nargs="+", required=True, help="run folders")
+    parser.add_argument("--runs", type=pathlib.Path, nargs="+", default=[], help="run folders")
+    parser.add_argument("--widths", type=int, nargs="+", default=[], help="multiples of 32")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write to")
     parser.add_argument("--depths", type=int, nargs="+", default=[1, 2, 3, 4, 6, 9])
     parser.add_argument("--sets", nargs="+", choices=list(RULES), default=["first", "spread"])
@@ -30,10 +46,17 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     if min(arguments.requests, *arguments.tokens, *arguments.depths) < 1:
         parser.error("--requests, --tokens and --depths must be 1 or more")
-    drafts.PROMPTS = arguments.requests
+    if not arguments.runs and not arguments.widths:
+        parser.error("--runs or --widths says which networks")
+    if any(width < 32 or width % 32 for width in arguments.widths):
+        parser.error(f"--widths={arguments.widths} must be multiples of 32")
     arguments.out.mkdir(parents=True, exist_ok=True)
     command = " ".join(["python -m benchmarks.drafts", *(sys.argv[1:] if argv is None else argv)])
-    results = {"machine": machine(), "command": command, "drafts": []}
+    results = {"machine": machine(), "command": command, "drafts": [], "widths": []}
+    for width in arguments.widths:
+        for depth in arguments.depths:
+            for tokens in arguments.tokens:
+                results["widths"].append(of_width(width, depth, tokens, arguments))
     for folder in arguments.runs:
         for tokens in arguments.tokens:
             results["drafts"] += of_run(folder, tokens, arguments)
@@ -59,18 +82,62 @@ def of_run(folder, tokens, arguments) -> list[dict]:
                 found.append({"sets": rule, "depth": keep, "kept_layers": layers})
     # The draft that the config names serves to set decode.draft_tokens alone.
     run = load_run(folder, [*arguments.set, "decode.draft=all", f"decode.draft_tokens={tokens}"])
-    verdict = drafts.add_drafts(run, found)
-    if verdict is None:
+    prompts = task_of(run.settings).prompts
+    if not drafts.add_drafts(run, found, prompts and prompts(run, arguments.requests)):
         raise ValueError(f"{folder} has no network that drafts, or --depths has none of its depths")
     about = {"run": folder.name, "tokens": tokens, "new_tokens": run.settings.prune.new_tokens}
     about |= {"temperature": getattr(run.settings.decode, "temperature", 0)}
     return [about | draft for draft in found]
 
 
+def of_width(width, depth, tokens, arguments) -> dict:
+    """Measures the draft of the first layers of a network whose other layers add nothing."""
+    keys = {
+        "model.embed_dim": width,
+        "model.ffn_dim": 3 * width,
+        "model.attention_heads": width // 32,
+        "model.kv_heads": width // 32,
+        "model.dtype": "float32",
+        "decode.temperature": 0.0,
+        "decode.draft": "all",  # serves to set the next one alone
+        "decode.draft_tokens": tokens,
+        "prune.prompt_tokens": PROMPT,
+        "prune.new_tokens": NEW_TOKENS,
+    }
+    config = settings_lib.change(
+        load_config("configs/llama.py:demo", keys), arguments.set, ("decode", "prune")
+    )
+    parsed = settings_lib.parse(config)
+    model, draw = parsed.model, np.random.default_rng(0)
+
+    def silent(path, array_NxDxD):
+        if any(getattr(entry, "key", None) in ("out_proj", "fc2") for entry in path):
+            array_NxDxD[depth:] = 0
+        return array_NxDxD
+
+    params = jax.tree.map(np.array, make_params(model, 0))
+    params["decoder"] = jax.tree_util.tree_map_with_path(silent, params["decoder"])
+    run = Run(pathlib.Path(f"width {width}"), config, parsed, None, params, [])
+    found = {"kept_layers": {"decoder": list(range(depth))}}
+    shape = arguments.requests, parsed.prune.prompt_tokens
+    prompts = draw.integers(FIRST_WORD, model.vocab_size, shape).astype(np.int32)
+    prompts[:, 0] = EOS
+    drafts.add_drafts(run, [found], prompts)
+    draft = found["draft"]
+    # A round takes as long whatever is taken of it. One that adds so many tokens gains nothing:
+    even = draft["tokens_a_pass"] / draft["speedup"]
+    about = {"width": width, "layers": model.decoder_layers, "depth": depth, "tokens": tokens}
+    return about | {"draft": draft, "pays_from": (even - 1) / tokens}
+
+
 def report(results) -> str:
     """Writes the text of report.md, with its tables."""
     lines = ["# What a draft saves", ""]
     lines += [listed(results["machine"]), ""]
+    if results["widths"]:
+        lines += _by_width(results["widths"])
+    if not results["drafts"]:
+        return "\n".join([*lines, "```", results["command"], "```", ""])
     lines += [
         "A request's time without a draft over its time with one, batch 1: median and quartiles "
         "over the requests. In front of it the share of the proposals that are taken.",
@@ -98,6 +165,34 @@ def report(results) -> str:
             ],
         )
     return "\n".join([*lines, "```", results["command"], "```", ""])
+
+
+def _by_width(rows) -> list[str]:
+    """Writes the table of networks whose drafts are always right."""
+    sizes = sorted({row["tokens"] for row in rows})
+    cells = {}
+    for row in rows:
+        draft = row["draft"]
+        low, high = draft["speedup_quartiles"]
+        share = f"from {row['pays_from']:.0%}" if row["pays_from"] < 1 else "never"
+        cells.setdefault((row["width"], row["depth"]), {})[row["tokens"]] = (
+            f"{draft['speedup']:.2f} ({low:.2f}-{high:.2f}), {share}"
+        )
+    return [
+        "## Where all proposals are taken",
+        "",
+        f"{rows[0]['layers']} layers of random weights, those behind the draft without effect. A "
+        "request's time without the draft over its time with it, batch 1: median and quartiles. "
+        "Behind it, from which share of the proposals on a draft would save time.",
+        "",
+        *table(
+            ["width, draft", *(f"up to {size} tokens" for size in sizes)],
+            [
+                [f"{width}, first {depth}", *(found.get(size, "") for size in sizes)]
+                for (width, depth), found in cells.items()
+            ],
+        ),
+    ]
 
 
 if __name__ == "__main__":

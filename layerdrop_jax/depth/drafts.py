@@ -20,7 +20,7 @@ from layerdrop_jax.tasks.task import task_of
 PROMPTS = 8  # requests, each by every draft in turn with the network alone
 
 
-def add_drafts(run: Run, depths) -> str | None:
+def add_drafts(run: Run, depths, prompts=None) -> str | None:
     """Adds ``draft`` to each depth that can be the whole network's draft.
 
     A depth can where it has fewer decoder layers than the whole, and all layers of other stacks.
@@ -31,6 +31,7 @@ def add_drafts(run: Run, depths) -> str | None:
     Args:
       run: the run.
       depths: dicts with ``kept_layers``, the layers of each stack.
+      prompts: ids of requests, int32 [requests, P]; None: `PROMPTS` of the validation split.
 
     Returns:
       a sentence that says which draft pays, or that none does; None where the task has no drafts,
@@ -50,9 +51,10 @@ def add_drafts(run: Run, depths) -> str | None:
     params = jax.device_put(decoding_params(run.params))
     ratios = [[] for _ in drafts]
     counts = [np.zeros(4, int) for _ in drafts]
-    prompts_ = task.prompts(run, PROMPTS)
-    with progress("trying every depth as a draft", (PROMPTS + 1) * len(drafts)) as advance:
-        for number, ids_P in enumerate([prompts_[0], *prompts_]):
+    prompts = task.prompts(run, PROMPTS) if prompts is None else prompts
+    tries = (len(prompts) + 1) * len(drafts)
+    with progress("trying every depth as a draft", tries) as advance:
+        for number, ids_P in enumerate([prompts[0], *prompts]):
             for draft_N, of_draft, counted in zip(masks_, ratios, counts, strict=True):
                 alone, _ = _time_once(answer, params, ids_P[None])
                 seconds, found = _time_once(answer, params, ids_P[None], draft_N)

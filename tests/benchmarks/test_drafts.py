@@ -5,12 +5,10 @@ import json
 import pytest
 
 from benchmarks import drafts
-from layerdrop_jax.depth import drafts as of_depths
 from tests import tiny_run
 
 
-def test_a_whole_run(lm_run, tmp_path, compile_cache, monkeypatch):
-    monkeypatch.setattr(of_depths, "PROMPTS", of_depths.PROMPTS)  # the benchmark sets it
+def test_a_whole_run(lm_run, tmp_path, compile_cache):
     arguments = ["--runs", str(lm_run), f"--out={tmp_path}", "--depths", "1", "2", "4"]
     arguments += ["--tokens", "2", "--requests=3", "--set", "decode.temperature=0"]
     with tiny_run.quick_compile(compile_cache):
@@ -28,6 +26,21 @@ def test_a_whole_run(lm_run, tmp_path, compile_cache, monkeypatch):
     report = (tmp_path / "report.md").read_text()
     assert "| 2 layers, spread | " in report
     assert "--tokens 2" in report
+
+
+def test_a_width(tmp_path, compile_cache):
+    """All that the draft proposes is taken: each pass gives one token more than were proposed."""
+    arguments = ["--widths", "32", f"--out={tmp_path}", "--depths", "2", "--tokens", "2"]
+    arguments += ["--requests=2", "--set", "prune.new_tokens=7"]
+    with tiny_run.quick_compile(compile_cache):
+        drafts.main(arguments)
+    (row,) = json.loads((tmp_path / "results.json").read_text())["widths"]
+    assert (row["width"], row["layers"], row["depth"], row["tokens"]) == (32, 12, 2, 2)
+    assert row["draft"]["acceptance"] == 1
+    assert row["draft"]["tokens_a_pass"] == pytest.approx(3)
+    even = 3 / row["draft"]["speedup"]
+    assert row["pays_from"] == pytest.approx((even - 1) / 2)
+    assert "| 32, first 2 | " in (tmp_path / "report.md").read_text()
 
 
 @pytest.mark.parametrize("flag", ["--requests=0", "--depths=0", "--tokens=0"])

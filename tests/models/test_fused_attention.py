@@ -134,11 +134,10 @@ from layerdrop_jax.models import fused_attention
 from layerdrop_jax.models.masks import Segments
 from layerdrop_jax.step.sharding import make_mesh
 
-mesh = make_mesh()
-rows = []
+shapes = []
 
 def attend(q, k, v, seen):
-    rows.append(q.shape[0])
+    shapes.append(q.shape)
     return jax.nn.dot_product_attention(q, k, v, is_causal=seen.causal, scale=1.0)
 
 fused_attention._flash = attend
@@ -151,17 +150,22 @@ def loss(arrays):
     return jnp.sum(fused_attention.fused_attention(*arrays, seen) ** 2)
 
 alone = jax.jit(jax.value_and_grad(loss))(arrays)
-split = jax.device_put(arrays, NamedSharding(mesh, PartitionSpec("data")))
-with jax.set_mesh(mesh):
-    program = jax.jit(jax.value_and_grad(loss)).lower(split).compile()
-    several = program(split)
-for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(several)):
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-print(json.dumps([rows[0], rows[-1], "all-gather" in program.as_text()]))
+found = [shapes[0]]
+for mesh in (make_mesh(), make_mesh("model=2")):
+    spec = PartitionSpec("data", None, "model" if "model" in mesh.axis_names else None)
+    split = jax.device_put(arrays, NamedSharding(mesh, spec))
+    with jax.set_mesh(mesh):
+        program = jax.jit(jax.value_and_grad(loss)).lower(split).compile()
+        several = program(split)
+    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(several)):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    assert "all-gather" not in program.as_text()
+    found.append(shapes[-1])
+print(json.dumps(found))
 """
 
 
-def test_each_device_attends_over_its_own_rows():
+def test_each_device_attends_over_its_own_rows_and_heads():
     environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", DEVICES],
@@ -171,6 +175,7 @@ def test_each_device_attends_over_its_own_rows():
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    whole, part, gathers = json.loads(done.stdout.splitlines()[-1])
-    assert (whole, part) == (8, 2)
-    assert not gathers
+    whole, rows, both = json.loads(done.stdout.splitlines()[-1])
+    assert whole == [8, 20, 2, 8]
+    assert rows == [2, 20, 2, 8]
+    assert both == [4, 20, 1, 8]
