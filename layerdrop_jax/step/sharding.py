@@ -85,10 +85,11 @@ def make_mesh(text: str = "", devices=None):
     else:
         mesh = jax.make_mesh(shape, axes, **kind, devices=devices)
     for along_model in mesh.devices.reshape(data, model):
-        if len({device.process_index for device in along_model}) > 1:
+        processes = [device.process_index for device in along_model]
+        if len(set(processes)) > 1:
             raise ValueError(
-                f"train.mesh={text!r}: model={model} goes from one process to another; a process "
-                f"has {len(mesh.local_devices)} device(s), of which model must be a divisor"
+                f"train.mesh={text!r}: model={model} goes from one process to another "
+                f"({processes}): it must be a divisor of the devices that a process has"
             )
     return mesh
 

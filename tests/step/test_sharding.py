@@ -1,5 +1,6 @@
 """Data parallelism: four devices compute what one computes. They are virtual ones, of a child."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -111,6 +112,67 @@ def test_arrays_are_split_along_their_largest_axis_but_not_over_layers():
 
     assert specs(True) == expected
     assert all(spec == () for spec in jax.tree.leaves(specs(False), is_leaf=lambda x: x == ()))
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", {}),
+        ("data=8", {"data": 8}),
+        ("model=2", {"model": 2}),
+        ("data=8,model=2", {"data": 8, "model": 2}),
+    ],
+)
+def test_a_mesh_in_words(text, found):
+    assert sharding.parse_mesh(text) == found
+
+
+@pytest.mark.parametrize(
+    "text", ["8", "data", "data=0", "model=-2", "model=2.0", "rows=2", "data=2,data=2", "model=2,"]
+)
+def test_a_mesh_in_other_words_is_named(text):
+    with pytest.raises(ValueError, match=f"train.mesh='{text}'"):
+        sharding.parse_mesh(text)
+
+
+def test_a_mesh_must_cover_the_devices_and_divide_a_layer():
+    with pytest.raises(ValueError, match="train.mesh='model=3' does not cover 1 device"):
+        sharding.make_mesh("model=3", jax.devices()[:1])
+    config = types.SimpleNamespace(attention_heads=8, key_heads=2, ffn_dim=36)
+    sharding.check_mesh("data=3,model=2", config)
+    for size, name in ((3, "attention_heads=8"), (4, "kv_heads=2")):
+        with pytest.raises(ValueError, match=f"model.{name}"):
+            sharding.check_mesh(f"model={size}", config)
+    config.key_heads = 8
+    with pytest.raises(ValueError, match="model.ffn_dim=36"):
+        sharding.check_mesh("model=8", config)
+
+
+def test_a_group_of_devices_that_share_layers_is_of_one_process():
+    """And devices of several slices lie along ``data``: stand-ins, as there is one host."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Device:
+        id: int
+        process_index: int
+        slice_index: int
+        platform: str = "cpu"
+        device_kind: str = "cpu"
+
+    def devices(count, processes, slices=1):
+        return [Device(n, n * processes // count, n * slices // count) for n in range(count)]
+
+    with pytest.raises(ValueError, match="model=4 goes from one process to another"):
+        sharding.make_mesh("model=4", devices(8, 4))
+    with pytest.raises(ValueError, match="an axis data of 1 does not split over 2 slices"):
+        sharding.make_mesh("model=8", devices(8, 1, slices=2))
+    mesh = sharding.make_mesh("model=2", devices(8, 4, slices=2))
+    assert [[device.id for device in row] for row in mesh.devices] == [
+        [0, 1],
+        [2, 3],
+        [4, 5],
+        [6, 7],
+    ]
 
 
 def test_rows_are_put_on_the_mesh():
