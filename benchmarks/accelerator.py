@@ -254,7 +254,7 @@ def make_step(settings):
     from layerdrop_jax.tasks.task import task_of
     from layerdrop_jax.training.program import make_plan
 
-    plan, task = make_plan(settings, sharding.make_mesh()), task_of(settings)
+    plan, task = make_plan(settings, sharding.make_mesh(settings.train.mesh)), task_of(settings)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state, batch, rates):

@@ -30,7 +30,8 @@ from layerdrop_jax.studies.jobs import load_config
 from layerdrop_jax.symbols import EOS, FIRST_WORD
 from layerdrop_jax.tasks.task import task_of
 
-PROMPT, NEW_TOKENS = 32, 64  # tokens of a request to a network of random weights
+# Of networks of random weights: their layers, and the tokens of a request.
+LAYERS, PROMPT, NEW_TOKENS = 12, 32, 64
 
 
 def main(argv=None):
@@ -39,7 +40,8 @@ def main(argv=None):
     parser.add_argument("--widths", type=int, nargs="+", default=[], help="multiples of 32")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write to")
     parser.add_argument("--depths", type=int, nargs="+", default=[1, 2, 3, 4, 6, 9])
-    parser.add_argument("--sets", nargs="+", choices=list(RULES), default=["first", "spread"])
+    parser.add_argument("--sets", nargs="+", choices=list(RULES), default=["first", "spread"],
+                        help="layers of the drafts of --runs")  # fmt: skip
     parser.add_argument("--tokens", type=int, nargs="+", default=[2, 4, 8], help="at most proposed")
     parser.add_argument("--requests", type=int, default=16, help="timed, of each kind")
     parser.add_argument("--set", nargs="*", default=[], help="SECTION.KEY=VALUE, as launch.py's")
@@ -50,6 +52,8 @@ def main(argv=None):
         parser.error("--runs or --widths says which networks")
     if any(width < 32 or width % 32 for width in arguments.widths):
         parser.error(f"--widths={arguments.widths} must be multiples of 32")
+    if arguments.widths and max(arguments.depths) >= LAYERS:
+        parser.error(f"--depths={arguments.depths} must be below the {LAYERS} layers of --widths")
     arguments.out.mkdir(parents=True, exist_ok=True)
     command = " ".join(["python -m benchmarks.drafts", *(sys.argv[1:] if argv is None else argv)])
     results = {"machine": machine(), "command": command, "drafts": [], "widths": []}
@@ -93,6 +97,7 @@ def of_run(folder, tokens, arguments) -> list[dict]:
 def of_width(width, depth, tokens, arguments) -> dict:
     """Measures the draft of the first layers of a network whose other layers add nothing."""
     keys = {
+        "model.decoder_layers": LAYERS,
         "model.embed_dim": width,
         "model.ffn_dim": 3 * width,
         "model.attention_heads": width // 32,
@@ -126,7 +131,7 @@ def of_width(width, depth, tokens, arguments) -> dict:
     draft = found["draft"]
     # A round takes as long whatever is taken of it. One that adds so many tokens gains nothing:
     even = draft["tokens_a_pass"] / draft["speedup"]
-    about = {"width": width, "layers": model.decoder_layers, "depth": depth, "tokens": tokens}
+    about = {"width": width, "layers": LAYERS, "depth": depth, "tokens": tokens}
     return about | {"draft": draft, "pays_from": (even - 1) / tokens}
 
 

@@ -89,10 +89,9 @@ def of_seed(seed, arguments) -> list[dict]:
         folder = arguments.workdir / f"{kind.replace(' ', '_')}_seed_{seed}"
         train(config, folder, command="")
         settings[kind] = settings_lib.parse(config)
-        ends[kind], _ = restore_params(
-            folder / "checkpoints", _shapes(settings[kind].model), which="latest"
-        )
-        ends[kind] = ends[kind], read_metrics(folder)
+        shapes = jax.eval_shape(lambda model=settings[kind].model: make_params(model, 0))
+        params, _ = restore_params(folder / "checkpoints", shapes, which="latest")
+        ends[kind] = params, read_metrics(folder)
     whole, lines = ends[WHOLE]
     first = make_params(settings[WHOLE].model, seed)
     batch = first_batch(settings[WHOLE], arguments.workdir / f"{WHOLE}_seed_{seed}")
@@ -127,17 +126,16 @@ def _same_for_all(steps) -> dict:
     }
 
 
-def _shapes(model):
-    return jax.eval_shape(lambda: make_params(model, 0))
-
-
 def first_batch(settings, folder) -> dict:
     """Reads the first batch of a run, as training did."""
     rows, _ = task_of(settings).prepare(settings, folder)
     found = pipeline.train_iterator(
-        *(settings.data, rows),
-        **{"seed": settings.seed, "accumulate": settings.train.accumulate},
-        **{"process_index": 0, "process_count": 1},
+        settings.data,
+        rows,
+        seed=settings.seed,
+        accumulate=settings.train.accumulate,
+        process_index=0,
+        process_count=1,
     )
     try:
         return next(found)

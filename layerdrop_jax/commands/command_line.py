@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import logging as standard_logging
-import multiprocessing
 import os
 import pathlib
 import signal
@@ -93,7 +92,7 @@ def in_one_line(function):
     """Wraps a main function: says an error that a user can mend in one line, the last of its text.
 
     The exit code is then 1, or EXIT_LATER where the same command goes on later; 130 after Ctrl-C.
-    An error with an attribute ``at_once`` that is true ends the process without its exit handlers.
+    An error whose ``at_once`` is true ends the process without its exit handlers.
     """
 
     def wrapped(argv):
@@ -111,31 +110,21 @@ def in_one_line(function):
             sys.exit(EXIT_LATER)
         except Exception as error:
             later = getattr(error, "later", False)  # a run that was told to stop, or is held
-            at_once = getattr(error, "at_once", False)
-            if later or isinstance(error, MENDABLE):
-                logging.debug("raised here", exc_info=True)
-                text = str(error).strip() or type(error).__name__
-                line = text.splitlines()[-1].strip().removeprefix("ValueError: ")
-                print(f"{program}: {line}", file=sys.stderr)
-            elif at_once:
-                traceback.print_exc()
-            else:
+            if not (later or isinstance(error, MENDABLE)):
                 raise
-            (_exit_at_once if at_once else sys.exit)(EXIT_LATER if later else 1)
+            logging.debug("raised here", exc_info=True)
+            text = str(error).strip() or type(error).__name__
+            line = text.splitlines()[-1].strip().removeprefix("ValueError: ")
+            print(f"{program}: {line}", file=sys.stderr, flush=True)
+            if getattr(error, "at_once", False):
+                sys.stdout.flush()
+                os._exit(EXIT_LATER)
+            sys.exit(EXIT_LATER if later else 1)
         except KeyboardInterrupt:
             print(f"{program}: interrupted; what was saved before stands", file=sys.stderr)
             sys.exit(130)
 
     return wrapped
-
-
-def _exit_at_once(code):
-    """Ends this process and its workers."""
-    for child in multiprocessing.active_children():
-        child.kill()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def check_overrides(argv, load) -> dict:

@@ -29,7 +29,7 @@ class Scorer:
     not computed again; so whatever asks for scores can be stopped and repeated.
 
     Attributes:
-      batches: those of the sample, on the device.
+      batches: those of the sample, on one device; what this scores lies on all of them.
       tokens: how many there are to predict in it.
       rows: how many rows of data it has.
       evaluations: how many scores were computed so far; those that were known do not count.
@@ -56,7 +56,8 @@ class Scorer:
         self.measured = {}
         # hashed on the host, before anything goes to a device
         self.key = {"network": hash_params(run.params), "sample": _hash_batches(self.batches)}
-        self.batches = [put_rows(batch) for batch in self.batches]
+        self.batches = jax.device_put(self.batches)
+        self._split = [put_rows(batch) for batch in self.batches]
         graph = model_graph(self._task.scored(self._model))
 
         def nll(params, keep, batch):
@@ -80,7 +81,7 @@ class Scorer:
         name = _name(layers)
         if name not in self._known:
             keep = masks(self._model, layers)
-            sums = jax.device_get([self._nll(keep, batch) for batch in self.batches])
+            sums = jax.device_get([self._nll(keep, batch) for batch in self._split])
             nats = float(sum(np.sum(part, dtype=np.float64) for part in sums)) / self.tokens
             if not np.isfinite(nats):
                 if layers == whole:

@@ -96,7 +96,8 @@ def card_table(record) -> str:
 def compiled_table(record) -> str:
     """Says what ``--mode=compile`` found: memory of one device, collectives, FLOPs, seconds."""
     devices = record["devices"]
-    rows = [("devices", f"{devices['count']} x {devices['kind']}", "")]
+    mesh = ", ".join(f"{axis}={size}" for axis, size in record["mesh"].items())
+    rows = [("devices", f"{devices['count']} x {devices['kind']}", mesh)]
     for name, found in record["programs"].items():
         sizes = found["memory"]
         about = {"needed": "arguments, outputs and temporaries, without what is donated"}

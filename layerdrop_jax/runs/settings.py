@@ -32,7 +32,7 @@ from layerdrop_jax.runs.trackers import TRACKERS
 from layerdrop_jax.scores.rouge import TOKENIZERS
 from layerdrop_jax.step.dropping import DecoderDrop, EncoderDecoderDrop, EncoderDrop
 from layerdrop_jax.step.optimizers import OptimizerConfig
-from layerdrop_jax.step.sharding import parse_mesh
+from layerdrop_jax.step.sharding import check_mesh, parse_mesh
 
 LARGEST, SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 
@@ -447,6 +447,7 @@ def parse(config: Mapping) -> Settings:
         values[name] = kind(**config[name])
     if not 0 <= config["seed"] < 2**32:
         raise ValueError(f"seed={config['seed']} is not from 0 to {2**32 - 1:,}")
+    check_mesh(values["train"].mesh, values["model"], learned=bool(values["drop"].score_units))
     return settings(**values)
 
 

@@ -79,6 +79,11 @@ class OptimizerConfig:
             "weight_decay": (self.weight_decay >= 0, "at least 0"),
             "clip_norm": (self.clip_norm >= 0, "at least 0; 0 clips nothing"),
         }
+        if self.moments == "bfloat16":
+            # A moment that shrinks by less than its rounding never shrinks.
+            for name in ("momentum",) if self.name == "nag" else ("beta1", "beta2"):
+                if getattr(self, name) > 1 - 2**-8:
+                    rules[name] = (False, "at most 0.996 where optimizer.moments=bfloat16")
         for name, (holds, range_text) in rules.items():
             if not holds:
                 raise ValueError(f"optimizer.{name} is {getattr(self, name)}: it is {range_text}")
@@ -93,11 +98,15 @@ def make_optimizer(config: OptimizerConfig) -> tuple[optax.GradientTransformatio
     }
     rate = schedules[config.schedule](config)
     if config.name == "nag":
-        decay = {"momentum": config.momentum, "weight_decay": config.weight_decay}
-        return nag(rate, **decay, moments=config.moments), rate
-    betas = {"beta1": config.beta1, "beta2": config.beta2, "epsilon": config.epsilon}
+        how = {"momentum": config.momentum, "weight_decay": config.weight_decay}
+        return nag(rate, moments=config.moments, **how), rate
     optimizer = optax.chain(
-        scale_by_adam(**betas, moments=config.moments),
+        scale_by_adam(
+            beta1=config.beta1,
+            beta2=config.beta2,
+            epsilon=config.epsilon,
+            moments=config.moments,
+        ),
         optax.add_decayed_weights(config.weight_decay),
         optax.scale_by_learning_rate(rate),
     )

@@ -30,8 +30,8 @@ def parse_mesh(text: str) -> dict[str, int]:
     """Reads ``train.mesh``: how many devices lie along each axis that it names, by name.
 
     Args:
-      text: such as ``data=8,model=2``, in this order. ``data`` may be left out: it then has the
-        rest of the devices. "" is ``data`` alone.
+      text: such as ``data=8,model=2``. ``data`` may be left out: it then has the rest of the
+        devices. "" is ``data`` alone.
 
     Raises:
       ValueError: something else.
@@ -69,29 +69,42 @@ def make_mesh(text: str = "", devices=None):
             f"train.mesh={text!r} does not cover {len(devices)} device(s): data times model must "
             "be as many; where data is left out, it has what model leaves"
         )
-    shape, axes = ((data, model), AXES) if model > 1 else ((data,), AXES[:1])
-    kind = {"axis_types": (AxisType.Auto,) * len(axes)}
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if data % slices:
+    slices = len({_slice(device) for device in devices})
+    if model == 1 and slices == 1:
+        return jax.make_mesh((data,), AXES[:1], axis_types=(AxisType.Auto,), devices=devices)
+    ordered = _near_each_other(devices, data, model, slices)
+    if ordered is None or not _in_one_place(ordered):
+        # In the order of the hosts: neighbours there are maybe not neighbours in the slice.
+        key = lambda device: (_slice(device), device.process_index, device.id)  # noqa: E731
+        ordered = np.array(sorted(devices, key=key)).reshape(data, model)
+    if not _in_one_place(ordered):
         raise ValueError(
-            f"train.mesh={text!r}: an axis data of {data} does not split over {slices} slices"
+            f"train.mesh={text!r}: model={model} would go from one process or slice to another: it "
+            "must be a divisor of the devices that each has"
         )
-    if slices > 1:
-        of_slice, of_slices = (data // slices, *shape[1:]), (slices, *[1] * (len(axes) - 1))
-        ordered = mesh_utils.create_hybrid_device_mesh(
-            of_slice, of_slices, devices, allow_split_physical_axes=True
+    shape, axes = (ordered, AXES) if model > 1 else (ordered[:, 0], AXES[:1])
+    return jax.sharding.Mesh(shape, axes, axis_types=(AxisType.Auto,) * len(axes))
+
+
+def _near_each_other(devices, data, model, slices):
+    """Orders devices so that those of a row are near each other; None where JAX finds no way."""
+    if data % slices:
+        return None
+    try:
+        return mesh_utils.create_hybrid_device_mesh(
+            (data // slices, model), (slices, 1), devices, allow_split_physical_axes=True
         )
-        mesh = jax.sharding.Mesh(ordered, axes, **kind)
-    else:
-        mesh = jax.make_mesh(shape, axes, **kind, devices=devices)
-    for along_model in mesh.devices.reshape(data, model):
-        processes = [device.process_index for device in along_model]
-        if len(set(processes)) > 1:
-            raise ValueError(
-                f"train.mesh={text!r}: model={model} goes from one process to another "
-                f"({processes}): it must be a divisor of the devices that a process has"
-            )
-    return mesh
+    except (NotImplementedError, ValueError):
+        return None
+
+
+def _in_one_place(devices_DxM) -> bool:
+    """Says whether the devices of each row are of one process and one slice."""
+    return all(len({(_slice(d), d.process_index) for d in row}) == 1 for row in devices_DxM)
+
+
+def _slice(device) -> int:
+    return getattr(device, "slice_index", None) or 0
 
 
 def replicated(mesh):
@@ -99,14 +112,21 @@ def replicated(mesh):
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_mesh(text: str, config) -> None:
+def check_mesh(text: str, config, *, learned: bool) -> None:
     """Raises a ValueError where the axis ``model`` does not divide what it splits.
 
     Args:
       text: as in `parse_mesh`.
       config: a model's.
+      learned: whether drop rates are learned. They come from sums over rows, which each device of
+        a group would add up with others; a bit of difference, and one runs a layer more.
     """
     size = parse_mesh(text).get("model", 1)
+    if learned and size > 1:
+        raise ValueError(
+            f"train.mesh={text!r}: learned rates (drop.score_units) need each row on one device; "
+            "leave model out"
+        )
     sizes = {"attention_heads": config.attention_heads, "kv_heads": config.key_heads}
     for name, number in (sizes | {"ffn_dim": config.ffn_dim}).items():
         if number % size:

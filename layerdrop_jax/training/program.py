@@ -57,7 +57,6 @@ def make_plan(settings, mesh) -> Plan:
       ValueError: rows that do not split over the devices, or a config that many devices cannot run.
     """
     sharding.check_rows(settings.data.batch_rows, mesh, settings.drop.row_groups)
-    sharding.check_mesh(settings.train.mesh, settings.model)
     if (
         mesh.shape["data"] > 1
         and settings.model.drop_path

@@ -404,25 +404,28 @@ class _Walk:
                     f"{base} of {leaf} with all its layers ({one.name}): a device has to hold the "
                     "whole stack; one layer at a time is meant"
                 ] = None
-        local = self._joined(one, base, _local(tags)) if gathers else _local(tags)
+        if gathers or base == "collective-broadcast":
+            local = self._joined(one, _local(tags))
+        else:  # each device gets another piece
+            local = frozenset([Local()])
         return local | (arrays if base == "all-gather" else frozenset())
 
-    def _joined(self, one, base, local) -> frozenset:
+    def _joined(self, one, local) -> frozenset:
         """Notes between which devices a value differs that a collective has made of others.
 
         Devices whose groups were given alike have the same.
         """
         groups = _groups(one.rest, self.devices)
-        if not local or groups is None or len(groups) == 1:
-            return local if groups is None else frozenset()
+        if groups is None:
+            return local
+        if not local or len(groups) == 1:
+            return frozenset()
         if any(tag.classes is None for tag in local):
             return local
         given = list(zip(*(tag.classes for tag in sorted(local)), strict=True))
         made, known = {}, []
         for group in groups:
-            parts = [given[device] for device in group]
-            parts = parts if base == "all-gather" else sorted(parts)
-            made |= dict.fromkeys(group, parts)
+            made |= dict.fromkeys(group, tuple(given[device] for device in group))
         for device in range(len(given)):
             if made[device] not in known:
                 known.append(made[device])

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from layerdrop_jax.depth import importance
 from layerdrop_jax.depth.scorer import Scorer
 from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.step.devices import over_devices, put_rows
@@ -28,6 +29,7 @@ def test_one_device_runs_the_function_itself():
     for power in (2, 3):
         found, total = call({"a": np.float32(3)}, rows, power)
         np.testing.assert_array_equal(found, 6 * np.asarray(rows["x"]) ** power)
+        assert total.shape == (1,)
         assert np.sum(total) == 15
 
 
@@ -46,12 +48,14 @@ def scores(folders) -> list[dict]:
                 "whole": quality("valid"),
                 "cut": quality("valid", {stack: keep_N.astype(np.int32)}),
                 "sample": scorer(layers),
-                "devices": len(scorer.batches[0][min(scorer.batches[0])].devices()),
+                "importance": importance.gradient_importance(run, scorer.batches)[stack].tolist(),
+                "devices": len(next(iter(put_rows(scorer.batches[0]).values())).devices()),
             }
         )
         if task.name == "translation":
             answer = task.make_answer(run)
-            found[-1]["answers"] = answer(["a b c", "d", "e f", "c b a a", "b", "d e"])
+            texts = ["a b c", "d", "e f", "c b a a", "b", "d e"]
+            found[-1]["answers"] = [answer(texts), answer(texts[:1])]  # 8 rows, and 1
     return found
 
 
@@ -74,6 +78,7 @@ def test_four_devices_score_what_one_scores(run, lm_run, masked_run, tmp_path, c
         assert (a.pop("devices"), b.pop("devices")) == (1, 4)
         assert a.pop("answers", None) == b.pop("answers", None)
         assert b.pop("sample") == pytest.approx(a.pop("sample"), rel=1e-5)
+        np.testing.assert_allclose(b.pop("importance"), a.pop("importance"), rtol=1e-4)
         for name in ("whole", "cut"):
             assert b[name] == pytest.approx(a[name], rel=1e-5)
         assert a["whole"] != a["cut"]

@@ -520,6 +520,7 @@ def test_low_rates_keep_their_digits():
     [
         ("name", "sgd"),
         ("schedule", "linear"),
+        ("moments", "float16"),
         ("rate", -1e-3),
         ("rate", float("nan")),
         ("min_rate", 1.0),
@@ -541,3 +542,11 @@ def test_low_rates_keep_their_digits():
 def test_config_names_the_bad_value(field, value):
     with pytest.raises(ValueError, match=rf"optimizer\.{field}.*{value}"):
         OptimizerConfig(**{field: value})
+
+
+@pytest.mark.parametrize(("name", "field"), [("adam", "beta2"), ("nag", "momentum")])
+def test_moments_of_bfloat16_must_shrink_by_more_than_their_rounding(name, field):
+    OptimizerConfig(name=name, moments="bfloat16", **{field: 0.99})
+    OptimizerConfig(name=name, **{field: 0.999})
+    with pytest.raises(ValueError, match=rf"optimizer\.{field} is 0.999: .*bfloat16"):
+        OptimizerConfig(name=name, moments="bfloat16", **{field: 0.999})

@@ -177,7 +177,7 @@ if __name__ == "__main__":
         tiny_run.tiny_llama_config(unread, **sizes),
         make_lm_batch(),
         {"decoder": 6},
-        {"learned_one": None, "learned_sharded": "", "learned_model_2_sharded": "model=2"},
+        {"learned_one": None, "learned_sharded": ""},
     )
     sizes = {"data": {"vocab_size": V, "batch_rows": B}}
     sizes["model"] = {n: v for n, v in MODEL.items() if n != "decoder_layers"}

@@ -40,7 +40,7 @@ TOLERANCE = 1e-5
 
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory, compile_cache):
-    """What eight_devices.py says of one device, and of eight with parameters whole and sharded."""
+    """What eight_devices.py says of one device, and of eight in several layouts."""
     output = tmp_path_factory.mktemp("eight") / "runs.json"
     environment = tiny_run.quick_environment(compile_cache)
     environment |= {
@@ -81,10 +81,9 @@ def test_eight_devices_take_the_steps_of_one(eight, single, layout, rate):
             assert set(counts) == {drawn if rate == "0.0" else 0}
 
 
-@pytest.mark.parametrize("layout", ["learned_sharded", "learned_model_2_sharded"])
-def test_eight_devices_learn_the_rates_of_one(eight, layout):
+def test_eight_devices_learn_the_rates_of_one(eight):
     """And draw the same layers by them: every device has the same scores, bit for bit."""
-    one, many = eight["learned_one"], eight[layout]
+    one, many = eight["learned_one"], eight["learned_sharded"]
     for a, b in zip(one["steps"]["0.5"], many["steps"]["0.5"], strict=True):
         for name in ("layers_run", "decoder_layers", "tokens"):
             assert a[name] == b[name]
@@ -115,22 +114,24 @@ def test_each_device_holds_its_part(eight):
 @pytest.mark.parametrize(("layout", "size"), [("lm_model_4", 4), ("model_2_sharded", 2)])
 def test_devices_share_the_heads_and_the_ffn_of_a_layer(eight, layout, size):
     """Along ``model``, by whole heads, 8 of 2 in 16; what is not sharded too is whole else."""
+    split = 0
     for name, (whole, part) in eight[layout]["parts"].items():
-        *_, module, leaf = name.split("/")
+        names = name.split("/")
+        (module,), leaf = names[-2:-1] or [""], names[-1]
         expected = list(whole)
-        if not LAYERS.keys() & set(name.split("/")):
-            axis = None
-        elif module in ("q_proj", "k_proj", "v_proj", "fc1"):
-            axis = -1
+        if LAYERS.keys() & set(names):
+            if module in ("q_proj", "k_proj", "v_proj", "fc1"):
+                expected[-1] //= size
+            elif module in ("out_proj", "fc2") and leaf == "kernel":
+                expected[1] //= size
+        split += expected != whole
+        if layout.endswith("sharded"):  # every other axis of a layer is a multiple of 4
+            rest = 8 // size if len(whole) > bool(LAYERS.keys() & set(names)) else 1
+            rest = 1 if leaf == "bias" and expected != whole else rest
+            assert np.prod(part) * rest == np.prod(expected), name
         else:
-            axis = 1 if (module, leaf) in (("out_proj", "kernel"), ("fc2", "kernel")) else None
-        if axis is not None:
-            assert part[axis] == whole[axis] // size, name
-        if layout.endswith("sharded"):
-            assert np.prod(part) <= np.prod(whole) // (size if axis is not None else 1), name
-        else:
-            expected[axis or 0] //= 1 if axis is None else size
             assert part == expected, name
+    assert split > 3 * 9  # parameters and two moments
 
 
 def test_no_program_could_hang(eight):
@@ -236,14 +237,13 @@ def test_a_process_that_is_killed_does_not_hang_the_other(killed, text, tmp_path
         patience.communicate(other)
         other.errors.seek(0)
         said = other.errors.read()
-    if killed == 0 and other.returncode == -signal.SIGABRT:
-        # JAX aborts as soon as it misses the process that all are connected with, maybe before
-        # the step has failed.
+    if other.returncode == -signal.SIGABRT:
+        # JAX aborts as soon as it misses a process, maybe before the step has failed.
         assert "another task died" in said
         return
     assert other.returncode == EXIT_LATER, said
     assert "Traceback" not in said
-    assert "another process of this run" in said.splitlines()[-1]
+    assert "another process of this run" in said
 
 
 def test_two_processes_take_the_steps_of_one(text, tmp_path, compile_cache):

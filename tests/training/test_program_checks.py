@@ -156,6 +156,20 @@ def test_devices_that_share_rows_may_add_them_up_apart(groups, alike):
     assert (program.problems == []) == alike
 
 
+def test_pieces_of_a_sum_are_no_longer_shared():
+    """A reduce-scatter gives each device another one, of whoever had the same before."""
+    text = TEXT_OF_A_BRANCH.replace("GROUPS", "{{0,2},{1,3}}")
+    text = text.replace("devices=[4]<=[4]", "devices=[2,2]<=[4] last_tile_dim_replicate")
+    piece = """  %own = f32[] reduce(%piece, %zero), dimensions={0}, to_apply=%add
+"""
+    text = text.replace(
+        "  %own = f32[] reduce(%rows, %zero), dimensions={0}, to_apply=%add\n",
+        "  %piece = f32[2]{0} reduce-scatter(%rows), channel_id=5, replica_groups={{0,1},{2,3}}, "
+        "dimensions={0}, to_apply=%add\n" + piece,
+    )
+    assert program_checks.check_program(text, {}).problems != []
+
+
 TEXT_OF_A_BRANCH = """HloModule made_by_hand
 
 %add (a: f32[], b: f32[]) -> f32[] {
