@@ -120,7 +120,8 @@ def report(found, variant):
         )
         for depth, values in (shared.items() if "lm" in shown or not shown else ())
     ]
-    setting = f"{networks.LM_SETTING[variant]}; {networks.MT_SETTING[variant]}"
+    about = {"lm": networks.LM_SETTING[variant], "mt": networks.MT_SETTING[variant]}
+    setting = "; ".join(about[task] for task in shown or NETWORK)
     return record(setting, figures=figures, claims=claims, of_paper=False)
 
 
