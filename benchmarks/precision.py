@@ -95,11 +95,15 @@ def of_seed(seed, arguments) -> list[dict]:
     whole, lines = ends[WHOLE]
     first = make_params(settings[WHOLE].model, seed)
     batch = first_batch(settings[WHOLE], arguments.workdir / f"{WHOLE}_seed_{seed}")
-    exact = [gradient(settings[WHOLE], params, batch) for params in (first, whole)]
-    rows = []
+    gradients = {}  # by what a gradient depends on
+    for one in settings.values():
+        if one.model not in gradients:
+            gradient = make_gradient(one, batch)
+            gradients[one.model] = [gradient(params) for params in (first, whole)]
+    exact, rows = gradients[settings[WHOLE].model], []
     for kind in KINDS:
         params, of_kind = ends[kind]
-        now = [gradient(settings[kind], params, batch) for params in (first, whole)]
+        now = gradients[settings[kind].model]
         rows.append(
             {
                 "kind": kind,
@@ -143,12 +147,15 @@ def first_batch(settings, folder) -> dict:
         found.close()
 
 
-def gradient(settings, params, batch):
-    """Computes the gradient of the first update, whatever its parameters are."""
-    step = make_train_step(settings, task_of(settings), RECORDER, clip_norm=0.0)
-    state = make_state(settings.model, params, RECORDER, settings.drop, settings.seed)
-    state, _ = jax.jit(step)(state, batch)
-    return state["optimizer"]
+def make_gradient(settings, batch):
+    """Makes ``gradient(params)``, that of the first update, whatever its parameters are."""
+    step = jax.jit(make_train_step(settings, task_of(settings), RECORDER, clip_norm=0.0))
+
+    def gradient(params):
+        state = make_state(settings.model, params, RECORDER, settings.drop, settings.seed)
+        return step(state, batch)[0]["optimizer"]
+
+    return gradient
 
 
 def length(tree) -> float:

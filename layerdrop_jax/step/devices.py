@@ -26,10 +26,13 @@ def over_devices(function, params):
       ``call``. ``shared`` is a tree that every device gets whole, such as keep masks; ``rows`` one
       of arrays whose axis 0 is the rows'; ``static`` are hashable. Arrays come back for all rows,
       in their order; sums come in parts, [parts], to be added up. Where the rows do not split
-      evenly, every device computes all of them, and there is one part.
+      evenly, every device computes all of them, and there is one part. ``call.executables()``
+      counts the programs that were compiled.
     """
     mesh = _local_mesh()
     params = jax.device_put(params, NamedSharding(mesh, WHOLE))
+
+    functions = []
 
     @functools.cache
     def compiled(place, *static):
@@ -39,11 +42,13 @@ def over_devices(function, params):
 
         # Also where all devices do the same: a kernel of Pallas takes no other way to several.
         specs = {"in_specs": (WHOLE, WHOLE, place), "out_specs": place, "check_vma": False}
-        return jax.jit(jax.shard_map(of_device, mesh=mesh, **specs))
+        functions.append(jax.jit(jax.shard_map(of_device, mesh=mesh, **specs)))
+        return functions[-1]
 
     def call(shared, rows, *static):
         return compiled(_place(rows, mesh), *static)(params, shared, rows)
 
+    call.executables = lambda: sum(function._cache_size() for function in functions)
     return call
 
 

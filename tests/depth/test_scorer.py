@@ -122,7 +122,7 @@ def test_a_score_of_a_language_model(lm_run, tmp_path):
 
 
 def test_one_executable_scores_every_choice(scorer, scores):
-    assert scorer._nll._cache_size() == 1
+    assert scorer._nll.executables() == 1
     assert scorer.evaluations == len(scores)
 
 

@@ -13,6 +13,7 @@ CONFIG = {
     "data": {"dataset": "cldr", "source": "en", "target": "de", "source_length": 131},
     "model": {"encoder_layers": 5, "decoder_layers": 3},
     "drop": {"encoder": 0.25, "decoder": 0.5},
+    "optimizer": {"rate": 0.001},
     "train": {"steps": 10},
 }
 SACRE = "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0"

@@ -159,7 +159,7 @@ if __name__ == "__main__":
         tiny_run.tiny_lm_config(unread, **sizes),
         make_lm_batch(),
         {"decoder": 6},
-        {"lm_one": None, "lm_sharded": "", "lm_model_4": "model=4", "lm_model_8": "model=8"},
+        {"lm_one": None, "lm_sharded": "", "lm_model_4": "model=4"},
     )
     sizes["drop"] = {"decoder": 0.5, "mode": "cond"}
     sizes["optimizer"] |= {"dropped_layers": "freeze"}
@@ -182,11 +182,10 @@ if __name__ == "__main__":
     sizes = {"data": {"vocab_size": V, "batch_rows": B}}
     sizes["model"] = {n: v for n, v in MODEL.items() if n != "decoder_layers"}
     configs = tiny_run.tiny_masked_config, tiny_run.tiny_classification_config
-    for name, config, batch in zip(("masked", "classes"), configs, make_encoder_batches()):
-        found |= runs(
-            config(unread, **sizes),
-            batch,
-            {"encoder": 5},
-            {f"{name}_one": None, f"{name}_model_4_sharded": "data=2,model=4"},
-        )
+    layouts = (
+        {"masked_one": None, "masked_model_4_sharded": "data=2,model=4"},
+        {"classes_one": None, "classes_model_8": "data=1,model=8"},
+    )
+    for of_task, config, batch in zip(layouts, configs, make_encoder_batches()):
+        found |= runs(config(unread, **sizes), batch, {"encoder": 5}, of_task)
     pathlib.Path(sys.argv[1]).write_text(json.dumps(found))
