@@ -141,14 +141,18 @@ def report(results) -> str:
     lines += [listed(results["machine"]), ""]
     if results["widths"]:
         lines += _by_width(results["widths"])
-    if not results["drafts"]:
-        return "\n".join([*lines, "```", results["command"], "```", ""])
-    lines += [
+    if results["drafts"]:
+        lines += _by_run(results["drafts"])
+    return "\n".join([*lines, "```", results["command"], "```", ""])
+
+
+def _by_run(rows) -> list[str]:
+    """Writes the tables of runs, a row for each draft."""
+    lines = [
         "A request's time without a draft over its time with one, batch 1: median and quartiles "
         "over the requests. In front of it the share of the proposals that are taken.",
         "",
     ]
-    rows = results["drafts"]
     sizes = sorted({row["tokens"] for row in rows})
     for name in dict.fromkeys(row["run"] for row in rows):
         of_run = [row for row in rows if row["run"] == name]
@@ -169,7 +173,7 @@ def report(results) -> str:
                 for (rule, depth), cells in by_draft.items()
             ],
         )
-    return "\n".join([*lines, "```", results["command"], "```", ""])
+    return lines
 
 
 def _by_width(rows) -> list[str]:

@@ -90,11 +90,12 @@ def _near_each_other(devices, data, model, slices):
     """Orders devices so that those of a row are near each other; None where JAX finds no way."""
     if data % slices:
         return None
+    how = {"devices": devices, "allow_split_physical_axes": True}
     try:
-        return mesh_utils.create_hybrid_device_mesh(
-            (data // slices, model), (slices, 1), devices, allow_split_physical_axes=True
-        )
-    except (NotImplementedError, ValueError):
+        if slices == 1:  # devices of one slice need not say which
+            return mesh_utils.create_device_mesh((data, model), **how)
+        return mesh_utils.create_hybrid_device_mesh((data // slices, model), (slices, 1), **how)
+    except NotImplementedError:  # so it says that no axis of the slice's torus fits
         return None
 
 
