@@ -11,8 +11,8 @@ are taken within a round.
 
 An engine's time counts where its best hypotheses are those of this project for 95 of 100 sentences:
 sums that are added up in another order part at a near tie. Answers that run to the limit are timed
-and not compared: there this project, as fairseq, lets nothing but `</s>` follow, and the others rank
-a beam without it. int8 rounds the weights, so that its hypotheses are its own; its time stands
+and not compared: there this project, as fairseq, lets nothing but `</s>` follow, and the others
+rank a beam without it. int8 rounds the weights, so that its hypotheses are its own; its time stands
 beside its share, and beside BLEU where a run translates.
 
 Writes results.json, which holds every measurement, and report.md.

@@ -128,6 +128,8 @@ def report(found, variant):
 def drawn(task, results, cuts, own, shared):
     """Draws the scores of a task's networks over the layers that are left."""
     of = find_task(TASKS[task]).score
+    smaller = list(own)[:-1]
+    alone = own if any(own[depth] for depth in smaller) else {}
     return figure(
         *FIGURES[task],
         of.of_depths,
@@ -135,10 +137,12 @@ def drawn(task, results, cuts, own, shared):
             by_depth("nested", results),
             *(by_depth(networks.label(rate), cuts[rate]) for rate in RATES[1:]),
             by_depth("neither", cuts[0.0]),
-            curve("trained at this depth", own),
-            curve("at equal cost", shared),
+            curve("trained at this depth", alone, joined=False),
+            curve("at equal cost", shared, joined=False),
         ],
         log=of.log,
+        # A network that is cut without being trained for it has any perplexity.
+        top=5 * max(map(max, filter(None, own.values())), default=1) if of.log else None,
     )
 
 

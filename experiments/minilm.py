@@ -10,7 +10,6 @@ which fine-tunes all depths as one network.
 """
 
 import dataclasses
-import json
 
 from experiments import networks
 from layerdrop_jax.studies import study
@@ -44,8 +43,7 @@ NAMES |= {"block_influence": "by block influence"}
 UPDATES = {"demo": 200, "small": 3150, "paper": 6300}
 SETTING = (
     "all-MiniLM-L6-v2 (6 layers, 384 wide, 22.7M parameters), fine-tuned on SST-2 for {:,} updates "
-    "of 32 examples; those that are taught for as many more; a sentence of 32 tokens is timed "
-    "alone, on the machine of seed 1"
+    "of 32 examples; those that are taught for as many more"
 )
 accuracy = on_split("test")
 
@@ -78,9 +76,7 @@ def finetuned(variant, rate=0.0, rule="", depth=LAYERS) -> StudyRun:
         name = f"minilm_sst2_{rule}_{depth}"
     else:
         every = [f"{one}:{left}" for one in (*RULES, *MEASURED) for left in DEPTHS]
-        layers, measures = {}, [Measure("evaluate", {"encoder": ";".join(every)})]
-        if not rate:  # what a depth takes does not depend on the weights
-            measures.append(Measure("frontier"))
+        layers, measures = {}, (Measure("evaluate", {"encoder": ";".join(every)}),)
         name = f"minilm_sst2_rate_{rate:g}"
     return StudyRun(
         name=name,
@@ -88,7 +84,7 @@ def finetuned(variant, rate=0.0, rule="", depth=LAYERS) -> StudyRun:
         start=imported(),
         layers=layers,
         overrides=overrides,
-        measures=tuple(measures),
+        measures=measures,
     )
 
 
@@ -157,18 +153,6 @@ def size_of(strategy, depth):
     return size
 
 
-def milliseconds(depth):
-    """Gives how long a sentence takes at a depth, of the result that measured it."""
-
-    def score(result):
-        path = result.workdir / "frontier.json"
-        depths = json.loads(path.read_text(encoding="utf-8"))["depths"] if path.exists() else []
-        found = {len(one["kept_layers"]["encoder"]): one for one in depths}
-        return found[depth]["latency"]["1"]["request_ms"] if depth in found else None
-
-    return score
-
-
 def report(found, variant):
     whole = {rate: results_of(found, finetuned(variant, rate)) for rate in RATES}
     before = {
@@ -209,16 +193,9 @@ def report(found, variant):
         ]
         ends, size = cut_after("ends", depth), size_of("ends", depth)
         rows.append(row(f"{depth} layers, the ends, nested", every, ends, size=size))
-    times = [
-        row(f"{depth} layers", whole[0.0], milliseconds(depth), size=lambda result: None)
-        for depth in (LAYERS, *DEPTHS)
-    ]
     return record(
         SETTING.format(UPDATES[variant]),
-        tables=[
-            table("SST-2, test accuracy", "accuracy", "higher", rows),
-            table("A sentence alone", "milliseconds", "lower", times),
-        ],
+        tables=[table("SST-2, test accuracy", "accuracy", "higher", rows)],
         figures=drawn(whole, before, later, every),
         claims=judge(whole, before, later, every),
         of_paper=False,

@@ -6,6 +6,7 @@ hatches too. A point is the mean over seeds, its error bar reaches from the lowe
 
 import math
 import textwrap
+from typing import NamedTuple
 
 import matplotlib
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -27,6 +28,15 @@ HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "----", "++++")
 VISIBLE = 0.25
 
 
+class Curve(NamedTuple):
+    """A curve with points: those of `spread_points`, which of the looks it has, whether a line."""
+
+    label: str
+    points: list[tuple]
+    look: int
+    joined: bool
+
+
 def draw(figure: dict, path) -> bool:
     """Draws one figure of a study's record as a PNG.
 
@@ -38,9 +48,11 @@ def draw(figure: dict, path) -> bool:
     any other the axis is linear.
 
     Args:
-      figure: "title", "x", "y" (texts), "kind" ("lines" or "bars"), "log" (bool) and "curves",
-        each {"label": text, "points": [[x, [a value of each seed]], ...]}; x is a number for
-        lines and a text for bars.
+      figure: "title", "x", "y" (texts), "kind" ("lines" or "bars"), "log" (bool), "top" (optional:
+        where the axis of lines ends, though curves go on) and "curves", each {"label": text,
+        "points": [[x, [a value of each seed]], ...]}; x is a number for lines and a text for bars.
+        A curve may have "look", the number of its colour and marker, else its place, and
+        "joined": false, which draws points without a line.
       path: where the PNG goes.
 
     Returns:
@@ -51,18 +63,23 @@ def draw(figure: dict, path) -> bool:
     """
     if figure["kind"] not in ("lines", "bars"):
         raise ValueError(f"a figure is of the kind lines or bars, not {figure['kind']!r}")
-    curves = [(curve["label"], spread_points(curve)) for curve in figure["curves"]]
-    curves = [(label, points) for label, points in curves if points]
+    curves = [
+        Curve(curve["label"], spread_points(curve), curve.get("look", n), curve.get("joined", True))
+        for n, curve in enumerate(figure["curves"])
+    ]
+    curves = [curve for curve in curves if curve.points]
     if not curves:
         return False
-    lowest = min(low for _, points in curves for _, _, low, _ in points)
-    log = bool(figure.get("log")) and lowest > 0
+    log = bool(figure.get("log")) and _limits(curves)[0] > 0
     with matplotlib.rc_context(STYLE):
         picture, (axis,) = panels(1)
         axis.set_xlabel(textwrap.fill(figure["x"], 52))
         axis.set_ylabel(textwrap.fill(figure["y"], 27))
-        drawn = _draw_bars if figure["kind"] == "bars" else _draw_lines
-        more = drawn(axis, curves, log) + _add_title(picture, figure)
+        if figure["kind"] == "bars":
+            more = _draw_bars(axis, curves, log)
+        else:
+            more = _draw_lines(axis, curves, log, figure.get("top"))
+        more += _add_title(picture, figure)
         picture.set_figheight(picture.get_figheight() + more)
         handles, labels = axis.get_legend_handles_labels()
         if len(labels) > 1:
@@ -91,14 +108,14 @@ def number_format(values, digits) -> str:
     return f",.{min(max(digits - before, 0), 5)}f"
 
 
-def _draw_lines(axis, curves, log) -> float:
+def _draw_lines(axis, curves, log, top=None) -> float:
     """Lines and their axes; returns the inches needed beyond the panel."""
-    for index, (label, points) in enumerate(curves):
-        x, mean, *_ = zip(*points, strict=True)
-        style = look(index)
-        axis.plot(x, mean, label=label, **style)
-        draw_ranges(axis, points, style["color"])
-    xs = sorted({x for _, points in curves for x, *_ in points})
+    for curve in curves:
+        x, mean, *_ = zip(*curve.points, strict=True)
+        style = look(curve.look) | ({} if curve.joined else {"ls": ""})
+        axis.plot(x, mean, label=curve.label, **style)
+        draw_ranges(axis, curve.points, style["color"])
+    xs = sorted({x for curve in curves for x, *_ in curve.points})
     whole = all(float(x).is_integer() for x in xs)
     if whole and len(xs) <= 12 and max(map(abs, xs)) < 100 and xs[-1] - xs[0] < 2 * len(xs):
         axis.set_xticks(xs)
@@ -106,6 +123,8 @@ def _draw_lines(axis, curves, log) -> float:
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=whole))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.6g}"))
     low, high = _limits(curves)
+    if top is not None:
+        high = min(high, top)
     if log:
         room = max((high / low) ** 0.06, 1.03)
         axis.set_ylim(low / room, high * room)
@@ -125,21 +144,22 @@ def _draw_bars(axis, curves, log) -> float:
 
     A logarithmic axis has no zero for a bar to stand on: points take their place.
     """
-    names = list(dict.fromkeys(x for _, points in curves for x, *_ in points))
+    names = list(dict.fromkeys(x for curve in curves for x, *_ in curve.points))
     width = 0.84 / len(curves)
     low, high = _limits(curves)
     if not log:
         low, high = min(low, 0), max(high, 0)
-    for index, (label, points) in enumerate(curves):
+    for index, curve in enumerate(curves):
         place = (index - (len(curves) - 1) / 2) * width
-        placed = [(names.index(name) + place, *values) for name, *values in points]
+        placed = [(names.index(name) + place, *values) for name, *values in curve.points]
         x, mean, *_ = zip(*placed, strict=True)
         if log:
-            style = look(index) | {"ls": ""}
-            axis.plot(x, mean, label=label, **style)
+            style = look(curve.look) | {"ls": ""}
+            axis.plot(x, mean, label=curve.label, **style)
             draw_ranges(axis, placed, style["color"])
             continue
-        axis.bar(x, mean, width, label=label, color=COLORS[index % 7], hatch=HATCHES[index % 7],
+        number = curve.look % 7
+        axis.bar(x, mean, width, label=curve.label, color=COLORS[number], hatch=HATCHES[number],
                  edgecolor="white", lw=0.4)  # fmt: skip
         draw_ranges(axis, placed, "#000000", min(2, 66 * width / len(names)))
     if log:
@@ -160,7 +180,7 @@ def _draw_bars(axis, curves, log) -> float:
 
 
 def _limits(curves):
-    ranges = [(low, high) for _, points in curves for _, _, low, high in points]
+    ranges = [(low, high) for curve in curves for _, _, low, high in curve.points]
     return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
@@ -181,8 +201,8 @@ def _name_bars(axis, names) -> float:
 
 def _write_values(axis, curves, names, width):
     """Writes the numbers at the bars' ends: flat where they fit, else upright; none of many."""
-    form = number_format([mean for _, points in curves for _, mean, *_ in points], 3)
-    texts = [[format(mean, form) for _, mean, *_ in points] for _, points in curves]
+    form = number_format([mean for curve in curves for _, mean, *_ in curve.points], 3)
+    texts = [[format(mean, form) for _, mean, *_ in curve.points] for curve in curves]
     bar = 200 / len(names) * width  # points
     if bar < 7:
         return
@@ -192,9 +212,9 @@ def _write_values(axis, curves, names, width):
     low, high = axis.get_ylim()
     share = (high - low) / (125 - room * ((low < 0) + (high > 0)))
     axis.set_ylim(low - room * share * (low < 0), high + room * share * (high > 0))
-    for index, (row, (_, points)) in enumerate(zip(texts, curves, strict=True)):
+    for index, (row, curve) in enumerate(zip(texts, curves, strict=True)):
         place = (index - (len(curves) - 1) / 2) * width
-        for text, (name, mean, least, most) in zip(row, points, strict=True):
+        for text, (name, mean, least, most) in zip(row, curve.points, strict=True):
             end, away, side = (most, 3, "bottom") if mean >= 0 else (least, -3, "top")
             axis.annotate(text, (names.index(name) + place, end), xytext=(0, away),
                           textcoords="offset points", ha="center", va=side, fontsize=6,

@@ -217,10 +217,15 @@ def table(title: str, score: str, better: str, rows) -> dict:
     return {"title": title, "score": score, "better": better, "format": ",.2f", "rows": rows}
 
 
-def curve(label: str, points: dict) -> dict | None:
-    """Makes a curve from {x: [a value for each seed]}; None without any point."""
+def curve(label: str, points: dict, *, joined: bool = True) -> dict | None:
+    """Makes a curve from {x: [a value for each seed]}; None without any point.
+
+    ``joined`` draws a line through the points: where there is something between them.
+    """
     points = [[x, list(values)] for x, values in points.items() if values]
-    return {"label": label, "points": points} if points else None
+    if not points:
+        return None
+    return {"label": label, "points": points} | ({} if joined else {"joined": False})
 
 
 def by_depth(label: str, results) -> dict | None:
@@ -230,11 +235,16 @@ def by_depth(label: str, results) -> dict | None:
     return curve(label, {depth: [scores[depth] for scores in found] for depth in sorted(shared)})
 
 
-def figure(name: str, title: str, x: str, y: str, curves, *, log=False, kind="lines") -> dict:
-    """Makes a picture of curves, those that are None left out."""
-    curves = [one for one in curves if one is not None]
-    return {"name": name, "title": title, "x": x, "y": y, "log": log, "kind": kind,
-            "curves": curves}  # fmt: skip
+def figure(
+    name: str, title: str, x: str, y: str, curves, *, log=False, kind="lines", top=None
+) -> dict:
+    """Makes a picture of curves, those that are None left out: they keep their colour's place.
+
+    ``top`` ends the axis of lines there, where curves that go on would press the rest together.
+    """
+    curves = [one | {"look": n} for n, one in enumerate(curves) if one is not None]
+    about = {"name": name, "title": title, "x": x, "y": y, "log": log, "kind": kind}
+    return about | ({} if top is None else {"top": top}) | {"curves": curves}
 
 
 def scores(results, score: Callable) -> list[float]:

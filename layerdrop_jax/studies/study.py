@@ -73,7 +73,7 @@ def add_arguments(parser) -> None:
     add("--workdir", type=pathlib.Path, help="for runs and reports; studies may share one")
     add("--list", action="store_true", help="print the commands, run none")
     add("--dry_run", action="store_true", help="check every config, run none")
-    add("--only", metavar="TEXT,...", help="the runs whose names have one of these in them")
+    add("--only", metavar="TEXT,...", help="the runs of these names, or with these texts in them")
     add("--results", type=pathlib.Path, help="folder to copy the report to")
     add("--add", action="store_true", help="to what --results holds of other seeds and runs")
     add("--retries", type=int, default=2, help="of a run that gets no further")
@@ -120,8 +120,7 @@ def carry_out(name, variant, runs, make_record, arguments, extra, parser) -> Non
     except (ValueError, OSError) as error:
         parser.error(str(error))
     if arguments.only:
-        parts = arguments.only.split(",")
-        runs = [run for run in runs if any(part in run.name for part in parts)]
+        runs = _named(runs, arguments.only.split(","))
         if not runs:
             parser.error(f"--only={arguments.only}: no run's name has one of these in it")
     jax.config.update("jax_platforms", "cpu")  # of this process, in a sweep too
@@ -187,6 +186,16 @@ def _by_name(runs) -> dict:
         while run:
             known[run.name], run = run, run.start
     return known
+
+
+def _named(runs, texts) -> list:
+    """Picks runs: a text that is a run's whole name means that one, another all that have it."""
+    names = {run.name for run in runs}
+    return [
+        run
+        for run in runs
+        if any(text == run.name if text in names else text in run.name for text in texts)
+    ]
 
 
 def _kept(arguments, known) -> list:

@@ -29,6 +29,8 @@ _GROUPS = re.compile(
     rf"replica_groups=(?:mesh\[([^\]]*)\] ?\{{([^}}]*)\}}|{_ORDER}|(\{{\{{.*?\}}\}}))"
 )
 _TILES = re.compile(rf"devices={_ORDER}( last_tile_dim_replicate)?$")
+# Between slices libtpu sends to the hosts, which send on: two lines that know each other by a name.
+_BETWEEN = re.compile(r'_rendezvous="([^"]+)".*?_xla_megascale_transfer_type="([^"]+)"')
 
 
 class Local(typing.NamedTuple):
@@ -108,7 +110,11 @@ def check_program(text: str, stacks: dict) -> Program:
         raise ValueError("the text is not that of a compiled program: it has no ENTRY")
     found = re.search(r"\bnum_partitions=(\d+)", text)
     devices = int(found[1]) if found else 0
-    walk = _Walk(computations, {stack: n for stack, n in stacks.items() if n > 1}, devices)
+    # A program of several slices is that of one; its shardings number the devices of all of them.
+    numbered = re.findall(rf"sharding=\{{devices={_ORDER}", text)
+    total = max((int(np.prod(_numbers(source))) for _, source, _ in numbered), default=devices)
+    slices = max(total // devices, 1) if devices else 1
+    walk = _Walk(computations, {stack: n for stack, n in stacks.items() if n > 1}, devices, slices)
     walk.run(entry, None, ())
     return Program(list(walk.collectives.values()), walk.layer_loops(), walk.all_problems())
 
@@ -254,9 +260,13 @@ def _split_over(sharding: str) -> Local:
 class _Walk:
     """Follows values from a program's arguments on; what it meets is in its attributes."""
 
-    def __init__(self, computations, stacks, devices):
-        self.computations, self.stacks, self.devices = computations, stacks, devices
+    def __init__(self, computations, stacks, devices, slices=1):
+        """``devices`` are those of one of the ``slices``."""
+        self.computations, self.stacks = computations, stacks
+        self.devices, self.slices = devices, slices
         self.collectives = {}  # by loops and channel
+        self._sent = {}  # what goes to another slice, by the name of the transfer
+        self._received = {}  # (name, kind) of the transfer that an instruction receives
         self.reads = collections.defaultdict(set)  # by array and loops: (static, which)
         self.leaves = {}  # arrays of stacks: (stack, rank), by argument
         self.problems = {}  # a dict for its order
@@ -316,6 +326,14 @@ class _Walk:
             return self._collective(one, base, _tags(tuple(given)), kinds, loops)
         if opcode in ("partition-id", "replica-id"):
             return frozenset([Local()])
+        if found := opcode in ("send", "recv") and _BETWEEN.search(one.rest):
+            if opcode == "send":
+                self._sent[found[1]] = _tags(given[0])
+            else:
+                self._received[one.name] = found.groups()
+            return frozenset()
+        if opcode == "recv-done" and one.operands[0] in self._received:
+            return self._from_other_slices(one, loops)
         if opcode.endswith(("-done", "-update")) or opcode == "optimization-barrier":
             return given[0]
         tags = _tags(tuple(given))
@@ -381,6 +399,8 @@ class _Walk:
             for one in self.computations[name]:
                 base = one.opcode.removesuffix("-start")
                 kinds |= {base} & set(COLLECTIVES)
+                if one.opcode == "send" and _BETWEEN.search(one.rest):
+                    kinds.add("a transfer between slices")
                 for attribute in ("calls", "to_apply", "body", "condition", "branch_computations",
                                   "true_computation", "false_computation"):  # fmt: skip
                     for called in _attribute(one.rest, attribute):
@@ -405,17 +425,38 @@ class _Walk:
                     "whole stack; one layer at a time is meant"
                 ] = None
         if gathers or base == "collective-broadcast":
-            local = self._joined(one, _local(tags))
+            groups = _groups(one.rest, self.devices)
+            local = self._joined(groups and self._in_every_slice(groups), _local(tags))
         else:  # each device gets another piece
             local = frozenset([Local()])
         return local | (arrays if base == "all-gather" else frozenset())
 
-    def _joined(self, one, local) -> frozenset:
-        """Notes between which devices a value differs that a collective has made of others.
+    def _from_other_slices(self, one, loops):
+        """Notes of what was received whether slices joined it: devices in the same place do."""
+        name, kind = self._received[one.operands[0]]
+        what = f"{kind.lower().replace('_', '-')} between slices"
+        self.collectives[loops, what, name] = Collective(what, _sizes(one.kind)[0], loops)
+        local = _local(self._sent.get(name, frozenset([Local()])))
+        if kind not in ("ALL_REDUCE", "ALL_GATHER"):
+            return frozenset([Local()])
+        places = range(self.devices)
+        return self._joined(
+            [[slice * self.devices + n for slice in range(self.slices)] for n in places], local
+        )
 
-        Devices whose groups were given alike have the same.
+    def _in_every_slice(self, groups):
+        return [
+            [slice * self.devices + device for device in group]
+            for slice in range(self.slices)
+            for group in groups
+        ]
+
+    def _joined(self, groups, local) -> frozenset:
+        """Notes between which devices a value differs that groups of them have made together.
+
+        Devices whose groups were given alike have the same; ``groups`` is None where the program
+        does not tell.
         """
-        groups = _groups(one.rest, self.devices)
         if groups is None:
             return local
         if not local or len(groups) == 1:

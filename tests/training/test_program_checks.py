@@ -170,6 +170,31 @@ def test_pieces_of_a_sum_are_no_longer_shared():
     assert program_checks.check_program(text, {}).problems != []
 
 
+@pytest.mark.parametrize("sent", ["sum", "own", ""])
+def test_a_sum_over_one_slice_is_not_that_of_the_next(sent):
+    """libtpu compiles the program of one slice; a transfer joins it with the others."""
+    text = TEXT_OF_A_BRANCH.replace("GROUPS", "{{0,1,2,3}}").replace("devices=[4]", "devices=[8]")
+    text = text.replace("<=[4]", "<=[8]").replace("made_by_hand", "by_hand, num_partitions=4", 1)
+    if sent:
+        text = text.replace("  %large = pred[] compare(%sum,", TRANSFER + "compare(%joined,")
+        text = text.replace("send(%sum,", f"send(%{sent},")
+    program = program_checks.check_program(text, {})
+    # What a device has of its own is added up for each place in a slice, and differs there.
+    assert (program.problems == []) == (sent == "sum")
+    between = [row for row in program.table() if "between slices" in row["kind"]]
+    assert [row["bytes"] for row in between] == ([4] if sent else [])
+
+
+ABOUT = """is_host_transfer=true, frontend_attributes={_xla_host_transfer_rendezvous="sum_0",\
+_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}"""
+TRANSFER = f"""  %token = token[] after-all()
+  %recv = (f32[], u32[], token[]) recv(%token), channel_id=8, {ABOUT}
+  %send = (f32[], u32[], token[]) send(%sum, %token), channel_id=9, {ABOUT}
+  %sent = token[] send-done(%send), channel_id=9
+  %received = (f32[], token[]) recv-done(%recv), channel_id=8
+  %joined = f32[] get-tuple-element(%received), index=0
+  %large = pred[] """
+
 TEXT_OF_A_BRANCH = """HloModule made_by_hand
 
 %add (a: f32[], b: f32[]) -> f32[] {
