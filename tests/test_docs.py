@@ -238,3 +238,30 @@ def test_a_notebook_becomes_a_page_with_what_its_cells_have_shown():
     assert "(data:image/png;base64,AABB)" in text
     assert not mkdocs_hook.LINK.search(text)  # a picture is no path
     assert "Figure" not in text
+
+
+def test_the_tree_of_the_design_has_every_room_and_no_file_that_is_gone():
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    tree = text.partition("## The tree\n")[2].partition("```\n")[2].partition("```")[0]
+    top, _, package = tree.partition("layerdrop_jax/\n")
+    rooms = dict(re.findall(r"^  (\w+)/ +(.*)$", package, re.MULTILINE))
+    there = {folder.parent.name for folder in ROOT.glob("layerdrop_jax/*/__init__.py")}
+    assert set(rooms) == there
+    named = [f"layerdrop_jax/{room}/{file}" for room in rooms
+             for file in re.findall(r"\w+\.py", rooms[room])]  # fmt: skip
+    named += re.findall(r"^([\w/.]+)  ", top, re.MULTILINE)
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *PAGES], ids=lambda path: path.name)
+def test_prose_is_narrow_enough_to_read_in_a_terminal(path):
+    text = path.read_text(encoding="utf-8")
+    lines = text.split("\n")
+    wide = [
+        line
+        for token in PARSER.parse(text)
+        if token.type == "paragraph_open"
+        for line in lines[slice(*token.map)]
+        if len(line) > 110 and not line.startswith("![")
+    ]
+    assert wide == []
