@@ -34,6 +34,7 @@ from rich.progress import Progress
 
 from benchmarks import adaptive_softmax, lm, step_cost
 from benchmarks.step_cost import listed, machine, ratio, shown, table
+from layerdrop_jax.symbols import FIRST_WORD
 
 RATES = (0.0, 0.2, 0.5)
 # Config, what differs from it, and the least share of the peak that is wanted without drop.
@@ -218,7 +219,7 @@ def search(smoke, progress) -> list[dict]:
             prompt, answer = (
                 lowered.compile() for lowered in lower_request(settings, settings.model, batch)
             )
-            ids = np.random.default_rng(0).integers(4, settings.model.source_vocab_size,
+            ids = np.random.default_rng(0).integers(FIRST_WORD, settings.model.source_vocab_size,
                                                     (batch, tokens)).astype(np.int32)  # fmt: skip
             seconds = []
             for _ in range(2 if smoke else 6):
@@ -282,7 +283,7 @@ def random_batch(settings, task) -> dict:
         else:
             side = f"{name.partition('_')[0]}_vocab_size"
             most = sizes_of.get(side) or sizes_of["vocab_size"]
-            batch[name] = draw.integers(4, most, shape).astype(array.dtype)
+            batch[name] = draw.integers(FIRST_WORD, most, shape).astype(array.dtype)
     return batch
 
 

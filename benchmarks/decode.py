@@ -20,6 +20,7 @@ Writes results.json, which holds every measurement, and report.md.
 
 import argparse
 import dataclasses
+import importlib.metadata
 import importlib.util
 import os
 import pathlib

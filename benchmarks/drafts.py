@@ -84,8 +84,7 @@ def of_run(folder, tokens, arguments) -> list[dict]:
                 whole = {name: list(range(model.depth(name))) for name in model.stacks}
                 layers = whole | {stack: list(RULES[rule](depth, keep))}
                 found.append({"sets": rule, "depth": keep, "kept_layers": layers})
-    # The draft that the config names serves to set decode.draft_tokens alone.
-    run = load_run(folder, [*arguments.set, "decode.draft=all", f"decode.draft_tokens={tokens}"])
+    run = load_run(folder, [*arguments.set, f"decode.draft_tokens={tokens}"])
     prompts = task_of(run.settings).prompts
     if not drafts.add_drafts(run, found, prompts and prompts(run, arguments.requests)):
         raise ValueError(f"{folder} has no network that drafts, or --depths has none of its depths")
@@ -104,7 +103,6 @@ def of_width(width, depth, tokens, arguments) -> dict:
         "model.kv_heads": width // 32,
         "model.dtype": "float32",
         "decode.temperature": 0.0,
-        "decode.draft": "all",  # serves to set the next one alone
         "decode.draft_tokens": tokens,
         "prune.prompt_tokens": PROMPT,
         "prune.new_tokens": NEW_TOKENS,

@@ -3,11 +3,12 @@
   python -m experiments.passes --variant=demo --workdir=runs/studies
 
 The text is cut so that the same updates go over it 1, 4, 16 and 64 times: from more text than the
-network can learn to so little that it knows it by heart. Dropout is chosen for each arm on valid;
-the best checkpoint by valid is scored on test.
+network can learn to so little that it knows it by heart. Dropout is chosen for each arm on valid,
+and beside that each arm is compared with none where neither has dropout; the best checkpoint by
+valid is scored on test.
 
 What is expected, and was written down before any of these networks was trained: whole, LayerDrop
-loses at 1 pass, and gains by 64.
+loses at 1 pass, and gains by 64. (The comparison without dropout was added afterwards.)
 """
 
 import math
@@ -31,7 +32,7 @@ from layerdrop_jax.studies.results import (
 TITLE = "When does dropping layers pay? Passes over the text"
 PASSES = (1, 4, 16, 64)
 DROPOUTS = (0.0, 0.2)  # chosen from on valid, for each arm
-# Config, updates, tokens of an update, and what differs from the config.
+# Config, updates, and what differs from the config.
 SIZES = {
     "demo": ("configs/wikitext103.py:demo", 800, {"model.embed_dim": 64, "model.ffn_dim": 256}),
     "small": ("configs/wikitext103.py:small", 20000, {}),
@@ -92,25 +93,41 @@ def runs(variant):
 
 def report(found, variant):
     names = list(arms(SIZES[variant][1]))
-    best = {
-        (arm, passes): chosen(found, variant, arm, passes) for passes in PASSES for arm in names
+    cases = [(arm, passes) for passes in PASSES for arm in names]
+    each = {
+        (*case, dropout): results_of(found, run(variant, *case, dropout))
+        for case in cases
+        for dropout in DROPOUTS
     }
+    best = {case: chosen([each[*case, dropout] for dropout in DROPOUTS]) for case in cases}
+    alone = {case: each[*case, 0.0] for case in cases}
     rows = [
-        row(f"{passes} passes, {arm}", results, whole) for (arm, passes), results in best.items()
+        row(f"{passes} passes, {arm}, dropout {dropout:g}", results, whole)
+        for (arm, passes, dropout), results in each.items()
     ]
-    gains = {(arm, passes): gain(best, arm, passes) for passes in PASSES for arm in names[1:]}
-    gaps = {passes: scores(best["none", passes], overfitting) for passes in PASSES}
-    by_passes = [curve(arm, {p: gains[arm, p] for p in PASSES}) for arm in names[1:]]
-    by_gap = [
-        curve(arm, {round(mean(gaps[p]), 3): gains[arm, p] for p in PASSES if gaps[p]})
-        for arm in names[1:]
-    ]
+    gains, gains_alone = (
+        {(arm, passes): gain(of, arm, passes) for arm, passes in cases if arm != "none"}
+        for of in (best, alone)
+    )
+    gaps = {passes: scores(alone["none", passes], overfitting) for passes in PASSES}
+
+    def curves(gains, places):
+        return [curve(arm, {places[p]: gains[arm, p] for p in places}) for arm in names[1:]]
+
+    by_passes, by_passes_alone = (
+        curves(of, dict(zip(PASSES, PASSES))) for of in (gains, gains_alone)
+    )
+    by_gap = curves(gains_alone, {p: round(mean(gaps[p]), 3) for p in PASSES if gaps[p]})
     nats = "gain whole, nats a token"
     return record(
         f"{SETTING[variant]}; dropout chosen on valid from {', '.join(map(str, DROPOUTS))}",
         tables=[table("Whole networks, test perplexity", "perplexity", "lower", rows)],
         figures=[
-            figure("passes", "Gain of dropping layers", "passes over the text", nats, by_passes),
+            figure("passes", "Gain, dropout chosen", "passes over the text", nats, by_passes),
+            figure(
+                *("alone", "Gain, both without dropout", "passes over the text", nats),
+                by_passes_alone,
+            ),
             figure("gap", "The same", "nats between valid and train without it", nats, by_gap),
         ],
         claims=[
@@ -120,14 +137,18 @@ def report(found, variant):
                 gains["LayerDrop 0.2", PASSES[-1]],
                 1,
             ),
+            predicted(
+                f"At {PASSES[-1]} passes LayerDrop 0.2 gains where neither has dropout",
+                gains_alone["LayerDrop 0.2", PASSES[-1]],
+                1,
+            ),
         ],
         of_paper=False,
     )
 
 
-def chosen(found, variant, arm, passes) -> list:
-    """Gives the results of an arm with the dropout that is best on valid, in the mean of seeds."""
-    each = [results_of(found, run(variant, arm, passes, dropout)) for dropout in DROPOUTS]
+def chosen(each) -> list:
+    """Gives the results of the dropout that is best on valid, in the mean of seeds."""
     each = [results for results in each if any(scores(results, lowest_valid))]
     return min(each, key=lambda results: mean(scores(results, lowest_valid)), default=[])
 

@@ -1,5 +1,6 @@
 """Files that a run or a study writes and reads: whole or not at all, line by line."""
 
+import hashlib
 import json
 import math
 import os
@@ -49,12 +50,20 @@ def to_json(record, **how) -> str:
     return json.dumps(plain(record), allow_nan=False, **how)
 
 
+def sha256_of(path: str | os.PathLike) -> str:
+    """Computes the SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def plain(value):
-    """Turns a value into one that JSON can hold."""
-    if isinstance(value, str | bool | None):
+    """Turns a value into one that JSON can hold: arrays become lists, infinities and NaN None."""
+    if isinstance(value, str | bool | int | None):
         return value
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | range):
         return [plain(v) for v in value]
+    if getattr(value, "ndim", 0):
+        return plain(np.asarray(value).tolist())
     if isinstance(value, Mapping):
         return {name: plain(v) for name, v in value.items()}
     value = np.asarray(value).item()

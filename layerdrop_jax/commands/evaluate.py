@@ -1,5 +1,7 @@
 """Scores a trained run's folder: whole and at every depth, or with chosen layers."""
 
+import contextlib
+
 from absl import logging
 
 from layerdrop_jax.depth import strategies
@@ -10,6 +12,7 @@ from layerdrop_jax.runs.folder import original_layers, read_pruned
 from layerdrop_jax.runs.metrics import MetricWriter
 from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.runs.trackers import check_tracker
+from layerdrop_jax.step.devices import put_whole
 from layerdrop_jax.tasks.task import task_of
 
 
@@ -45,16 +48,16 @@ def evaluate(workdir, *, flags=None, changes=()) -> list[dict]:
         tracker = "none"
     # A file that cannot be read is better known before.
     writer = MetricWriter(run.workdir, tracker=tracker, config=run.config)
-    if any((flags or {}).values()):
-        scores = _evaluate_choices(run, flags)
-        written = {"subset": scores}
-    else:
-        scores, depths = task_of(run.settings).evaluate(run)
-        written = {"test": scores, "depth": depths}
-    for kind, records in written.items():
-        for record in records:
-            writer.write(kind, max(run.steps), record)
-    writer.close()
+    with contextlib.closing(writer):
+        if any((flags or {}).values()):
+            scores = _evaluate_choices(run, flags)
+            written = {"subset": scores}
+        else:
+            scores, depths = task_of(run.settings).evaluate(run)
+            written = {"test": scores, "depth": depths}
+        for kind, records in written.items():
+            for record in records:
+                writer.write(kind, max(run.steps), record)
     return scores
 
 
@@ -85,7 +88,8 @@ def _evaluate_choices(run, flags) -> list[dict]:
     choices = [strategies.wanted(run, choice) for choice in each_choice(flags)]
     for wanted in choices:
         strategies.check(run, wanted)
-    scorer, quality = Scorer(run), task_of(run.settings).make_quality(run)
+    shared = run._replace(params=put_whole(run.params))
+    scorer, quality = Scorer(shared), task_of(run.settings).make_quality(shared)
     scores = []
     for wanted in choices:
         layers, chosen = strategies.choose(run, wanted, scorer)

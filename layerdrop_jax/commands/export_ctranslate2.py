@@ -13,6 +13,7 @@ from layerdrop_jax.data.tokenizers import made_up_names
 from layerdrop_jax.decoding.batching import length_limit
 from layerdrop_jax.files import write_atomically
 from layerdrop_jax.interop import ctranslate2
+from layerdrop_jax.models.blocks import exact
 from layerdrop_jax.models.params import model_graph
 from layerdrop_jax.symbols import EOS, FIRST_WORD, PAD, SPECIAL_SYMBOLS
 from layerdrop_jax.tasks import encoder_decoder
@@ -79,7 +80,7 @@ def compare(folder, run, words, kind: str) -> dict:
       ValueError: float32, and a log-probability differs by more than TOLERANCE, or a greedy answer
         where there is no tie.
     """
-    model = _in_float32(run.settings.model)
+    model = exact(run.settings.model)
     run = run._replace(settings=dataclasses.replace(run.settings, model=model))
     pairs = encoder_decoder.spread_pairs(run, LINES)
     translator = ctranslate2.translator(folder, kind)
@@ -131,7 +132,7 @@ def compare_logits(folder, model, params: dict, kind: str) -> dict:
     Raises:
       ValueError: float32, and a logit differs by more than TOLERANCE of the largest.
     """
-    graph = model_graph(_in_float32(model))
+    graph = model_graph(exact(model))
     size = (ROWS, min(LENGTH, model.max_length))
     ids_BxT = np.random.default_rng(1).integers(FIRST_WORD, model.vocab_size, size)
 
@@ -165,11 +166,6 @@ def names_of_ids(tokenizer, size) -> list[str]:
     """Lists the names of all ids; one that the tokenizer does not name gets a name of its own."""
     spare = made_up_names(tokenizer.get_vocab())
     return [tokenizer.id_to_token(number) or next(spare) for number in range(size)]
-
-
-def _in_float32(model):
-    # Whatever the type of the run: rounding would hide, or look like, a difference.
-    return dataclasses.replace(model, dtype="float32")
 
 
 def _log_probs(run, pairs) -> list[np.ndarray]:

@@ -1,6 +1,5 @@
 """A run's network, whole or cut, as a folder that another library loads."""
 
-import dataclasses
 import json
 import pathlib
 
@@ -18,6 +17,7 @@ from layerdrop_jax.depth import strategies
 from layerdrop_jax.depth.prune import cut
 from layerdrop_jax.files import write_json
 from layerdrop_jax.interop import ctranslate2, fairseq_files, folders, huggingface
+from layerdrop_jax.models.blocks import exact
 from layerdrop_jax.models.params import count_params, model_graph
 from layerdrop_jax.runs import settings
 from layerdrop_jax.runs.folder import check_new, made_whole, original_layers
@@ -175,8 +175,7 @@ def _draw(model):
 
 def _difference(model, params, drawn, theirs, headless) -> float:
     """Finds the largest difference of outputs, as a share of the largest of them."""
-    # In float32, whatever the type of the run: rounding would hide, or look like, a difference.
-    graph = model_graph(dataclasses.replace(model, dtype="float32"))
+    graph = model_graph(exact(model))
 
     @jax.jit
     def run(params, drawn):

@@ -17,7 +17,7 @@ from layerdrop_jax.training.train import train
 # Of a config's model: what a run that starts from another's network decides for itself.
 OWN = ("num_classes", "pooler_dropout", "dropout", "attention_dropout", "activation_dropout")
 OWN += ("drop_path", "drop_path_rows", "drop_block", "drop_block_size", "drop_connect")
-OWN += ("dtype", "saved")
+OWN += ("dtype", "saved", "attention")
 
 CUT = ("prune.encoder", "prune.decoder")  # what is kept is not cut once more
 

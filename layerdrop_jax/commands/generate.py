@@ -6,12 +6,10 @@ import sys
 
 from layerdrop_jax.commands.network import load
 from layerdrop_jax.data.datasets.text import decode_lines, read_lines
-from layerdrop_jax.files import to_json
+from layerdrop_jax.files import to_json, write_atomically
 from layerdrop_jax.runs.folder import check_output
 from layerdrop_jax.tasks.leaving import depth_line, mean_depth
 from layerdrop_jax.tasks.task import task_of
-
-INPUT_FORMATS = ("text", "jsonl")
 
 
 def generate(
@@ -53,27 +51,16 @@ def generate(
         print(depth_line(network.run, mean_depth(depths)), file=sys.stderr, flush=True)
     else:
         answers = network.answer(inputs, depth=depth)
-    text = "".join(_as_line(answer) + "\n" for answer in answers).encode()
-    if not target:
-        sys.stdout.buffer.write(text)
-        sys.stdout.buffer.flush()
+    text = "".join(_as_line(answer) + "\n" for answer in answers)
+    if target:
+        write_atomically(target, text)
         return
-    _write(target, text)
+    sys.stdout.buffer.write(text.encode())
+    sys.stdout.buffer.flush()
 
 
 def _as_line(answer) -> str:
     return answer if isinstance(answer, str) else to_json(answer, ensure_ascii=False)
-
-
-def _write(target, data):
-    """Writes a file in one go: a reader finds the old one, or the new one whole."""
-    partial = f"{target}.partial"
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-        os.replace(partial, target)
-    except OSError as error:
-        raise OSError(f"cannot write --output={target}: {error.strerror}") from error
 
 
 def _check_writable(target):

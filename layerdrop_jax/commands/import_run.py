@@ -1,7 +1,6 @@
 """A network of Hugging Face's or the reference's as a run's folder, which is like any other."""
 
 import copy
-import hashlib
 import json
 import pathlib
 import typing
@@ -23,7 +22,7 @@ from layerdrop_jax.data import (
     summaries,
     tokenizers,
 )
-from layerdrop_jax.files import write_atomically, write_json
+from layerdrop_jax.files import sha256_of, write_atomically, write_json
 from layerdrop_jax.interop import fairseq, fairseq_files, folders, huggingface, translators
 from layerdrop_jax.models.embeddings import sinusoids
 from layerdrop_jax.models.encoder import EncoderConfig
@@ -214,8 +213,7 @@ def import_run(source, workdir, config: dict, *, changes=(), given: Sequence[str
         else:
             _write_texts(partial, parsed)
         file = source / "config.json" if theirs else source
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        about = {"imported": record["architecture"], "config_sha256": digest}
+        about = {"imported": record["architecture"], "config_sha256": sha256_of(file)}
         write_params(partial / "checkpoints", STEP, params, about)
         write_config(partial, config)
         run = load_run(partial)

@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 
-from layerdrop_jax.files import write_atomically, write_json
+from layerdrop_jax.files import sha256_of, write_atomically, write_json
 
 FILE = "checksums.json"
 SEALED = ("config.json", "tokenizer.json", "labels.json", "pruned.json")  # and the held-out text
@@ -37,7 +37,7 @@ def check(folder: str | os.PathLike, name: str) -> None:
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: {FILE} has it among this run's files")
     # Another process may have rewritten both since the list was read.
-    if _sha256(path) != wanted and _read(folder).get(name) == wanted:
+    if sha256_of(path) != wanted and _read(folder).get(name) == wanted:
         raise ValueError(
             f"{path} is not the file that this run was written with: {FILE} has another SHA-256. "
             "Put the right file back or, if this one is meant, delete its entry there"
@@ -55,7 +55,7 @@ def seal(folder: str | os.PathLike) -> None:
     texts = sorted(path for path in (folder / "data").glob("*") if ANSWERS not in path.name)
     files = [folder / name for name in SEALED] + texts
     names = {path.relative_to(folder).as_posix(): path for path in files if path.is_file()}
-    _write(folder, known | {n: _sha256(path) for n, path in names.items() if n not in known})
+    _write(folder, known | {n: sha256_of(path) for n, path in names.items() if n not in known})
 
 
 def rewrite(folder: str | os.PathLike, name: str, text: str) -> None:

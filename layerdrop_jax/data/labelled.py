@@ -6,6 +6,7 @@ the reference (sentence_prediction.py), and padding behind it.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -262,7 +263,7 @@ class LabelledRows:
     def padding(self) -> dict[str, np.ndarray]:
         return empty_row(self.lengths[-1], self.labels.dtype)
 
-    @property
+    @functools.cached_property
     def sizes(self) -> np.ndarray:
         """How many tokens each example has, int64[E]."""
         return np.diff(self.offsets)

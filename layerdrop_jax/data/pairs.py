@@ -178,7 +178,6 @@ def load_eval_text(folder: str | os.PathLike, split: str, *, languages) -> list[
       FileNotFoundError: they are not there.
       ValueError: files that were changed into empty, unequal or undecodable ones.
     """
-    pairs = list(text.read_parallel(os.path.join(folder, "data"), split, *languages, marked=False))
     for language in languages:
         checksums.check(folder, f"data/{split}.{language}")
-    return pairs
+    return list(text.read_parallel(os.path.join(folder, "data"), split, *languages, marked=False))

@@ -232,7 +232,13 @@ def eval_order(rows, numbers: Sequence[int] | None = None) -> Sequence[int]:
 def counted_batches(
     description: str, config, rows: packing.PackedRows
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields what `eval_batches` does, under a bar named ``description`` that counts the rows."""
+    """Yields what `eval_batches` does, under a bar named ``description`` that counts the rows.
+
+    With "" there is no bar: the caller has one of its own.
+    """
+    if not description:
+        yield from eval_batches(config, rows)
+        return
     with progress(description, len(rows)) as advance:
         for number, batch in enumerate(eval_batches(config, rows)):
             yield batch

@@ -14,6 +14,7 @@ For masked language modelling, `train_byte_bpe`: byte-level BPE as GPT-2's, with
 
 import collections
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -455,18 +456,24 @@ def encode_pairs(
     )
 
 
+@functools.lru_cache(maxsize=8)
+def _silent(tokenizer) -> frozenset[int]:
+    """Lists the entries that stand for no text; once, for it looks at the whole vocabulary."""
+    silent = set(range(len(SPECIAL_SYMBOLS)))
+    if isinstance(tokenizer.model, models.WordLevel):
+        silent.remove(UNK)
+    silent |= set(tokenizer.get_added_tokens_decoder())  # <mask>
+    silent |= {n for token, n in tokenizer.get_vocab().items() if MADE_UP.fullmatch(token)}
+    return frozenset(silent)
+
+
 def decode(tokenizer: tokenizers.Tokenizer, sequences: Iterable[Iterable[int]]) -> list[str]:
     """Decodes each sequence of ids, up to its first eos, as text.
 
     Words are joined by spaces, pieces of a BPE as they were. Other special symbols are dropped,
     and so are the entries that stand for no text; `<unk>` stays where it is a word of the text.
     """
-    silent = set(range(len(SPECIAL_SYMBOLS)))
-    if isinstance(tokenizer.model, models.WordLevel):
-        silent.remove(UNK)
-    silent |= set(tokenizer.get_added_tokens_decoder())  # <mask>
-    silent |= {n for token, n in tokenizer.get_vocab().items() if MADE_UP.fullmatch(token)}
-    kept = []
+    silent, kept = _silent(tokenizer), []
     for sequence in sequences:
         ids = [int(number) for number in sequence]
         if EOS in ids:

@@ -5,12 +5,9 @@ Sentences are sorted by length, longest first, and cut into batches whose width 
 the next width to fill its rows; only the last one can be partly empty, and then it has fewer rows.
 """
 
-import contextlib
 from typing import NamedTuple
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from layerdrop_jax.symbols import EOS, PAD
 
@@ -52,7 +49,7 @@ def length_limit(source_length, *, config, max_positions):
 
 
 def decode_sentences(
-    sentences, decode_batch, *, config, max_source, max_positions, description=None
+    sentences, decode_batch, *, config, max_source, max_positions, advance=lambda count: None
 ):
     """Decodes `sentences` (lists of token ids, without `</s>`); returns `Decoded`.
 
@@ -64,7 +61,7 @@ def decode_sentences(
     config: the `BeamConfig` of the search.
     max_source: most source tokens the model takes, `</s>` included; longer sentences are cut to it.
     max_positions: positions the decoder has.
-    description: the text of a progress bar; None shows none.
+    advance: called after each batch with the number of sentences that it had.
 
     The result for a sentence does not depend on the others. ValueError is raised where max_source
     or max_positions is below 2.
@@ -77,23 +74,22 @@ def decode_sentences(
     ]
     cut = [i for i, sentence in enumerate(sentences) if len(sentence) > max_source - 1]
     hypotheses = [[] for _ in sources]
-    with _progress(description, len(sources)) as advance:
-        for rows, width, buffer_length, indices in _batches(
-            sources, config=config, max_source=max_source, max_positions=max_positions
-        ):
-            source_BxS = np.full((rows, width), PAD, np.int32)
-            source_BxS[:, 0] = EOS
-            max_length_B = np.zeros(rows, np.int32)
-            for row, index in enumerate(indices):
-                source = sources[index]
-                source_BxS[row, : len(source)] = source
-                max_length_B[row] = length_limit(
-                    len(source), config=config, max_positions=max_positions
-                )
-            found = decode_batch(source_BxS, max_length_B, buffer_length)
-            for index, *lists in zip(indices, *map(np.asarray, found), strict=False):
-                hypotheses[index] = _unpadded(*lists)
-            advance(len(indices))
+    for rows, width, buffer_length, indices in _batches(
+        sources, config=config, max_source=max_source, max_positions=max_positions
+    ):
+        source_BxS = np.full((rows, width), PAD, np.int32)
+        source_BxS[:, 0] = EOS
+        max_length_B = np.zeros(rows, np.int32)
+        for row, index in enumerate(indices):
+            source = sources[index]
+            source_BxS[row, : len(source)] = source
+            max_length_B[row] = length_limit(
+                len(source), config=config, max_positions=max_positions
+            )
+        found = decode_batch(source_BxS, max_length_B, buffer_length)
+        for index, *lists in zip(indices, *map(np.asarray, found), strict=False):
+            hypotheses[index] = _unpadded(*lists)
+        advance(len(indices))
     return Decoded(hypotheses, cut)
 
 
@@ -133,17 +129,3 @@ def _unpadded(tokens_MxT, scores_M, token_scores_MxT, lengths_M, depths_MxT=None
         for m, n in enumerate(lengths_M)
         if n > 0
     ]
-
-
-@contextlib.contextmanager
-def _progress(description, total):
-    """Yields a function to call with the number of sentences that are done."""
-    if description is None:
-        yield lambda count: None
-        return
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    columns += TextColumn("sentences"), TimeRemainingColumn()
-    # On standard error: standard output may be where the translations go.
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(description, total=total)
-        yield lambda count: bar.advance(task, count)

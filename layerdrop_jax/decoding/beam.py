@@ -149,12 +149,9 @@ class _State(NamedTuple):
 
 def search_options(config):
     """Collects the keyword arguments of `beam_search` that a `BeamConfig` holds."""
-    options = dataclasses.asdict(config)
-    for name in ("max_length_a", "max_length_b", "batch_tokens"):
-        del options[name]
-    for name in ("draft", "draft_tokens", "exit", "exit_depths"):
-        del options[name]
-    return options
+    names = ("beam", "length_penalty", "normalize")
+    names += ("min_length", "no_repeat_ngram", "unknown_penalty")
+    return {name: getattr(config, name) for name in names}
 
 
 def beam_search(

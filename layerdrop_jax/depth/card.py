@@ -16,7 +16,7 @@ from flax import nnx
 
 from layerdrop_jax.core.pruning import every_depth
 from layerdrop_jax.core.search import without
-from layerdrop_jax.depth.scorer import Scorer
+from layerdrop_jax.depth.scorer import Scorer, hash_batches, sample_of
 from layerdrop_jax.files import write_json
 from layerdrop_jax.models.cut import masks, params_of
 from layerdrop_jax.models.params import model_graph
@@ -49,8 +49,8 @@ def measure(workdir, changes=(), *, controls=(), output: str = "", command: str)
       ``[value, low, high]``.
 
     Raises:
-      ValueError: a network without layers or one that predicts numbers; a control of another task,
-        of other validation data or of the same depth.
+      ValueError: a network without layers or one that predicts numbers; a control of another task
+        or of other validation data.
     """
     if output:
         check_output(output)
@@ -229,7 +229,7 @@ def _load_control(path, run: Run, scorer: Scorer) -> Run:
     other = load_run(path, sample, sections=("prune",))
     if other.settings.task != run.settings.task:
         raise ValueError(f"{path} has task={other.settings.task!r}, not {run.settings.task!r}")
-    if Scorer(other).key["sample"] != scorer.key["sample"]:
+    if hash_batches(sample_of(other)[0]) != scorer.key["sample"]:
         raise ValueError(
             f"{path} has other validation data, tokens or rows than {run.workdir}: a control is "
             "trained on the same data with the same section data"

@@ -35,11 +35,11 @@ def add_drafts(run: Run, depths, prompts=None) -> str | None:
 
     Returns:
       a sentence that says which draft pays, or that none does; None where the task has no drafts,
-      or no depth can be one.
+      a request has one new token, which is said without one, or no depth can be one.
     """
     task, model = task_of(run.settings), run.settings.model
     drafts = [depth for depth in depths if _can_draft(model, depth["kept_layers"])]
-    if not task.drafted or not drafts:
+    if not task.drafted or not drafts or run.settings.prune.new_tokens < 2:
         return None
     graph, stack = decoding_graph(model), model.cut_stack
 

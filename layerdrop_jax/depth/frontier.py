@@ -16,6 +16,7 @@ from layerdrop_jax.models.cut import masks, params_of
 from layerdrop_jax.progress import progress
 from layerdrop_jax.runs.folder import check_output, original_layers
 from layerdrop_jax.runs.run import load_run
+from layerdrop_jax.step.devices import put_whole
 from layerdrop_jax.tasks.task import task_of
 
 FILE = "frontier.json"
@@ -76,8 +77,9 @@ def measure(
         strategies.check(run, of_stack)
     folder = pathlib.Path(output or run.workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    scorer = Scorer(run)
-    quality, score = task.make_quality(run), task.score
+    shared = run._replace(params=put_whole(run.params))
+    scorer, score = Scorer(shared), task.score
+    quality = task.make_quality(shared)
     floor, full = floor_nats(run), scorer({})
     depths = []
     with progress("scoring every depth", len(wanted)) as advance:
@@ -243,7 +245,7 @@ def _every_choice(run, flags) -> list[dict]:
             depths = range(model.depth(stack), 0, -1) or [0]
             of_stack[stack] = [parse_strategy(f"{text}:{depth}") for depth in depths]
         else:
-            of_stack[stack] = [parse_strategy(text)]
+            of_stack[stack] = [strategies.wanted(run, {stack: text})[stack]]
     return [
         dict(zip(of_stack, combination, strict=True))
         for combination in itertools.product(*of_stack.values())

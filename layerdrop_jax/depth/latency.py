@@ -15,6 +15,7 @@ from layerdrop_jax.models.cut import cut_model, take_rows
 from layerdrop_jax.models.params import decoding_params
 from layerdrop_jax.progress import progress
 from layerdrop_jax.runs.run import Run
+from layerdrop_jax.symbols import FIRST_WORD
 from layerdrop_jax.training import program
 
 ROUNDS = 7  # timings of each depth, taken in turn with the others
@@ -48,7 +49,7 @@ def add_latency(run: Run, depths) -> None:
                 params = jax.block_until_ready(decoding_params(take_rows(run.params, rows)))
                 for batch in batches:
                     size = (batch, prune.prompt_tokens)
-                    ids_BxP = rng.integers(4, run.settings.data.vocab_size, size, np.int32)
+                    ids_BxP = rng.integers(FIRST_WORD, run.settings.data.vocab_size, size, np.int32)
                     times = _time_once(programs[batch], params, ids_BxP)
                     if number:  # the first round warms up
                         found[batch].append(times)

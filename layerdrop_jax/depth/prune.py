@@ -1,6 +1,5 @@
 """Cutting a network out of a trained one: a run's folder that stands alone."""
 
-import dataclasses
 import json
 import shutil
 
@@ -11,7 +10,7 @@ from flax import nnx
 from layerdrop_jax.data import checksums, pipeline
 from layerdrop_jax.depth import strategies
 from layerdrop_jax.files import write_json
-from layerdrop_jax.models.blocks import BlockConfig
+from layerdrop_jax.models.blocks import BlockConfig, exact
 from layerdrop_jax.models.cut import cut_model, masks, take_rows
 from layerdrop_jax.models.params import count_params, hash_params, model_graph
 from layerdrop_jax.runs.checkpoints import write_params
@@ -142,9 +141,7 @@ def _compare(parent: Run, child: Run, layers) -> float:
     task, data = task_of(parent.settings), parent.settings.data
     model = parent.settings.model
     keep = masks(model, layers)
-    # In float32, whatever the type of the run: rounding would hide, or look like, a difference.
-    models = [dataclasses.replace(r.settings.model, dtype="float32") for r in (parent, child)]
-    graphs = [model_graph(model) for model in models]
+    graphs = [model_graph(exact(r.settings.model)) for r in (parent, child)]
 
     @jax.jit
     def difference(parent_params, child_params, batch):

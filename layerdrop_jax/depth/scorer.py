@@ -44,18 +44,14 @@ class Scorer:
           ValueError, OSError: the folder's validation text or scores cannot be read.
         """
         self._task, self._model = task_of(run.settings), run.settings.model
-        rows = self._task.valid_rows(run)
-        order = np.random.default_rng(run.settings.prune.seed).permutation(len(rows))
-        chosen = sorted(order[: run.settings.prune.sample_rows].tolist())
-        self.rows = len(chosen)
-        self.batches = list(pipeline.eval_batches(run.settings.data, rows, numbers=chosen))
+        self.batches, self.rows = sample_of(run)
         self.tokens = sum(int(self._task.targets(b)[1].sum()) for b in self.batches)
         rows = run.settings.prune.sample_rows
         check_scored(self.tokens, "valid", f"prune.sample_rows={rows} rows of it have no target")
         self.evaluations = 0
         self.measured = {}
         # hashed on the host, before anything goes to a device
-        self.key = {"network": hash_params(run.params), "sample": _hash_batches(self.batches)}
+        self.key = {"network": hash_params(run.params), "sample": hash_batches(self.batches)}
         self.batches = jax.device_put(self.batches)
         self._split = [put_rows(batch) for batch in self.batches]
         graph = model_graph(self._task.scored(self._model))
@@ -126,6 +122,14 @@ class Scorer:
             raise OSError(f"cannot write {self._path}: {error.strerror}") from error
 
 
+def sample_of(run: Run) -> tuple[list[dict], int]:
+    """Reads the validation rows that sub-networks are scored on, as batches; counts them."""
+    rows, prune = task_of(run.settings).valid_rows(run), run.settings.prune
+    order = np.random.default_rng(prune.seed).permutation(len(rows))
+    chosen = sorted(order[: prune.sample_rows].tolist())
+    return list(pipeline.eval_batches(run.settings.data, rows, numbers=chosen)), len(chosen)
+
+
 def floor_nats(run: Run) -> float:
     """Computes the entropy of the validation split's targets, in nats.
 
@@ -146,7 +150,8 @@ def floor_nats(run: Run) -> float:
     return float(-np.sum(shares * np.log(shares)))
 
 
-def _hash_batches(batches) -> str:
+def hash_batches(batches) -> str:
+    """Computes the SHA-256 of a sample, by which its scores are known again."""
     digest = hashlib.sha256()
     for batch in batches:
         for name in sorted(batch):

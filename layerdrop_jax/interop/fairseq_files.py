@@ -334,7 +334,7 @@ _NONE = _off(
 )
 
 
-def _depth(args, state, stack, at):
+def _depth(state, stack, at):
     """Counts the layers of a stack: those that its weights have."""
     layers = {key.removeprefix(f"{at}.layers.").partition(".")[0] for key in state}
     found = sum(name.isdecimal() for name in layers)
@@ -370,8 +370,8 @@ def _seq2seq_fields(args, state):
     return {
         "source_vocab_size": sizes[0],
         "target_vocab_size": sizes[1],
-        "encoder_layers": _depth(args, state, "encoder", "encoder"),
-        "decoder_layers": _depth(args, state, "decoder", "decoder"),
+        "encoder_layers": _depth(state, "encoder", "encoder"),
+        "decoder_layers": _depth(state, "decoder", "decoder"),
         "embed_dim": width,
         "ffn_dim": same["ffn_embed_dim"],
         "attention_heads": same["attention_heads"],
@@ -411,7 +411,7 @@ def _lm_fields(args, state):
         "embed_dim": width,
         "ffn_dim": _read(args, "decoder_ffn_embed_dim"),
         "attention_heads": _read(args, "decoder_attention_heads"),
-        "decoder_layers": _depth(args, state, "decoder", "decoder"),
+        "decoder_layers": _depth(state, "decoder", "decoder"),
         "norm": "pre" if args.get("decoder_normalize_before", False) else "post",
         "final_norm": "decoder.layer_norm.weight" in state,  # releases say it in other words
         "activation": _activation(args),
@@ -442,7 +442,7 @@ def _encoder_fields(args, state):
         "embed_dim": _read(args, "encoder_embed_dim"),
         "ffn_dim": _read(args, "encoder_ffn_embed_dim"),
         "attention_heads": _read(args, "encoder_attention_heads"),
-        "encoder_layers": _depth(args, state, "encoder", at),
+        "encoder_layers": _depth(state, "encoder", at),
         "norm": "post",
         "activation": _activation({"activation_fn": "gelu"} | args),
         "norm_epsilon": 1e-5,

@@ -18,7 +18,7 @@ from flax import nnx
 
 from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.core.skip_scan import skip_scan
-from layerdrop_jax.models.layers import dropout, split_rows, xavier_uniform
+from layerdrop_jax.models.layers import dropout, keep_rows_apart, xavier_uniform
 from layerdrop_jax.symbols import PAD
 
 # Products of fewer rows than this cost as much as this many.
@@ -248,7 +248,7 @@ class AdaptiveSoftmax(nnx.Module):
         def buffers(a_GxM___):
             a = a_GxM___.reshape(groups, num_buffers, size, *a_GxM___.shape[2:])
             a = jnp.moveaxis(a, 1, 0)
-            return split_rows(a, axis=1) if groups > 1 else a  # each group stays on its device
+            return keep_rows_apart(a, axis=1) if groups > 1 else a  # each group stays on its device
 
         def compute(_, inputs):
             hidden_GxCxW, local_GxC = inputs

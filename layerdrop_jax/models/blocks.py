@@ -10,7 +10,7 @@ from flax import nnx
 from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.core.skip_scan import skip_scan
 from layerdrop_jax.core.structured import drop_block, drop_connect, drop_path, drop_path_rows
-from layerdrop_jax.models.attention import SAVED_NAME, Attention
+from layerdrop_jax.models.attention import SAVED_NAME, Attention, heads_first
 from layerdrop_jax.models.fused_attention import CHOICES, KERNELS, check_attention
 from layerdrop_jax.models.layers import (
     ACTIVATIONS,
@@ -18,9 +18,9 @@ from layerdrop_jax.models.layers import (
     LAYER_NORM_EPSILON,
     FeedForward,
     dropout,
+    keep_rows_apart,
     linear,
     make_norm,
-    split_rows,
 )
 from layerdrop_jax.models.params import abstract_params, first_difference
 
@@ -39,6 +39,14 @@ SAVED = {
     ),
     "nothing": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+def exact(config: "BlockConfig") -> "BlockConfig":
+    """Gives the config of the same network in float32, with attention written out.
+
+    Two networks are compared so: rounding would hide, or look like, a difference.
+    """
+    return dataclasses.replace(config, dtype="float32", attention="plain")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -551,7 +559,7 @@ def run_stack(layers, x, keep_N, step, *, key=None, mode="skip", extra=None, loo
 
     def run_layer(x, inputs):
         params, key, extra = inputs
-        x = split_rows(x)
+        x = keep_rows_apart(x)
         if key is not None and config.drop_connect:
             params = drop_connect(named_key(key, "connect"), params, config.drop_connect)
         new, y = step(nnx.merge(graphdef, params), x, key, extra)
@@ -577,3 +585,20 @@ def run_stack(layers, x, keep_N, step, *, key=None, mode="skip", extra=None, loo
     inputs = (params, keep_CxS, keys, extra)
     x, ys = skip_scan(run_chunk, x, inputs, keep_CxS.any(axis=1), mode=mode)
     return x, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), ys)
+
+
+def keys_values_of(layers, x_BxTxD, keep_N, *position):
+    """Computes what the layers that ``keep_N`` marks make of one and the same x: keys and values.
+
+    Args:
+      layers: a stack from `make_stack`.
+      position: what `keys_values` of a layer takes besides, where positions are rotary.
+
+    Returns:
+      a pytree of [N, B, G, T, K], zeros for the other layers.
+    """
+
+    def run_layer(layer, x_BxTxD, _, __):
+        return x_BxTxD, jax.tree.map(heads_first, layer.keys_values(x_BxTxD, *position))
+
+    return run_stack(layers, x_BxTxD, keep_N, run_layer)[1]

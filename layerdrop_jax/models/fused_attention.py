@@ -32,7 +32,10 @@ def choose_attention(config, platform: str = "") -> tuple[str, str]:
     platform = platform or jax.default_backend()
     asked = config.attention
     if asked == "fused":
-        return KERNELS.get(platform, "xla"), f"model.attention=fused, on {platform}"
+        kernel = KERNELS.get(platform, "xla")
+        if kernel == "cudnn" and config.dtype == "float32":  # it computes in 16 bit alone
+            return "xla", f"model.attention=fused, in float32 on {platform}"
+        return kernel, f"model.attention=fused, on {platform}"
     if asked != "auto":
         return asked, f"model.attention={asked}"
     if config.attention_dropout:
@@ -54,6 +57,10 @@ def check_attention(config) -> None:
     """Raises a ValueError where a config asks for a kernel that cannot compute its network."""
     if config.attention in ("auto", "plain"):
         return
+    if config.attention == "cudnn" and config.dtype == "float32":
+        raise ValueError(
+            "model.attention='cudnn' computes in 16 bit, and model.dtype is 'float32': use 'fused'"
+        )
     for name, value in (
         ("attention_dropout", config.attention_dropout),
         ("positions", "alibi" if config.alibi else ""),

@@ -133,7 +133,7 @@ def dropout(x, rate: float, key):
     return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 
 
-def split_rows(a, axis: int = 0):
+def keep_rows_apart(a, axis: int = 0):
     """Keeps a batch's rows (axis ``axis``) on their devices, under a mesh with an axis ``data``.
 
     Weights may be split over the same axis. The partitioner should then move only the weights of

@@ -21,6 +21,7 @@ from layerdrop_jax.models.blocks import (
     How,
     check_choice,
     check_sizes,
+    keys_values_of,
     leave,
     make_stack,
     run_layers,
@@ -397,11 +398,7 @@ class LM(nnx.Module):
     def pass_by(self, cache, x_BxTxD, step, keep_N):
         """Computes keys and values of layers that tokens have left below, as `run` gives them."""
         turned_BxT = self._turned(self._following(cache, step, x_BxTxD.shape[1]))
-
-        def run_layer(layer, x_BxTxD, _, __):
-            return x_BxTxD, jax.tree.map(heads_first, layer.keys_values(x_BxTxD, turned_BxT))
-
-        return run_stack(self.decoder, x_BxTxD, keep_N, run_layer)[1]
+        return keys_values_of(self.decoder, x_BxTxD, keep_N, turned_BxT)
 
     def write(self, cache, now, step, keep_N=None):
         """Writes keys and values into a cache; ``keep_N`` says of which layers, for steps [B]."""

@@ -18,6 +18,7 @@ from layerdrop_jax.models.blocks import (
     How,
     check_choice,
     check_sizes,
+    keys_values_of,
     leave,
     make_stack,
     run_layers,
@@ -318,11 +319,7 @@ class Seq2Seq(nnx.Module):
     def pass_by(self, cache, x_BxTxD, step, keep_N):
         """Computes keys and values of layers that tokens have left below, as `run` gives them."""
         del cache, step  # positions are part of x
-
-        def run_layer(layer, x_BxTxD, _, __):
-            return x_BxTxD, jax.tree.map(heads_first, layer.keys_values(x_BxTxD))
-
-        return run_stack(self.decoder, x_BxTxD, keep_N, run_layer)[1]
+        return keys_values_of(self.decoder, x_BxTxD, keep_N)
 
     def write(self, cache, now, step, keep_N=None):
         """Writes keys and values into a cache; ``keep_N`` says of which layers, for steps [B]."""

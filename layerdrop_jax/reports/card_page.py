@@ -3,7 +3,6 @@
 Layers carry the numbers that they have in the network that was trained.
 """
 
-import math
 import pathlib
 
 import matplotlib
@@ -11,6 +10,7 @@ from matplotlib.lines import Line2D
 
 from layerdrop_jax.reports.run_report import steps_text, table, to_do_it_again, write_sections
 from layerdrop_jax.reports.style import GREY, STYLE, add_legend, log_scale, look, panels
+from layerdrop_jax.runs.metrics import perplexity
 
 
 def write_card(record, out) -> pathlib.Path:
@@ -141,17 +141,13 @@ def _share(values) -> str:
 
 
 def _perplexity(nats) -> str:
-    value, low, high = map(_exp, nats)
+    value, low, high = map(perplexity, nats)
     return f"{value:,.2f} ({low:,.2f} to {high:,.2f})"
-
-
-def _exp(nats: float) -> float:
-    return math.exp(min(nats, 700.0))  # beyond that a float is at its end
 
 
 def _draw(record, path) -> None:
     """Draws the loss against depth, with its intervals, and what each layer out costs."""
-    as_shown = _exp if record["perplexity"] else float
+    as_shown = perplexity if record["perplexity"] else float
     stack = record["stack"]
     depth = len(record["layers"][stack])
     with matplotlib.rc_context(STYLE):

@@ -24,7 +24,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import math
 import os
@@ -37,6 +36,8 @@ import jax.numpy as jnp
 from absl import logging
 from flax import traverse_util
 from jax.experimental import multihost_utils
+
+from layerdrop_jax.files import sha256_of
 
 FILES = "files.json"
 HASHERS = 4  # threads that hash a checkpoint's files while Orbax reads them
@@ -468,14 +469,10 @@ def _files(path: pathlib.Path) -> dict[str, int]:
     return {str(file.relative_to(path)): file.stat().st_size for file in files}
 
 
-def _sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _write_files(path: pathlib.Path):
     files = {
-        name: {"bytes": size, "sha256": _sha256(path / name)} for name, size in _files(path).items()
+        name: {"bytes": size, "sha256": sha256_of(path / name)}
+        for name, size in _files(path).items()
     }
     partial = path.parent / f".{path.name}-{FILES}"
     partial.write_text(json.dumps(files))
@@ -523,27 +520,32 @@ def _damage(path: pathlib.Path) -> str | None:
 
 
 def _change(path: pathlib.Path, parts, pool) -> str | None:
-    """Names a file whose bytes are not those that were written; None where there is none.
+    """Names a file that cannot be read or is not as it was written; None where there is none.
 
     Files of other parts than ``parts`` are not read. Of many processes each reads its share.
     """
-    expected = _expected(path)
-    wanted = sorted(
-        name
-        for name, about in expected.items()
-        if "sha256" in about and (os.sep not in name or name.split(os.sep)[0] in parts)
-    )[jax.process_index() :: jax.process_count()]
-    found = pool.map(_sha256, (path / name for name in wanted))
-    for name, sha256 in zip(wanted, found, strict=True):
-        if sha256 != expected[name]["sha256"]:
-            return f"{name} is not as it was written: its SHA-256 is another"
+    try:
+        expected = _expected(path)
+        wanted = sorted(
+            name
+            for name, about in expected.items()
+            if "sha256" in about and (os.sep not in name or name.split(os.sep)[0] in parts)
+        )[jax.process_index() :: jax.process_count()]
+        found = pool.map(sha256_of, (path / name for name in wanted))
+        for name, sha256 in zip(wanted, found, strict=True):
+            if sha256 != expected[name]["sha256"]:
+                return f"{name} is not as it was written: its SHA-256 is another"
+    except OSError as error:
+        return _brief(error)
     return None
 
 
 def _read(path: pathlib.Path, abstract: dict) -> tuple[str | None, dict]:
     """Reads the parts asked for: (what is wrong or None, the parts or {})."""
-
-    problem = _damage(path)
+    try:
+        problem = _damage(path)
+    except OSError as error:  # another process may be taking it away
+        problem = _brief(error)
     if problem:
         return problem, {}
     with (

@@ -51,16 +51,21 @@ class PruneConfig:
         """Raises a ValueError where a stack of the model cannot be cut as this says."""
         for stack in model.stacks:
             try:
-                strategy = parse_strategy(getattr(self, stack))
-                check_strategy(strategy, model.depth(stack), self.budget)
-                learned = drop.score_units and 0 < getattr(drop, stack) < 1
-                if strategy.entry.needs == "learned" and not learned:
-                    raise ValueError(
-                        f"{strategy.name} needs scores that training learns: see drop.score_units, "
-                        f"with drop.{stack} between 0 and 1"
-                    )
+                check_layers(getattr(self, stack), stack, model, drop, self.budget)
             except ValueError as error:
                 raise ValueError(f"prune.{stack}={getattr(self, stack)!r}: {error}") from None
+
+
+def check_layers(text: str, stack: str, model: BlockConfig, drop: DropConfig, budget: int) -> None:
+    """Raises a ValueError where a strategy cannot choose layers of a stack of such a run."""
+    strategy = parse_strategy(text)
+    check_strategy(strategy, model.depth(stack), budget)
+    learned = drop.score_units and 0 < getattr(drop, stack) < 1
+    if strategy.entry.needs == "learned" and not learned:
+        raise ValueError(
+            f"{strategy.name} needs scores that training learns: see drop.score_units, with "
+            f"drop.{stack} between 0 and 1"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

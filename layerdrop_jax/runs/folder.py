@@ -72,8 +72,7 @@ def made_whole(output: pathlib.Path):
     Args:
       output: new or empty, see `check_new`.
     """
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     try:
         try:
             partial.mkdir(parents=True)
@@ -210,9 +209,8 @@ def make_tokenizer(workdir, train, texts, vocab_size: int, *, origin: str):
         elif fitting < vocab_size:
             print(f"{vocab_size - fitting:,} of them are made up: the text has no more", flush=True)
     multihost_utils.sync_global_devices("the run's folder has its tokenizer")
-    tokenizer = tokenizers.load_tokenizer(path)
     checksums.check(workdir, "tokenizer.json")
-    return tokenizer
+    return tokenizers.load_tokenizer(path)
 
 
 def read_config(workdir) -> dict:
@@ -229,9 +227,8 @@ def read_config(workdir) -> dict:
         else:
             what = "is a file, not a run's folder" if path.parent.exists() else "is missing"
         raise FileNotFoundError(f"--workdir={workdir} {what}; train makes one")
-    config = _read_object(path)
     checksums.check(workdir, "config.json")
-    return migrations.upgrade(config, path)
+    return migrations.upgrade(_read_object(path), path)
 
 
 def _read_object(path) -> dict:

@@ -49,8 +49,8 @@ def load_run(workdir, changes=(), *, sections=settings.CHANGED_AFTER) -> Run:
     settings.check_read([change.partition("=")[0] for change in changes], parsed, "--set=")
     for stack in parsed.model.stacks:
         check_numbers(workdir, stack, parsed.model.depth(stack))
-    tokenizer = tokenizers.load_tokenizer(workdir / "tokenizer.json")
     checksums.check(workdir, "tokenizer.json")
+    tokenizer = tokenizers.load_tokenizer(workdir / "tokenizer.json")
     average = parsed.checkpoint.average
     params, steps = restore_params(
         workdir / "checkpoints",

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from layerdrop_jax.core.strategy_table import check_strategy, parse_strategy
 from layerdrop_jax.data.labelled import LabelledConfig
 from layerdrop_jax.data.pairs import DataConfig
 from layerdrop_jax.data.pretraining import PretrainingConfig
@@ -26,6 +25,7 @@ from layerdrop_jax.runs.depth_settings import (
     EncoderDecoderPrune,
     EncoderPrune,
     InitConfig,
+    check_layers,
     exit_depths,
 )
 from layerdrop_jax.runs.trackers import TRACKERS
@@ -211,9 +211,7 @@ def _check_encoder_decoder(settings, longest):
                 f"prune.{name}={getattr(settings.prune, name)} is more than {limit}, which is what "
                 "the model has positions for"
             )
-    settings.drop.rates(model)  # refuses a layer to protect that there is not
-    settings.drop.subnetworks(model)  # and depths
-    settings.prune.check(model, settings.drop)
+    _check_depths(settings)
     _check_draft(settings)
     _check_exit(settings)
 
@@ -258,9 +256,7 @@ class LanguageModelSettings:
                 "words, which an adaptive softmax never computes: set it to 0"
             )
         _check_block(self.model, "length", self.data.length)
-        self.drop.rates(self.model)  # refuses a layer to protect that there is not
-        self.drop.subnetworks(self.model)  # and depths
-        self.prune.check(self.model, self.drop)
+        _check_depths(self)
         _check_draft(self)
         _check_exit(self)
 
@@ -322,13 +318,19 @@ class ClassificationSettings:
         _check_encoder(self)
 
 
+def _check_depths(settings):
+    """Raises a ValueError for layers, depths or strategies that the model cannot have."""
+    settings.drop.rates(settings.model)
+    settings.drop.subnetworks(settings.model)
+    settings.prune.check(settings.model, settings.drop)
+
+
 def _check_draft(settings):
     """Raises a ValueError where the decoder has no such sub-network as ``decode.draft``."""
     model, text = settings.model, settings.decode.draft
     if text:
         try:
-            depth = model.depth(model.cut_stack)
-            check_strategy(parse_strategy(text), depth, settings.prune.budget)
+            check_layers(text, model.cut_stack, model, settings.drop, settings.prune.budget)
         except ValueError as error:
             raise ValueError(f"decode.draft={text!r}: {error}") from None
 
@@ -360,9 +362,7 @@ def _check_encoder(settings):
                 "that the model has"
             )
     _check_block(model, "length", settings.data.length)
-    settings.drop.rates(model)  # refuses a layer to protect that there is not
-    settings.drop.subnetworks(model)  # and depths
-    settings.prune.check(model, settings.drop)
+    _check_depths(settings)
 
 
 Settings = (
@@ -483,6 +483,7 @@ def unread(settings: Settings) -> dict[str, str]:
     never("drop", "over_steps", over_time, drop.over_time == "constant")
     nested = "sets draws smallest share teach encoder_depths decoder_depths together"
     never("drop", nested, "drop.method='layerdrop'", drop.method == "layerdrop")
+    never("drop", "together", "the model has one stack", len(model.stacks) < 2)
     never("drop", "exit_loss", "drop.method='layerdrop'", drop.method == "layerdrop")
     drawn, given = "draws smallest share together", f"drop.exit_loss={drop.exit_loss!r}"
     never("drop", drawn, given, drop.method == "nested" and drop.exit_loss)
@@ -502,8 +503,6 @@ def unread(settings: Settings) -> dict[str, str]:
     decode = getattr(settings, "decode", None)
     greedy = getattr(decode, "temperature", 1) == 0
     never("decode", "top_k top_p seed", "decode.temperature=0", decode and greedy)
-    undrafted = not getattr(decode, "draft", "")
-    never("decode", "draft_tokens", "decode.draft is empty", decode and undrafted)
     stays = not getattr(decode, "exit", "")
     never("decode", "exit_depths", "decode.exit is empty", decode and stays)
     whole = getattr(decode, "normalize", True)

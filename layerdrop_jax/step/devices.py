@@ -20,7 +20,8 @@ def over_devices(function, params):
       function: ``function(params, shared, rows, *static)``; what it makes of a row does not depend
         on the other rows. It gives a tree of arrays whose axis 0 is the rows', or of scalars that
         are sums over rows.
-      params: the parameters, which are copied whole to every device.
+      params: the parameters, which are copied whole to every device; those of `put_whole` are
+        there already.
 
     Returns:
       ``call``. ``shared`` is a tree that every device gets whole, such as keep masks; ``rows`` one
@@ -29,9 +30,7 @@ def over_devices(function, params):
       evenly, every device computes all of them, and there is one part. ``call.executables()``
       counts the programs that were compiled.
     """
-    mesh = _local_mesh()
-    params = jax.device_put(params, NamedSharding(mesh, WHOLE))
-
+    mesh, params = _local_mesh(), put_whole(params)
     functions = []
 
     @functools.cache
@@ -50,6 +49,11 @@ def over_devices(function, params):
 
     call.executables = lambda: sum(function._cache_size() for function in functions)
     return call
+
+
+def put_whole(params):
+    """Puts parameters where `over_devices` wants them, for several of its functions to share."""
+    return jax.device_put(params, NamedSharding(_local_mesh(), WHOLE))
 
 
 def put_rows(rows):

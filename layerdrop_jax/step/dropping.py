@@ -173,8 +173,6 @@ class DropConfig:
         if not self.exit_scale > 0:
             raise ValueError(f"drop.exit_scale={self.exit_scale} is not above 0")
 
-    together = False  # whether all stacks draw their depths as one; a field where there are two
-
     @property
     def depth_rule(self) -> str:
         """The rule that says which layers a depth keeps where nothing else is asked for."""

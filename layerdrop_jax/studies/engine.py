@@ -210,13 +210,15 @@ def run_jobs(jobs, pool, *, retries: int) -> dict[str, str]:
                         print(f"{job.name}: {failed[job.name]}", flush=True)
                         del waiting[job.name]
                         advance(1)
-                ready = [j for j in waiting.values() if j.after not in waiting | running]
-                for job in ready:
+                busy = waiting.keys() | running.keys()
+                for job in [job for job in waiting.values() if job.after not in busy]:
+                    if not pool.has_room():
+                        break
                     if not left(job):  # another study has done it meanwhile
                         print(f"{job.name}: done", flush=True)
                         del waiting[job.name]
                         advance(1)
-                    elif pool.has_room():
+                    else:
                         running[job.name] = _start(waiting.pop(job.name), pool)
                 lines.show(running)
                 time.sleep(SECONDS_BETWEEN_LOOKS)

@@ -24,7 +24,7 @@ import json
 import pathlib
 import re
 
-from layerdrop_jax.files import write_atomically
+from layerdrop_jax.files import plain, write_atomically, write_json
 from layerdrop_jax.reports.run_report import table, write_sections
 from layerdrop_jax.studies import cells, page, pictures
 
@@ -40,12 +40,12 @@ def write(record: dict, folder) -> None:
       ValueError: two figures of one name; a figure of an unknown kind; the folder cannot be
         written.
     """
-    folder, record = pathlib.Path(folder), cleaned(record)
+    folder, record = pathlib.Path(folder), plain(record)
     names = [figure["name"] for figure in record["figures"]]
     if len(set(names)) < len(names):
         raise ValueError(f"the figures of a study must differ in their names, not be {names}")
     # first, since the pictures can be drawn again from it
-    write_atomically(folder / "report.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
+    write_json(folder / "report.json", record, indent=1)
     drawn = [f for f in record["figures"] if pictures.draw(f, folder / f"{f['name']}.png")]
     shown = record | {"figures": drawn}
     write_sections(folder / "report.md", _sections(shown))
@@ -75,19 +75,6 @@ def read_records(results) -> dict[str, dict]:
         except ValueError as error:
             raise ValueError(f"{path} is not JSON ({error}); make it again") from error
     return records
-
-
-def cleaned(value):
-    """Makes a value one that JSON can hold: numpy's numbers Python's, NaN and infinities None."""
-    if isinstance(value, dict):
-        return {key: cleaned(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple | range):
-        return [cleaned(entry) for entry in value]
-    if hasattr(value, "tolist"):
-        return cleaned(value.tolist())
-    if isinstance(value, float) and not pictures.finite([value]):
-        return None
-    return value
 
 
 def markdown_table(header, rows, best=()) -> str:

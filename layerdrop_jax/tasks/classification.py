@@ -123,8 +123,11 @@ def evaluate(run: Run) -> tuple[list[dict], list[dict]]:
     Returns:
       ``(scores, depths)``: a record for each split, whole, and one for each depth.
     """
+    splits = _saved_splits(run)
+    if "valid" not in splits:
+        raise ValueError(f"{run.workdir} has no data/valid.jsonl, on which depths are scored")
     results, classify = [], make_classifier(run)
-    for split in _saved_splits(run):
+    for split in splits:
         scores = _score(run, classify, split, description=f"scoring {split}")
         if split == "valid":
             whole = scores

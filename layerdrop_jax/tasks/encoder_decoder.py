@@ -26,6 +26,7 @@ from layerdrop_jax.decoding.drafts import decode_with_draft
 from layerdrop_jax.decoding.exits import decode_with_exits
 from layerdrop_jax.models.cut import masks
 from layerdrop_jax.models.params import decoding_graph, decoding_params
+from layerdrop_jax.progress import progress
 from layerdrop_jax.runs.depth_settings import exit_depths
 from layerdrop_jax.runs.folder import is_fresh, make_tokenizer
 from layerdrop_jax.runs.metrics import check_scored
@@ -142,14 +143,12 @@ def make_search(run: Run, *, max_source: int):
             shared = everything | (keep or {}), draft_N
             return step(shared, (source_BxS, max_length_B), buffer_length)
 
-        return decode_sentences(
-            sentences,
-            decode_batch,
-            config=settings.decode,
-            max_source=max_source,
-            max_positions=model.max_target_length,
-            description=description,
-        )
+        limits = {"max_source": max_source, "max_positions": model.max_target_length}
+        limits |= {"config": settings.decode}
+        if not description:
+            return decode_sentences(sentences, decode_batch, **limits)
+        with progress(description, len(sentences)) as advance:
+            return decode_sentences(sentences, decode_batch, advance=advance, **limits)
 
     return search
 

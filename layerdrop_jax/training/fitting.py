@@ -178,8 +178,9 @@ def _data(kind, config):
     """Makes a section ``data`` that serves to load the text: its sizes are stand-ins."""
     numbers = {"vocab_size": 1024, "batch_rows": 1}
     fields = {field.name for field in dataclasses.fields(kind)} & set(config["data"])
-    lengths = [name for name in fields if name.endswith("length")]
-    return kind(**config["data"] | numbers | dict.fromkeys(lengths, 8))
+    numbers |= dict.fromkeys((name for name in fields if name.endswith("length")), 8)
+    numbers |= {"buckets": ""} if "buckets" in fields else {}  # they are checked with the length
+    return kind(**config["data"] | numbers)
 
 
 def _vocabulary(config, train, texts, tokenizer):

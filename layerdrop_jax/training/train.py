@@ -147,7 +147,12 @@ def _train(settings, config, workdir, command):
     window = Window()
     stopping = False
     counted = task.score.counted.split()[-1]
-    with _signals() as stop, Progress(last, start=step, counted=counted) as progress:
+    with (
+        contextlib.closing(batches),
+        contextlib.closing(writer),
+        _signals() as stop,
+        Progress(last, start=step, counted=counted) as progress,
+    ):
         metrics = None
         while step < last and not stopping:
             try:
@@ -159,7 +164,6 @@ def _train(settings, config, workdir, command):
                         _check_finite(metrics, step, checkpoints)
                     save(step, passing=True)
                 checkpoints.close()
-                batches.close()
                 raise
             train_step = step_for({name: array[0, 0] for name, array in batch.items()})
             batch = sharding.shard_rows(batch, mesh, axis=1)
@@ -195,8 +199,6 @@ def _train(settings, config, workdir, command):
             if in_turn or stopping:
                 save(step, valid_loss=valid_loss, passing=not in_turn)
         checkpoints.close()
-        writer.close()
-        batches.close()
     if stopping or stop.is_set():  # in the last step too: evaluation is not wanted now
         raise Interrupted(
             f"stopped at step {step:,} and saved it in {workdir}; "

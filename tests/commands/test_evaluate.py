@@ -219,9 +219,9 @@ def test_that_is_known_before_training(tmp_path, split):
     ("missing", "error", "message"),
     [
         ("config.json", FileNotFoundError, "has no config.json: it is not a run's folder"),
-        ("tokenizer.json", FileNotFoundError, "no tokenizer at .*tokenizer.json"),
+        ("tokenizer.json", FileNotFoundError, "tokenizer.json is missing"),
         ("checkpoints", FileNotFoundError, "no checkpoints in .*checkpoints"),
-        ("data", FileNotFoundError, "no folder .*data"),
+        ("data", FileNotFoundError, "data/.* is missing"),
     ],
 )
 def test_an_incomplete_folder_is_named(run, tmp_path, missing, error, message):

@@ -40,10 +40,10 @@ def test_every_sentence_comes_back_in_its_place_with_one_compilation_per_width()
     config = BeamConfig(beam=2, max_length_a=1.0, max_length_b=0, min_length=0, batch_tokens=300)
     lengths = np.random.default_rng(1).integers(0, 61, size=67)
     sentences = random_sentences(lengths)
-    decode_batch, shapes = copier(config)
-    decoded = decode_sentences(
-        sentences, decode_batch, config=config, max_source=64, max_positions=99, description="test"
-    )
+    (decode_batch, shapes), done = copier(config), []
+    limits = {"config": config, "max_source": 64, "max_positions": 99}
+    decoded = decode_sentences(sentences, decode_batch, advance=done.append, **limits)
+    assert sum(done) == 67
     assert [best[0].tokens for best in decoded.hypotheses] == sentences
     assert decoded.cut == []
     for best in decoded.hypotheses:
@@ -54,9 +54,7 @@ def test_every_sentence_comes_back_in_its_place_with_one_compilation_per_width()
     assert len(shapes) <= 4
     assert all(rows * config.beam * max(width, buffer) <= 300 for rows, width, buffer in shapes)
     before = len(shapes)
-    again = decode_sentences(
-        sentences[::-1], decode_batch, config=config, max_source=64, max_positions=99
-    )
+    again = decode_sentences(sentences[::-1], decode_batch, **limits)
     assert again.hypotheses[::-1] == decoded.hypotheses
     assert len(shapes) == before
 

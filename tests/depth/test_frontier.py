@@ -1,5 +1,6 @@
 """Every depth of a real run, measured; the request that it is timed with; verdicts and choices."""
 
+import dataclasses
 import json
 import shutil
 
@@ -213,6 +214,9 @@ def test_which_depths_flags_ask_for(run, lm_run):
         {"encoder": f"ends:{keep}", "decoder": "spread:0"} for keep in (2, 1)
     ]
     assert len(texts_of(pairs, {"encoder": "ends", "decoder": "ends"})) == 8
+    drop = dataclasses.replace(lines.settings.drop, method="nested", sets="first")
+    nested = lines._replace(settings=dataclasses.replace(lines.settings, drop=drop))
+    assert texts_of(nested, {"decoder": "3"}) == [{"decoder": "first:3"}]
     with pytest.raises(ValueError, match="--encoder_layers: the model of .* has no encoder"):
         texts_of(lines, {"encoder": "1"})
     with pytest.raises(ValueError, match="cannot read layers to keep from 'loudest'"):

@@ -100,7 +100,8 @@ def test_a_network_attends_through_the_kernel_it_asks_for():
         ({}, "tpu", "flash", "no attention dropout"),
         ({}, "gpu", "plain", "model.attention=fused asks for it"),
         ({"attention_dropout": 0.1}, "tpu", "plain", "model.attention_dropout=0.1"),
-        ({"attention": "fused"}, "gpu", "cudnn", "model.attention=fused"),
+        ({"attention": "fused", "dtype": "bfloat16"}, "gpu", "cudnn", "model.attention=fused"),
+        ({"attention": "fused"}, "gpu", "xla", "in float32"),
         ({"attention": "fused"}, "cpu", "xla", "model.attention=fused"),
         ({"attention": "plain"}, "tpu", "plain", "model.attention=plain"),
     ],
@@ -124,6 +125,12 @@ def test_alibi_keeps_its_scores():
 def test_weights_that_something_changes_cannot_be_left_unwritten(make, changes, key):
     with pytest.raises(ValueError, match=f"model.attention='fused' .*{key}"):
         make(attention="fused", **changes)
+
+
+def test_cudnn_is_of_16_bit():
+    with pytest.raises(ValueError, match="model.attention='cudnn' computes in 16 bit"):
+        small_config(attention="cudnn")
+    small_config(attention="cudnn", dtype="bfloat16")
 
 
 # Pallas' interpreter can wait for ever where several devices of a CPU call it: a stand-in attends.
