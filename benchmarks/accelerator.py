@@ -18,7 +18,6 @@ results.json is written after each part.
 import argparse
 import contextlib
 import functools
-import json
 import os
 import pathlib
 import statistics
@@ -33,7 +32,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks import adaptive_softmax, lm, step_cost
-from benchmarks.step_cost import listed, machine, ratio, shown, table
+from benchmarks.measuring import listed, machine, ratio, shown, table, typed, write
 from layerdrop_jax.symbols import FIRST_WORD
 
 RATES = (0.0, 0.2, 0.5)
@@ -73,9 +72,12 @@ def main(argv=None) -> int:
         parser.error("--out=FOLDER is missing: where the results go")
     begun = time.perf_counter()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    words = sys.argv[1:] if argv is None else argv
-    command = " ".join(["python -m benchmarks.accelerator", *words])
-    results = {"command": command, "machine": machine(), "smoke": arguments.smoke, "parts": {}}
+    results = {
+        "command": typed("accelerator", argv),
+        "machine": machine(),
+        "smoke": arguments.smoke,
+        "parts": {},
+    }
     failed = []
     with Progress(console=Console(stderr=True)) as progress, sizes(smoke=arguments.smoke):
         for name in arguments.parts:
@@ -94,19 +96,13 @@ def main(argv=None) -> int:
             seconds = time.perf_counter() - begun - before
             results["parts"][name] = {"seconds": seconds, "found": found}
             results["failed"] = failed
-            write(results, arguments.out)
+            write(arguments.out, results, report(results))
     results["failed"] = failed
-    write(results, arguments.out)
+    write(arguments.out, results, report(results))
     print(report(results))
     for line in failed:
         print(line, file=sys.stderr)
     return 1 if failed else 0
-
-
-def write(results, out) -> None:
-    """Writes results.json and report.md."""
-    (out / "results.json").write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
-    (out / "report.md").write_text(report(results))
 
 
 @contextlib.contextmanager

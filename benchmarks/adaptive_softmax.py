@@ -15,12 +15,9 @@ measurement, and report.md.
 """
 
 import argparse
-import json
 import os
 import pathlib
-import shlex
 import statistics
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +26,7 @@ from flax import nnx
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.step_cost import interleaved, listed, machine, ratio, shown, table
+from benchmarks.measuring import interleaved, listed, machine, ratio, shown, table, typed, write
 from layerdrop_jax.models.adaptive import AdaptiveEmbedding, AdaptiveSoftmax
 from layerdrop_jax.models.embeddings import Embedding
 from layerdrop_jax.symbols import FIRST_WORD
@@ -56,15 +53,10 @@ def main(argv=None):
     with Progress(console=Console(stderr=True)) as progress:
         about = {k: v for k, v in machine().items() if not k.startswith("torch")}
         about["load before"] = round(os.getloadavg()[0], 1)  # of what else the machine does
-        arguments_given = shlex.join(sys.argv[1:] if argv is None else argv)
-        command = f"python -m benchmarks.adaptive_softmax {arguments_given}"
-        results = {"command": command, "machine": about, "sizes": sizes}
+        results = {"command": typed("adaptive_softmax", argv), "machine": about, "sizes": sizes}
         results |= measure(sizes, progress)
-    (arguments.out / "results.json").write_text(
-        json.dumps(results, indent=1, allow_nan=False) + "\n"
-    )
     text = report(results)
-    (arguments.out / "report.md").write_text(text)
+    write(arguments.out, results, text)
     print(text)
 
 

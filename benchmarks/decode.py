@@ -25,7 +25,6 @@ import importlib.util
 import os
 import pathlib
 import statistics
-import sys
 import tempfile
 
 import jax
@@ -33,9 +32,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.step_cost import interleaved, listed, machine, ratio, shown, table
+from benchmarks.measuring import interleaved, listed, machine, ratio, shown, table, typed, write
 from layerdrop_jax.commands import export_ctranslate2
-from layerdrop_jax.files import write_atomically, write_json
+from layerdrop_jax.files import write_json
 from layerdrop_jax.interop import ctranslate2, folders
 from layerdrop_jax.models.params import make_params
 from layerdrop_jax.runs import settings
@@ -122,8 +121,8 @@ def main(argv=None):
     if least < 1:
         parser.error("--rounds, --sentences, --beams and --batches must be 1 or more")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    command = " ".join(["python -m benchmarks.decode", *(sys.argv[1:] if argv is None else argv)])
-    results = {"machine": machine(), "engines": versions(), "command": command, "times": []}
+    results = {"machine": machine(), "engines": versions(), "command": typed("decode", argv)}
+    results["times"] = []
     networks = [random_network(arguments.smoke)] + [load_run(run) for run in arguments.runs]
     with Progress(console=Console(stderr=True)) as progress, tempfile.TemporaryDirectory() as made:
         for number, run in enumerate(networks):
@@ -138,8 +137,7 @@ def main(argv=None):
                     about = {"network": run.workdir.name, "batch": batch, "beam": beam}
                     results["times"] += [about | row for row in rows]
                     # After each case, as all of them take a while.
-                    write_json(arguments.out / "results.json", results, indent=1)
-                    write_atomically(arguments.out / "report.md", report(results))
+                    write(arguments.out, results, report(results))
     print(report(results))
 
 

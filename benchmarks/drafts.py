@@ -13,14 +13,12 @@ results.json, which holds every measurement, and report.md.
 """
 
 import argparse
-import json
 import pathlib
-import sys
 
 import jax
 import numpy as np
 
-from benchmarks.step_cost import listed, machine, table
+from benchmarks.measuring import listed, machine, table, typed, write
 from layerdrop_jax.core.pruning import RULES
 from layerdrop_jax.depth import drafts
 from layerdrop_jax.models.params import make_params
@@ -55,8 +53,7 @@ def main(argv=None):
     if arguments.widths and max(arguments.depths) >= LAYERS:
         parser.error(f"--depths={arguments.depths} must be below the {LAYERS} layers of --widths")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    command = " ".join(["python -m benchmarks.drafts", *(sys.argv[1:] if argv is None else argv)])
-    results = {"machine": machine(), "command": command, "drafts": [], "widths": []}
+    results = {"machine": machine(), "command": typed("drafts", argv), "drafts": [], "widths": []}
     for width in arguments.widths:
         for depth in arguments.depths:
             for tokens in arguments.tokens:
@@ -64,11 +61,8 @@ def main(argv=None):
     for folder in arguments.runs:
         for tokens in arguments.tokens:
             results["drafts"] += of_run(folder, tokens, arguments)
-    (arguments.out / "results.json").write_text(
-        json.dumps(results, indent=1, allow_nan=False) + "\n"
-    )
     text = report(results)
-    (arguments.out / "report.md").write_text(text)
+    write(arguments.out, results, text)
     print(text)
 
 

@@ -10,9 +10,7 @@ holds every measurement, report.md and early_exit.png.
 """
 
 import argparse
-import json
 import pathlib
-import sys
 import time
 
 import jax
@@ -20,7 +18,7 @@ import matplotlib
 import numpy as np
 from flax import nnx
 
-from benchmarks.step_cost import listed, machine, table
+from benchmarks.measuring import listed, machine, table, typed, write
 from layerdrop_jax.core.pruning import RULES
 from layerdrop_jax.depth.prune import cut
 from layerdrop_jax.models.params import decoding_graph, decoding_params
@@ -59,16 +57,10 @@ def main(argv=None):
         for kind in THRESHOLDS:
             setattr(arguments, kind, getattr(arguments, kind)[:1])
     arguments.out.mkdir(parents=True, exist_ok=True)
-    command = " ".join(
-        ["python -m benchmarks.early_exit", *(sys.argv[1:] if argv is None else argv)]
-    )
-    results = {"machine": machine(), "clock": arguments.clock, "command": command}
+    results = {"machine": machine(), "clock": arguments.clock, "command": typed("early_exit", argv)}
     results["exits"] = [found for folder in arguments.runs for found in of_run(folder, arguments)]
-    (arguments.out / "results.json").write_text(
-        json.dumps(results, indent=1, allow_nan=False) + "\n"
-    )
     text = report(results)
-    (arguments.out / "report.md").write_text(text)
+    write(arguments.out, results, text)
     plot(results, arguments.out / "early_exit.png")
     print(text)
 

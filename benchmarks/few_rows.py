@@ -12,7 +12,7 @@ import jax
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.step_cost import interleaved, ratio, shown, table
+from benchmarks.measuring import interleaved, ratio, shown, table
 from layerdrop_jax.models.layers import rows_times
 
 ROWS = (1, 4, 16, 64, 96, 256)

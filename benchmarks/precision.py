@@ -14,16 +14,14 @@ Runs that are there go on or are read. Writes results.json and report.md.
 """
 
 import argparse
-import json
 import pathlib
 import statistics
-import sys
 
 import jax
 import numpy as np
 import optax
 
-from benchmarks.step_cost import listed, machine, table
+from benchmarks.measuring import listed, machine, table, typed, write
 from layerdrop_jax.data import pipeline
 from layerdrop_jax.models.params import make_params
 from layerdrop_jax.runs import settings as settings_lib
@@ -67,15 +65,12 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     if arguments.steps < 1:
         parser.error(f"--steps={arguments.steps} must be 1 or more")
-    command = ["python -m benchmarks.precision", *(sys.argv[1:] if argv is None else argv)]
-    results = {"machine": machine(), "command": " ".join(command), "steps": arguments.steps}
+    results = {"machine": machine(), "command": typed("precision", argv)}
+    results["steps"] = arguments.steps
     results["runs"] = [row for seed in arguments.seeds for row in of_seed(seed, arguments)]
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "results.json").write_text(
-        json.dumps(results, indent=1, allow_nan=False) + "\n"
-    )
     text = report(results)
-    (arguments.out / "report.md").write_text(text)
+    write(arguments.out, results, text)
     print(text)
 
 

@@ -20,12 +20,8 @@ import argparse
 import functools
 import importlib.util
 import itertools
-import json
-import os
 import pathlib
-import platform
 import statistics
-import time
 
 import jax
 import matplotlib
@@ -34,10 +30,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks import lm
+from benchmarks.measuring import interleaved, listed, machine, ratio, shown, table, write
 from layerdrop_jax.core.drop_schedule import drop_rates, sample_keep
 from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.reports.style import COLORS, STYLE, add_legend, draw_ranges, look, panels
-from layerdrop_jax.training.hardware import processor
 
 RATES = (0.0, 0.2, 0.5, 0.75, 1.0)
 MODES = {
@@ -95,28 +91,10 @@ def main(argv=None):
             results["memory"] += memory
         results["dropouts"] = dropout_times(arguments.widths[0], rounds, progress)
         results["compile"] = compile_times(rounds, progress)
-    (out / "results.json").write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     text = report(results)
-    (out / "report.md").write_text(text)
+    write(out, results, text)
     plot(results, out / "step_cost.png")
     print(text)
-
-
-def machine() -> dict:
-    found = {
-        "device": jax.devices()[0].device_kind,
-        "platform": jax.default_backend(),
-        "cores": os.cpu_count(),
-        "processor": processor(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ""),
-    }
-    if importlib.util.find_spec("torch"):
-        import torch
-
-        found |= {"torch": torch.__version__, "torch_threads": torch.get_num_threads()}
-    return found
 
 
 # ---------------------------------------------------------------------------------------------
@@ -176,7 +154,7 @@ def step_times(width, rounds, progress):
         for rate in RATES:
             calls[name, rate] = functools.partial(step, lm.mask(kept[rate]).tolist())
         progress.advance(task)
-    seconds = interleaved(calls, rounds, progress, f"width {width}: timing")
+    seconds = interleaved(calls, rounds, progress, f"width {width}: timing", executable=executable)
     rows = [
         {"width": width, "variant": name, "rate": rate, "layers": len(kept[rate]), "seconds": times}
         for (name, rate), times in seconds.items()
@@ -253,30 +231,6 @@ def compile_times(rounds, progress):
     return [{"layers": n, "seconds": times} for n, times in seconds.items()]
 
 
-def interleaved(calls, rounds, progress, text, *, warm=True):
-    """Measures the seconds of each call, in rounds, each of which begins with another call.
-
-    A call that does not follow another of the same name is made once untimed: the memory that its
-    executable asks for has gone back to the system meanwhile, and getting it again can take half
-    a second. Training repeats one executable. ``warm=False`` leaves that out, for calls of seconds.
-    """
-    task = progress.add_task(text, total=rounds * len(calls))
-    names = list(calls)
-    seconds = {name: [] for name in names}
-    for number in range(rounds):
-        first = number * len(names) // rounds
-        before = None
-        for name in names[first:] + names[:first]:
-            if warm and executable(name) != before:
-                calls[name]()
-            before = executable(name)
-            start = time.perf_counter()
-            calls[name]()
-            seconds[name].append(time.perf_counter() - start)
-            progress.advance(task)
-    return seconds
-
-
 def executable(name):
     """Names the executable that a call runs, given the call's name, (variant, rate)."""
     return name[0] if isinstance(name, tuple) and name[0] in MODES else name
@@ -284,17 +238,6 @@ def executable(name):
 
 # ---------------------------------------------------------------------------------------------
 # report
-
-
-def ratio(rows, other) -> tuple[float, float, float]:
-    """Computes median, lower and upper quartile of the ratio of two rows, round by round."""
-    ratios = np.divide(rows["seconds"], other["seconds"])
-    return tuple(np.percentile(ratios, (50, 25, 75)))
-
-
-def shown(numbers) -> str:
-    median, low, high = numbers
-    return f"{median:.2f} ({low:.2f}-{high:.2f})"
 
 
 def report(results) -> str:
@@ -367,20 +310,6 @@ def report(results) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def listed(about: dict) -> str:
-    """Writes what is known of a machine in one line."""
-    return ", ".join(f"{name} {value}" for name, value in about.items() if value)
-
-
-def table(head, rows):
-    return [
-        "| " + " | ".join(head) + " |",
-        "|" + "---|" * len(head),
-        *("| " + " | ".join(row) + " |" for row in rows),
-        "",
-    ]
 
 
 def plot(results, path) -> None:

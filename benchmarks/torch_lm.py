@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.lm import DTYPE, HEAD_SIZE, LAYERS, LENGTH, ROWS, VOCABULARY
+from benchmarks import lm
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # What JAX does on a GPU by default: TF32 inside float32 products.
@@ -16,7 +16,7 @@ class Layer(nn.Module):
 
     def __init__(self, width):
         super().__init__()
-        self.heads = max(width // HEAD_SIZE, 1)
+        self.heads = max(width // lm.HEAD_SIZE, 1)
         self.attention_norm, self.ffn_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
         self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
@@ -24,7 +24,7 @@ class Layer(nn.Module):
     def forward(self, x):
         h = self.attention_norm(x)
         q, k, v = (
-            linear(h).view(ROWS, LENGTH, self.heads, -1).transpose(1, 2)
+            linear(h).view(lm.ROWS, lm.LENGTH, self.heads, -1).transpose(1, 2)
             for linear in (self.q, self.k, self.v)
         )
         attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -38,14 +38,14 @@ class LM(nn.Module):
     def __init__(self, width):
         super().__init__()
         self.width = width
-        self.embedding = nn.Embedding(VOCABULARY, width)
+        self.embedding = nn.Embedding(lm.VOCABULARY, width)
         nn.init.normal_(self.embedding.weight, std=width**-0.5)
-        self.layers = nn.ModuleList(Layer(width) for _ in range(LAYERS))
+        self.layers = nn.ModuleList(Layer(width) for _ in range(lm.LAYERS))
         self.norm = nn.LayerNorm(width)
 
     def loss(self, x, target):
         logits = functional.linear(self.norm(x), self.embedding.weight)
-        return functional.cross_entropy(logits.view(-1, VOCABULARY), target.view(-1))
+        return functional.cross_entropy(logits.view(-1, lm.VOCABULARY), target.view(-1))
 
 
 def make_step(width: int, *, compiled: bool):
@@ -56,7 +56,9 @@ def make_step(width: int, *, compiled: bool):
     torch.manual_seed(0)
     model = LM(width).to(DEVICE)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, betas=(0.9, 0.98), fused=True)
-    ids, target = (torch.randint(0, VOCABULARY, (ROWS, LENGTH), device=DEVICE) for _ in range(2))
+    ids, target = (
+        torch.randint(0, lm.VOCABULARY, (lm.ROWS, lm.LENGTH), device=DEVICE) for _ in range(2)
+    )
     loss = model.loss
     if compiled:
         # Layer by layer: compiled as a whole, the `if` would compile anew for each mask.
@@ -66,7 +68,7 @@ def make_step(width: int, *, compiled: bool):
 
     def step(keep):
         optimizer.zero_grad()
-        with torch.autocast(DEVICE, torch.bfloat16, enabled=DTYPE == "bfloat16"):
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=lm.DTYPE == "bfloat16"):
             x = model.embedding(ids) * width**0.5
             for layer, runs in zip(model.layers, keep, strict=True):
                 if runs:

@@ -11,7 +11,6 @@ drops layers by a Python `if`, stands beside it where it is installed. Writes re
 import argparse
 import functools
 import importlib.util
-import json
 import pathlib
 
 import jax
@@ -20,7 +19,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks import lm
-from benchmarks.step_cost import interleaved, machine, timed_step
+from benchmarks.measuring import interleaved, machine
+from benchmarks.step_cost import executable, timed_step
+from layerdrop_jax.files import write_json
 
 RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 MODES = ("skip", "cond", "mask")
@@ -38,7 +39,7 @@ def main(argv=None):
     arguments.out.mkdir(parents=True, exist_ok=True)
     with Progress(console=Console(stderr=True)) as progress:
         calls = make_calls(arguments.width, progress)
-        seconds = interleaved(calls, arguments.rounds, progress, "timing")
+        seconds = interleaved(calls, arguments.rounds, progress, "timing", executable=executable)
     words = MASKS * lm.ROWS * lm.LENGTH
     results = {
         "machine": machine() | {"rounds": arguments.rounds, "width": arguments.width},
@@ -48,9 +49,7 @@ def main(argv=None):
             for (name, rate), times in seconds.items()
         ],
     }
-    (arguments.out / "results.json").write_text(
-        json.dumps(results, indent=1, allow_nan=False) + "\n"
-    )
+    write_json(arguments.out / "results.json", results, indent=1)
 
 
 def masks(rate: float) -> list[np.ndarray]:

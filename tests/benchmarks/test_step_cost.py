@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import lm, profile_step, step_cost
+from benchmarks import lm, measuring, profile_step, step_cost
 from tests import tiny_run
 
 
@@ -73,8 +73,8 @@ def test_a_whole_run(monkeypatch, tmp_path):
 
 def test_ratios_are_taken_round_by_round():
     noisy, twice = ({"seconds": seconds} for seconds in ([1.0, 4.0, 2.0], [2.0, 8.0, 4.0]))
-    assert step_cost.ratio(twice, noisy) == (2.0, 2.0, 2.0)
-    assert step_cost.shown((1.0, 0.5, 2.0)) == "1.00 (0.50-2.00)"
+    assert measuring.ratio(twice, noisy) == (2.0, 2.0, 2.0)
+    assert measuring.shown((1.0, 0.5, 2.0)) == "1.00 (0.50-2.00)"
 
 
 def test_a_profile_knows_its_instructions():

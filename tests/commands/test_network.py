@@ -86,7 +86,7 @@ def test_sampling_with_a_draft_is_repeatable(lm_run):
         ("lm_run", ["decode.draft=best:2"], "decode.draft='best:2': cannot read"),
         ("lm_run", ["decode.draft=9"], "decode.draft='9': cannot keep 9 of 4 layers"),
         ("lm_run", ["decode.draft=1,7"], "decode.draft='1,7': layer 7 does not exist"),
-        ("lm_run", ["decode.draft=data_driven:2"], "decode.draft='data_driven:2': .*no scores"),
+        ("lm_run", ["decode.draft=data_driven:2"], "decode.draft='data_driven:2': .*needs scores"),
         ("run", ["decode.draft=2"], "decode.draft='2' .*decode.beam is 2: set decode.beam=1"),
     ],
 )
