@@ -2,9 +2,11 @@
 
 import os
 
+import numpy as np
 import pytest
 
-from layerdrop_jax.files import read_json_lines, write_atomically, write_json
+from layerdrop_jax.files import plain, read_json_lines, write_atomically, write_json
+from layerdrop_jax.runs.folder import made_whole
 from layerdrop_jax.symbols import FIRST_WORD, MASK, SPECIAL_SYMBOLS, mask_id
 
 
@@ -50,3 +52,21 @@ def test_words_begin_behind_the_special_symbols():
     assert SPECIAL_SYMBOLS[FIRST_WORD:] == ()
     assert MASK not in SPECIAL_SYMBOLS
     assert mask_id(17) == 16
+
+
+def test_a_folder_made_whole_touches_no_other(tmp_path):
+    """A user may have a folder of any name, and two commands the same output."""
+    theirs = tmp_path / "out.partial"
+    theirs.mkdir()
+    with made_whole(tmp_path / "out") as folder:
+        (folder / "file").write_text("a")
+        assert not (tmp_path / "out").exists()
+    with pytest.raises(KeyError), made_whole(tmp_path / "other"):
+        raise KeyError
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.partial"]
+    assert (tmp_path / "out" / "file").read_text() == "a"
+
+
+def test_what_json_cannot_hold_is_made_plain():
+    value = {"a": np.arange(2), "b": (np.float32(0.5), float("nan")), "c": range(2), "d": 2**70}
+    assert plain(value) == {"a": [0, 1], "b": [0.5, None], "c": [0, 1], "d": 2**70}

@@ -130,6 +130,11 @@ def draft_of(layers, acceptance, speedup, low):
     return {"kept_layers": {"decoder": layers}, "draft": draft}
 
 
+def test_one_new_token_leaves_nothing_to_draft(lm_run):
+    run = load_run(lm_run, ["prune.new_tokens=1"], sections=("prune",))
+    assert drafts.add_drafts(run, [{"kept_layers": {"decoder": [0, 1]}}]) is None
+
+
 def test_what_is_said_of_drafts():
     slow, fast = draft_of([0, 1], 0.75, 0.875, 0.5), draft_of([0], 0.5, 1.25, 1.125)
     uncertain = draft_of([0, 1, 2], 0.9, 1.5, 0.75)

@@ -197,6 +197,24 @@ def test_flipped_bytes_are_named_and_the_checkpoint_before_is_used(tmp_path, cap
         checkpoints.restore_params(tmp_path, abstract, which="latest")
 
 
+@pytest.mark.parametrize("name", ["sha256_of", "_files"])
+def test_a_file_that_cannot_be_read_is_passed_over_too(tmp_path, caplog, monkeypatch, name):
+    save_steps(tmp_path, [3, 5])
+    read = getattr(checkpoints, name)
+
+    def fail_in_5(path):
+        if "5" in path.parts:
+            raise OSError(5, "Input/output error", str(path))
+        return read(path)
+
+    monkeypatch.setattr(checkpoints, name, fail_in_5)
+    abstract = make_state(0)["params"]
+    params, steps = checkpoints.restore_params(tmp_path, abstract, which="latest")
+    assert steps == [3]
+    assert_identical(params, make_state(3)["params"])
+    assert "Input/output error" in caplog.text
+
+
 def test_a_part_that_is_not_asked_for_may_be_damaged(tmp_path):
     save_steps(tmp_path, [3])
     flip(max(every_file(tmp_path / "3" / "state"), key=lambda file: file.stat().st_size))

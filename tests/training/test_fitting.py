@@ -118,6 +118,11 @@ def test_classes_are_those_of_the_labels(folder, tmp_path):
     assert longest <= found.data.length < longest + 8
 
 
+def test_lengths_of_batches_may_be_given_where_the_text_says_the_rest(folder):
+    found = settings.parse(fit(tiny("glue", folder, data={"length": 12, "buckets": "10"})))
+    assert found.data.lengths == (10, 12)
+
+
 def test_another_run_s_network_decides_what_it_is(folder, tmp_path):
     """A set is fitted to the tokenizer and the positions of the network that is trained on."""
     parent = tiny_run.tiny_masked_config(folder)
