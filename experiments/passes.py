@@ -102,7 +102,7 @@ def report(found, variant):
     best = {case: chosen([each[*case, dropout] for dropout in DROPOUTS]) for case in cases}
     alone = {case: each[*case, 0.0] for case in cases}
     rows = [
-        row(f"{passes} passes, {arm}, dropout {dropout:g}", results, whole)
+        row(f"{passes} pass{'es' * (passes > 1)}, {arm}, dropout {dropout:g}", results, whole)
         for (arm, passes, dropout), results in each.items()
     ]
     gains, gains_alone = (
@@ -128,7 +128,10 @@ def report(found, variant):
                 *("alone", "Gain, both without dropout", "passes over the text", nats),
                 by_passes_alone,
             ),
-            figure("gap", "The same", "nats between valid and train without it", nats, by_gap),
+            figure(
+                *("gap", "The same, against how far none has overfitted"),
+                *("nats between valid and train of none", nats, by_gap),
+            ),
         ],
         claims=[
             predicted("At 1 pass LayerDrop 0.2 loses", gains["LayerDrop 0.2", PASSES[0]], -1),
