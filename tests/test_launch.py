@@ -20,6 +20,7 @@ from absl.testing import flagsaver
 from layerdrop_jax import launch
 from layerdrop_jax.commands import command_line
 from layerdrop_jax.commands.compile_program import PROGRAMS
+from layerdrop_jax.data import checksums
 from layerdrop_jax.runs.metrics import read_metrics
 from tests import tiny_run
 from tests.tiny_run import train_lines
@@ -648,6 +649,9 @@ def test_a_damaged_run_is_one_line(refused, unbroken, tmp_path):
     message = refused("--mode=generate", f"--workdir={folder}")
     assert f"{folder / 'tokenizer.json'} is not the file that this run was written with" in message
     (folder / "config.json").write_text("{")
+    message = refused("--mode=evaluate", f"--workdir={folder}")
+    assert f"{folder / 'config.json'} is not the file that this run was written with" in message
+    checksums.unseal(folder)  # as where a user means the file
     assert "config.json is not JSON" in refused("--mode=evaluate", f"--workdir={folder}")
     shutil.copy(unbroken[0] / "config.json", folder)
     (folder / "tokenizer.json").write_text("{")

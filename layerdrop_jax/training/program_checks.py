@@ -261,7 +261,7 @@ class _Walk:
     """Follows values from a program's arguments on; what it meets is in its attributes."""
 
     def __init__(self, computations, stacks, devices, slices=1):
-        """``devices`` are those of one of the ``slices``."""
+        # The devices are those of one slice.
         self.computations, self.stacks = computations, stacks
         self.devices, self.slices = devices, slices
         self.collectives = {}  # by loops and channel

@@ -140,7 +140,9 @@ def test_a_curve_over_depth_has_the_depths_that_all_seeds_have():
     assert results.by_depth("net", [found[0], result()]) is None
     assert results.curve("net", {1: [], 2: [3.0]}) == {"label": "net", "points": [[2, [3.0]]]}
     drawn = results.figure("f", "F", "x", "y", [None, {"label": "a"}], log=True)
-    assert (drawn["curves"], drawn["log"], drawn["kind"]) == ([{"label": "a"}], True, "lines")
+    # A curve without points leaves its colour free.
+    curves = [{"label": "a", "look": 1}]
+    assert (drawn["curves"], drawn["log"], drawn["kind"]) == (curves, True, "lines")
 
 
 @pytest.mark.parametrize(
