@@ -9,11 +9,9 @@ optimizer, losses and scores. Exit code 1 where one does not. For Linux.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import random
-import shlex
 import shutil
 import signal
 import subprocess
@@ -23,6 +21,8 @@ import time
 import jax
 import numpy as np
 
+from benchmarks.measuring import typed
+from layerdrop_jax.files import write_atomically, write_json
 from layerdrop_jax.models.params import make_params
 from layerdrop_jax.progress import progress
 from layerdrop_jax.runs import settings as settings_lib
@@ -93,16 +93,16 @@ def main(argv=None) -> int:
         found = differences(folder, other)
         runs.append({"run": folder.name, "attempts": attempts, "differences": found})
     record = {
-        "command": shlex.join(["python", "-m", "benchmarks.faults", *argv]),
+        "command": typed("faults", argv),
         "hardware": hardware(),
         "config": SMALL,
         "alone": alone,
         "killed": killed,
         "runs": runs,
     }
-    (workdir / "faults.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
     text = report(record)
-    (workdir / "report.md").write_text(text)
+    write_json(workdir / "faults.json", record, indent=1)
+    write_atomically(workdir / "report.md", text)
     print(text)
     if arguments.results:
         arguments.results.mkdir(parents=True, exist_ok=True)

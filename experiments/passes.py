@@ -114,9 +114,7 @@ def report(found, variant):
     def curves(gains, places):
         return [curve(arm, {places[p]: gains[arm, p] for p in places}) for arm in names[1:]]
 
-    by_passes, by_passes_alone = (
-        curves(of, dict(zip(PASSES, PASSES))) for of in (gains, gains_alone)
-    )
+    by_passes, by_passes_alone = (curves(of, {p: p for p in PASSES}) for of in (gains, gains_alone))
     by_gap = curves(gains_alone, {p: round(mean(gaps[p]), 3) for p in PASSES if gaps[p]})
     nats = "gain whole, nats a token"
     return record(

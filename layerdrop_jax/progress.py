@@ -26,15 +26,19 @@ def lines_or_bars(**how) -> rich.console.Console:
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int | None) -> Iterator[Callable]:
+def progress(what: str | None, total: int | None) -> Iterator[Callable]:
     """Yields a function that counts steps done; a bar on standard error appears after a while.
 
     Call it as ``advance(count, what=None)``; from a call with ``what`` on, the bar shows that text.
 
     Args:
-      what: what is being done, in a word or two.
+      what: what is being done, in a word or two; "" or None shows nothing: the caller has a bar of
+        its own.
       total: the number of steps, None where it is not known.
     """
+    if not what:
+        yield lambda count, what=None: None
+        return
     bar = rich.progress.Progress(
         *rich.progress.Progress.get_default_columns(),
         rich.progress.MofNCompleteColumn(),

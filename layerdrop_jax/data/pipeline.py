@@ -232,13 +232,7 @@ def eval_order(rows, numbers: Sequence[int] | None = None) -> Sequence[int]:
 def counted_batches(
     description: str, config, rows: packing.PackedRows
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields what `eval_batches` does, under a bar named ``description`` that counts the rows.
-
-    With "" there is no bar: the caller has one of its own.
-    """
-    if not description:
-        yield from eval_batches(config, rows)
-        return
+    """Yields what `eval_batches` does, under a bar named ``description`` that counts the rows."""
     with progress(description, len(rows)) as advance:
         for number, batch in enumerate(eval_batches(config, rows)):
             yield batch

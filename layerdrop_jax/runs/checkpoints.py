@@ -520,32 +520,26 @@ def _damage(path: pathlib.Path) -> str | None:
 
 
 def _change(path: pathlib.Path, parts, pool) -> str | None:
-    """Names a file that cannot be read or is not as it was written; None where there is none.
+    """Names a file whose bytes are not those that were written; None where there is none.
 
     Files of other parts than ``parts`` are not read. Of many processes each reads its share.
     """
-    try:
-        expected = _expected(path)
-        wanted = sorted(
-            name
-            for name, about in expected.items()
-            if "sha256" in about and (os.sep not in name or name.split(os.sep)[0] in parts)
-        )[jax.process_index() :: jax.process_count()]
-        found = pool.map(sha256_of, (path / name for name in wanted))
-        for name, sha256 in zip(wanted, found, strict=True):
-            if sha256 != expected[name]["sha256"]:
-                return f"{name} is not as it was written: its SHA-256 is another"
-    except OSError as error:
-        return _brief(error)
+    expected = _expected(path)
+    wanted = sorted(
+        name
+        for name, about in expected.items()
+        if "sha256" in about and (os.sep not in name or name.split(os.sep)[0] in parts)
+    )[jax.process_index() :: jax.process_count()]
+    found = pool.map(sha256_of, (path / name for name in wanted))
+    for name, sha256 in zip(wanted, found, strict=True):
+        if sha256 != expected[name]["sha256"]:
+            return f"{name} is not as it was written: its SHA-256 is another"
     return None
 
 
 def _read(path: pathlib.Path, abstract: dict) -> tuple[str | None, dict]:
     """Reads the parts asked for: (what is wrong or None, the parts or {})."""
-    try:
-        problem = _damage(path)
-    except OSError as error:  # another process may be taking it away
-        problem = _brief(error)
+    problem = _damage(path)
     if problem:
         return problem, {}
     with (
@@ -593,7 +587,10 @@ def _read_newest(folder, steps: list[int], abstract: dict) -> tuple[int, dict, d
     """Reads the last of `steps` that can be read: (step, parts, about, the steps passed over)."""
     damaged = {}
     for step in reversed(steps):
-        problem, parts = _read(folder / str(step), abstract)
+        try:
+            problem, parts = _read(folder / str(step), abstract)
+        except OSError as error:  # another process may be taking it away
+            problem, parts = _brief(error), {}
         if jax.process_count() > 1 and multihost_utils.process_allgather(bool(problem)).any():
             problem = problem or "another process could not read it"
         if problem is None:

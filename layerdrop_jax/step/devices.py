@@ -4,8 +4,6 @@ Nothing is communicated, so that loops may make other numbers of trips on each d
 search do.
 """
 
-import functools
-
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -31,23 +29,24 @@ def over_devices(function, params):
       counts the programs that were compiled.
     """
     mesh, params = _local_mesh(), put_whole(params)
-    functions = []
+    programs = {}  # by where the rows lie, and what is static
 
-    @functools.cache
-    def compiled(place, *static):
+    def program(place, *static):
         def of_device(*arguments):
             found = function(*arguments, *static)
             return jax.tree.map(lambda a: a[None] if a.ndim == 0 else a, found)
 
         # Also where all devices do the same: a kernel of Pallas takes no other way to several.
         specs = {"in_specs": (WHOLE, WHOLE, place), "out_specs": place, "check_vma": False}
-        functions.append(jax.jit(jax.shard_map(of_device, mesh=mesh, **specs)))
-        return functions[-1]
+        return jax.jit(jax.shard_map(of_device, mesh=mesh, **specs))
 
     def call(shared, rows, *static):
-        return compiled(_place(rows, mesh), *static)(params, shared, rows)
+        key = _place(rows, mesh), *static
+        if key not in programs:
+            programs[key] = program(*key)
+        return programs[key](params, shared, rows)
 
-    call.executables = lambda: sum(function._cache_size() for function in functions)
+    call.executables = lambda: sum(one._cache_size() for one in programs.values())
     return call
 
 

@@ -95,7 +95,7 @@ def _near_each_other(devices, data, model, slices):
         if slices == 1:  # devices of one slice need not say which
             return mesh_utils.create_device_mesh((data, model), **how)
         return mesh_utils.create_hybrid_device_mesh((data // slices, model), (slices, 1), **how)
-    except NotImplementedError:  # so it says that no axis of the slice's torus fits
+    except NotImplementedError:  # JAX's error where no axes of the slice's torus make up the mesh
         return None
 
 

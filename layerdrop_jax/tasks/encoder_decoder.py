@@ -143,12 +143,15 @@ def make_search(run: Run, *, max_source: int):
             shared = everything | (keep or {}), draft_N
             return step(shared, (source_BxS, max_length_B), buffer_length)
 
-        limits = {"max_source": max_source, "max_positions": model.max_target_length}
-        limits |= {"config": settings.decode}
-        if not description:
-            return decode_sentences(sentences, decode_batch, **limits)
         with progress(description, len(sentences)) as advance:
-            return decode_sentences(sentences, decode_batch, advance=advance, **limits)
+            return decode_sentences(
+                sentences,
+                decode_batch,
+                config=settings.decode,
+                max_source=max_source,
+                max_positions=model.max_target_length,
+                advance=advance,
+            )
 
     return search
 

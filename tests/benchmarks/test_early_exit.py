@@ -37,5 +37,5 @@ def test_a_whole_run(task, tmp_path, compile_cache, request):
     assert ("bleu" in rows["whole"]) == (task == "run")
     report = (tmp_path / "report.md").read_text()
     assert "| confidence:0 | 1.00 |" in report
-    assert "--depths=1" in report
+    assert f" {of_task[task][0]} " in report
     assert (tmp_path / "early_exit.png").stat().st_size > 1000

@@ -111,8 +111,14 @@ def test_each_device_holds_its_part(eight):
     assert split > 3 * 40  # parameters and two moments
 
 
-@pytest.mark.parametrize(("layout", "size"), [("lm_model_4", 4), ("model_2_sharded", 2)])
-def test_devices_share_the_heads_and_the_ffn_of_a_layer(eight, layout, size):
+@pytest.mark.parametrize(
+    ("layout", "size", "arrays"),
+    [
+        ("lm_model_4", 4, 2 * 10),  # of parameters, and of Nesterov's one moment
+        ("model_2_sharded", 2, 3 * (10 + 17)),  # encoder and decoder, and Adam's two
+    ],
+)
+def test_devices_share_the_heads_and_the_ffn_of_a_layer(eight, layout, size, arrays):
     """Along ``model``, by whole heads, 8 of 2 in 16; what is not sharded too is whole else."""
     split = 0
     for name, (whole, part) in eight[layout]["parts"].items():
@@ -131,7 +137,7 @@ def test_devices_share_the_heads_and_the_ffn_of_a_layer(eight, layout, size):
             assert np.prod(part) * rest == np.prod(expected), name
         else:
             assert part == expected, name
-    assert split >= 2 * 10  # parameters and moments
+    assert split == arrays
 
 
 def test_no_program_could_hang(eight):

@@ -17,6 +17,8 @@ from types import MappingProxyType
 
 import tensorflow_datasets as tfds
 
+from layerdrop_jax.files import sha256_of
+
 SPLITS = ("train", "valid", "test")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -73,8 +75,7 @@ def parallel_config(
     for split, stem in stems.items():
         for language in (source, target):
             name = f"{stem}.{language}{suffixes.get(stem, '')}"
-            with open(find_file(folder, name), "rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
+            content = sha256_of(find_file(folder, name))
             digest.update(f"{split} {language} {content}\n".encode())
     return ParallelConfig(
         name=f"{source}-{target}-{digest.hexdigest()[:16]}",
@@ -105,8 +106,7 @@ def lines_config(files: Mapping[str, str], prefix: str = "") -> LinesConfig:
     """Makes the config of a file for each split, named by `prefix` and a digest of the content."""
     digest = hashlib.sha256()
     for split, path in files.items():
-        with open(path, "rb") as file:
-            digest.update(f"{split} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        digest.update(f"{split} {sha256_of(path)}\n".encode())
     return LinesConfig(
         name=f"{prefix}{digest.hexdigest()[:16]}",
         description=f"lines of {', '.join(files.values())}",

@@ -6,7 +6,6 @@ from a folder. Licence of the text: CC BY-SA.
 """
 
 import glob
-import hashlib
 import os
 import urllib.error
 import urllib.request
@@ -14,6 +13,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 
 from layerdrop_jax.data.datasets import text
+from layerdrop_jax.files import sha256_of
 
 DATASETS = ("wikitext-103", "wikitext-2")
 URL = "https://wikitext.smerity.com/{}-v1.zip"
@@ -104,8 +104,7 @@ def _download(dl_manager, dataset: str) -> str:
     except Exception as error:  # of urllib, requests or TFDS, by what went wrong
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"cannot download {url} ({reason}); {way_out}") from error
-    with open(archive, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256_of(archive)
     if digest != SHA256[dataset]:
         raise ValueError(
             f"{archive}, downloaded from {url}, is not the published one (SHA-256 {digest}): "
