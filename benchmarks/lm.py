@@ -93,14 +93,15 @@ def scanning(kept):
     return run
 
 
-def make(config, num_layers=None):
-    """Makes (start, train_step): functions that make the first state and update it.
+def make(config, num_layers=None, optimizer=None):
+    """Makes (start, train_step): functions that make the first state and update it; by Adam.
 
     ``train_step(start(), ids, targets, key, make_run) -> (state, loss)``; ``make_run(key)`` gives
-    what runs the stack. The state is parameters and Adam's moments.
+    what runs the stack. The state is parameters and what the optimizer keeps.
     """
     num_layers = LAYERS if num_layers is None else num_layers
-    optimizer, _ = make_optimizer(OptimizerConfig(schedule="inverse_sqrt", rate=1e-4))
+    if optimizer is None:
+        optimizer, _ = make_optimizer(OptimizerConfig(schedule="inverse_sqrt", rate=1e-4))
     graph = nnx.graphdef(nnx.eval_shape(lambda: LM(config, num_layers, rngs=nnx.Rngs(0))))
 
     @jax.jit
