@@ -7,8 +7,8 @@
 Compiles the train step of every setting for every slice, with parameters whole and sharded, one at
 a time and each in a process of its own that is stopped at the limit (seconds). DIR/fits.jsonl gets
 a line for each; what has compiled, or is too large, is not compiled again, and what failed or took
-too long is. DIR/report.md is the table. With --case it compiles that one with keys of its own and
-adds it to both. Needs the extra `tpu`, and no TPU.
+too long is. DIR/report.md has what to use on each slice, and the table of all. With --case it
+compiles that one with keys of its own and adds it to both. Needs the extra `tpu`, and no TPU.
 """
 
 import argparse
@@ -37,6 +37,12 @@ CONFIGS = (
 )
 SLICES = ("v5e:4x4", "v5e:2x2", "v6e:2x2", "v5p:2x2x1")
 SHARDED = ("train.shard_parameters=True",)
+# An update has 3 x 8 rows, which 16 chips share if two hold a row's heads and FFNs together.
+PAIRS = ("train.mesh=data=8,model=2",)
+MESHES = {(config, "v5e:4x4"): PAIRS for config in CONFIGS if "wikitext103" in config}
+# Keys that say where and in which portions the same network is trained.
+PLACING = ("data.batch_rows", "train.accumulate", "train.mesh", "train.shard_parameters",
+           "model.saved")  # fmt: skip
 FILE = "fits.jsonl"
 
 
@@ -80,7 +86,12 @@ def main(argv=None) -> int:
 
 def cases() -> list[tuple]:
     """Lists (config, slice, keys) of all, the most telling slices first."""
-    return [(c, s, keys) for s in SLICES for c in CONFIGS for keys in ((), SHARDED)]
+    return [
+        (config, topology, (*MESHES.get((config, topology), ()), *sharded))
+        for topology in SLICES
+        for config in CONFIGS
+        for sharded in ((), SHARDED)
+    ]
 
 
 def name(case) -> str:
@@ -141,10 +152,9 @@ def compile_one(config, topology, keys, *, limit) -> dict:
 
 
 def report(found) -> str:
-    """Writes the table, and which cases are left."""
-    rows = [row(line) for line in found]
-    header = ("config", "slice", "keys", "rows a chip", "needed", "of", "fits", "gathers and sums"
-              " a layer", "seconds")  # fmt: skip
+    """Writes what to use on each slice, the table of all, and which cases are left."""
+    header = ("config", "slice", "keys", "rows a chip", "needed", "of", "fits", "rows that fit",
+              "gathers and sums a layer", "seconds")  # fmt: skip
     done = {case_of(line) for line in found}
     left = [f"- {name(case)}" for case in cases() if case not in done]
     return "\n".join(
@@ -152,14 +162,56 @@ def report(found) -> str:
             "# What fits TPU slices",
             "",
             "The train step of each setting, compiled by the TPU's own compiler without a TPU "
-            "(`python -m experiments.fits_tpu`). Memory is that of one chip, in GiB. Seconds are "
-            "those of the whole command, with the number of processes that wanted a core.",
+            "(`python -m experiments.fits_tpu`).",
             "",
-            markdown_table(header, rows),
+            "## What to use",
+            "",
+            "`--config.KEY=VALUE` of the first program that fits: with parameters whole on each "
+            "chip, with sharded ones, with other rows. `-`: the config does as it is.",
+            "",
+            markdown_table(("config", *SLICES), [advice(found, config) for config in CONFIGS]),
+            "",
+            "## All that were compiled",
+            "",
+            "Memory is that of one chip, in GiB. Rows that fit are of a micro-batch, on one chip, "
+            "if all that is not parameters and moments grew with them: at least so many where the "
+            "program fits, at most so many where it does not. Seconds are those of the whole "
+            "command, with the number of processes that wanted a core.",
+            "",
+            markdown_table(header, [row(line) for line in found]),
             "",
             *(["Not compiled yet:", "", *left, ""] if left else []),
         ]
     )
+
+
+def advice(found, config) -> list[str]:
+    """Says what to use of a config on each slice, in a row of the table."""
+    cells = []
+    for topology in SLICES:
+        here = [x for x in found if (x["config"], x["topology"]) == (config, topology)]
+        good = [line for line in here if usable(line)]
+        if good:
+            best = min(good, key=lambda line: (SHARDED[0] in line["keys"], len(line["keys"])))
+            cells.append(" ".join(f"`{key}`" for key in best["keys"]) or "-")
+        else:
+            cells.append("none of these" if here else "")
+    return [f"`{config}`", *cells]
+
+
+def usable(line) -> bool:
+    """Tells whether a program fits, is as it should be and trains what the config says."""
+    if "error" in line or line["record"]["problems"]:
+        return False
+    same = all(key.partition("=")[0] in PLACING for key in line["keys"])
+    return same and bool(line["record"]["programs"]["train"]["fits"])
+
+
+def rows_that_fit(record) -> int:
+    """Estimates the rows of a micro-batch that fit a chip, from one program."""
+    sizes = record["programs"]["train"]["memory"]
+    room = sizes["there"] - sizes["needed"] + sizes["temporaries"]
+    return max(record["rows"] * room // sizes["temporaries"], 0)
 
 
 def row(line) -> list[str]:
@@ -167,7 +219,7 @@ def row(line) -> list[str]:
     about = [line["config"], line["topology"], " ".join(line["keys"])]
     seconds = f"{line['seconds']:.0f} ({line['load']:.0f} for {line['cores']} cores)"
     if "error" in line:
-        return [*about, "", "", "", line["error"], "", seconds]
+        return [*about, "", "", "", line["error"], "", "", seconds]
     record = line["record"]
     program = record["programs"]["train"]
     sizes = program["memory"]
@@ -178,7 +230,8 @@ def row(line) -> list[str]:
     ]
     fits = "; ".join(record["problems"]) or ("yes" if program["fits"] else "**no**")
     needed, there = (f"{sizes[part] / 2**30:.2f}" for part in ("needed", "there"))
-    return [*about, str(record["rows"]), needed, there, fits, "; ".join(inside), seconds]
+    most = f"{'>=' if program['fits'] else '<='} {rows_that_fit(record)}"
+    return [*about, str(record["rows"]), needed, there, fits, most, "; ".join(inside), seconds]
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ RECORD = {
     "problems": [],
     "programs": {
         "train": {
-            "memory": {"needed": 3 * 2**30, "there": 2 * 2**30},
+            "memory": {"needed": 3 * 2**30, "there": 2 * 2**30, "temporaries": 2 * 2**30},
             "fits": False,
             "collectives": [
                 {"kind": "all-gather", "where": "each layer", "count": 3, "bytes": 5 * 2**20},
@@ -60,9 +60,32 @@ def test_each_is_compiled_once_and_the_table_says_what_is_left(compiled, tmp_pat
     assert len(compiled()) == 2
     (line, _) = [x for x in said.splitlines() if x.startswith("| configs/wmt.py | v5e:4x4")]
     cells = [cell.strip() for cell in line.split("|")]
-    assert cells[4:9] == ["14", "3.00", "2.00", "**no**", "3 all-gather, 5 MiB"]
+    assert cells[4:10] == ["14", "3.00", "2.00", "**no**", "<= 7", "3 all-gather, 5 MiB"]
     assert "- configs/wmt.py v5e:2x2\n" in said
     assert "- configs/wmt.py v5e:4x4\n" not in said
+
+
+def test_what_to_use_is_the_first_that_fits():
+    def line(fits, *keys, problems=()):
+        memory = {"needed": 3, "there": 4, "temporaries": 2}
+        program = {"memory": memory, "fits": fits, "collectives": []}
+        record = {"rows": 10, "problems": list(problems), "programs": {"train": program}}
+        about = {"config": "configs/wmt.py", "topology": "v5e:4x4", "keys": list(keys)}
+        return about | {"seconds": 1.0, "load": 1.0, "cores": 1, "record": record}
+
+    def advice(*lines):
+        said = fits_tpu.report(lines)
+        row = next(x for x in said.splitlines() if x.startswith("| `configs/wmt.py`"))
+        return row.split("|")[2].strip()
+
+    own, sharded = "data.batch_rows=4", *fits_tpu.SHARDED
+    assert advice(line(True, sharded), line(True)) == "-"
+    assert advice(line(False), line(True, sharded), line(True, own)) == f"`{own}`"
+    assert advice(line(False), line(True, own, sharded), line(True, sharded)) == f"`{sharded}`"
+    assert advice(line(True, problems=["a hang"])) == "none of these"
+    assert advice(line(True, "model.attention_dropout=0.0")) == "none of these"
+    assert advice() == ""
+    assert "| >= 15 " in fits_tpu.report([line(True)])
 
 
 def test_a_case_of_ones_own_that_fails_or_takes_too_long_is_a_line(compiled, tmp_path):
