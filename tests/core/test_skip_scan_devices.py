@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from layerdrop_jax.core.skip_scan import skip_scan
-from tests import patience, rounding
+from tests import patience, quick_xla, rounding
 
 N, B, D = 3, 16, 24
 KEEPS = ([True, False, True], [False] * N, [True] * N)
@@ -20,7 +20,7 @@ KEEPS = ([True, False, True], [False] * N, [True] * N)
 @pytest.mark.slow
 def test_eight_virtual_devices():
     """In a process of its own, because the number of devices is fixed when JAX starts."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    flags = quick_xla.with_devices(8)
     root = Path(__file__).resolve().parents[2]
     env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
     done = patience.run([sys.executable, __file__], env=env)

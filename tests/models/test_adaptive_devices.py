@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from layerdrop_jax.models.adaptive import AdaptiveEmbedding, AdaptiveSoftmax
-from tests import patience
+from tests import patience, quick_xla
 
 B, T, D = 16, 11, 13
 SIZES = {"vocab_size": 61, "dim": D, "cutoffs": (11, 29), "factor": 2}
@@ -25,7 +25,7 @@ COLLECTIVE = re.compile(r" = (.*?) (all-[a-z]+|collective-permute|reduce-scatter
 @pytest.mark.slow
 def test_eight_virtual_devices():
     """In a process of its own, because the number of devices is fixed when JAX starts."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    flags = quick_xla.with_devices(8)
     root = Path(__file__).resolve().parents[2]
     env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
     done = patience.run([sys.executable, __file__], env=env)

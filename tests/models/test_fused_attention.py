@@ -15,6 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 from layerdrop_jax.models.attention import Attention, seen_by
 from layerdrop_jax.models.fused_attention import choose_attention, fused_attention
 from layerdrop_jax.models.masks import Segments, causal_mask, segment_mask, visible_mask
+from tests import quick_xla
 from tests.models.networks import small_config
 from tests.models.test_llama import llama_config
 
@@ -173,7 +174,7 @@ print(json.dumps(found))
 
 
 def test_each_device_attends_over_its_own_rows_and_heads():
-    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    environment = {"XLA_FLAGS": quick_xla.with_devices(4), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", DEVICES],
         env={**os.environ, **environment},

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from layerdrop_jax.runs import checkpoints
-from tests import patience
+from tests import patience, quick_xla
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -600,9 +600,7 @@ np.testing.assert_array_equal(params["x"], x)
 
 
 def test_sharded_arrays(tmp_path):
-    env = dict(
-        os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=4", JAX_PLATFORMS="cpu"
-    )
+    env = os.environ | {"XLA_FLAGS": quick_xla.with_devices(4), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", SHARDED, str(tmp_path)]
     done = patience.run(command, cwd=ROOT, env=env)
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,7 @@ from layerdrop_jax.depth.scorer import Scorer
 from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.step.devices import over_devices, put_rows
 from layerdrop_jax.tasks.task import task_of
-from tests import patience, tiny_run
+from tests import patience, quick_xla, tiny_run
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -69,7 +69,7 @@ def test_four_devices_score_what_one_scores(run, lm_run, masked_run, tmp_path, c
     for folder in folders:
         (folder / "subsets.jsonl").unlink()
     environment = os.environ | tiny_run.quick_environment(compile_cache)
-    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+    environment["XLA_FLAGS"] = quick_xla.with_devices(4)
     command = [sys.executable, "-m", "tests.step.test_devices", *map(str, folders)]
     child = patience.run(command, cwd=ROOT, env=environment)
     assert child.returncode == 0, child.stderr

@@ -15,7 +15,7 @@ from jax.sharding import AxisType
 
 from layerdrop_jax.runs.metrics import read_metrics
 from layerdrop_jax.step import sharding
-from tests import tiny_run
+from tests import quick_xla, tiny_run
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 6
@@ -52,7 +52,7 @@ def test_four_devices_take_the_steps_of_one(run, config, tmp_path, compile_cache
     config = config | {"train": config["train"] | {"steps": STEPS, "eval_every": STEPS}}
     environment = tiny_run.quick_environment(compile_cache)
     environment |= {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": quick_xla.with_devices(4),
         "PYTHONPATH": str(ROOT),
     }
     child = subprocess.run(

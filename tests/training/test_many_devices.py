@@ -22,7 +22,7 @@ from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.runs.checkpoints import restore_params
 from layerdrop_jax.runs.metrics import read_metrics
 from layerdrop_jax.training.train import STEPS_BETWEEN_AGREEMENTS, train
-from tests import patience, tiny_run
+from tests import patience, quick_xla, tiny_run
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +44,7 @@ def eight(tmp_path_factory, compile_cache):
     output = tmp_path_factory.mktemp("eight") / "runs.json"
     environment = tiny_run.quick_environment(compile_cache)
     environment |= {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": quick_xla.with_devices(8),
         "PYTHONPATH": str(ROOT),
     }
     command = [sys.executable, str(HERE / "eight_devices.py"), str(output)]
@@ -181,7 +181,7 @@ def pair(config_file, workdir, cache, further):
     environment = os.environ | tiny_run.quick_environment(cache)
     environment |= {
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": quick_xla.with_devices(2),
         "FURTHER_RUNS": json.dumps(further),
         "JAX_COORDINATOR_ADDRESS": address,
         "JAX_COORDINATOR_BIND_ADDRESS": address,

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from layerdrop_jax.core.skip_scan import skip_scan
 from layerdrop_jax.training import program_checks
-from tests import patience
+from tests import patience, quick_xla
 
 N, B, D = 5, 16, 24
 SPLIT, ROWS, WHOLE = PartitionSpec(None, None, "data"), PartitionSpec("data"), PartitionSpec()
@@ -24,7 +24,7 @@ LAYER = D * D * 4  # bytes
 @pytest.fixture(scope="module")
 def found():
     """In a process of its own, because the number of devices is fixed when JAX starts."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    flags = quick_xla.with_devices(8)
     root = pathlib.Path(__file__).resolve().parents[2]
     env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
     done = patience.run([sys.executable, __file__], env=env)
