@@ -39,6 +39,7 @@ def _common(task):
             "rescale": False,
             "row_groups": 1,
             "score_units": 0,
+            "score_rates": "",
             "score_rate": 0.003,
             "mode": "skip",
             "method": "layerdrop",

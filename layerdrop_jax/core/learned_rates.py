@@ -22,39 +22,56 @@ leaves open is settled here:
   the layer's weights set: where they are at a stationary point, that is zero on average, for a
   useless and for an indispensable layer alike. For a layer that was dropped it would say more, but
   the layer would have to be computed. So would the layers of a relaxation with soft gates.
+
+Which layers are best depends on how many there are. A function of scores may therefore be told the
+mean rate p that is asked for, which then differs from micro-batch to micro-batch:
+s_d = w . tanh(W a_d + (2 p - 1) u + b). That goes beyond the paper.
 """
 
 import jax
 import jax.numpy as jnp
 
 
-def init_scorer(key, dim: int, units: int) -> dict:
+def init_scorer(key, dim: int, units: int, *, by_rate: bool = False) -> dict:
     """Makes the function that scores layers; at first it gives all of them the same score.
 
     Args:
       key: a PRNG key.
       dim: D, the size of an activation.
       units: U, the number of hidden units.
+      by_rate: whether the mean rate that is asked for has a say.
 
     Returns:
-      ``{"hidden": float32[D, U], "bias": float32[U], "out": float32[U]}``.
+      ``{"hidden": float32[D, U], "bias": float32[U], "out": float32[U]}``, and ``"rate"``,
+      float32[U], with ``by_rate``.
     """
-    return {
+    scorer = {
         "hidden": jax.random.normal(key, (dim, units), jnp.float32),
         "bias": jnp.zeros(units, jnp.float32),
         "out": jnp.zeros(units, jnp.float32),
     }
+    if by_rate:
+        scorer["rate"] = jax.random.normal(jax.random.fold_in(key, 1), (units,), jnp.float32)
+    return scorer
 
 
-def layer_scores(scorer: dict, activation_NxD) -> jax.Array:
+def layer_scores(scorer: dict, activation_NxD, rate) -> jax.Array:
     """Computes the scores of layers, float32[N], before the softmax.
 
     Activations are divided by their root mean square over the stack: a score can depend on how
     strong a layer is beside the others, but not on the unit of the activations.
+
+    Args:
+      scorer: from `init_scorer`.
+      activation_NxD: what the layers add, see `rate_scores.make_watch`.
+      rate: p, the mean rate that is asked for; read by a scorer that was made for it.
     """
     square = jnp.mean(jnp.sum(activation_NxD**2, axis=1))
     unit_NxD = activation_NxD * jax.lax.rsqrt(jnp.maximum(square, 1e-12))
-    return jnp.tanh(unit_NxD @ scorer["hidden"] + scorer["bias"][None]) @ scorer["out"]
+    bias_U = scorer["bias"]
+    if "rate" in scorer:
+        bias_U += (2 * rate - 1) * scorer["rate"]
+    return jnp.tanh(unit_NxD @ scorer["hidden"] + bias_U[None]) @ scorer["out"]
 
 
 def learned_rates(score_N, rate) -> jax.Array:

@@ -4,6 +4,8 @@
 checkpoint or by evaluations, which are passes over the sample (see `Scorer`), they get here.
 """
 
+import numpy as np
+
 from layerdrop_jax.core.strategy_table import (
     Stack,
     Strategy,
@@ -137,7 +139,7 @@ def _layers(run, stack, strategy: Strategy, others, scorer):
         seed=prune.seed,
         budget=prune.budget,
         params=lambda: run.params[stack],
-        learned=lambda: learned_scores(run, stack),
+        learned=lambda: scores_at(learned_scores(run, stack), strategy.value),
         measure=measure,
         score=score,
     )
@@ -147,11 +149,12 @@ def _layers(run, stack, strategy: Strategy, others, scorer):
         return choose_layers(strategy, about), len(seen)
 
 
-def learned_scores(run: Run, stack: str) -> list[float] | None:
+def learned_scores(run: Run, stack: str) -> list | None:
     """Reads the scores of a stack's layers that training learned, a softmax over the layers.
 
     They are in the checkpoint; where several are averaged, their mean counts. None where one has
-    no scores.
+    no scores. Where they depend on the depth (`drop.score_rates`) there is a list for each number
+    of layers that may be kept, from 0.
     """
     found = [
         (read_metadata(run.workdir / "checkpoints", step).get("scores") or {}).get(stack)
@@ -159,4 +162,9 @@ def learned_scores(run: Run, stack: str) -> list[float] | None:
     ]
     if None in found:
         return None
-    return [sum(of_layer) / len(found) for of_layer in zip(*found, strict=True)]
+    return np.mean(found, axis=0).tolist()
+
+
+def scores_at(scores: list, keep: int) -> list[float]:
+    """Picks the scores for a number of layers, of what `learned_scores` gives."""
+    return scores[keep] if scores and isinstance(scores[0], list) else scores

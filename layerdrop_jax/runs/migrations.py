@@ -78,10 +78,15 @@ def _to_version_11(config):
     config["optimizer"]["moments"] = "float32"
 
 
+def _to_version_12(config):
+    """Adds the mean rates that learned scores depend on: there was one."""
+    config["drop"]["score_rates"] = ""
+
+
 STEPS = (
     *(_to_version_2, _to_version_3, _to_version_4, _to_version_5),
     *(_to_version_6, _to_version_7, _to_version_8, _to_version_9, _to_version_10),
-    _to_version_11,
+    *(_to_version_11, _to_version_12),
 )
 VERSION = len(STEPS) + 1
 

@@ -488,7 +488,7 @@ def unread(settings: Settings) -> dict[str, str]:
     drawn, given = "draws smallest share together", f"drop.exit_loss={drop.exit_loss!r}"
     never("drop", drawn, given, drop.method == "nested" and drop.exit_loss)
     never("drop", "exit_scale", "drop.exit_loss is empty", not drop.exit_loss)
-    never("drop", "score_rate", "drop.score_units=0", not drop.score_units)
+    never("drop", "score_rate score_rates", "drop.score_units=0", not drop.score_units)
     never("model", "drop_path_rows", "model.drop_path=0", not model.drop_path)
     never("model", "drop_block_size", "model.drop_block=0", not model.drop_block)
     adaptive = "adaptive_factor tie_projections adaptive_dropout adaptive_buffer "

@@ -54,6 +54,9 @@ class DropConfig:
       score_units: hidden units of the function that scores layers by their activations, for Data
         Driven pruning: the rate of each layer is learned, and a stack's rate is their mean. 0:
         all rates are given. See `layerdrop_jax.core.learned_rates`.
+      score_rates: mean rates, as in "0.25,0.5,0.75", of which each micro-batch draws one for all
+        stacks that have a rate; what is scored then depends on it, so that every depth has its own
+        best layers. Their mean is each stack's rate. "": the stack's rate, always.
       score_rate: learning rate of that function (Adam).
       mode: how `skip_scan` runs the stacks in training.
       method: ``layerdrop``, one run of the network a micro-batch, in which layers are dropped; or
@@ -88,6 +91,7 @@ class DropConfig:
     rescale: bool
     row_groups: int
     score_units: int
+    score_rates: str
     score_rate: float
     mode: str
     method: str
@@ -294,6 +298,30 @@ class DropConfig:
                 f"drop.score_units={self.score_units} learns drop rates, but the mean rate of "
                 f"every stack ({', '.join(self.stacks)}) is 0"
             )
+        rates = self.asked_rates
+        for rate in rates:
+            if not 0 < rate < 1:
+                raise ValueError(
+                    f"drop.score_rates={self.score_rates!r}: {rate:g} is not in (0, 1)"
+                )
+        mean = sum(rates) / max(len(rates), 1)
+        for stack in self.stacks if rates else ():
+            own = getattr(self, stack)
+            if own and abs(own - mean) > 1e-6:
+                raise ValueError(
+                    f"drop.{stack}={own:g} is not the mean of drop.score_rates="
+                    f"{self.score_rates!r}, which is {mean:g}: set it to that"
+                )
+
+    @property
+    def asked_rates(self) -> tuple[float, ...]:
+        """Reads ``score_rates`` as numbers; () where there are none."""
+        try:
+            return tuple(float(rate) for rate in self.score_rates.split(",") if rate.strip())
+        except ValueError:
+            raise ValueError(
+                f'drop.score_rates={self.score_rates!r} is not a list of rates such as "0.25,0.75"'
+            ) from None
 
     @property
     def stacks(self) -> tuple[str, ...]:
@@ -445,6 +473,8 @@ def describe_rates(settings) -> list[str]:
         if drop.exact:
             expected = f"depth {int(exact_depth(rates['layers']))} in every step"
         learned = ", the mean of learned rates" if drop.score_units else ""
+        if drop.score_units and drop.asked_rates and getattr(drop, stack):
+            learned += f" for each of {drop.score_rates}"
         line = (
             f"{stack}: {layers_N.size} layers, drop rate {_rates_text(layers_N)}{learned}, "
             f"expected {expected}"

@@ -4,6 +4,10 @@ The state has an entry ``scores`` for it: for each stack the function that score
 moments, and the running mean of the layers' activations; and the running mean of the loss. They are
 whole on every device, and what they are computed from is summed over all of them, so that every
 device draws the same layers.
+
+Where `DropConfig.score_rates` has R mean rates, a micro-batch asks for one of them, and each has a
+running mean of its own, float32[R]: with fewer layers the loss is higher, whichever they are.
+``asked`` is then one-hot, float32[R], and otherwise a 1 without axes.
 """
 
 import jax
@@ -26,10 +30,11 @@ LARGEST = 3.0  # advantage, in standard deviations: one odd batch must not decid
 
 def start(drop: DropConfig, model: BlockConfig, seed: int) -> dict:
     """Makes the entry ``scores`` of the state before the first step."""
-    stacks = {}
+    stacks, shape = {}, (len(drop.asked_rates),) if drop.asked_rates else ()
     for stack in drop.stacks:
         key = named_key(jax.random.key(seed), "scorer", stack)
-        scorer = init_scorer(key, model.embed_dim, drop.score_units)
+        how = {"by_rate": bool(drop.asked_rates)}
+        scorer = init_scorer(key, model.embed_dim, drop.score_units, **how)
         stacks[stack] = {
             "scorer": scorer,
             "moments": optax.adam(drop.score_rate).init(scorer),
@@ -37,26 +42,64 @@ def start(drop: DropConfig, model: BlockConfig, seed: int) -> dict:
         }
     return {
         "stacks": stacks,
-        "nats": jnp.zeros((), jnp.float32),
-        "square": jnp.zeros((), jnp.float32),
-        "updates": jnp.zeros((), jnp.int32),
+        "nats": jnp.zeros(shape, jnp.float32),
+        "square": jnp.zeros(shape, jnp.float32),
+        "updates": jnp.zeros(shape, jnp.int32),
     }
 
 
 def softmax_scores(scores: dict) -> dict:
-    """Computes softmax(scores) of each stack's layers, float32[N]; inference keeps the highest."""
+    """Computes softmax(scores) of each stack's layers; inference keeps the highest.
+
+    Returns:
+      float32[N] by stack; where the rate that is asked for has a say, float32[N + 1, N], a row for
+      each number of layers that may be kept.
+    """
+
+    def of_stack(part):
+        depth = len(part["activation"])
+
+        def at(rate):
+            return jax.nn.softmax(layer_scores(part["scorer"], part["activation"], rate))
+
+        if "rate" not in part["scorer"]:
+            return at(0)
+        return jax.vmap(at)(1 - jnp.arange(depth + 1) / max(depth, 1))
+
+    return {stack: of_stack(part) for stack, part in scores["stacks"].items()}
+
+
+def ask(drop: DropConfig, key) -> jax.Array:
+    """Draws the mean rate of a micro-batch: ``asked``, from the micro-batch's key."""
+    number = len(drop.asked_rates)
+    if not number:
+        return jnp.ones((), jnp.float32)
+    return jax.nn.one_hot(jax.random.randint(named_key(key, "asked rate"), (), 0, number), number)
+
+
+def rates(scores: dict, drop: DropConfig, asked=None) -> dict:
+    """Computes the learned drop rate of each layer, float32[N] by stack.
+
+    Args:
+      scores: the entry of the state.
+      drop: the config.
+      asked: which rate the micro-batch asks for; None for the stack's own, the mean of all.
+    """
     return {
-        stack: jax.nn.softmax(layer_scores(part["scorer"], part["activation"]))
+        stack: _learned(part["scorer"], part["activation"], _mean_rate(drop, stack, asked))
         for stack, part in scores["stacks"].items()
     }
 
 
-def rates(scores: dict, drop: DropConfig) -> dict:
-    """Computes the learned drop rate of each layer, float32[N] by stack."""
-    return {
-        stack: learned_rates(layer_scores(part["scorer"], part["activation"]), getattr(drop, stack))
-        for stack, part in scores["stacks"].items()
-    }
+def _mean_rate(drop, stack, asked):
+    own = getattr(drop, stack)
+    if asked is None or not drop.asked_rates or not own:
+        return own
+    return jnp.sum(asked * jnp.array(drop.asked_rates, jnp.float32))
+
+
+def _learned(scorer, activation_NxD, rate):
+    return learned_rates(layer_scores(scorer, activation_NxD, rate), rate)
 
 
 def make_watch(positions: dict) -> Watch:
@@ -75,7 +118,7 @@ def make_watch(positions: dict) -> Watch:
     return Watch(look)
 
 
-def gradients(scores: dict, drop: DropConfig, keep: dict, nats) -> dict:
+def gradients(scores: dict, drop: DropConfig, keep: dict, nats, asked) -> dict:
     """Computes what a micro-batch says about the scores: advantage times gradient of log P(keep).
 
     Args:
@@ -83,33 +126,38 @@ def gradients(scores: dict, drop: DropConfig, keep: dict, nats) -> dict:
       drop: the config.
       keep: bool[N] by stack, the layers that the micro-batch ran.
       nats: the micro-batch's mean -log p per token.
+      asked: from `ask`.
 
     Returns:
       A gradient for each stack's scorer.
     """
     # The mean is that of the updates before: it knows nothing of this draw.
-    spread = jnp.sqrt(jnp.maximum(scores["square"], 1e-12))
-    advantage = jnp.clip((nats - scores["nats"]) / spread, -LARGEST, LARGEST)
-    advantage = jnp.where(scores["square"] > 0, advantage, 0)
+    mean, square = (jnp.sum(asked * scores[name]) for name in ("nats", "square"))
+    spread = jnp.sqrt(jnp.maximum(square, 1e-12))
+    advantage = jnp.clip((nats - mean) / spread, -LARGEST, LARGEST)
+    advantage = jnp.where(square > 0, advantage, 0)
     found = {}
     for stack, part in scores["stacks"].items():
 
         def log_p(scorer, part=part, stack=stack):
-            score_N = layer_scores(scorer, part["activation"])
-            return log_probability(keep[stack], learned_rates(score_N, getattr(drop, stack)))
+            rate = _mean_rate(drop, stack, asked)
+            return log_probability(keep[stack], _learned(scorer, part["activation"], rate))
 
         found[stack] = jax.tree.map(lambda g: advantage * g, jax.grad(log_p)(part["scorer"]))
     return found
 
 
-def squared_deviation(scores: dict, nats):
-    """Computes the squared difference between a micro-batch's loss and the running mean."""
-    return (nats - scores["nats"]) ** 2
+def losses(scores: dict, nats, asked) -> dict:
+    """Collects what a micro-batch adds to the running means of its rate.
+
+    Returns:
+      ``nats``, ``square``, the squared difference of these from the running mean, and ``number``,
+      a 1: each times ``asked``.
+    """
+    return {"nats": asked * nats, "square": asked * (nats - scores["nats"]) ** 2, "number": asked}
 
 
-def update(
-    scores: dict, drop: DropConfig, *, grads, activation, layers, nats, square, num_micro
-) -> dict:
+def update(scores: dict, drop: DropConfig, *, grads, activation, layers, losses, num_micro) -> dict:
     """Makes the entry ``scores`` of the state after an update.
 
     Args:
@@ -118,8 +166,7 @@ def update(
       grads: from `gradients`, summed over the micro-batches.
       activation: for each stack what `make_watch` saw, float32[N, D], summed over them.
       layers: for each stack in how many micro-batches each layer ran, int32[N].
-      nats: mean -log p per token of the update.
-      square: `squared_deviation`, summed over the micro-batches.
+      losses: from `losses`, summed over the micro-batches.
       num_micro: the number of micro-batches.
     """
     optimizer = optax.adam(drop.score_rate)
@@ -137,13 +184,15 @@ def update(
             "moments": moments,
             "activation": jnp.where(ran_Nx1, new_NxD, old_NxD),
         }
-    count = scores["updates"]
+    count, number = scores["updates"], losses["number"]
     weight = jnp.maximum(1 / (count + 1), MEMORY).astype(jnp.float32)
+    weight = jnp.where(number > 0, weight, 0)  # a rate that no micro-batch asked for
+    nats, square = (losses[name] / jnp.maximum(number, 1) for name in ("nats", "square"))
     old = scores["square"]
     return {
         "stacks": stacks,
         "nats": scores["nats"] + weight * (nats - scores["nats"]),
         # The first loss deviates from nothing.
-        "square": jnp.where(count > 0, old + weight * (square / num_micro - old), 0),
-        "updates": count + 1,
+        "square": jnp.where(count > 0, old + weight * (square - old), 0),
+        "updates": count + (number > 0),
     }

@@ -99,17 +99,24 @@ def train_step(
     costs = flops(config, first)
     share_of_rows = row_share(config, rows)
     scores = state.get("scores")
-    if scores:
-        learned = rate_scores.rates(scores, drop)
-        rates = {stack: of_group | {"layers": learned[stack]} for stack, of_group in rates.items()}
-
     tables = drop.subnetworks(config)
     exits = drop.by_exits(config)
 
     def draw_all(key):
         """Draws (keep, groups, ran) of one run of the network, by stack."""
+        learned = {}
+        if scores:
+            of_layers = rate_scores.rates(scores, drop, rate_scores.ask(drop, key))
+            learned = {stack: {"layers": rates_N} for stack, rates_N in of_layers.items()}
         drawn = {
-            stack: draw(key, stack, of_group, state["step"], drop=drop, model=config)
+            stack: draw(
+                key,
+                stack,
+                of_group | learned.get(stack, {}),
+                state["step"],
+                drop=drop,
+                model=config,
+            )
             for stack, of_group in rates.items()
         }
         return tuple({stack: parts[i] for stack, parts in drawn.items()} for i in range(3))
@@ -162,8 +169,9 @@ def train_step(
         if scores:
             nats = jax.lax.stop_gradient(nll / jnp.maximum(tokens, 1))
             counts["activation"] = watch.seen
-            counts["scores"] = rate_scores.gradients(scores, drop, keep, nats)
-            counts["square"] = rate_scores.squared_deviation(scores, nats)
+            asked = rate_scores.ask(drop, key)
+            counts["scores"] = rate_scores.gradients(scores, drop, keep, nats, asked)
+            counts["losses"] = rate_scores.losses(scores, nats, asked)
         if exits:
             cut = exit_losses(params, model, micro, key, watch, keep, states)
             cut_total, share, sums["cut_nll"], number = cut
@@ -276,8 +284,7 @@ def train_step(
             grads=counts["scores"],
             activation=counts["activation"],
             layers=counts["layers"],
-            nats=sums["nll"] / jnp.maximum(sums["tokens"], 1),
-            square=counts["square"],
+            losses=counts["losses"],
             num_micro=num_micro,
         )
     state = moved | {

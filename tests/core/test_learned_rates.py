@@ -228,7 +228,7 @@ def test_going_down_that_gradient_keeps_the_layers_that_matter():
 
 ACTIVATION_NxD = np.random.default_rng(2).normal(size=(7, 11)) * np.arange(1, 8)[:, None]
 
-score_layers = jax.jit(layer_scores)
+score_layers = jax.jit(functools.partial(layer_scores, rate=0.3))
 
 
 @functools.cache
@@ -248,7 +248,7 @@ def test_a_new_scorer_gives_every_layer_the_same_score():
     # And it can learn: the scores move as soon as there are activations.
     @jax.jit
     def slope(scorer, activation_NxD):
-        return jax.grad(lambda scorer: layer_scores(scorer, activation_NxD)[0])(scorer)
+        return jax.grad(lambda scorer: layer_scores(scorer, activation_NxD, 0.3)[0])(scorer)
 
     assert np.all(slope(scorer(), ACTIVATION_NxD)["out"] != 0)
 
@@ -270,7 +270,9 @@ def test_layers_that_have_never_run():
 
     @jax.jit
     def differentiate(scorer, activation_NxD):
-        scores_N, pullback = jax.vjp(layer_scores, scorer, activation_NxD)
+        scores_N, pullback = jax.vjp(
+            functools.partial(layer_scores, rate=0.3), scorer, activation_NxD
+        )
         return scores_N, pullback(jnp.ones_like(scores_N))
 
     scores_N, gradients = differentiate(grown_scorer(), np.zeros((7, 11)))

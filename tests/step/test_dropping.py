@@ -297,6 +297,23 @@ def test_learned_rates_need_a_mean_to_keep():
         config(heads=0.5, score_units=3)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"score_rates": "0.5;0.7"}, "drop.score_rates='0.5;0.7' is not a list of rates"),
+        ({"score_rates": "0.5,1"}, r"drop.score_rates='0.5,1': 1 is not in \(0, 1\)"),
+        (
+            {"score_rates": "0.2,0.4"},
+            "drop.decoder=0.5 is not the mean of drop.score_rates='0.2,0.",
+        ),
+    ],
+)
+def test_rates_that_are_asked_for_have_the_mean_of_the_stack(changes, message):
+    assert config(decoder=0.5, score_units=3, score_rates="0.3,0.7").asked_rates == (0.3, 0.7)
+    with pytest.raises(ValueError, match=message):
+        config(decoder=0.5, score_units=3, **changes)
+
+
 def test_a_layer_to_protect_that_one_stack_lacks():
     with pytest.raises(ValueError, match="drop.protect='3', encoder: cannot protect layer 3"):
         config(protect="3").rates(settings().model)

@@ -11,9 +11,11 @@ import pytest
 from flax import nnx
 
 from layerdrop_jax.core.pruning import top_layers
+from layerdrop_jax.depth import prune, strategies
 from layerdrop_jax.models.params import make_params, model_graph
 from layerdrop_jax.runs import settings as settings_lib
 from layerdrop_jax.runs.checkpoints import read_metadata
+from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.step import rate_scores
 from layerdrop_jax.step.optimizers import make_optimizer
 from layerdrop_jax.step.train_step import make_state, make_train_step
@@ -163,12 +165,11 @@ def test_the_running_mean_of_the_loss_is_that_of_all_updates_so_far():
 def test_the_spread_is_that_of_micro_batches():
     """Each of them is divided by it, so it has to be theirs and not that of their mean."""
     before = {"stacks": {}, "nats": jnp.float32(2), "square": jnp.float32(7), "updates": 4}
-    micro = [rate_scores.squared_deviation(before, nats) for nats in (1.0, 3.0, 5.0)]
+    micro = [rate_scores.losses(before, nats, 1.0) for nats in (1.0, 3.0, 5.0)]
     after = rate_scores.update(
         *(before, types.SimpleNamespace(score_rate=0.1)),
         **dict.fromkeys(("grads", "activation", "layers")),
-        nats=3.0,
-        square=sum(micro),
+        losses=jax.tree.map(lambda *of_micro: sum(of_micro), *micro),
         num_micro=3,
     )
     assert after["nats"] == pytest.approx(2 + (3 - 2) / 5)
@@ -247,8 +248,7 @@ def test_an_update_of_the_running_mean_of_activations():
         grads={"decoder": jax.tree.map(jnp.zeros_like, scores["stacks"]["decoder"]["scorer"])},
         activation={"decoder": mean_NxD * layers[:, None]},
         layers={"decoder": layers},
-        nats=3.5,
-        square=0.75,
+        losses={"nats": 14.0, "square": 3.0, "number": 4.0},
         num_micro=4,
     )
     found_NxD = new["stacks"]["decoder"]["activation"]
@@ -270,7 +270,8 @@ def test_gradients_are_as_large_as_the_loss_is_off():
     """In standard deviations and within bounds; a loss above the mean speaks against the mask."""
     scores = made_up_scores()
     keep = {"decoder": np.array([1, 0, 1, 1, 0, 0], bool)}
-    find = jax.jit(lambda s, nats: rate_scores.gradients(s, settings().drop, keep, nats)["decoder"])
+    drop = settings().drop
+    find = jax.jit(lambda s, nats: rate_scores.gradients(s, drop, keep, nats, 1.0)["decoder"])
     one = find(scores, 3.5)  # one deviation above the mean
     for nats, times in ((3.25, 0.5), (2.5, -1), (3.0, 0), (9.0, 3), (-9.0, -3)):
         found = find(scores, nats)
@@ -306,6 +307,105 @@ def test_equal_rates_move_the_network_as_given_ones_do():
     assert metrics["loss"] == plain_metrics["loss"]
 
 
+# Scores that depend on the depth that is asked for
+
+
+RATES = "0.25,0.5,0.75"
+
+
+@functools.cache
+def asking():
+    return settings(score_rates=RATES).drop
+
+
+def test_each_rate_is_asked_for_as_often_as_the_others():
+    keys = jax.random.split(jax.random.key(3), 3000)
+    asked_KxR = np.asarray(jax.vmap(functools.partial(rate_scores.ask, asking()))(keys))
+    assert set(asked_KxR.sum(1)) == {1.0}
+    # Four standard deviations of a share of 1/3 among 3,000.
+    assert asked_KxR.mean(0) == pytest.approx([1 / 3] * 3, abs=4 * (2 / 9 / 3000) ** 0.5)
+    assert rate_scores.ask(settings().drop, keys[0]) == 1
+
+
+def test_a_micro_batch_moves_the_running_mean_of_its_own_rate():
+    scores = rate_scores.start(asking(), settings().model, 0)
+    mean_R = np.array([2.0, 3.0, 5.0], np.float32)
+    scores |= {"nats": mean_R, "square": np.ones(3, np.float32), "updates": np.full(3, 4)}
+    asked = np.eye(3, dtype=np.float32)
+    micro = [
+        rate_scores.losses(scores, nats, asked[n]) for n, nats in ((0, 1.0), (2, 7.0), (2, 9.0))
+    ]
+    after = rate_scores.update(
+        *(scores | {"stacks": {}}, asking()),
+        **dict.fromkeys(("grads", "activation", "layers")),
+        losses=jax.tree.map(lambda *of_micro: sum(of_micro), *micro),
+        num_micro=3,
+    )
+    np.testing.assert_allclose(after["nats"], [2 - 1 / 5, 3, 5 + 3 / 5], rtol=1e-6)
+    np.testing.assert_allclose(after["square"], [1, 1, 1 + ((4 + 16) / 2 - 1) / 5], rtol=1e-6)
+    np.testing.assert_array_equal(after["updates"], [5, 4, 5])
+    # And its advantage is that over its own mean.
+    keep = {"decoder": np.arange(N) < 3}
+    part = scores["stacks"]["decoder"]
+    part["scorer"]["out"] = jnp.ones(7)
+    part["activation"] = jax.random.normal(jax.random.key(0), part["activation"].shape)
+    found = [
+        rate_scores.gradients(scores, asking(), keep, mean, asked[n])["decoder"]
+        for n, mean in enumerate(mean_R)
+    ]
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(found))
+
+
+def test_the_rates_that_are_learned_have_the_mean_that_is_asked_for():
+    scores = rate_scores.start(asking(), settings().model, 0)
+    part = scores["stacks"]["decoder"]
+    part["scorer"]["out"] = 2 * jax.random.normal(jax.random.key(1), (7,))
+    part["activation"] = jax.random.normal(jax.random.key(0), part["activation"].shape)
+    of_asked = {}
+    for rate, asked_R in zip(asking().asked_rates, np.eye(3, dtype=np.float32), strict=True):
+        of_asked[rate] = np.asarray(rate_scores.rates(scores, asking(), asked_R)["decoder"])
+        assert of_asked[rate].mean() == pytest.approx(rate, abs=1e-6)
+        # The softmax behind them is that of the depth: odds are proportional to it.
+        softmax_N = rate_scores.softmax_scores(scores)["decoder"][round(N * (1 - rate))]
+        if N * (1 - rate) % 1 == 0:
+            odds_N = (1 - of_asked[rate]) / of_asked[rate]
+            np.testing.assert_allclose(odds_N / odds_N.sum(), softmax_N, rtol=1e-4)
+    own = np.asarray(rate_scores.rates(scores, asking())["decoder"])
+    np.testing.assert_array_equal(own, of_asked[0.5])
+
+
+def test_each_depth_learns_its_own_layers():
+    """Of six, 0 and 1 do it alone; in larger company they are in the way."""
+    drop = settings(score_rates="0.25,0.75", score_rate=0.03).drop
+    scores = rate_scores.start(drop, settings().model, 1)
+    activation_NxD = jax.random.normal(jax.random.key(2), (N, 30))
+    first_N = jnp.arange(N) < 2
+
+    def update(scores, key):
+        asked_R = rate_scores.ask(drop, key)
+        rates = rate_scores.rates(scores, drop, asked_R)["decoder"]
+        keep_N = jax.random.uniform(key, (N,)) >= rates
+        few = asked_R[1] > 0
+        nats = jnp.where(few, 1.0, -1.0) * jnp.sum(jnp.where(first_N, ~keep_N, keep_N)) / N
+        grads = rate_scores.gradients(scores, drop, {"decoder": keep_N}, nats, asked_R)
+        after = rate_scores.update(
+            *(scores, drop),
+            grads=grads,
+            activation={"decoder": activation_NxD},
+            layers={"decoder": jnp.ones(N, jnp.int32)},
+            losses=rate_scores.losses(scores, nats, asked_R),
+            num_micro=1,
+        )
+        return after, None
+
+    keys = jax.random.split(jax.random.key(4), 3000)
+    scores, _ = jax.jit(lambda s: jax.lax.scan(update, s, keys))(scores)
+    table_KxN = np.asarray(rate_scores.softmax_scores(scores)["decoder"])
+    assert table_KxN.shape == (N + 1, N)
+    assert top_layers(table_KxN[2], 2) == (0, 1)
+    assert top_layers(table_KxN[4], 4) == (2, 3, 4, 5)
+
+
 # A run
 
 
@@ -315,10 +415,11 @@ def lines(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_run_that_learns_rates_resumes(lines, tmp_path, monkeypatch):
+@pytest.mark.parametrize("score_rates", ["", "0.3,0.5"])
+def test_a_run_that_learns_rates_resumes(lines, tmp_path, monkeypatch, score_rates):
     config = tiny_run.tiny_lm_config(
         lines,
-        drop={"decoder": 0.4, "score_units": 5, "score_rate": 0.1},
+        drop={"decoder": 0.4, "score_units": 5, "score_rate": 0.1, "score_rates": score_rates},
         train={"steps": 8, "eval_every": 4},
         checkpoint={"every": 4},
     )
@@ -337,9 +438,23 @@ def test_a_run_that_learns_rates_resumes(lines, tmp_path, monkeypatch):
 
     step, state, _ = last_checkpoint(folder)
     for of_run in (folder, whole):
-        scores = read_metadata(of_run / "checkpoints", step)["scores"]
-        assert sum(scores["decoder"]) == pytest.approx(1, rel=1e-6)
+        scores = np.array(read_metadata(of_run / "checkpoints", step)["scores"]["decoder"])
+        np.testing.assert_allclose(scores.sum(-1), 1, rtol=1e-6)
         np.testing.assert_allclose(
-            scores["decoder"], rate_scores.softmax_scores(state["scores"])["decoder"], rtol=1e-5
+            scores, rate_scores.softmax_scores(state["scores"])["decoder"], rtol=1e-5
         )
-    assert len(set(scores["decoder"])) > 1
+    assert scores.ndim == (2 if score_rates else 1)
+    assert np.ptp(scores) > 0
+
+    # Each depth has its own layers, and a network that is cut keeps what is left of them.
+    run = load_run(folder)
+    depth = run.settings.model.decoder_layers
+    for keep in range(1, depth + 1):
+        layers, _ = strategies.choose(
+            run, strategies.wanted(run, {"decoder": f"data_driven:{keep}"})
+        )
+        assert layers["decoder"] == top_layers(scores[keep] if score_rates else scores, keep)
+    small = prune.prune(folder, tmp_path / "small", flags={"decoder": f"data_driven:{depth - 1}"})
+    left = read_metadata(tmp_path / "small" / "checkpoints", step)["scores"]["decoder"]
+    kept = small["decoder_layers"]
+    np.testing.assert_allclose(left, scores[:depth, kept] if score_rates else scores[kept])

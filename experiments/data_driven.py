@@ -1,0 +1,111 @@
+"""Data Driven pruning at any depth: scores for one depth, scores for every depth, and searches.
+
+  python -m experiments.data_driven --variant=demo --workdir=runs/studies
+
+Learned drop rates with one mean find the layers of one depth. With several means, of which every
+micro-batch draws one, the scores are a function of the depth (`drop.score_rates`); the paper does
+not have that. Each network is cut to each depth by its scores, by a search and by Every Other.
+"""
+
+from experiments import networks
+from layerdrop_jax.studies import study
+from layerdrop_jax.studies.jobs import Measure
+from layerdrop_jax.studies.results import (
+    chosen,
+    compare,
+    curve,
+    figure,
+    record,
+    results_of,
+    scores,
+)
+
+TITLE = "Data Driven pruning at any depth"
+RATES = (0.25, 0.5, 0.75)  # as many layers stay: three quarters, half, a quarter
+BUDGET = {"demo": 300, "small": 1000, "paper": 1000}  # sets that a search scores
+ONE, EVERY, LAYERDROP = "scores for one depth", "scores for every depth", "LayerDrop 0.5"
+LEARNED = {"drop.score_units": 16}
+OVERRIDES = {
+    ONE: ("lm_data_driven_0.5", LEARNED),
+    EVERY: ("lm_data_driven_any", LEARNED | {"drop.score_rates": ",".join(map(str, RATES))}),
+    LAYERDROP: ("", {}),
+}
+
+
+def depths(variant) -> list[int]:
+    """Lists the depths that the rates leave, the smallest first."""
+    return sorted(round(networks.LM_LAYERS[variant] * (1 - rate)) for rate in RATES)
+
+
+def network(variant, kind):
+    """Makes one of the three networks, cut to each depth in each way that it can be."""
+    name, overrides = OVERRIDES[kind]
+    ways = ["search_on_valid", "spread"] + ["data_driven"] * bool(overrides)
+    texts = ";".join(["all", *(f"{way}:{depth}" for way in ways for depth in depths(variant))])
+    measures = (Measure("evaluate", {"decoder": texts}, {"prune.budget": BUDGET[variant]}),)
+    return networks.language_model(variant, 0.5, name=name, overrides=overrides, measures=measures)
+
+
+def runs(variant):
+    return [network(variant, kind) for kind in OVERRIDES]
+
+
+def report(found, variant):
+    each = {kind: results_of(found, network(variant, kind)) for kind in OVERRIDES}
+
+    def cut(kind, way):
+        return {
+            depth: scores(each[kind], perplexity(f"{way}:{depth}")) for depth in depths(variant)
+        }
+
+    shown = {
+        EVERY: cut(EVERY, "data_driven"),
+        f"a search, network of {EVERY}": cut(EVERY, "search_on_valid"),
+        ONE: cut(ONE, "data_driven"),
+        f"a search, network of {ONE}": cut(ONE, "search_on_valid"),
+        f"{LAYERDROP}, a search": cut(LAYERDROP, "search_on_valid"),
+        f"{LAYERDROP}, Every Other": cut(LAYERDROP, "spread"),
+    }
+    ours, searched, one, _, layerdrop, _ = shown.values()
+    claims = []
+    for depth in depths(variant):
+        for what, other in (
+            ("than those for one depth", {ONE: one[depth]}),
+            ("than LayerDrop with a search", {f"{LAYERDROP}, a search": layerdrop[depth]}),
+            ("than a search over the same network", {"a search": searched[depth]}),
+        ):
+            text = f"At {depth} layers scores for every depth choose better {what}"
+            claims.append(compare(text, {"ours": ours[depth]} | other, "lower"))
+    whole = {kind: scores(each[kind], perplexity("all")) for kind in OVERRIDES}
+    return record(
+        f"{networks.LM_SETTING[variant]}; layers chosen on the validation split "
+        f"({BUDGET[variant]} sets scored by a search), scored on the test split",
+        figures=[
+            figure(
+                *("depths", "Test perplexity, cut by scores and by a search", "layers kept"),
+                "test perplexity",
+                [curve(label, points) for label, points in shown.items()],
+            ),
+            figure(
+                *("whole", "The whole networks", "", "test perplexity"),
+                [curve("test perplexity", whole)],
+                kind="bars",
+            ),
+        ],
+        claims=claims,
+        of_paper=False,
+    )
+
+
+def perplexity(strategy):
+    """Gives the test perplexity of the layers that a strategy chose, as a function of a result."""
+
+    def score(result):
+        line = chosen(result, strategy)
+        return line and line["test_perplexity"]
+
+    return score
+
+
+if __name__ == "__main__":
+    study.main(__file__, TITLE, runs, report)
