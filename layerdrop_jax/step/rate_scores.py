@@ -7,7 +7,7 @@ device draws the same layers.
 
 Where `DropConfig.score_rates` has R mean rates, a micro-batch asks for one of them, and each has a
 running mean of its own, float32[R]: with fewer layers the loss is higher, whichever they are.
-``asked`` is then one-hot, float32[R], and otherwise a 1 without axes.
+``asked`` is then one-hot, float32[R], and otherwise None.
 """
 
 import jax
@@ -69,11 +69,11 @@ def softmax_scores(scores: dict) -> dict:
     return {stack: of_stack(part) for stack, part in scores["stacks"].items()}
 
 
-def ask(drop: DropConfig, key) -> jax.Array:
+def ask(drop: DropConfig, key) -> jax.Array | None:
     """Draws the mean rate of a micro-batch: ``asked``, from the micro-batch's key."""
     number = len(drop.asked_rates)
     if not number:
-        return jnp.ones((), jnp.float32)
+        return None
     return jax.nn.one_hot(jax.random.randint(named_key(key, "asked rate"), (), 0, number), number)
 
 
@@ -93,7 +93,7 @@ def rates(scores: dict, drop: DropConfig, asked=None) -> dict:
 
 def _mean_rate(drop, stack, asked):
     own = getattr(drop, stack)
-    if asked is None or not drop.asked_rates or not own:
+    if asked is None or not own:
         return own
     return jnp.sum(asked * jnp.array(drop.asked_rates, jnp.float32))
 
@@ -132,7 +132,9 @@ def gradients(scores: dict, drop: DropConfig, keep: dict, nats, asked) -> dict:
       A gradient for each stack's scorer.
     """
     # The mean is that of the updates before: it knows nothing of this draw.
-    mean, square = (jnp.sum(asked * scores[name]) for name in ("nats", "square"))
+    mean, square = scores["nats"], scores["square"]
+    if asked is not None:
+        mean, square = jnp.sum(asked * mean), jnp.sum(asked * square)
     spread = jnp.sqrt(jnp.maximum(square, 1e-12))
     advantage = jnp.clip((nats - mean) / spread, -LARGEST, LARGEST)
     advantage = jnp.where(square > 0, advantage, 0)
@@ -148,16 +150,22 @@ def gradients(scores: dict, drop: DropConfig, keep: dict, nats, asked) -> dict:
 
 
 def losses(scores: dict, nats, asked) -> dict:
-    """Collects what a micro-batch adds to the running means of its rate.
+    """Collects what a micro-batch says about the running means of its rate.
 
     Returns:
-      ``nats``, ``square``, the squared difference of these from the running mean, and ``number``,
-      a 1: each times ``asked``.
+      ``square``, the squared difference of its loss from the running mean. With R rates also the
+      loss, ``nats``, and a 1, ``number``; all three float32[R], zeros for the rates that are not
+      asked for.
     """
-    return {"nats": asked * nats, "square": asked * (nats - scores["nats"]) ** 2, "number": asked}
+    square = (nats - scores["nats"]) ** 2
+    if asked is None:
+        return {"square": square}
+    return {"square": asked * square, "nats": asked * nats, "number": asked}
 
 
-def update(scores: dict, drop: DropConfig, *, grads, activation, layers, losses, num_micro) -> dict:
+def update(
+    scores: dict, drop: DropConfig, *, grads, activation, layers, nats, losses, num_micro
+) -> dict:
     """Makes the entry ``scores`` of the state after an update.
 
     Args:
@@ -166,6 +174,7 @@ def update(scores: dict, drop: DropConfig, *, grads, activation, layers, losses,
       grads: from `gradients`, summed over the micro-batches.
       activation: for each stack what `make_watch` saw, float32[N, D], summed over them.
       layers: for each stack in how many micro-batches each layer ran, int32[N].
+      nats: mean -log p per token of the update, for the one running mean.
       losses: from `losses`, summed over the micro-batches.
       num_micro: the number of micro-batches.
     """
@@ -184,15 +193,17 @@ def update(scores: dict, drop: DropConfig, *, grads, activation, layers, losses,
             "moments": moments,
             "activation": jnp.where(ran_Nx1, new_NxD, old_NxD),
         }
-    count, number = scores["updates"], losses["number"]
+    count, number, square = scores["updates"], num_micro, losses["square"]
     weight = jnp.maximum(1 / (count + 1), MEMORY).astype(jnp.float32)
-    weight = jnp.where(number > 0, weight, 0)  # a rate that no micro-batch asked for
-    nats, square = (losses[name] / jnp.maximum(number, 1) for name in ("nats", "square"))
-    old = scores["square"]
+    if "number" in losses:
+        weight = jnp.where(losses["number"] > 0, weight, 0)  # one that no micro-batch asked for
+        number = jnp.maximum(losses["number"], 1)
+        nats = losses["nats"] / number
+    square, old = square / number, scores["square"]
     return {
         "stacks": stacks,
         "nats": scores["nats"] + weight * (nats - scores["nats"]),
         # The first loss deviates from nothing.
         "square": jnp.where(count > 0, old + weight * (square - old), 0),
-        "updates": count + (number > 0),
+        "updates": count + (weight > 0),
     }

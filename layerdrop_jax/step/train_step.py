@@ -99,25 +99,20 @@ def train_step(
     costs = flops(config, first)
     share_of_rows = row_share(config, rows)
     scores = state.get("scores")
+    if scores:
+        rates = with_learned(rates, rate_scores.rates(scores, drop))
     tables = drop.subnetworks(config)
     exits = drop.by_exits(config)
 
     def draw_all(key):
         """Draws (keep, groups, ran) of one run of the network, by stack."""
-        learned = {}
-        if scores:
-            of_layers = rate_scores.rates(scores, drop, rate_scores.ask(drop, key))
-            learned = {stack: {"layers": rates_N} for stack, rates_N in of_layers.items()}
+        of_stacks = rates
+        if scores and drop.asked_rates:  # of this micro-batch
+            asked = rate_scores.ask(drop, key)
+            of_stacks = with_learned(rates, rate_scores.rates(scores, drop, asked))
         drawn = {
-            stack: draw(
-                key,
-                stack,
-                of_group | learned.get(stack, {}),
-                state["step"],
-                drop=drop,
-                model=config,
-            )
-            for stack, of_group in rates.items()
+            stack: draw(key, stack, of_group, state["step"], drop=drop, model=config)
+            for stack, of_group in of_stacks.items()
         }
         return tuple({stack: parts[i] for stack, parts in drawn.items()} for i in range(3))
 
@@ -284,6 +279,7 @@ def train_step(
             grads=counts["scores"],
             activation=counts["activation"],
             layers=counts["layers"],
+            nats=sums["nll"] / jnp.maximum(sums["tokens"], 1),
             losses=counts["losses"],
             num_micro=num_micro,
         )
@@ -292,6 +288,11 @@ def train_step(
         "layers_run": jax.tree.map(jnp.add, state["layers_run"], counts["layers"]),
     }
     return state, metrics
+
+
+def with_learned(rates: dict, learned: dict) -> dict:
+    """Puts the learned rates of layers, float32[N] by stack, in the place of those given."""
+    return {stack: of_group | {"layers": learned[stack]} for stack, of_group in rates.items()}
 
 
 def split_rows(a_AxB___, groups: int):

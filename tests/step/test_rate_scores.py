@@ -165,10 +165,11 @@ def test_the_running_mean_of_the_loss_is_that_of_all_updates_so_far():
 def test_the_spread_is_that_of_micro_batches():
     """Each of them is divided by it, so it has to be theirs and not that of their mean."""
     before = {"stacks": {}, "nats": jnp.float32(2), "square": jnp.float32(7), "updates": 4}
-    micro = [rate_scores.losses(before, nats, 1.0) for nats in (1.0, 3.0, 5.0)]
+    micro = [rate_scores.losses(before, nats, None) for nats in (1.0, 3.0, 5.0)]
     after = rate_scores.update(
         *(before, types.SimpleNamespace(score_rate=0.1)),
         **dict.fromkeys(("grads", "activation", "layers")),
+        nats=3.0,
         losses=jax.tree.map(lambda *of_micro: sum(of_micro), *micro),
         num_micro=3,
     )
@@ -248,7 +249,8 @@ def test_an_update_of_the_running_mean_of_activations():
         grads={"decoder": jax.tree.map(jnp.zeros_like, scores["stacks"]["decoder"]["scorer"])},
         activation={"decoder": mean_NxD * layers[:, None]},
         layers={"decoder": layers},
-        losses={"nats": 14.0, "square": 3.0, "number": 4.0},
+        nats=3.5,
+        losses={"square": 0.75},
         num_micro=4,
     )
     found_NxD = new["stacks"]["decoder"]["activation"]
@@ -271,7 +273,7 @@ def test_gradients_are_as_large_as_the_loss_is_off():
     scores = made_up_scores()
     keep = {"decoder": np.array([1, 0, 1, 1, 0, 0], bool)}
     drop = settings().drop
-    find = jax.jit(lambda s, nats: rate_scores.gradients(s, drop, keep, nats, 1.0)["decoder"])
+    find = jax.jit(lambda s, nats: rate_scores.gradients(s, drop, keep, nats, None)["decoder"])
     one = find(scores, 3.5)  # one deviation above the mean
     for nats, times in ((3.25, 0.5), (2.5, -1), (3.0, 0), (9.0, 3), (-9.0, -3)):
         found = find(scores, nats)
@@ -324,7 +326,7 @@ def test_each_rate_is_asked_for_as_often_as_the_others():
     assert set(asked_KxR.sum(1)) == {1.0}
     # Four standard deviations of a share of 1/3 among 3,000.
     assert asked_KxR.mean(0) == pytest.approx([1 / 3] * 3, abs=4 * (2 / 9 / 3000) ** 0.5)
-    assert rate_scores.ask(settings().drop, keys[0]) == 1
+    assert rate_scores.ask(settings().drop, keys[0]) is None
 
 
 def test_a_micro_batch_moves_the_running_mean_of_its_own_rate():
@@ -338,6 +340,7 @@ def test_a_micro_batch_moves_the_running_mean_of_its_own_rate():
     after = rate_scores.update(
         *(scores | {"stacks": {}}, asking()),
         **dict.fromkeys(("grads", "activation", "layers")),
+        nats=None,
         losses=jax.tree.map(lambda *of_micro: sum(of_micro), *micro),
         num_micro=3,
     )
@@ -393,6 +396,7 @@ def test_each_depth_learns_its_own_layers():
             grads=grads,
             activation={"decoder": activation_NxD},
             layers={"decoder": jnp.ones(N, jnp.int32)},
+            nats=None,
             losses=rate_scores.losses(scores, nats, asked_R),
             num_micro=1,
         )
