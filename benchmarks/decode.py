@@ -2,6 +2,7 @@
 
   make bench-decode                              # writes runs/bench_decode
   python -m benchmarks.decode --out=DIR --runs RUN
+  python -m benchmarks.decode --out=DIR --runs RUN --add   # the runs alone; DIR keeps the others
 
 The network of random weights has Marian's base size, and translates 64 sentences of random tokens,
 of 6 to 40 each; a run translates 64 sources spread over its validation split. The engines are this
@@ -22,6 +23,7 @@ import argparse
 import dataclasses
 import importlib.metadata
 import importlib.util
+import json
 import os
 import pathlib
 import statistics
@@ -34,6 +36,7 @@ from rich.progress import Progress
 
 from benchmarks.measuring import interleaved, listed, machine, ratio, shown, table, typed, write
 from layerdrop_jax.commands import export_ctranslate2
+from layerdrop_jax.decoding.batching import length_limit
 from layerdrop_jax.files import write_json
 from layerdrop_jax.interop import ctranslate2, folders
 from layerdrop_jax.models.params import make_params
@@ -116,14 +119,19 @@ def main(argv=None):
     parser.add_argument("--beams", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16], help="sentences at once")
     parser.add_argument("--smoke", action="store_true", help="a tiny network: does it all work?")
+    parser.add_argument("--add", action="store_true", help="the runs alone, to what --out holds")
     arguments = parser.parse_args(argv)
     least = min(arguments.rounds, arguments.sentences, *arguments.beams, *arguments.batches)
     if least < 1:
         parser.error("--rounds, --sentences, --beams and --batches must be 1 or more")
+    if arguments.add and not arguments.runs:
+        parser.error("--add times runs alone: name them with --runs")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    results = {"machine": machine(), "engines": versions(), "command": typed("decode", argv)}
-    results["times"] = []
-    networks = [random_network(arguments.smoke)] + [load_run(run) for run in arguments.runs]
+    results = {"machine": machine(), "engines": versions()}
+    networks = [] if arguments.add else [random_network(arguments.smoke)]
+    networks += [load_run(run) for run in arguments.runs]
+    results["times"] = others(arguments.out, networks) if arguments.add else []
+    command = typed("decode", argv)
     with Progress(console=Console(stderr=True)) as progress, tempfile.TemporaryDirectory() as made:
         for number, run in enumerate(networks):
             folder = pathlib.Path(made) / str(number)
@@ -132,13 +140,20 @@ def main(argv=None):
             export(folder, run, words)
             for batch in arguments.batches:
                 for beam in arguments.beams:
-                    job = Job(searching(run, beam), words, sentences, batch, folder)
+                    job = Job(searching(run, beam, sentences), words, sentences, batch, folder)
                     rows = measure(job, arguments.rounds, progress)
                     about = {"network": run.workdir.name, "batch": batch, "beam": beam}
-                    results["times"] += [about | row for row in rows]
+                    results["times"] += [about | row | {"command": command} for row in rows]
                     # After each case, as all of them take a while.
                     write(arguments.out, results, report(results))
     print(report(results))
+
+
+def others(folder, networks) -> list[dict]:
+    """Reads what results.json in a folder has of other networks than these."""
+    here = {run.workdir.name for run in networks}
+    kept = json.loads((folder / "results.json").read_text(encoding="utf-8"))["times"]
+    return [row for row in kept if row["network"] not in here]
 
 
 def versions() -> dict:
@@ -185,12 +200,13 @@ def names_of_ids(run) -> list[str]:
     return [*SPECIAL_SYMBOLS, *(f"w{number}" for number in range(len(SPECIAL_SYMBOLS), size))]
 
 
-def searching(run, beam: int) -> Run:
+def searching(run, beam: int, sentences) -> Run:
     """Gives the run that searches with a beam; CTranslate2 has no penalty for <unk>."""
     decode = dataclasses.replace(run.settings.decode, beam=beam, unknown_penalty=0.0)
-    if decode.max_length_a:  # Hugging Face's and CTranslate2's limits are a batch's
-        longest = run.settings.model.max_target_length - 1
-        decode = dataclasses.replace(decode, max_length_a=0.0, max_length_b=longest)
+    # Hugging Face's and CTranslate2's limits are a batch's: here that of the longest sentence.
+    how = {"config": decode, "max_positions": run.settings.model.max_target_length}
+    longest = max(length_limit(len(source) + 1, **how) for source in sentences)
+    decode = dataclasses.replace(decode, max_length_a=0.0, max_length_b=longest)
     # A batch is what the benchmark says.
     decode = dataclasses.replace(decode, batch_tokens=2**30)
     return run._replace(settings=dataclasses.replace(run.settings, decode=decode))
@@ -373,7 +389,9 @@ def report(results) -> str:
                 for name in names
             ],
         )
-    return "\n".join([*lines, "```", results["command"], "```", ""])
+        commands = dict.fromkeys(row["command"] for row in mine)
+        lines += ["```", *commands, "```", ""]
+    return "\n".join(lines)
 
 
 def _cell(row, ours) -> str:

@@ -23,6 +23,7 @@ CURVES = {
     "lm_rate_0.2": lambda left: 18 + (12 - left) ** 2 / 2,
     "lm_rate_0.5": lambda left: 22 + (12 - left) ** 2 / 8,
     "lm_data_driven_0.5": lambda left: 22 + (12 - left) ** 2 / 8,
+    "lm_data_driven_any": lambda left: 22 + (12 - left) ** 2 / 8,
     "lm_nested": lambda left: 10 + 12 - left,
     "lm_depth_9": lambda left: 50 + 9 - left,
     "lm_depth_4": lambda left: 80 + 4 - left,
@@ -158,12 +159,12 @@ def made_up(run, seed, folder, agrees):
     ]
     others = {"rouge_1": scores[test], "rouge_2": scores[test]} if task == SUM else {}
     records.append({"kind": "test", "step": 3, "split": "test", key: scores[test], **others})
-    strategies = STRATEGIES | {"data_driven": 25} if "data_driven" in run.name else STRATEGIES
-    for name, perplexity in strategies.items():
+    learned = {"lm_data_driven_0.5": {"data_driven": 25}, "lm_data_driven_any": {"data_driven": 20}}
+    for name, perplexity in (STRATEGIES | learned.get(run.name, {})).items():
         split = {f"{s}_perplexity": turn(perplexity) for s in ("valid", "test")}
-        strategy = "all" if name == "all" else f"{name}:6"
-        records.append({"kind": "subset", "step": 3, "decoder_strategy": strategy,
-                        "parameters": 10, **split})  # fmt: skip
+        for strategy in ["all"] if name == "all" else [f"{name}:{depth}" for depth in (3, 6, 9)]:
+            records.append({"kind": "subset", "step": 3, "decoder_strategy": strategy,
+                            "parameters": 10, **split})  # fmt: skip
     ends, others = (6.0, 5.0) if agrees else (5.0, 6.0)
     drawn = [{"mean": ends if n in (0, 11) else others} for n in range(12)]
     stack = {"layers": list(range(12)), "measures": {"half_depth": drawn}}
