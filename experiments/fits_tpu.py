@@ -145,10 +145,16 @@ def compile_one(config, topology, keys, *, limit) -> dict:
         if output.exists():
             found["record"] = json.loads(output.read_text(encoding="utf-8"))
         else:
-            found["error"] = (said.strip().splitlines() or ["no word"])[-1]
+            found["error"] = telling(said)
     about = {"config": config, "topology": topology, "keys": list(keys)}
     busy = {"load": os.getloadavg()[1], "cores": len(os.sched_getaffinity(0))}
     return about | {"seconds": round(time.monotonic() - begun, 1)} | busy | found
+
+
+def telling(said: str) -> str:
+    """Picks the line of a command's errors that says why it ended."""
+    lines = said.strip().splitlines() or ["no word"]
+    return next((line for line in lines if line.startswith(("launch.py:", "Fatal"))), lines[-1])
 
 
 def report(found) -> str:
@@ -207,9 +213,14 @@ def usable(line) -> bool:
     return same and bool(line["record"]["programs"]["train"]["fits"])
 
 
-def rows_that_fit(record) -> int:
-    """Estimates the rows of a micro-batch that fit a chip, from one program."""
+def rows_that_fit(record) -> int | None:
+    """Estimates the rows of a micro-batch that fit a chip, from one program.
+
+    None where it was too large for the compiler, which then says no more than by how much.
+    """
     sizes = record["programs"]["train"]["memory"]
+    if "temporaries" not in sizes:
+        return None
     room = sizes["there"] - sizes["needed"] + sizes["temporaries"]
     return max(record["rows"] * room // sizes["temporaries"], 0)
 
@@ -230,7 +241,8 @@ def row(line) -> list[str]:
     ]
     fits = "; ".join(record["problems"]) or ("yes" if program["fits"] else "**no**")
     needed, there = (f"{sizes[part] / 2**30:.2f}" for part in ("needed", "there"))
-    most = f"{'>=' if program['fits'] else '<='} {rows_that_fit(record)}"
+    most = rows_that_fit(record)
+    most = "" if most is None else f"{'>=' if program['fits'] else '<='} {most}"
     return [*about, str(record["rows"]), needed, there, fits, most, "; ".join(inside), seconds]
 
 

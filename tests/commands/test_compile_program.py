@@ -177,3 +177,20 @@ def test_a_slice_that_is_not_there(tmp_path):
     assert record["problems"] == []
     places = {(one["kind"], one["where"]) for one in found["collectives"]}
     assert ("all-gather", "each layer") in places
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="libtpu is there on Linux alone")
+@pytest.mark.parametrize(("limit", "after"), [(2**23, command.STACK), (2**28, 2**28)])
+def test_the_compiler_for_tpus_has_room_to_recurse(limit, after):
+    """In a process of its own, whose limit it is; one that has more keeps it."""
+    script = (
+        "import resource; from layerdrop_jax.commands import compile_program\n"
+        "most = resource.getrlimit(resource.RLIMIT_STACK)[1]\n"
+        f"resource.setrlimit(resource.RLIMIT_STACK, ({limit}, most))\n"
+        "compile_program._deepen_stack()\n"
+        "print(resource.getrlimit(resource.RLIMIT_STACK)[0])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) == after

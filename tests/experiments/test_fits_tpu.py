@@ -88,6 +88,20 @@ def test_what_to_use_is_the_first_that_fits():
     assert "| >= 15 " in fits_tpu.report([line(True)])
 
 
+def test_the_line_that_says_why_is_told():
+    crash = "compiling ...\nFatal Python error: Segmentation fault\n\nExtension modules: yaml"
+    assert fits_tpu.telling(crash) == "Fatal Python error: Segmentation fault"
+    assert fits_tpu.telling("launch.py: no such slice\nbye\n") == "launch.py: no such slice"
+    assert fits_tpu.telling("one\ntwo\n") == "two"
+    assert fits_tpu.telling("") == "no word"
+
+
+def test_a_program_that_is_too_large_says_nothing_of_rows():
+    memory = {"needed": 30, "there": 16}
+    record = {"rows": 8, "programs": {"train": {"memory": memory, "fits": False}}}
+    assert fits_tpu.rows_that_fit(record) is None
+
+
 def test_a_case_of_ones_own_that_fails_or_takes_too_long_is_a_line(compiled, tmp_path):
     run(tmp_path / "fits", "--case=configs/wmt.py", "--topology=bad", "data.batch_rows=4")
     assert "--config.data.batch_rows=4" in compiled()[0]
