@@ -7,7 +7,10 @@ device draws the same layers.
 
 Where `DropConfig.score_rates` has R mean rates, a micro-batch asks for one of them, and each has a
 running mean of its own, float32[R]: with fewer layers the loss is higher, whichever they are.
-``asked`` is then one-hot, float32[R], and otherwise None.
+Around its rate a draw has more or fewer layers by chance, and the loss follows. A line through the
+running mean takes that off: as the expected number of layers is fixed, what is linear in the number
+has no gradient by the scores, and the estimate stays unbiased. ``asked`` is one-hot then,
+float32[R], and otherwise None.
 """
 
 import jax
@@ -40,10 +43,10 @@ def start(drop: DropConfig, model: BlockConfig, seed: int) -> dict:
             "moments": optax.adam(drop.score_rate).init(scorer),
             "activation": jnp.zeros((model.depth(stack), model.embed_dim), jnp.float32),
         }
+    means = ("nats", "square", *(("spread", "slope") if shape else ()))
     return {
         "stacks": stacks,
-        "nats": jnp.zeros(shape, jnp.float32),
-        "square": jnp.zeros(shape, jnp.float32),
+        **{name: jnp.zeros(shape, jnp.float32) for name in means},
         "updates": jnp.zeros(shape, jnp.int32),
     }
 
@@ -131,12 +134,10 @@ def gradients(scores: dict, drop: DropConfig, keep: dict, nats, asked) -> dict:
     Returns:
       A gradient for each stack's scorer.
     """
-    # The mean is that of the updates before: it knows nothing of this draw.
-    mean, square = scores["nats"], scores["square"]
-    if asked is not None:
-        mean, square = jnp.sum(asked * mean), jnp.sum(asked * square)
+    square = scores["square"] if asked is None else jnp.sum(asked * scores["square"])
     spread = jnp.sqrt(jnp.maximum(square, 1e-12))
-    advantage = jnp.clip((nats - mean) / spread, -LARGEST, LARGEST)
+    off = nats - _expected(scores, drop, keep, asked)
+    advantage = jnp.clip(off / spread, -LARGEST, LARGEST)
     advantage = jnp.where(square > 0, advantage, 0)
     found = {}
     for stack, part in scores["stacks"].items():
@@ -149,18 +150,43 @@ def gradients(scores: dict, drop: DropConfig, keep: dict, nats, asked) -> dict:
     return found
 
 
-def losses(scores: dict, nats, asked) -> dict:
+def _expected(scores, drop, keep, asked):
+    """Computes the loss to expect of a draw, from the updates before, which know nothing of it."""
+    if asked is None:
+        return scores["nats"]
+    spread = jnp.sum(asked * scores["spread"])
+    slope = jnp.sum(asked * scores["slope"]) / jnp.where(spread > 0, spread, 1)
+    return jnp.sum(asked * scores["nats"]) + slope * _excess(drop, keep, asked)
+
+
+def _excess(drop, keep, asked):
+    """Counts by how many layers a draw has more than are expected."""
+    of_stack = [
+        jnp.sum(keep_N) - keep_N.size * (1 - _mean_rate(drop, stack, asked))
+        for stack, keep_N in keep.items()
+    ]
+    return jnp.sum(jnp.stack(of_stack))
+
+
+def losses(scores: dict, drop: DropConfig, keep: dict, nats, asked) -> dict:
     """Collects what a micro-batch says about the running means of its rate.
 
+    Args:
+      scores, drop, keep, nats, asked: as in `gradients`.
+
     Returns:
-      ``square``, the squared difference of its loss from the running mean. With R rates also the
-      loss, ``nats``, and a 1, ``number``; all three float32[R], zeros for the rates that are not
-      asked for.
+      ``square``, the squared difference of its loss from what was expected. With R rates also the
+      loss, ``nats``; of the excess of layers its square, ``spread``, and its product with the
+      loss, ``slope``; and a 1, ``number``: all float32[R], zeros for the rates that are not asked
+      for.
     """
-    square = (nats - scores["nats"]) ** 2
+    square = (nats - _expected(scores, drop, keep, asked)) ** 2
     if asked is None:
         return {"square": square}
-    return {"square": asked * square, "nats": asked * nats, "number": asked}
+    excess = _excess(drop, keep, asked)
+    found = {"square": square, "nats": nats, "spread": excess**2, "number": 1.0}
+    found["slope"] = excess * (nats - jnp.sum(asked * scores["nats"]))
+    return {name: asked * value for name, value in found.items()}
 
 
 def update(
@@ -195,12 +221,17 @@ def update(
         }
     count, number, square = scores["updates"], num_micro, losses["square"]
     weight = jnp.maximum(1 / (count + 1), MEMORY).astype(jnp.float32)
+    lines = {}
     if "number" in losses:
         weight = jnp.where(losses["number"] > 0, weight, 0)  # one that no micro-batch asked for
         number = jnp.maximum(losses["number"], 1)
         nats = losses["nats"] / number
+        for name in ("spread", "slope"):
+            moved = scores[name] + weight * (losses[name] / number - scores[name])
+            # The first loss deviates from nothing.
+            lines[name] = jnp.where(count > 0, moved, 0)
     square, old = square / number, scores["square"]
-    return {
+    return lines | {
         "stacks": stacks,
         "nats": scores["nats"] + weight * (nats - scores["nats"]),
         # The first loss deviates from nothing.

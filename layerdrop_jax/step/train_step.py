@@ -166,7 +166,7 @@ def train_step(
             counts["activation"] = watch.seen
             asked = rate_scores.ask(drop, key)
             counts["scores"] = rate_scores.gradients(scores, drop, keep, nats, asked)
-            counts["losses"] = rate_scores.losses(scores, nats, asked)
+            counts["losses"] = rate_scores.losses(scores, drop, keep, nats, asked)
         if exits:
             cut = exit_losses(params, model, micro, key, watch, keep, states)
             cut_total, share, sums["cut_nll"], number = cut
