@@ -30,6 +30,7 @@ from benchmarks.measuring import interleaved, listed, machine, ratio, shown, tab
 from layerdrop_jax.models.adaptive import AdaptiveEmbedding, AdaptiveSoftmax
 from layerdrop_jax.models.embeddings import Embedding
 from layerdrop_jax.symbols import FIRST_WORD
+from layerdrop_jax.training.memory import sizes_of
 
 
 def main(argv=None):
@@ -80,12 +81,11 @@ def measure(sizes, progress) -> dict:
             params[kind] = jax.jit(make_params)()
         step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
         compiled[name] = step.lower(params[kind], x_BxTxD, zipf_BxT).compile()
-        analysis = compiled[name].memory_analysis()
         memory.append(
             {
                 "variant": name,
                 "parameters": sum(a.size for a in jax.tree.leaves(params[kind])),
-                "bytes": getattr(analysis, "temp_size_in_bytes", None),
+                "bytes": (sizes_of(compiled[name]) or {}).get("temporaries"),
             }
         )
         progress.advance(task)

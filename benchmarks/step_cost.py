@@ -34,6 +34,7 @@ from benchmarks.measuring import interleaved, listed, machine, ratio, shown, tab
 from layerdrop_jax.core.drop_schedule import drop_rates, sample_keep
 from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.reports.style import COLORS, STYLE, add_legend, draw_ranges, look, panels
+from layerdrop_jax.training.memory import sizes_of
 
 RATES = (0.0, 0.2, 0.5, 0.75, 1.0)
 MODES = {
@@ -113,8 +114,7 @@ def step_times(width, rounds, progress):
     def compile_step(name, rate, train_step, state, make_run, *arguments):
         jitted = jax.jit(functools.partial(timed_step, train_step, make_run), donate_argnums=0)
         compiled = jitted.lower(state, ids, target, key, *arguments).compile()
-        analysis = compiled.memory_analysis()
-        temporary = getattr(analysis, "temp_size_in_bytes", None)
+        temporary = (sizes_of(compiled) or {}).get("temporaries")
         memory.append({"width": width, "variant": name, "rate": rate, "bytes": temporary})
         return compiled
 

@@ -181,15 +181,8 @@ def _compile(lower, device, stacks, advance) -> dict:
 
 
 def _memory(compiled, there) -> dict:
-    sizes = compiled.memory_analysis()
-    parts = {
-        "arguments": sizes.argument_size_in_bytes,
-        "outputs": sizes.output_size_in_bytes,
-        "donated": sizes.alias_size_in_bytes,
-        "temporaries": sizes.temp_size_in_bytes,
-        "code": sizes.generated_code_size_in_bytes,
-    }
-    needed = sum(parts.values()) - 2 * parts["donated"]  # outputs that lie where arguments did
+    parts = memory.sizes_of(compiled)
+    needed = sum(parts.values()) - 2 * parts["donated"]
     return parts | {"needed": needed, "there": there}
 
 

@@ -16,7 +16,7 @@ from layerdrop_jax.models.params import decoding_params
 from layerdrop_jax.progress import progress
 from layerdrop_jax.runs.run import Run
 from layerdrop_jax.symbols import FIRST_WORD
-from layerdrop_jax.training import program
+from layerdrop_jax.training import memory, program
 
 ROUNDS = 7  # timings of each depth, taken in turn with the others
 
@@ -68,8 +68,8 @@ def _compile(run, layers, batch):
 
 def _memory(compiled) -> int:
     """Adds up a program's bytes: arguments (parameters among them), results and temporaries."""
-    sizes = compiled.memory_analysis()
-    return sum(getattr(sizes, f"{part}_size_in_bytes") for part in ("argument", "output", "temp"))
+    sizes = memory.sizes_of(compiled)
+    return sum(sizes[part] for part in ("arguments", "outputs", "temporaries"))
 
 
 def _time_once(programs, params, ids_BxP) -> tuple[float, float]:

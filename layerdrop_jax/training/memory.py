@@ -37,16 +37,38 @@ def check_step(program) -> None:
       program: from ``jit(...).lower(...).compile()``; its temporaries are the gradients and
         the activations.
     """
-    sizes = program.memory_analysis()
-    if sizes is None:  # this backend does not say
+    sizes = sizes_of(program)
+    if sizes is None:
         return
-    given = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
-    temporary = sizes.temp_size_in_bytes
+    given = sizes["arguments"] + sizes["outputs"] - sizes["donated"]
+    temporary = sizes["temporaries"]
     _compare(
         given + temporary,
         f"a step takes {gib(given)} for state and batch, and {gib(temporary)} for gradients and "
         "activations",
     )
+
+
+def sizes_of(program) -> dict | None:
+    """Reads the bytes that a compiled program takes of one device.
+
+    Args:
+      program: from ``jit(...).lower(...).compile()``.
+
+    Returns:
+      ``arguments``, ``outputs``, ``donated``, outputs that lie where arguments did,
+      ``temporaries`` and ``code``; None where the backend does not say.
+    """
+    sizes = program.memory_analysis()
+    if sizes is None:
+        return None
+    return {
+        "arguments": sizes.argument_size_in_bytes,
+        "outputs": sizes.output_size_in_bytes,
+        "donated": sizes.alias_size_in_bytes,
+        "temporaries": sizes.temp_size_in_bytes,
+        "code": sizes.generated_code_size_in_bytes,
+    }
 
 
 def device_memory() -> tuple[int, str]:
