@@ -88,6 +88,7 @@ def report(found, variant):
                 *("depths", "Test perplexity, cut by scores and by a search", "layers kept"),
                 "test perplexity",
                 [curve(label, points) for label, points in shown.items()],
+                log=True,
             ),
             figure(
                 *("whole", "The whole networks", "", "test perplexity"),
