@@ -35,7 +35,7 @@ ALLOWED |= {ground: {ground} for ground in GROUND} | {
     "launch": HOUSE - {"studies"} | {"interop", "launch", "configs", "__main__"},
     "__main__": {"launch"},
     "configs": {"configs"},
-    "benchmarks": HOUSE - {"decoding"} | {"interop", "benchmarks", "configs"},
+    "benchmarks": HOUSE | {"interop", "benchmarks", "configs"},
 }
 JAX_FAMILY = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 WITHOUT_JAX = {"data", "configs", *GROUND}
