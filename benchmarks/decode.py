@@ -126,6 +126,8 @@ def main(argv=None):
         parser.error("--rounds, --sentences, --beams and --batches must be 1 or more")
     if arguments.add and not arguments.runs:
         parser.error("--add times runs alone: name them with --runs")
+    if arguments.add and not (arguments.out / "results.json").exists():
+        parser.error(f"--add adds to results.json, and {arguments.out} has none: leave --add out")
     arguments.out.mkdir(parents=True, exist_ok=True)
     results = {"machine": machine(), "engines": versions()}
     networks = [] if arguments.add else [random_network(arguments.smoke)]

@@ -15,6 +15,7 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import statistics
 import subprocess
 import sys
@@ -49,13 +50,17 @@ def main(argv=None):
         return serve(arguments)
     if not arguments.out:
         parser.error("--out=FOLDER says where results go")
+    for python in arguments.pythons:
+        if shutil.which(python) is None:
+            parser.error(f"--pythons: there is no {python}")
     with Progress(console=Console(stderr=True)) as progress:
         engines, times = measure(arguments, progress)
     results = {"machine": machine(), "command": typed("engines", argv), "engines": engines}
     results |= {"width": arguments.width, "optimizer": arguments.optimizer, "times": times}
     arguments.out.mkdir(parents=True, exist_ok=True)
-    write(arguments.out, results, report(results))
-    print(report(results))
+    text = report(results)
+    write(arguments.out, results, text)
+    print(text)
     return None
 
 

@@ -9,14 +9,13 @@ not have that. Each network is cut to each depth by its scores, by a search and 
 
 from experiments import networks
 from layerdrop_jax.studies import study
-from layerdrop_jax.studies.jobs import Measure
 from layerdrop_jax.studies.results import (
-    chosen,
     claim,
     compare,
     curve,
     figure,
     mean,
+    of_chosen,
     record,
     results_of,
     scores,
@@ -24,14 +23,8 @@ from layerdrop_jax.studies.results import (
 
 TITLE = "Data Driven pruning at any depth"
 RATES = (0.25, 0.5, 0.75)  # as many layers stay: three quarters, half, a quarter
-BUDGET = {"demo": 300, "small": 1000, "paper": 1000}  # sets that a search scores
 ONE, EVERY, LAYERDROP = "scores for one depth", "scores for every depth", "LayerDrop 0.5"
-LEARNED = {"drop.score_units": 16}
-OVERRIDES = {
-    ONE: ("lm_data_driven_0.5", LEARNED),
-    EVERY: ("lm_data_driven_any", LEARNED | {"drop.score_rates": ",".join(map(str, RATES))}),
-    LAYERDROP: ("", {}),
-}
+KINDS = (ONE, EVERY, LAYERDROP)
 
 
 def depths(variant) -> list[int]:
@@ -41,19 +34,20 @@ def depths(variant) -> list[int]:
 
 def network(variant, kind):
     """Makes one of the three networks, cut to each depth in each way that it can be."""
-    name, overrides = OVERRIDES[kind]
-    ways = ["search_on_valid", "spread"] + ["data_driven"] * bool(overrides)
-    texts = ";".join(["all", *(f"{way}:{depth}" for way in ways for depth in depths(variant))])
-    measures = (Measure("evaluate", {"decoder": texts}, {"prune.budget": BUDGET[variant]}),)
-    return networks.language_model(variant, 0.5, name=name, overrides=overrides, measures=measures)
+    ways = ["search_on_valid", "spread"] + ["data_driven"] * (kind != LAYERDROP)
+    cuts = ["all", *(f"{way}:{depth}" for way in ways for depth in depths(variant))]
+    measures = (networks.cuts(variant, cuts),)
+    if kind == LAYERDROP:
+        return networks.language_model(variant, 0.5, measures=measures)
+    return networks.data_driven(variant, rates=RATES if kind == EVERY else (), measures=measures)
 
 
 def runs(variant):
-    return [network(variant, kind) for kind in OVERRIDES]
+    return [network(variant, kind) for kind in KINDS]
 
 
 def report(found, variant):
-    each = {kind: results_of(found, network(variant, kind)) for kind in OVERRIDES}
+    each = {kind: results_of(found, network(variant, kind)) for kind in KINDS}
 
     def cut(kind, way):
         return {
@@ -79,10 +73,10 @@ def report(found, variant):
             both = {"scores for every depth": ours[depth], what: other}
             claims.append(compare(f"{text} {what}", both, "lower"))
         claims.append(near(depth, ours[depth], searched[depth]))
-    whole = {kind: scores(each[kind], perplexity("all")) for kind in OVERRIDES}
+    whole = {kind: scores(each[kind], perplexity("all")) for kind in KINDS}
     return record(
         f"{networks.LM_SETTING[variant]}; layers chosen on the validation split "
-        f"({BUDGET[variant]} sets scored by a search), scored on the test split",
+        f"({networks.SEARCH_BUDGET[variant]} sets scored by a search), scored on the test split",
         figures=[
             figure(
                 *("depths", "Test perplexity, cut by scores and by a search", "layers kept"),
@@ -112,12 +106,7 @@ def near(depth, ours, searched) -> dict:
 
 def perplexity(strategy):
     """Gives the test perplexity of the layers that a strategy chose, as a function of a result."""
-
-    def score(result):
-        line = chosen(result, strategy)
-        return line and line["test_perplexity"]
-
-    return score
+    return of_chosen(strategy, "test_perplexity")
 
 
 if __name__ == "__main__":

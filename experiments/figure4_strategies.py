@@ -5,18 +5,15 @@
 docs/depth_on_demand.md has the strategies and what each costs.
 """
 
-import functools
-
 from experiments import networks
 from layerdrop_jax.studies import study
-from layerdrop_jax.studies.jobs import Measure
 from layerdrop_jax.studies.results import (
-    chosen,
     claim,
     compare,
     curve,
     figure,
     mean,
+    of_chosen,
     record,
     results_of,
     row,
@@ -26,7 +23,6 @@ from layerdrop_jax.studies.results import (
 
 TITLE = "Figure 4, right: strategies of pruning"
 RATES = (0.0, 0.2, 0.5)
-BUDGET = {"demo": 300, "small": 1000, "paper": 1000}  # sets that a search scores
 NAMES = {
     "search_on_valid": "Search on Valid",
     "greedy_elimination": "greedy elimination",
@@ -50,20 +46,13 @@ def network(variant, rate):
 
 
 def learned(variant):
-    """Makes the network of Data Driven pruning, which learns each layer's rate, 0.5 in the mean."""
-    return networks.language_model(
-        variant,
-        0.5,
-        name="lm_data_driven_0.5",
-        overrides={"drop.score_units": 16},
-        measures=(evaluation(variant, ["all", *NAMES]),),
-    )
+    """Makes the network of Data Driven pruning, cut in every way."""
+    return networks.data_driven(variant, measures=(evaluation(variant, ["all", *NAMES]),))
 
 
 def evaluation(variant, names):
     half = networks.LM_LAYERS[variant] // 2
-    texts = ";".join(name if name == "all" else f"{name}:{half}" for name in names)
-    return Measure("evaluate", {"decoder": texts}, {"prune.budget": BUDGET[variant]})
+    return networks.cuts(variant, [n if n == "all" else f"{n}:{half}" for n in names])
 
 
 def report(found, variant):
@@ -75,9 +64,9 @@ def report(found, variant):
         results, rows = results_of(found, run), []
         for name, text in {"all": "whole", **NAMES}.items():
             strategy = name if name == "all" else f"{name}:{half}"
-            score = functools.partial(test_perplexity, strategy)
+            score = of_chosen(strategy, "test_perplexity")
             perplexity[label, name] = scores(results, score)
-            size = functools.partial(parameters_left, strategy)
+            size = of_chosen(strategy, "parameters")
             rows.append(row(text, results, score, size=size))
         tables.append(table(f"{label}, test perplexity", "perplexity", "lower", rows))
         curves.append(curve(label, {NAMES[name]: perplexity[label, name] for name in NAMES}))
@@ -88,7 +77,8 @@ def report(found, variant):
     title, y = f"Test perplexity of {half} layers, by strategy", "test perplexity"
     return record(
         f"{networks.LM_SETTING[variant]}; {half} layers kept, chosen on the validation "
-        f"split ({BUDGET[variant]} sets scored by a search), scored on the test split",
+        f"split ({networks.SEARCH_BUDGET[variant]} sets scored by a search), scored on the test "
+        "split",
         tables=[one for one in tables if one["rows"]],
         figures=[figure("strategies", title, "", y, curves, log=True, kind="bars")],
         claims=[
@@ -96,7 +86,7 @@ def report(found, variant):
                 "Every Other is hard to beat",
                 "-"
                 if gain is None
-                else f"{main}: a search over {BUDGET[variant]} sets gains "
+                else f"{main}: a search over {networks.SEARCH_BUDGET[variant]} sets gains "
                 f"{gain:.1%} of its perplexity; up to 5% is hard to beat",
                 None if gain is None else gain < 0.05,
             ),
@@ -120,17 +110,6 @@ def report(found, variant):
             ),
         ],
     )
-
-
-def test_perplexity(strategy, result) -> float | None:
-    """Finds the perplexity of the layers that a strategy chose."""
-    line = chosen(result, strategy)
-    return line and line["test_perplexity"]
-
-
-def parameters_left(strategy, result) -> int:
-    """Finds the number of parameters of the layers that a strategy chose."""
-    return chosen(result, strategy)["parameters"]
 
 
 if __name__ == "__main__":

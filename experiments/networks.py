@@ -14,7 +14,7 @@ from layerdrop_jax.step.flops import (
     lm_flops,
     nominal_flops,
 )
-from layerdrop_jax.studies.jobs import StudyRun, load_config
+from layerdrop_jax.studies.jobs import Measure, StudyRun, load_config
 from layerdrop_jax.studies.results import results_of
 
 # Enough updates for networks of some quality; the configs' own demos are shorter.
@@ -76,6 +76,7 @@ SUM_SETTING = {
     "small": "CNN-DailyMail and ELI5, Transformer base, 40,000 updates; ROUGE by rouge-score",
     "paper": "CNN-DailyMail, Transformer base, and ELI5, Transformer big; ROUGE by rouge-score",
 }
+SEARCH_BUDGET = {"demo": 300, "small": 1000, "paper": 1000}  # sets that a search scores
 LM_LAYERS = {"demo": 12, "small": 16, "paper": 16}
 MT_LAYERS = SUM_LAYERS = 6
 
@@ -106,6 +107,27 @@ def language_model(variant, rate, *, depth=None, name="", **more) -> StudyRun:
     if variant == "paper" and not rate:
         overrides["model.dropout"] = 0.3  # as the reference has it without LayerDrop
     return StudyRun(name=name or "_".join(parts), config=config, overrides=overrides, **more)
+
+
+def data_driven(variant, *, rates=(), **more) -> StudyRun:
+    """Makes the language model of Data Driven pruning, which learns rates, 0.5 in the mean.
+
+    Args:
+      variant: demo, small or paper.
+      rates: means, 0.5 on average, of which each micro-batch draws one; () is 0.5 always.
+      **more: of `StudyRun`.
+    """
+    overrides = {"drop.score_units": 16}
+    if rates:
+        overrides["drop.score_rates"] = ",".join(map(str, rates))
+    name = "lm_data_driven_any" if rates else "lm_data_driven_0.5"
+    return language_model(variant, 0.5, name=name, overrides=overrides, **more)
+
+
+def cuts(variant, strategies) -> Measure:
+    """Makes the evaluation of a language model cut by strategies, each a text."""
+    texts, budget = ";".join(strategies), SEARCH_BUDGET[variant]
+    return Measure("evaluate", {"decoder": texts}, {"prune.budget": budget})
 
 
 def translation(variant, rate, *, encoder=None, decoder=None, name="", **more) -> StudyRun:

@@ -71,7 +71,7 @@ def prune(workdir, output, *, flags: dict, changes=()) -> dict:
 
     with made_whole(output) as partial:
         scores = {
-            stack: _scores_left(learned, layers[stack])
+            stack: strategies.scores_left(learned, layers[stack])
             for stack in layers
             if (learned := strategies.learned_scores(parent, stack)) is not None
         }
@@ -95,13 +95,6 @@ def prune(workdir, output, *, flags: dict, changes=()) -> dict:
                 "outputs on the validation split: nothing was written"
             )
     return {"output": str(output)} | record | {"largest_difference": difference}
-
-
-def _scores_left(learned, kept):
-    """Takes the scores of the layers that stay, for each depth where they depend on it."""
-    if learned and isinstance(learned[0], list):
-        return [_scores_left(of_depth, kept) for of_depth in learned[: len(kept) + 1]]
-    return [learned[layer] for layer in kept]
 
 
 def cut(run: Run, layers: dict) -> tuple[dict, dict]:

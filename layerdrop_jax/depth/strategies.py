@@ -168,3 +168,10 @@ def learned_scores(run: Run, stack: str) -> list | None:
 def scores_at(scores: list, keep: int) -> list[float]:
     """Picks the scores for a number of layers, of what `learned_scores` gives."""
     return scores[keep] if scores and isinstance(scores[0], list) else scores
+
+
+def scores_left(scores: list, layers) -> list:
+    """Takes the scores of the layers that stay, of what `learned_scores` gives, in its form."""
+    if scores and isinstance(scores[0], list):
+        return [scores_left(of_depth, layers) for of_depth in scores[: len(layers) + 1]]
+    return [scores[layer] for layer in layers]

@@ -104,11 +104,10 @@ def train_step(
     tables = drop.subnetworks(config)
     exits = drop.by_exits(config)
 
-    def draw_all(key):
-        """Draws (keep, groups, ran) of one run of the network, by stack."""
+    def draw_all(key, asked=None):
+        """Draws (keep, groups, ran) of one run of the network, by stack; see `rate_scores.ask`."""
         of_stacks = rates
-        if scores and drop.asked_rates:  # of this micro-batch
-            asked = rate_scores.ask(drop, key)
+        if asked is not None:
             of_stacks = with_learned(rates, rate_scores.rates(scores, drop, asked))
         drawn = {
             stack: draw(key, stack, of_group, state["step"], drop=drop, model=config)
@@ -151,7 +150,8 @@ def train_step(
         }
 
     def micro_loss(params, micro, key):
-        keep, groups, ran = draw_all(key)
+        asked = rate_scores.ask(drop, key) if scores else None
+        keep, groups, ran = draw_all(key, asked)
         watch = rate_scores.make_watch(positions(micro)) if scores else None
         if exits:
             watch = Watch(lambda stack, before, after: before if stack in tables else ())
@@ -164,7 +164,6 @@ def train_step(
         if scores:
             nats = jax.lax.stop_gradient(nll / jnp.maximum(tokens, 1))
             counts["activation"] = watch.seen
-            asked = rate_scores.ask(drop, key)
             counts["scores"] = rate_scores.gradients(scores, drop, keep, nats, asked)
             counts["losses"] = rate_scores.losses(scores, drop, keep, nats, asked)
         if exits:

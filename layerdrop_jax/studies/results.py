@@ -175,6 +175,21 @@ def chosen(result: Result, strategy: str, stack: str = "decoder") -> dict | None
     return found[-1] if found else None
 
 
+def of_chosen(strategy: str, key: str) -> Callable:
+    """Gives what is known of the layers that a strategy chose, as a function of its result.
+
+    Args:
+      strategy: as `chosen` takes it.
+      key: of the line, such as ``test_perplexity``; None where there is no line.
+    """
+
+    def value(result):
+        line = chosen(result, strategy)
+        return line and line[key]
+
+    return value
+
+
 def row(name: str, results, score: Callable, *, paper=None, size=parameters) -> dict | None:
     """Makes a row of a table, from the results of one run; None without any.
 

@@ -52,6 +52,9 @@ def test_a_run_is_added_to_the_networks_that_are_there(run, tmp_path, monkeypatc
     with pytest.raises(SystemExit):
         decode.main([f"--out={tmp_path}", "--add"])
     assert "name them with --runs" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        decode.main([f"--out={tmp_path / 'empty'}", f"--runs={run}", "--add"])
+    assert "has none: leave --add out" in capsys.readouterr().err
 
 
 def test_every_engine_has_the_limit_of_the_longest_sentence(run):

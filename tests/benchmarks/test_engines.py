@@ -70,6 +70,7 @@ def test_engines_take_turns_and_are_compared_round_by_round(monkeypatch, tmp_pat
 
     monkeypatch.setattr(engines, "start", start)
     monkeypatch.setattr(engines, "has_torch", lambda python: python == "one")
+    monkeypatch.setattr(engines.shutil, "which", lambda python: python)
     engines.main([f"--out={tmp_path}", "--pythons", "one", "two", "--rounds=3"])
     results = json.loads((tmp_path / "results.json").read_text())
     names = ["skip, of one", "static, of one", "PyTorch, of one", "skip, of two", "static, of two"]
@@ -79,6 +80,12 @@ def test_engines_take_turns_and_are_compared_round_by_round(monkeypatch, tmp_pat
     assert "| skip, of two / static, of two | 1.50 (1.50-1.50)" in text
     assert "| static, of two / PyTorch, of one | 0.50 (0.50-0.50)" in text
     assert text in capsys.readouterr().out
+
+
+def test_an_interpreter_that_is_not_there_is_an_error(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        engines.main([f"--out={tmp_path}", "--pythons", "no-such-python"])
+    assert "there is no no-such-python" in capsys.readouterr().err
 
 
 def test_an_engine_that_ends_is_named(monkeypatch):
