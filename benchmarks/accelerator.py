@@ -210,7 +210,7 @@ def search(smoke, progress) -> list[dict]:
         changes = {"decode.beam": beam, "prune.prompt_tokens": tokens, "prune.new_tokens": tokens}
         settings = load("wmt", changes, smoke)
         if params is None:
-            params = decoding_params(make_params(settings.model, 0))
+            params = decoding_params(settings.model, make_params(settings.model, 0))
         for batch in batches:
             prompt, answer = (
                 lowered.compile() for lowered in lower_request(settings, settings.model, batch)

@@ -6,9 +6,9 @@
 
 The network of random weights has Marian's base size, and translates 64 sentences of random tokens,
 of 6 to 40 each; a run translates 64 sources spread over its validation split. The engines are this
-project, Hugging Face's `generate` (PyTorch) and CTranslate2 in float32 and int8, each where it is
-installed, in one process, with as many threads as the machine has cores. They take turns; ratios
-are taken within a round.
+project and CTranslate2, both in float32 and int8, and Hugging Face's `generate` (PyTorch), the
+others where they are installed, in one process, with as many threads as the machine has cores. They
+take turns; ratios are taken within a round.
 
 An engine's time counts where its best hypotheses are those of this project for 95 of 100 sentences:
 sums that are added up in another order part at a near tie. Answers that run to the limit are timed
@@ -46,8 +46,9 @@ from layerdrop_jax.studies.jobs import load_config
 from layerdrop_jax.symbols import BOS, EOS, FIRST_WORD, PAD, SPECIAL_SYMBOLS
 from layerdrop_jax.tasks import encoder_decoder
 
-OURS, HUGGINGFACE = "this project", "Hugging Face"
+OURS, OURS_INT8, HUGGINGFACE = "this project", "this project int8", "Hugging Face"
 CTRANSLATE2 = {"CTranslate2 float32": "float32", "CTranslate2 int8": "int8"}
+INT8 = (OURS_INT8, "CTranslate2 int8")
 PACKAGES = {HUGGINGFACE: ("transformers", "torch"), **dict.fromkeys(CTRANSLATE2, ("ctranslate2",))}
 NEEDED = 0.95  # of the answers that end must be alike before a time counts
 
@@ -244,7 +245,7 @@ def installed(engine: str) -> bool:
 
 def engines(job: Job) -> dict:
     """Makes ``translate() -> answers``, lists of ids in the order of the sentences, by engine."""
-    found = {OURS: ours(job)}
+    found = {OURS: ours(job, ""), OURS_INT8: ours(job, "int8")}
     if installed(HUGGINGFACE):
         found[HUGGINGFACE] = huggingface(job)
     for name, kind in CTRANSLATE2.items():
@@ -253,10 +254,11 @@ def engines(job: Job) -> dict:
     return found
 
 
-def ours(job):
-    search = encoder_decoder.make_search(
-        job.run, max_source=encoder_decoder.longest_source(job.run.settings)
-    )
+def ours(job, quantize):
+    settings = job.run.settings
+    decode = dataclasses.replace(settings.decode, quantize=quantize)
+    run = job.run._replace(settings=dataclasses.replace(settings, decode=decode))
+    search = encoder_decoder.make_search(run, max_source=encoder_decoder.longest_source(settings))
 
     def translate():
         answers = [[]] * len(job.sentences)
@@ -349,7 +351,7 @@ def measure(job, rounds, progress) -> list[dict]:
 
 def counts(row) -> bool:
     """Says whether an engine's time counts: this project's, int8's, or its answers are the same."""
-    if row["engine"] == OURS or CTRANSLATE2.get(row["engine"]) == "int8":
+    if row["engine"] in (OURS, *INT8):
         return True
     return row["alike"] >= NEEDED * row["compared"] > 0
 
@@ -373,8 +375,9 @@ def report(results) -> str:
     lines += [listed(about), ""]
     lines += [
         "Tokens of answers a second, eos counted: the median over the rounds. In brackets, how "
-        "many times as fast as it this project is, with quartiles; behind them, how many answers "
-        "were the same, of those that end before the limit.",
+        "many times as fast as it this project is, in float32 and in int8, with quartiles; behind "
+        "them, how many answers were those of this project in float32, of those that end before "
+        "the limit.",
         "",
     ]
     rows = results["times"]
@@ -382,32 +385,34 @@ def report(results) -> str:
         mine = [row for row in rows if row["network"] == network]
         names = list(dict.fromkeys(row["engine"] for row in mine))
         cases = list(dict.fromkeys((row["beam"], row["batch"]) for row in mine))
-        found = {(row["engine"], row["beam"], row["batch"]): row for row in mine}
+        found = {case: {} for case in cases}
+        for row in mine:
+            found[row["beam"], row["batch"]][row["engine"]] = row
         lines += [f"## {network}", ""]
         lines += table(
             ["", *(f"{'greedy' if b == 1 else f'beam {b}'}, batch {n}" for b, n in cases)],
-            [
-                [name, *(_cell(found[name, *case], found[OURS, *case]) for case in cases)]
-                for name in names
-            ],
+            [[name, *(_cell(found[case][name], found[case]) for case in cases)] for name in names],
         )
         commands = dict.fromkeys(row["command"] for row in mine)
         lines += ["```", *commands, "```", ""]
     return "\n".join(lines)
 
 
-def _cell(row, ours) -> str:
+def _cell(row, rows) -> str:
     same = f"{row['alike']} of {row['compared']} the same"
     if not row["seconds"]:
         return f"not counted: {same}"
     speed = f"{row['tokens'] / statistics.median(row['seconds']):,.0f}"
     bleu = f", BLEU {row['bleu']:.1f}" if "bleu" in row else ""
-    if row is ours:
+    if row["engine"] == OURS:
         return speed + bleu
-    # Of tokens a second, for an engine may say more or fewer of them.
-    tokens = ours["tokens"] / row["tokens"]
-    times = tuple(tokens * value for value in ratio(row, ours))
-    return f"{speed} [{shown(times)}]{bleu}; {same}"
+    times = []
+    for ours in (rows[name] for name in (OURS, OURS_INT8) if name in rows):
+        if ours is not row:
+            # Of tokens a second, for an engine may say more or fewer of them.
+            tokens = ours["tokens"] / row["tokens"]
+            times.append(shown(tuple(tokens * value for value in ratio(row, ours))))
+    return f"{speed} [{'; '.join(times)}]{bleu}; {same}"
 
 
 if __name__ == "__main__":

@@ -80,8 +80,9 @@ def of_run(folder, arguments) -> list[dict]:
     task, settings, model = task_of(run.settings), run.settings, run.settings.model
     if not task.left_early:
         raise ValueError(f"{folder}: a run of {task.name} says nothing that could leave early")
-    stack, params = model.cut_stack, jax.device_put(decoding_params(run.params))
-    graph = decoding_graph(model)
+    stack, how = model.cut_stack, {"quantize": settings.decode.quantize}
+    graph = decoding_graph(model, **how)
+    params = jax.device_put(decoding_params(model, run.params, **how))
     ways, abouts = [], []
 
     def add(answer, **about):
@@ -89,7 +90,9 @@ def of_run(folder, arguments) -> list[dict]:
         abouts.append(about)
 
     def whole_of(run):
-        graph, params = decoding_graph(run.settings.model), decoding_params(run.params)
+        model = run.settings.model
+        graph = decoding_graph(model, **how)
+        params = decoding_params(model, run.params, **how)
 
         @jax.jit
         def answer(params, ids_BxP):

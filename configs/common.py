@@ -147,6 +147,7 @@ def translation(dataset, source, target, architecture):
             "draft_tokens": 4,
             "exit": "",
             "exit_depths": "",
+            "quantize": "",
         }
     )
     return config
@@ -236,6 +237,7 @@ def language_modelling(dataset, architecture):
             "draft_tokens": 4,
             "exit": "",
             "exit_depths": "",
+            "quantize": "",
         }
     )
     return config
@@ -349,6 +351,7 @@ def summarisation(dataset, architecture):
             "draft_tokens": 4,
             "exit": "",
             "exit_depths": "",
+            "quantize": "",
         }
     )
     return config

@@ -63,6 +63,7 @@ class BeamConfig:
     exit: when a token leaves the decoder early in greedy search, see `exits.parse_exit`; "": never.
     exit_depths: the depths at which it may, as in "3,6-9"; "" are those that training had exits at,
         or else every quarter of the decoder.
+    quantize: "int8" for weights of 8 bits; "" leaves them as they are.
 
     Raises ValueError for values no search can run with.
     """
@@ -80,6 +81,7 @@ class BeamConfig:
     draft_tokens: int = 4
     exit: str = ""
     exit_depths: str = ""
+    quantize: str = ""
 
     def __post_init__(self):
         if self.beam < 1:

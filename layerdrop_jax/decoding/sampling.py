@@ -31,6 +31,7 @@ class SampleConfig:
       exit: when a token leaves the decoder early, see `exits.parse_exit`; "" is never.
       exit_depths: the depths at which it may, as in "3,6-9"; "" are those that training had exits
         at, or else every quarter of the decoder.
+      quantize: "int8" for weights of 8 bits; "" leaves them as they are.
     """
 
     max_tokens: int
@@ -44,6 +45,7 @@ class SampleConfig:
     draft_tokens: int
     exit: str
     exit_depths: str
+    quantize: str
 
     def __post_init__(self):
         rules = {

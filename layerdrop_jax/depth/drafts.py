@@ -41,14 +41,15 @@ def add_drafts(run: Run, depths, prompts=None) -> str | None:
     drafts = [depth for depth in depths if _can_draft(model, depth["kept_layers"])]
     if not task.drafted or not drafts or run.settings.prune.new_tokens < 2:
         return None
-    graph, stack = decoding_graph(model), model.cut_stack
+    how = {"quantize": run.settings.decode.quantize}
+    graph, stack = decoding_graph(model, **how), model.cut_stack
 
     @jax.jit
     def answer(params, ids_BxP, draft_N=None):
         return task.drafted(run.settings, nnx.merge(graph, params), ids_BxP, draft_N)
 
     masks_ = [masks(model, depth["kept_layers"])[stack] for depth in drafts]
-    params = jax.device_put(decoding_params(run.params))
+    params = jax.device_put(decoding_params(model, run.params, **how))
     ratios = [[] for _ in drafts]
     counts = [np.zeros(4, int) for _ in drafts]
     prompts = task.prompts(run, PROMPTS) if prompts is None else prompts

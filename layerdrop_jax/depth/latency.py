@@ -15,6 +15,7 @@ from layerdrop_jax.models.cut import cut_model, take_rows
 from layerdrop_jax.models.params import decoding_params
 from layerdrop_jax.progress import progress
 from layerdrop_jax.runs.run import Run
+from layerdrop_jax.runs.settings import quantize_of
 from layerdrop_jax.symbols import FIRST_WORD
 from layerdrop_jax.training import memory, program
 
@@ -45,8 +46,10 @@ def add_latency(run: Run, depths) -> None:
     with progress("timing every depth", (ROUNDS + 1) * len(depths)) as advance:
         for number in range(ROUNDS + 1):
             for depth, programs, found in zip(depths, compiled, seconds, strict=True):
-                _, rows = cut_model(model, depth["kept_layers"])
-                params = jax.block_until_ready(decoding_params(take_rows(run.params, rows)))
+                small, rows = cut_model(model, depth["kept_layers"])
+                params = take_rows(run.params, rows)
+                params = decoding_params(small, params, quantize=quantize_of(run.settings))
+                jax.block_until_ready(params)
                 for batch in batches:
                     size = (batch, prune.prompt_tokens)
                     ids_BxP = rng.integers(FIRST_WORD, run.settings.data.vocab_size, size, np.int32)

@@ -13,6 +13,7 @@ from flax import nnx
 from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.models.embeddings import Embedding
 from layerdrop_jax.models.layers import few_rows_product
+from layerdrop_jax.models.quantized import quantize_modules
 
 if typing.TYPE_CHECKING:  # a config makes use of this file
     from layerdrop_jax.models.blocks import BlockConfig
@@ -34,31 +35,46 @@ def model_graph(config: "BlockConfig"):
     return _graph(config, few_rows=False)
 
 
-def decoding_graph(config: "BlockConfig", platform: str = ""):
+def decoding_graph(config: "BlockConfig", platform: str = "", quantize: str = ""):
     """Makes the graph of a model that decodes: it reads what `decoding_params` gives.
 
     On a CPU its products are those that are fast for the few rows of a step. Elsewhere it is
-    `model_graph`'s.
+    `model_graph`'s, but for weights of 8 bits.
 
     Args:
       config: the model's.
       platform: of the devices that decode; "" is JAX's default.
+      quantize: "int8" for weights of 8 bits, see `quantized`; "" leaves them as they are.
     """
-    return _graph(config, few_rows=_on_cpu(platform))
+    return _graph(config, few_rows=_on_cpu(platform), quantize=quantize)
 
 
 @functools.lru_cache(maxsize=64)
-def _graph(config, few_rows):
+def _graph(config, few_rows, quantize=""):
     graph, state = _split(config)
-    if not few_rows:
+    if not few_rows and not quantize:
         return graph
-    model = nnx.merge(graph, state)
+
+    def make():
+        model = nnx.merge(graph, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), state))
+        _make_decoding(model, few_rows, quantize)
+        return model
+
+    return nnx.graphdef(nnx.eval_shape(make))
+
+
+def _make_decoding(model, few_rows, quantize):
+    """Changes a model to decode, its arrays and how they are read."""
+    if quantize:
+        quantize_modules(model)
+    if not few_rows:
+        return
     for _, module in nnx.iter_modules(model):
         if isinstance(module, nnx.Linear):
+            module.kernel = nnx.Param(jnp.swapaxes(module.kernel[...], -1, -2))
             module.dot_general = few_rows_product
         elif isinstance(module, Embedding):
             module.few_rows = True
-    return nnx.graphdef(model)
 
 
 @functools.lru_cache(maxsize=64)
@@ -70,20 +86,22 @@ def _split(config):
     return nnx.split(nnx.eval_shape(lambda: config.make_model(nnx.Rngs(0))))
 
 
-def decoding_params(params: dict, platform: str = "") -> dict:
+def decoding_params(
+    config: "BlockConfig", params: dict, platform: str = "", quantize: str = ""
+) -> dict:
     """Gives parameters as `decoding_graph` reads them: on a CPU, kernels are transposed, [F, D].
 
     Args:
+      config: the model's.
       params: as `make_params` gives them.
-      platform: as for `decoding_graph`.
+      platform, quantize: as for `decoding_graph`.
     """
-    if not _on_cpu(platform):
+    few_rows = _on_cpu(platform)
+    if not few_rows and not quantize:
         return params
-
-    def give(path, leaf):
-        return jnp.swapaxes(leaf, -1, -2) if getattr(path[-1], "key", None) == "kernel" else leaf
-
-    return jax.tree_util.tree_map_with_path(give, params)
+    model = nnx.merge(model_graph(config), params)
+    _make_decoding(model, few_rows, quantize)
+    return nnx.to_pure_dict(nnx.state(model))
 
 
 def _on_cpu(platform):

@@ -83,10 +83,16 @@ def _to_version_12(config):
     config["drop"]["score_rates"] = ""
 
 
+def _to_version_13(config):
+    """Adds weights of 8 bits, which no decoding had."""
+    if "decode" in config:
+        config["decode"]["quantize"] = ""
+
+
 STEPS = (
     *(_to_version_2, _to_version_3, _to_version_4, _to_version_5),
     *(_to_version_6, _to_version_7, _to_version_8, _to_version_9, _to_version_10),
-    *(_to_version_11, _to_version_12),
+    *(_to_version_11, _to_version_12, _to_version_13),
 )
 VERSION = len(STEPS) + 1
 

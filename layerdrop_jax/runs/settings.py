@@ -18,6 +18,7 @@ from layerdrop_jax.decoding.sampling import SampleConfig
 from layerdrop_jax.models.blocks import check_choice, check_sizes
 from layerdrop_jax.models.encoder import EncoderConfig
 from layerdrop_jax.models.lm import LMConfig
+from layerdrop_jax.models.quantized import INT8
 from layerdrop_jax.models.seq2seq import Seq2SeqConfig
 from layerdrop_jax.runs.checkpoints import CheckpointConfig
 from layerdrop_jax.runs.depth_settings import (
@@ -214,6 +215,7 @@ def _check_encoder_decoder(settings, longest):
     _check_depths(settings)
     _check_draft(settings)
     _check_exit(settings)
+    _check_quantize(settings)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -259,6 +261,7 @@ class LanguageModelSettings:
         _check_depths(self)
         _check_draft(self)
         _check_exit(self)
+        _check_quantize(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -323,6 +326,23 @@ def _check_depths(settings):
     settings.drop.rates(settings.model)
     settings.drop.subnetworks(settings.model)
     settings.prune.check(settings.model, settings.drop)
+
+
+def quantize_of(settings) -> str:
+    """Says to what the weights are rounded with which a run answers: ``decode.quantize``.
+
+    "" where the task decodes nothing.
+    """
+    return getattr(getattr(settings, "decode", None), "quantize", "")
+
+
+def _check_quantize(settings):
+    """Raises a ValueError where ``decode.quantize`` is unknown."""
+    kind = settings.decode.quantize
+    if kind and kind != INT8:
+        raise ValueError(
+            f'decode.quantize={kind!r} is unknown: it is {INT8}, or "" for weights as they are'
+        )
 
 
 def _check_draft(settings):

@@ -124,8 +124,9 @@ def make_search(run: Run, *, max_source: int):
     their depths.
     """
     settings, model = run.settings, run.settings.model
-    graph, draft_N = decoding_graph(model), draft_mask(run)
-    params = decoding_params(run.params)
+    how = {"quantize": settings.decode.quantize}
+    graph, params = decoding_graph(model, **how), decoding_params(model, run.params, **how)
+    draft_N = draft_mask(run)
 
     def decode(params, shared, rows, buffer_length):
         network, (keep, draft_N) = nnx.merge(graph, params), shared

@@ -271,8 +271,9 @@ def make_continuer(run: Run):
     """
     config, model = run.settings.decode, run.settings.model
     everything = masks(model, {})
-    graph, draft_N = decoding_graph(model), draft_mask(run)
-    params = decoding_params(run.params)
+    graph = decoding_graph(model, quantize=config.quantize)
+    params = decoding_params(model, run.params, quantize=config.quantize)
+    draft_N = draft_mask(run)
     room = model.max_length - config.max_tokens + 1  # the last token is never read
 
     @jax.jit

@@ -21,6 +21,7 @@ from layerdrop_jax.models.params import (
     make_params,
     model_graph,
 )
+from layerdrop_jax.runs.settings import quantize_of
 from layerdrop_jax.step import sharding
 from layerdrop_jax.step.losses import Teacher
 from layerdrop_jax.step.optimizers import make_optimizer
@@ -158,7 +159,8 @@ def lower_request(settings, model, batch: int, mesh=None) -> tuple:
     """
     platform = mesh.devices.flat[0].platform if mesh else ""
     model = with_attention(model, mesh) if mesh else model
-    task, graph = task_of(settings), decoding_graph(model, platform)
+    how = (platform, quantize_of(settings))
+    task, graph = task_of(settings), decoding_graph(model, *how)
 
     @jax.jit
     def prompt(params, ids_BxP):
@@ -169,7 +171,7 @@ def lower_request(settings, model, batch: int, mesh=None) -> tuple:
         return task.finish_request(settings, nnx.merge(graph, params), state)
 
     ids_BxP = jax.ShapeDtypeStruct((batch, settings.prune.prompt_tokens), np.int32)
-    params = jax.eval_shape(lambda: decoding_params(make_params(model, 0), platform))
+    params = jax.eval_shape(lambda: decoding_params(model, make_params(model, 0), *how))
     state = jax.eval_shape(prompt, params, ids_BxP)
     if mesh is None:
         return prompt.lower(params, ids_BxP), answer.lower(params, state)

@@ -95,6 +95,27 @@ def test_a_draft_that_is_none_is_an_error(request, name, changes, message):
         layerdrop_jax.load(request.getfixturevalue(name), changes)
 
 
+@pytest.mark.parametrize("name", ["run", "lm_run"])
+def test_weights_of_8_bits_answer_at_every_depth_and_with_a_draft(request, name, compilations):
+    folder = request.getfixturevalue(name)
+    greedy = "decode.beam=1" if name == "run" else "decode.temperature=0"
+    changes = [greedy, "decode.quantize=int8"]
+    alone = layerdrop_jax.load(folder, changes)
+    wanted = alone.answer(LINES)
+    assert len({str(answer) for answer in wanted}) > 2
+    compilations.clear()
+    assert alone.answer(LINES, depth=(1, 2)) != wanted
+    assert compilations == []
+    drafted = layerdrop_jax.load(folder, [*changes, "decode.draft=every_other:0.5"])
+    assert drafted.answer(LINES) == wanted
+
+
+def test_a_number_of_bits_that_is_none_is_an_error(run):
+    message = "decode.quantize='int4' is unknown: it is int8, or \"\" for weights as they are"
+    with pytest.raises(ValueError, match=message):
+        layerdrop_jax.load(run, ["decode.quantize=int4"])
+
+
 @pytest.mark.parametrize("name", [pytest.param("run", marks=pytest.mark.slow), "lm_run"])
 def test_the_depth_of_every_token_is_told(request, name, tmp_path, capsys):
     folder = request.getfixturevalue(name)

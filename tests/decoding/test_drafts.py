@@ -29,7 +29,7 @@ MASKS = {  # of six layers
 TOKENS, MOST = 12, 3
 GREEDY = SampleConfig(
     max_tokens=TOKENS, temperature=0.0, top_k=0, top_p=1.0, stop_at_eos=True, seed=0, batch_rows=4,
-    draft="first:1", draft_tokens=MOST, exit="", exit_depths="",
+    draft="first:1", draft_tokens=MOST, exit="", exit_depths="", quantize="",
 )  # fmt: skip
 # Two tokens whose log p differ by less are equal for float32: the whole network alone reads one
 # token at a time, and several behind a draft, which adds its products up in another order.

@@ -27,7 +27,7 @@ NEVER = {"confidence": 1.1, "entropy": 0.0, "patience": len(DEPTHS) + 2}
 AT_ONCE = {"confidence": 0.0, "entropy": 1e3, "patience": 1}
 GREEDY = SampleConfig(
     max_tokens=TOKENS, temperature=0.0, top_k=0, top_p=1.0, stop_at_eos=True, seed=0, batch_rows=4,
-    draft="", draft_tokens=1, exit="", exit_depths="",
+    draft="", draft_tokens=1, exit="", exit_depths="", quantize="",
 )  # fmt: skip
 
 

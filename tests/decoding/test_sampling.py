@@ -13,7 +13,7 @@ PAD, EOS = 1, 2
 V = 7
 CONFIG = SampleConfig(
     max_tokens=5, temperature=0.0, top_k=0, top_p=1.0, stop_at_eos=True, seed=0, batch_rows=4,
-    draft="", draft_tokens=4, exit="", exit_depths="",
+    draft="", draft_tokens=4, exit="", exit_depths="", quantize="",
 )  # fmt: skip
 # After token i the likeliest is i + 1, and after the last one eos.
 FOLLOWS = np.full((V, V), -9.0, np.float32)

@@ -364,7 +364,7 @@ def test_a_request_is_answered_by_the_task_s_own_decoder(request, name):
     graph = model_graph(type(run.settings.model)(**config["model"]))
     ids_BxP = np.random.default_rng(5).integers(4, 331, (3, 7), np.int32)
     prompt, generate = latency._compile(run, layers, 3)
-    decoding = decoding_params(params)
+    decoding = decoding_params(type(run.settings.model)(**config["model"]), params)
     found = jax.device_get(generate(decoding, prompt(decoding, ids_BxP)))
     if name == "run":
         wanted = greedy_translation((graph, params), ids_BxP, 6)

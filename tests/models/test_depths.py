@@ -114,7 +114,7 @@ def continuations(config):
     graph = model_graph(config)
     greedy = SampleConfig(
         max_tokens=6, temperature=0, top_k=0, top_p=1, stop_at_eos=False, seed=0, batch_rows=3,
-        draft="", draft_tokens=1, exit="", exit_depths="",
+        draft="", draft_tokens=1, exit="", exit_depths="", quantize="",
     )  # fmt: skip
 
     @jax.jit

@@ -20,21 +20,58 @@ def test_a_model_that_decodes_computes_the_same(share):
         return jax.jit(lambda params: nnx.merge(graph, params)(batch))(params)
 
     expected = logits(model_graph(config), params)
-    found = logits(decoding_graph(config, "cpu"), decoding_params(params, "cpu"))
+    found = logits(decoding_graph(config, "cpu"), decoding_params(config, params, "cpu"))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_on_a_cpu_alone_kernels_are_transposed():
     config = small_config()
     params = random_params(config)
-    there = decoding_params(params, "cpu")
+    there = decoding_params(config, params, "cpu")
     for name in ("kernel", "bias"):
         kernel, ours = there["encoder"]["ffn"]["fc1"][name], params["encoder"]["ffn"]["fc1"][name]
         expected = np.swapaxes(ours, 1, 2) if name == "kernel" else ours
         np.testing.assert_array_equal(kernel, expected)
     for platform in ("gpu", "tpu"):
-        assert decoding_params(params, platform) is params
+        assert decoding_params(config, params, platform) is params
         same = model_graph(config), decoding_graph(config, platform)
         assert same[0] == same[1]
     assert jax.default_backend() == "cpu"
     assert decoding_graph(config) == decoding_graph(config, "cpu") != model_graph(config)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("share", ["decoder", "none"])
+def test_quantized_every_map_and_table_but_no_norm_has_8_bits(share, platform):
+    config = small_config(share_embeddings=share, exit_maps=True, positions="learned")
+    params = random_params(config)
+    there = decoding_params(config, params, platform, "int8")
+    kinds = {str(a.dtype): [] for a in jax.tree.leaves(there)}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(there):
+        kinds[str(leaf.dtype)].append(jax.tree_util.keystr(path, simple=True, separator="."))
+    named = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in
+             jax.tree_util.tree_leaves_with_path(params)]  # fmt: skip
+    positions = ("source_positions.table", "target_positions.table")
+    expected = [n for n in named if n.endswith((".kernel", ".table")) and n not in positions]
+    assert sorted(kinds["int8"]) == sorted(expected)
+    assert set(kinds) == {"int8", "float32"}
+    for name in ("scale", "bias"):
+        norms = [tree["encoder"]["ffn_norm"][name] for tree in (there, params)]
+        np.testing.assert_array_equal(*norms)
+
+
+@pytest.mark.parametrize("share", ["decoder", "none"])
+def test_quantized_a_model_computes_nearly_the_same_on_any_platform(share):
+    config = small_config(share_embeddings=share, exit_maps=True)
+    params, batch = random_params(config), packed_batch(ROWS, 13, 12)
+    expected = nnx.merge(model_graph(config), params)(batch)
+    found = [
+        nnx.merge(
+            decoding_graph(config, platform, "int8"),
+            decoding_params(config, params, platform, "int8"),
+        )(batch)
+        for platform in ("cpu", "gpu")
+    ]
+    np.testing.assert_array_equal(*found)
+    # 8 bits are a step of 1/127 of the largest: some products later, a few hundredths.
+    assert 1e-4 < np.max(np.abs(found[0] - expected)) < 0.05 * np.max(np.abs(expected))
