@@ -4,7 +4,6 @@ import contextlib
 import functools
 import importlib.metadata
 import re
-import sys
 import time
 
 import jax
@@ -18,7 +17,7 @@ from layerdrop_jax.step import sharding
 from layerdrop_jax.step.flops import expected_flops, nominal_flops
 from layerdrop_jax.tasks.task import task_of
 from layerdrop_jax.training import memory, origin, program, topology
-from layerdrop_jax.training.program_checks import check_program
+from layerdrop_jax.training.program_checks import check_program, pieces_of
 
 PROGRAMS = ("train", "evaluate", "request")
 # Both ways in which the compiler for TPUs says that a program is too large.
@@ -27,10 +26,6 @@ TOO_LARGE = (
     re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)"),
 )
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-# Bytes of stack: the compiler for TPUs recurses beyond the usual 8 MiB on a step of
-# configs/roberta.py:large for v6e, and ends in a segmentation fault. Linux leaves 128 MiB free
-# below a process's stack, whatever its limit was at the start.
-STACK = 100 * 2**20
 
 
 def compile_program(settings: Settings, *, where: str = "", what: str = "train") -> dict:
@@ -55,8 +50,6 @@ def compile_program(settings: Settings, *, where: str = "", what: str = "train")
         fails for another reason than memory.
     """
     devices = topology.find_devices(where)
-    if devices[0].platform == "tpu":
-        _deepen_stack()
     if what == "request":
         devices = devices[:1]
     mesh = sharding.make_mesh(settings.train.mesh if what != "request" else "", devices)
@@ -84,19 +77,6 @@ def compile_program(settings: Settings, *, where: str = "", what: str = "train")
     if what == "train":
         record["flops"] = update_flops(settings)
     return record
-
-
-def _deepen_stack() -> None:
-    """Raises the limit of this process's stack to `STACK`, or as far as it may be raised."""
-    if not sys.platform.startswith("linux"):
-        return
-    import resource
-
-    limit, most = resource.getrlimit(resource.RLIMIT_STACK)
-    unlimited = resource.RLIM_INFINITY
-    wanted = STACK if most == unlimited else min(STACK, most)
-    if limit != unlimited and limit < wanted:
-        resource.setrlimit(resource.RLIMIT_STACK, (wanted, most))
 
 
 def faults(record) -> str:
@@ -167,7 +147,7 @@ def _compile(lower, device, stacks, advance) -> dict:
             raise ValueError(f"the compiler fails: {' '.join(str(error).split())[:300]}") from error
         found = {"memory": sizes, "fits": False, "collectives": [], "problems": []}
     else:
-        checked = check_program(compiled.as_text(), stacks)
+        checked = check_program(compiled.as_text(), stacks, pieces_of(compiled))
         sizes = _memory(compiled, there)
         found = {
             "memory": sizes,

@@ -10,6 +10,7 @@ import collections
 import re
 import typing
 
+import jax
 import numpy as np
 
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "reduce-scatter", "collective-permute")
@@ -28,7 +29,6 @@ _ORDER = r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?"
 _GROUPS = re.compile(
     rf"replica_groups=(?:mesh\[([^\]]*)\] ?\{{([^}}]*)\}}|{_ORDER}|(\{{\{{.*?\}}\}}))"
 )
-_TILES = re.compile(rf"devices={_ORDER}( last_tile_dim_replicate)?$")
 # Between slices libtpu sends to the hosts, which send on: two lines that know each other by a name.
 _BETWEEN = re.compile(r'_rendezvous="([^"]+)".*?_xla_megascale_transfer_type="([^"]+)"')
 
@@ -90,7 +90,32 @@ class Program(typing.NamedTuple):
         ]
 
 
-def check_program(text: str, stacks: dict) -> Program:
+def pieces_of(compiled) -> list[tuple[int, ...]]:
+    """Finds which piece each device has of each argument of a `jax.stages.Compiled`.
+
+    The text of a program does not say so in all versions of XLA.
+
+    Returns:
+      for each argument that the program reads, in its order, a number for each device: those that
+      have the same piece have the same number.
+    """
+
+    def leaves(tree):
+        return jax.tree.leaves(tree, is_leaf=lambda leaf: leaf is None)
+
+    found = []
+    for about, sharding in zip(
+        leaves(compiled.args_info), leaves(compiled.input_shardings), strict=True
+    ):
+        if about is not None and sharding is not None:  # None: it is not read
+            pieces = sharding.devices_indices_map(about.shape).values()
+            pieces = [tuple((part.start, part.stop) for part in piece) for piece in pieces]
+            known = list(dict.fromkeys(pieces))
+            found.append(tuple(map(known.index, pieces)))
+    return found
+
+
+def check_program(text: str, stacks: dict, pieces: typing.Sequence = ()) -> Program:
     """Follows a program, and lists what should not be in it.
 
     These are problems: a loop over layers that was unrolled, or is not there; a gather of an array
@@ -101,6 +126,7 @@ def check_program(text: str, stacks: dict) -> Program:
       text: HLO, in which the arguments have the names that JAX gives them.
       stacks: rows that the arrays of each stack have, by its name: an argument below it, such as
         ``state['params']['decoder'][...]``, with so many rows of a matrix or vector is one.
+      pieces: what `pieces_of` finds; () where all devices have the same arguments.
 
     Raises:
       ValueError: no HLO.
@@ -110,11 +136,11 @@ def check_program(text: str, stacks: dict) -> Program:
         raise ValueError("the text is not that of a compiled program: it has no ENTRY")
     found = re.search(r"\bnum_partitions=(\d+)", text)
     devices = int(found[1]) if found else 0
-    # A program of several slices is that of one; its shardings number the devices of all of them.
-    numbered = re.findall(rf"sharding=\{{devices={_ORDER}", text)
-    total = max((int(np.prod(_numbers(source))) for _, source, _ in numbered), default=devices)
+    # A program of several slices is that of one; its arguments are those of all of them.
+    total = max(map(len, pieces), default=devices)
     slices = max(total // devices, 1) if devices else 1
-    walk = _Walk(computations, {stack: n for stack, n in stacks.items() if n > 1}, devices, slices)
+    stacks = {stack: n for stack, n in stacks.items() if n > 1}
+    walk = _Walk(computations, stacks, pieces, devices, slices)
     walk.run(entry, None, ())
     return Program(list(walk.collectives.values()), walk.layer_loops(), walk.all_problems())
 
@@ -243,26 +269,12 @@ def _groups(rest, devices: int):
     )
 
 
-def _split_over(sharding: str) -> Local:
-    """Finds which devices have the same part of an array, from its sharding."""
-    found = _TILES.match(sharding)
-    if not found:
-        return Local()
-    shape, source, order, copies = found.groups()
-    tiles = _ordered(shape, source, order)
-    tiles = tiles.reshape(-1, tiles.shape[-1] if copies else 1)
-    classes = np.empty(tiles.size, int)
-    for number, same in enumerate(tiles):
-        classes[same] = number
-    return Local(tuple(classes.tolist()))
-
-
 class _Walk:
     """Follows values from a program's arguments on; what it meets is in its attributes."""
 
-    def __init__(self, computations, stacks, devices, slices=1):
+    def __init__(self, computations, stacks, pieces, devices, slices=1):
         # The devices are those of one slice.
-        self.computations, self.stacks = computations, stacks
+        self.computations, self.stacks, self.pieces = computations, stacks, pieces
         self.devices, self.slices = devices, slices
         self.collectives = {}  # by loops and channel
         self._sent = {}  # what goes to another slice, by the name of the transfer
@@ -293,9 +305,8 @@ class _Walk:
     def _start(self, one):
         """Notes of an argument of the program whether it is split, and which stack's it is."""
         tags = set()
-        sharding = re.search(r"sharding=\{(.*?)\}", one.rest)
-        if sharding and sharding[1] not in ("replicated", "maximal device=0"):
-            tags.add(_split_over(sharding[1]))
+        if self.pieces and len(set(classes := self.pieces[int(one.inside)])) > 1:
+            tags.add(Local(classes))
         found = re.search(r'op_name="([^"]*)"', one.rest)
         name, dims = (found[1].replace("\\'", "'") if found else ""), _dims(one.kind)
         for stack, rows in self.stacks.items():

@@ -10,6 +10,9 @@ import jax
 from layerdrop_jax.training import memory
 
 LOCK = "libtpu_lockfile"
+# Bytes of stack of the threads that libtpu compiles with. Its own choice is 200 KiB, and on train
+# steps for v6e it recurses beyond that, and ends in a segmentation fault.
+STACK_FLAG, STACK = "--fibers_default_thread_stack_size", 8 * 2**20
 # Memory of a chip in GiB, by the name of its kind. First what https://cloud.google.com/tpu/docs
 # says of v5e, v5p and v6e, then what is left for programs: the runtime keeps some, and the compiler
 # of libtpu 0.0.42 says how much it may use when a program asks for more.
@@ -38,6 +41,9 @@ def find_devices(topology: str) -> list:
         )
     # No accelerator of this host is wanted, and no server that knows what TPU this host has.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    flags = os.environ.get("LIBTPU_INIT_ARGS", "")
+    if STACK_FLAG not in flags:
+        os.environ["LIBTPU_INIT_ARGS"] = f"{flags} {STACK_FLAG}={STACK}".strip()
     if not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cpu")
     from jax.experimental import topologies

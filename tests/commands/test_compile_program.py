@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -146,10 +147,38 @@ def test_what_the_compiler_refuses_is_one_line(monkeypatch, error, said):
     monkeypatch.setattr(topologies, "get_topology_desc", refuse)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "")
     with pytest.raises(ValueError, match="lockfile|v9") as caught:
         topology.find_devices("v9:3x3")
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", f"{topology.STACK_FLAG}=8388608"),
+        ("--other=1", f"--other=1 {topology.STACK_FLAG}=8388608"),
+        (f"{topology.STACK_FLAG}=5", f"{topology.STACK_FLAG}=5"),
+    ],
+)
+def test_the_compiler_for_tpus_has_room_to_recurse(monkeypatch, before, after):
+    """Its threads get more stack, before it is loaded, but where the user has said how much."""
+    from jax.experimental import topologies
+
+    found = []
+
+    def describe(*_, **__):
+        found.append(os.environ["LIBTPU_INIT_ARGS"])
+        return SimpleNamespace(devices=[])
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(topologies, "get_topology_desc", describe)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", before)
+    assert topology.find_devices("v6e:2x2") == []
+    assert found == [after]
 
 
 @pytest.mark.slow
@@ -177,20 +206,3 @@ def test_a_slice_that_is_not_there(tmp_path):
     assert record["problems"] == []
     places = {(one["kind"], one["where"]) for one in found["collectives"]}
     assert ("all-gather", "each layer") in places
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="libtpu is there on Linux alone")
-@pytest.mark.parametrize(("limit", "after"), [(2**23, command.STACK), (2**28, 2**28)])
-def test_the_compiler_for_tpus_has_room_to_recurse(limit, after):
-    """In a process of its own, whose limit it is; one that has more keeps it."""
-    script = (
-        "import resource; from layerdrop_jax.commands import compile_program\n"
-        "most = resource.getrlimit(resource.RLIMIT_STACK)[1]\n"
-        f"resource.setrlimit(resource.RLIMIT_STACK, ({limit}, most))\n"
-        "compile_program._deepen_stack()\n"
-        "print(resource.getrlimit(resource.RLIMIT_STACK)[0])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert int(done.stdout) == after

@@ -18,7 +18,7 @@ from layerdrop_jax.step import sharding
 from layerdrop_jax.step.optimizers import make_optimizer
 from layerdrop_jax.step.train_step import make_state, make_train_step
 from layerdrop_jax.tasks.task import task_of
-from layerdrop_jax.training.program_checks import check_program
+from layerdrop_jax.training.program_checks import check_program, pieces_of
 from tests import tiny_run
 
 STEPS, A, B, S, T, V = 3, 2, 8, 29, 31, 336
@@ -93,7 +93,9 @@ def run(step, state, batch, layers, mesh, *, shard=False):
         step = step.lower(first, batch, rates=rates[0.5]).compile()
     text = step.as_text()
     result = {"steps": {}, "collectives": collectives(text)}
-    result["problems"] = check_program(text, layers).problems if mesh.size > 1 else []
+    result["problems"] = []
+    if mesh.size > 1:
+        result["problems"] = check_program(text, layers, pieces_of(step)).problems
     for rate, rates_of_layers in rates.items():
         state, steps = first, []
         for _ in range(LEARNING_STEPS if "scores" in state else STEPS):

@@ -95,7 +95,7 @@ TEXT = """HloModule made_by_hand
 }
 
 ENTRY %main (w: f32[3,8,4]) -> (f32[3,8,16], bf16[6]) {
-  %w = f32[3,8,4]{2,1,0:T(8,128)} parameter(0), sharding={devices=[1,1,4]<=[4]}, metadata={op_name="params[\\'decoder\\'][\\'kernel\\']"}
+  %w = f32[3,8,4]{2,1,0:T(8,128)} parameter(0), metadata={op_name="params[\\'decoder\\'][\\'kernel\\']"}
   %copy-start = (f32[3,8,4]{2,1,0}, f32[3,8,4]{2,1,0}, u32[]{:S(2)}) copy-start(%w)
   %copy-done = f32[3,8,4]{2,1,0} copy-done(%copy-start)
   %piece = f32[3,8,16]{2,1,0} fusion(%copy-done), kind=kLoop, calls=%wrapped
@@ -132,7 +132,7 @@ def test_what_an_accelerators_compiler_writes():
 def test_a_sum_over_some_devices_alone_leaves_them_different(groups, everyone):
     """So a branch that it decides may not hold a collective."""
     text = TEXT_OF_A_BRANCH.replace("GROUPS", groups)
-    program = program_checks.check_program(text, {})
+    program = program_checks.check_program(text, {}, [range(4)])
     assert (program.problems == []) == everyone
 
 
@@ -150,16 +150,14 @@ def test_a_sum_over_some_devices_alone_leaves_them_different(groups, everyone):
 )
 def test_devices_that_share_rows_may_add_them_up_apart(groups, alike):
     """Along one axis of a mesh, where the other has copies: each group finds the same sum."""
-    shared = "devices=[2,2]<=[4] last_tile_dim_replicate"
-    text = TEXT_OF_A_BRANCH.replace("GROUPS", groups).replace("devices=[4]<=[4]", shared)
-    program = program_checks.check_program(text, {})
+    text = TEXT_OF_A_BRANCH.replace("GROUPS", groups)
+    program = program_checks.check_program(text, {}, [SHARED])
     assert (program.problems == []) == alike
 
 
 def test_pieces_of_a_sum_are_no_longer_shared():
     """A reduce-scatter gives each device another one, of whoever had the same before."""
     text = TEXT_OF_A_BRANCH.replace("GROUPS", "{{0,2},{1,3}}")
-    text = text.replace("devices=[4]<=[4]", "devices=[2,2]<=[4] last_tile_dim_replicate")
     piece = """  %own = f32[] reduce(%piece, %zero), dimensions={0}, to_apply=%add
 """
     text = text.replace(
@@ -167,18 +165,18 @@ def test_pieces_of_a_sum_are_no_longer_shared():
         "  %piece = f32[2]{0} reduce-scatter(%rows), channel_id=5, replica_groups={{0,1},{2,3}}, "
         "dimensions={0}, to_apply=%add\n" + piece,
     )
-    assert program_checks.check_program(text, {}).problems != []
+    assert program_checks.check_program(text, {}, [SHARED]).problems != []
 
 
 @pytest.mark.parametrize("sent", ["sum", "own", ""])
 def test_a_sum_over_one_slice_is_not_that_of_the_next(sent):
     """libtpu compiles the program of one slice; a transfer joins it with the others."""
-    text = TEXT_OF_A_BRANCH.replace("GROUPS", "{{0,1,2,3}}").replace("devices=[4]", "devices=[8]")
-    text = text.replace("<=[4]", "<=[8]").replace("made_by_hand", "by_hand, num_partitions=4", 1)
+    text = TEXT_OF_A_BRANCH.replace("GROUPS", "{{0,1,2,3}}")
+    text = text.replace("made_by_hand", "by_hand, num_partitions=4", 1)
     if sent:
         text = text.replace("  %large = pred[] compare(%sum,", TRANSFER + "compare(%joined,")
         text = text.replace("send(%sum,", f"send(%{sent},")
-    program = program_checks.check_program(text, {})
+    program = program_checks.check_program(text, {}, [range(8)])
     # What a device has of its own is added up for each place in a slice, and differs there.
     assert (program.problems == []) == (sent == "sum")
     between = [row for row in program.table() if "between slices" in row["kind"]]
@@ -194,6 +192,8 @@ TRANSFER = f"""  %token = token[] after-all()
   %received = (f32[], token[]) recv-done(%recv), channel_id=8
   %joined = f32[] get-tuple-element(%received), index=0
   %large = pred[] """
+
+SHARED = (0, 0, 1, 1)  # the pieces that four devices have of rows, two the same one
 
 TEXT_OF_A_BRANCH = """HloModule made_by_hand
 
@@ -213,7 +213,7 @@ TEXT_OF_A_BRANCH = """HloModule made_by_hand
 }
 
 ENTRY %main (rows: f32[4]) -> f32[] {
-  %rows = f32[4]{0} parameter(0), sharding={devices=[4]<=[4]}, metadata={op_name="rows"}
+  %rows = f32[4]{0} parameter(0), metadata={op_name="rows"}
   %zero = f32[] constant(0)
   %own = f32[] reduce(%rows, %zero), dimensions={0}, to_apply=%add
   %sum = f32[] all-reduce(%own), channel_id=1, replica_groups=GROUPS, to_apply=%add
@@ -295,8 +295,9 @@ def main():
 
     def read(function, *arguments):
         with jax.set_mesh(mesh):
-            text = jax.jit(function).lower(*arguments).compile().as_text()
-        program = program_checks.check_program(text, {"decoder": N})
+            compiled = jax.jit(function).lower(*arguments).compile()
+        pieces = program_checks.pieces_of(compiled)
+        program = program_checks.check_program(compiled.as_text(), {"decoder": N}, pieces)
         return {"table": program.table(), "problems": program.problems}
 
     rows, keep = place((B, D), ROWS), place((N,), WHOLE, bool)
