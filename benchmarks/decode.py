@@ -6,9 +6,9 @@
 
 The network of random weights has Marian's base size, and translates 64 sentences of random tokens,
 of 6 to 40 each; a run translates 64 sources spread over its validation split. The engines are this
-project and CTranslate2, both in float32 and int8, and Hugging Face's `generate` (PyTorch), the
-others where they are installed, in one process, with as many threads as the machine has cores. They
-take turns; ratios are taken within a round.
+project and CTranslate2 in float32 and in int8, and Hugging Face's `generate` (PyTorch) in float32;
+the others where they are installed. They take turns in one process, with as many threads as the
+machine has cores; ratios are taken within a round.
 
 An engine's time counts where its best hypotheses are those of this project for 95 of 100 sentences:
 sums that are added up in another order part at a near tie. Answers that run to the limit are timed
@@ -375,9 +375,9 @@ def report(results) -> str:
     lines += [listed(about), ""]
     lines += [
         "Tokens of answers a second, eos counted: the median over the rounds. In brackets, how "
-        "many times as fast as it this project is, in float32 and in int8, with quartiles; behind "
-        "them, how many answers were those of this project in float32, of those that end before "
-        "the limit.",
+        "many times as fast as it this project is in float32 and, after the comma, in int8, with "
+        "quartiles. Behind them, how many of the answers that end before the limit are those of "
+        "this project in float32.",
         "",
     ]
     rows = results["times"]
@@ -412,7 +412,7 @@ def _cell(row, rows) -> str:
             # Of tokens a second, for an engine may say more or fewer of them.
             tokens = ours["tokens"] / row["tokens"]
             times.append(shown(tuple(tokens * value for value in ratio(row, ours))))
-    return f"{speed} [{'; '.join(times)}]{bleu}; {same}"
+    return f"{speed} [{', '.join(times)}]{bleu}; {same}"
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from layerdrop_jax.models.cut import masks, params_of
 from layerdrop_jax.progress import progress
 from layerdrop_jax.runs.folder import check_output, original_layers
 from layerdrop_jax.runs.run import load_run
+from layerdrop_jax.runs.settings import quantize_of
 from layerdrop_jax.step.devices import put_whole
 from layerdrop_jax.tasks.task import task_of
 
@@ -126,6 +127,7 @@ def measure(
             "new_tokens": prune.new_tokens,
             "batch": prune.batch,
             "beam": getattr(getattr(run.settings, "decode", None), "beam", 1),
+            "quantize": quantize_of(run.settings),
         },
         "depths": depths,
         "drafts": {"verdict": drafts, "tokens": run.settings.decode.draft_tokens}

@@ -68,7 +68,7 @@ def few_rows_product(x, kernel_FxD, dimension_numbers, precision=None, **_):
 
 
 def rows_times(x_MxD, table_FxD, **options):
-    """Computes ``x table^T``, [M, F], on a CPU; ``options`` are those of `jnp.einsum`."""
+    """Computes ``x table^T``, [M, F], as is fast on a CPU; ``options`` are `jnp.einsum`'s."""
     if x_MxD.shape[0] > FEW_ROWS:
         return jnp.einsum("md,fd->mf", x_MxD, table_FxD, **options)
     out_FxM = jnp.einsum("fd,md->fm", table_FxD, x_MxD, **options)

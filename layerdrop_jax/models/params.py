@@ -13,7 +13,7 @@ from flax import nnx
 from layerdrop_jax.core.randomness import named_key
 from layerdrop_jax.models.embeddings import Embedding
 from layerdrop_jax.models.layers import few_rows_product
-from layerdrop_jax.models.quantized import quantize_modules
+from layerdrop_jax.models.quantized import check_quantize, quantize_modules
 
 if typing.TYPE_CHECKING:  # a config makes use of this file
     from layerdrop_jax.models.blocks import BlockConfig
@@ -46,6 +46,7 @@ def decoding_graph(config: "BlockConfig", platform: str = "", quantize: str = ""
       platform: of the devices that decode; "" is JAX's default.
       quantize: "int8" for weights of 8 bits, see `quantized`; "" leaves them as they are.
     """
+    check_quantize(quantize)
     return _graph(config, few_rows=_on_cpu(platform), quantize=quantize)
 
 
@@ -64,7 +65,7 @@ def _graph(config, few_rows, quantize=""):
 
 
 def _make_decoding(model, few_rows, quantize):
-    """Changes a model to decode, its arrays and how they are read."""
+    """Changes a model's arrays, and how it reads them, for decoding."""
     if quantize:
         quantize_modules(model)
     if not few_rows:
@@ -89,13 +90,17 @@ def _split(config):
 def decoding_params(
     config: "BlockConfig", params: dict, platform: str = "", quantize: str = ""
 ) -> dict:
-    """Gives parameters as `decoding_graph` reads them: on a CPU, kernels are transposed, [F, D].
+    """Gives parameters as `decoding_graph` reads them.
+
+    On a CPU the kernels are transposed, [F, D]. Rounded ones, which each have a scale then, are so
+    everywhere.
 
     Args:
       config: the model's.
       params: as `make_params` gives them.
       platform, quantize: as for `decoding_graph`.
     """
+    check_quantize(quantize)
     few_rows = _on_cpu(platform)
     if not few_rows and not quantize:
         return params

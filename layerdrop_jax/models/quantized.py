@@ -1,9 +1,11 @@
 """Weights of 8 bits, for decoding: integers, with a scale for each output channel.
 
-The other side of a product, one row a token, is rounded as it comes, with a scale for each row; the
-integers are multiplied and added up exactly, so that no row's result depends on the others. Scales
-are the largest magnitude over 127 (symmetric, no zero point), as LLM.int8() has them for what it
-rounds: Dettmers et al. 2022, 2208.07339.
+The other side of a product, one row a token, is rounded as it comes, with a scale for each row, and
+the integers are added up exactly. Scales are the largest magnitude over 127 (symmetric, no zero
+point), as LLM.int8() has them for what it rounds: Dettmers et al. 2022, 2208.07339.
+
+A network of such products is less exact than each of them: float sums that differ in their last bit
+may be rounded apart, by 1/127 of the largest. So how a batch is cut moves its results a little.
 """
 
 import jax.numpy as jnp
@@ -16,6 +18,14 @@ INT8 = "int8"  # what the key `decode.quantize` calls it
 LARGEST = 127
 
 
+def check_quantize(kind: str) -> None:
+    """Raises a ValueError where ``decode.quantize`` is neither `INT8` nor ""."""
+    if kind and kind != INT8:
+        raise ValueError(
+            f'decode.quantize={kind!r} is unknown: it is {INT8}, or "" for weights as they are'
+        )
+
+
 def quantize_rows(a):
     """Rounds ``a`` to 8 bits, with a scale for each row: its last axis.
 
@@ -23,11 +33,12 @@ def quantize_rows(a):
       a: [..., D].
 
     Returns:
-      ``(int8 [..., D], scales float32 [...])``: ``a`` is about the one times the other.
+      ``(int8 [..., D], scales float32 [...])``: ``a`` is about the one times the other. The scale
+      of a row with a NaN is NaN.
     """
     a = a.astype(jnp.float32)
     largest = jnp.max(jnp.abs(a), axis=-1)
-    scale = jnp.where(largest > 0, largest, 1) / LARGEST
+    scale = jnp.where(largest == 0, 1, largest) / LARGEST  # NaN stays NaN
     return jnp.round(a / scale[..., None]).astype(jnp.int8), scale
 
 

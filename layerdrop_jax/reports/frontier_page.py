@@ -38,13 +38,14 @@ def write_frontier(record, out) -> pathlib.Path:
     Args:
       record: what frontier.json holds: `run`, `steps`, `command`, `device`, `quality` (`key`,
         `name`, `better`, `log`), `sample` (`rows`, `tokens`), `floor_nats`, `threshold`, `drop`,
-        `request` (`prompt_tokens`, `new_tokens`, `beam`), `verdict`, `budget` (`ms`, `parameters`;
-        each may be null), `choice` (an index into depths, or null) and `depths`, a dict for each
-        sub-network: `layers` and `strategy` by stack, `parameters`, `parameter_bytes`, `nats`,
-        `kept`, `survives`, the score under the key of `quality`, and by batch size `memory_bytes`
-        and `latency` (`prompt_ms`, `token_ms` and their ranges, `request_ms`). Where drafts were
-        measured, `drafts` (`verdict`, `tokens`), and `draft` of the depths that can be one
-        (`acceptance`, `tokens_a_pass`, `speedup`, `speedup_quartiles`).
+        `request` (`prompt_tokens`, `new_tokens`, `beam`, `quantize`), `verdict`, `budget` (`ms`,
+        `parameters`; each may be null), `choice` (an index into depths, or null) and `depths`, a
+        dict for each sub-network: `layers` and `strategy` by stack, `parameters`,
+        `parameter_bytes`, `nats`, `kept`, `survives`, the score under the key of `quality`, and by
+        batch size `memory_bytes` and `latency` (`prompt_ms`, `token_ms` and their ranges,
+        `request_ms`). Where drafts were measured, `drafts` (`verdict`, `tokens`), and `draft` of
+        the depths that can be one (`acceptance`, `tokens_a_pass`, `speedup`,
+        `speedup_quartiles`).
 
     Returns:
       the path of frontier.md.
@@ -56,6 +57,8 @@ def write_frontier(record, out) -> pathlib.Path:
     out.mkdir(parents=True, exist_ok=True)
     _draw(record, out / "frontier.png")
     request = record["request"]
+    # Frontiers of before do not say: nothing was rounded.
+    rounded = f", weights rounded to {request['quantize']}" if request.get("quantize") else ""
     stacks = list(record["depths"][0]["layers"])
     rates = ", ".join(f"{stack} {rate:g}" for stack, rate in record["drop"].items())
     sections = [
@@ -67,8 +70,8 @@ def write_frontier(record, out) -> pathlib.Path:
         f"Measured on {steps_text(record['steps'])}; drop rates in training: {rates}. "
         f"Nats: {sample_text(record['sample'])}. Times: {record['device']}; a request reads a "
         f"prompt of {request['prompt_tokens']} tokens and writes {request['new_tokens']}, beam "
-        f"{request['beam']}; in brackets the quartiles of the repeats. Memory is that of the "
-        "parameters, the cache and the temporaries while a batch is generated; an MB is 10^6 "
+        f"{request['beam']}{rounded}; in brackets the quartiles of the repeats. Memory is that of "
+        "the parameters, the cache and the temporaries while a batch is generated; an MB is 10^6 "
         f"bytes. Points in the picture carry the number of {' + '.join(stacks)} layers kept.",
         f"What is kept: the entropy of the tokens without any context is "
         f"{record['floor_nats']:.3f} nats, and what the whole network is better than that is all "

@@ -84,7 +84,7 @@ def _to_version_12(config):
 
 
 def _to_version_13(config):
-    """Adds weights of 8 bits, which no decoding had."""
+    """Adds the key for weights of 8 bits, which no decoding had."""
     if "decode" in config:
         config["decode"]["quantize"] = ""
 

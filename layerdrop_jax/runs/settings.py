@@ -18,7 +18,7 @@ from layerdrop_jax.decoding.sampling import SampleConfig
 from layerdrop_jax.models.blocks import check_choice, check_sizes
 from layerdrop_jax.models.encoder import EncoderConfig
 from layerdrop_jax.models.lm import LMConfig
-from layerdrop_jax.models.quantized import INT8
+from layerdrop_jax.models.quantized import check_quantize
 from layerdrop_jax.models.seq2seq import Seq2SeqConfig
 from layerdrop_jax.runs.checkpoints import CheckpointConfig
 from layerdrop_jax.runs.depth_settings import (
@@ -215,7 +215,7 @@ def _check_encoder_decoder(settings, longest):
     _check_depths(settings)
     _check_draft(settings)
     _check_exit(settings)
-    _check_quantize(settings)
+    check_quantize(settings.decode.quantize)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -261,7 +261,7 @@ class LanguageModelSettings:
         _check_depths(self)
         _check_draft(self)
         _check_exit(self)
-        _check_quantize(self)
+        check_quantize(self.decode.quantize)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -329,20 +329,8 @@ def _check_depths(settings):
 
 
 def quantize_of(settings) -> str:
-    """Says to what the weights are rounded with which a run answers: ``decode.quantize``.
-
-    "" where the task decodes nothing.
-    """
+    """Looks up ``decode.quantize``, how a run rounds its weights to answer; "" without that key."""
     return getattr(getattr(settings, "decode", None), "quantize", "")
-
-
-def _check_quantize(settings):
-    """Raises a ValueError where ``decode.quantize`` is unknown."""
-    kind = settings.decode.quantize
-    if kind and kind != INT8:
-        raise ValueError(
-            f'decode.quantize={kind!r} is unknown: it is {INT8}, or "" for weights as they are'
-        )
 
 
 def _check_draft(settings):

@@ -120,8 +120,8 @@ def make_search(run: Run, *, max_source: int):
 
     A sentence is a list of ids, without eos. ``keep`` is as in `Seq2Seq.__call__`; it is data, so
     one executable serves every depth. The draft of ``decode.draft`` proposes tokens where there is
-    one, and changes no answer. Where ``decode.exit`` lets tokens leave early, a `Hypothesis` has
-    their depths.
+    one, and changes no answer but at near ties. Where ``decode.exit`` lets tokens leave early, a
+    `Hypothesis` has their depths.
     """
     settings, model = run.settings, run.settings.model
     how = {"quantize": settings.decode.quantize}
@@ -237,21 +237,23 @@ def make_quality(run: Run, answer_texts, score):
 def _make_scorer(run, answer_texts, score):
     """Makes ``score_texts(sources, references, keep, description) -> (records, answers, cut)``.
 
-    Where tokens leave early a record has ``mean_depth``, and its signature says when they do.
+    Where tokens leave early a record has ``mean_depth``. The signature names the exit rule, and how
+    the weights were rounded.
     """
-    rule = run.settings.decode.exit
+    rule, quantize = run.settings.decode.exit, run.settings.decode.quantize
+    tail = (f"|exit:{rule}" if rule else "") + (f"|quantize:{quantize}" if quantize else "")
 
     def score_texts(sources, references, keep=None, description=None):
         depths = [] if rule else None
         answers, cut = answer_texts(sources, keep, description, depths)
-        records = score(answers, references)
+        about = {}
         if rule:
-            about = {"mean_depth": mean_depth(depths)}
+            about |= {"mean_depth": mean_depth(depths)}
             about |= {"exit_depths": list(exit_depths(run.settings))}
-            records = [
-                record | about | {"signature": f"{record['signature']}|exit:{rule}"}
-                for record in records
-            ]
+        records = [
+            record | about | {"signature": record["signature"] + tail}
+            for record in score(answers, references)
+        ]
         return records, answers, cut
 
     return score_texts

@@ -115,7 +115,7 @@ def pieces_of(compiled) -> list[tuple[int, ...]]:
     return found
 
 
-def check_program(text: str, stacks: dict, pieces: typing.Sequence = ()) -> Program:
+def check_program(text: str, stacks: dict, pieces: typing.Sequence) -> Program:
     """Follows a program, and lists what should not be in it.
 
     These are problems: a loop over layers that was unrolled, or is not there; a gather of an array
@@ -126,14 +126,17 @@ def check_program(text: str, stacks: dict, pieces: typing.Sequence = ()) -> Prog
       text: HLO, in which the arguments have the names that JAX gives them.
       stacks: rows that the arrays of each stack have, by its name: an argument below it, such as
         ``state['params']['decoder'][...]``, with so many rows of a matrix or vector is one.
-      pieces: what `pieces_of` finds; () where all devices have the same arguments.
+      pieces: what `pieces_of` finds.
 
     Raises:
-      ValueError: no HLO.
+      ValueError: no HLO, or ``pieces`` of another number of arguments.
     """
     entry, computations = parse(text)
     if entry is None:
         raise ValueError("the text is not that of a compiled program: it has no ENTRY")
+    arguments = sum(one.opcode == "parameter" for one in computations[entry])
+    if arguments != len(pieces):  # as where JAX makes arguments of constants
+        raise ValueError(f"the program has {arguments} arguments, and {len(pieces)} are described")
     found = re.search(r"\bnum_partitions=(\d+)", text)
     devices = int(found[1]) if found else 0
     # A program of several slices is that of one; its arguments are those of all of them.
@@ -305,8 +308,9 @@ class _Walk:
     def _start(self, one):
         """Notes of an argument of the program whether it is split, and which stack's it is."""
         tags = set()
-        if self.pieces and len(set(classes := self.pieces[int(one.inside)])) > 1:
-            tags.add(Local(classes))
+        classes = self.pieces[int(one.inside)]
+        if len(set(classes)) > 1:
+            tags.add(Local(tuple(classes)))
         found = re.search(r'op_name="([^"]*)"', one.rest)
         name, dims = (found[1].replace("\\'", "'") if found else ""), _dims(one.kind)
         for stack, rows in self.stacks.items():

@@ -10,8 +10,8 @@ import jax
 from layerdrop_jax.training import memory
 
 LOCK = "libtpu_lockfile"
-# Bytes of stack of the threads that libtpu compiles with. Its own choice is 200 KiB, and on train
-# steps for v6e it recurses beyond that, and ends in a segmentation fault.
+# Bytes of stack of the threads that libtpu compiles with. Its own choice is 200 KiB; on train steps
+# for v6e the compiler recurses beyond that, and ends in a segmentation fault.
 STACK_FLAG, STACK = "--fibers_default_thread_stack_size", 8 * 2**20
 # Memory of a chip in GiB, by the name of its kind. First what https://cloud.google.com/tpu/docs
 # says of v5e, v5p and v6e, then what is left for programs: the runtime keeps some, and the compiler
@@ -41,9 +41,7 @@ def find_devices(topology: str) -> list:
         )
     # No accelerator of this host is wanted, and no server that knows what TPU this host has.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    flags = os.environ.get("LIBTPU_INIT_ARGS", "")
-    if STACK_FLAG not in flags:
-        os.environ["LIBTPU_INIT_ARGS"] = f"{flags} {STACK_FLAG}={STACK}".strip()
+    _deepen_stacks()
     if not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cpu")
     from jax.experimental import topologies
@@ -72,6 +70,13 @@ def find_devices(topology: str) -> list:
             "JAX runs it chip by chip; use v5e, v5p or v6e"
         )
     return devices
+
+
+def _deepen_stacks() -> None:
+    """Adds `STACK_FLAG` to ``$LIBTPU_INIT_ARGS``, which libtpu reads once, unless it is there."""
+    flags = os.environ.get("LIBTPU_INIT_ARGS", "")
+    if STACK_FLAG not in flags:
+        os.environ["LIBTPU_INIT_ARGS"] = f"{flags} {STACK_FLAG}={STACK}".strip()
 
 
 def memory_of(device) -> int:

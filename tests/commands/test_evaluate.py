@@ -83,15 +83,26 @@ def keep_first(depth):
     return {"decoder": np.arange(4) < depth}
 
 
+@pytest.mark.parametrize(("quantize", "tail"), [("", ""), ("int8", "|quantize:int8")])
+def test_the_signature_names_how_weights_were_rounded(run, quantize, tail):
+    score = encoder_decoder._make_scorer(
+        load_run(run, [f"decode.quantize={quantize}"]),
+        lambda sources, *_: (sources, []),
+        lambda answers, references: [{"signature": "s"}],
+    )
+    assert score(["one"], ["eins"])[0] == [{"signature": f"s{tail}"}]
+
+
 @pytest.mark.slow
-def test_a_rule_for_leaving_early_is_part_of_the_score(run, tmp_path, capsys):
+def test_a_rule_for_leaving_early_and_fewer_bits_are_part_of_the_score(run, tmp_path, capsys):
     folder = shutil.copytree(run, tmp_path / "run")
     before = of_kind(run, "test")
     changes = ["decode.beam=1", "decode.exit=patience:1", "decode.exit_depths=3"]
+    changes += ["decode.quantize=int8"]
     found = evaluate(folder, changes=changes)
     assert [line["mean_depth"] for line in found] == [3.0] * 3
     assert [line["exit_depths"] for line in found] == [[3]] * 3
-    wanted = [f"{line['signature']}|exit:patience:1" for line in before]
+    wanted = [f"{line['signature']}|exit:patience:1|quantize:int8" for line in before]
     assert [line["signature"] for line in found] == wanted
     assert "layers run for a token: 3.00 on average of 4" in capsys.readouterr().out
     depths = of_kind(folder, "depth")[-4:]

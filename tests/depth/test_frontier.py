@@ -22,6 +22,7 @@ from layerdrop_jax.runs.run import load_run
 from layerdrop_jax.symbols import EOS, PAD
 from layerdrop_jax.tasks import language_modelling, translation
 from layerdrop_jax.tasks.task import task_of
+from layerdrop_jax.training import program
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -60,7 +61,8 @@ def test_every_depth_is_measured(folder, measured, tmp_path):
     ]
     assert (measured["command"], measured["choice"]) == ("as it was typed", None)
     assert measured["budget"] == {"ms": None, "parameters": None}
-    assert measured["request"] == {"prompt_tokens": 7, "new_tokens": 5, "batch": 1, "beam": 1}
+    asked = {"prompt_tokens": 7, "new_tokens": 5, "batch": 1, "beam": 1, "quantize": ""}
+    assert measured["request"] == asked
     table = write_frontier(measured, tmp_path).read_text(encoding="utf-8")
     assert measured["drafts"]["verdict"] in table
     assert "speed-up as a draft" in table
@@ -350,6 +352,14 @@ def greedy_translation(network, ids_BxP, new_tokens):
     for place in range(new_tokens):
         ids_BxT[:, place + 1] = next_token(network[1], ids_BxT[:, :-1], place)
     return ids_BxT[:, 1:]
+
+
+@pytest.mark.parametrize("name", ["run", "lm_run"])
+def test_a_request_is_answered_with_the_weights_that_decoding_has(request, name):
+    for quantize in ("", "int8"):
+        run = load_run(request.getfixturevalue(name), [f"decode.quantize={quantize}"])
+        for lowered in program.lower_request(run.settings, run.settings.model, 1):
+            assert ("xi8>" in lowered.as_text()) == bool(quantize)
 
 
 @pytest.mark.slow

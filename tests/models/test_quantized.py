@@ -47,6 +47,15 @@ def test_a_row_of_zeros_stays_one():
     assert not np.any(int8_product(jnp.zeros((3, 8)), table, scale))
 
 
+def test_a_number_that_is_none_stays_none():
+    """A broken network must not answer with text: no search takes a NaN."""
+    table, scale = quantize_rows(jnp.array([[0.5, np.nan, 1.0], [1.0, 2.0, 3.0]]))
+    found = int8_product(jnp.ones((2, 3)), table, scale)
+    assert np.isnan(found).tolist() == [[True, False]] * 2
+    found = int8_product(jnp.array([[1.0, np.nan, 1.0], [1.0, 1.0, 1.0]]), table, scale)
+    assert np.isnan(found).tolist() == [[True, True], [True, False]]
+
+
 def test_each_layer_of_a_stack_and_each_channel_has_its_scale():
     kernels = nnx.vmap(lambda key: nnx.Linear(8, 6, rngs=nnx.Rngs(params=key)))(
         jax.random.split(jax.random.key(0), 3)

@@ -69,6 +69,13 @@ def test_frontier_by_hand():
     assert frontier_of([], min) == []
 
 
+def test_weights_that_were_rounded_are_said_to_be(tmp_path):
+    found = record([depth(35.5, kept=1.0, ms=31.0, decoder=[0, 1, 2])])
+    found["request"]["quantize"] = "int8"
+    text = write_frontier(found, tmp_path).read_text(encoding="utf-8")
+    assert "beam 1, weights rounded to int8; in brackets" in text
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_language_model(tmp_path):
     depths = [
@@ -86,6 +93,7 @@ def test_a_language_model(tmp_path):
     assert "Budget: a request within 20.5 ms. Chosen: **2 decoder layers (0 2)**." in text
     assert "the checkpoint of step 3,000; drop rates in training: decoder 0.2." in text
     assert "6.400 nats" in text
+    assert "beam 1; in brackets" in text
     assert "keeps 90% of it" in text
     header, _, *rows = rows_of(path)
     assert header == [

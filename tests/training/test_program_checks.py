@@ -87,6 +87,16 @@ def test_what_all_devices_agree_on_may_decide(found):
     assert [kind for kind, _ in collectives(found["common branch"])] == ["all-reduce"]
 
 
+def test_the_pieces_of_arguments_that_are_read_are_known(found):
+    """One that is not read, and one that is None, are no arguments of the program."""
+    assert found["pieces"] == [list(range(8)), list(range(8)), [0] * 8]
+
+
+def test_another_number_of_arguments_is_refused():
+    with pytest.raises(ValueError, match="1 arguments, and 2 are described"):
+        program_checks.check_program(TEXT, {}, [range(4), range(4)])
+
+
 TEXT = """HloModule made_by_hand
 
 %wrapped (p: f32[3,8,4]) -> f32[3,8,16] {
@@ -108,7 +118,7 @@ ENTRY %main (w: f32[3,8,4]) -> (f32[3,8,16], bf16[6]) {
 
 def test_what_an_accelerators_compiler_writes():
     """Pieces in fusions, copies that begin and end, layouts with brackets, groups by axes."""
-    program = program_checks.check_program(TEXT, {"decoder": 3})
+    program = program_checks.check_program(TEXT, {"decoder": 3}, [range(4)])
     assert sorted((one.what, one.bytes) for one in program.collectives) == [
         ("all-gather", 8 * 4),  # what comes out, not what goes in
         ("all-gather", 3 * 8 * 16 * 4),
@@ -225,7 +235,7 @@ ENTRY %main (rows: f32[4]) -> f32[] {
 
 def test_another_text_is_no_program():
     with pytest.raises(ValueError, match="ENTRY"):
-        program_checks.check_program("module @jit_step {}", {})
+        program_checks.check_program("module @jit_step {}", {}, [])
 
 
 # The programs
@@ -314,6 +324,12 @@ def main():
         found[name] = read(jax.grad(loss), split, rows, keep)
     for decide in (own_branch, own_trips, common_branch):
         found[decide.__name__.replace("_", " ")] = read(own(decide), rows)
+    with jax.set_mesh(mesh):
+        several = jax.jit(lambda unread, h, tree, key: (h, tree, jax.random.split(key)))
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        pair = place((4, B), PartitionSpec(None, "data"))
+        compiled = several.lower(rows, rows, {"none": None, "pair": pair}, key).compile()
+    found["pieces"] = program_checks.pieces_of(compiled)
     print(json.dumps(found))
 
 
