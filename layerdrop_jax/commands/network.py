@@ -52,7 +52,8 @@ class Network:
         """Answers inputs as `answer` does, with tokens that leave early by ``decode.exit``.
 
         Args:
-          inputs, depth: as in `answer`.
+          inputs: as in `answer`.
+          depth: as in `answer`.
 
         Returns:
           (the answers, and for each how many decoder layers ran for each of its tokens, the end
