@@ -137,9 +137,10 @@ def keep_rows_apart(a, axis: int = 0):
     """Keeps a batch's rows (axis ``axis``) on their devices, under a mesh with an axis ``data``.
 
     Weights may be split over the same axis. The partitioner should then move only the weights of
-    one layer; left to itself it moves rows too.
+    one layer; left to itself it moves rows too. What has no such axis, a carry that is not used,
+    stays as it is.
     """
-    if "data" not in jax.sharding.get_abstract_mesh().auto_axes:
+    if jnp.ndim(a) <= axis or "data" not in jax.sharding.get_abstract_mesh().auto_axes:
         return a
     spec = jax.sharding.PartitionSpec(*[None] * axis, "data")
     return jax.lax.with_sharding_constraint(a, spec)

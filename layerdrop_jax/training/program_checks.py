@@ -499,6 +499,8 @@ class _Walk:
     def _unrolled(self):
         for stack, rows in self.stacks.items():
             ranks = [rank for name, rank in self.leaves.values() if name == stack]
+            if not ranks:  # beam search reads nothing of the encoder
+                continue
             leaves = [leaf for leaf, about in self.leaves.items() if about == (stack, max(ranks))]
             fixed = collections.Counter()
             turning = collections.defaultdict(dict)
@@ -508,7 +510,7 @@ class _Walk:
                     turning[loops][leaf] = sum(not static for static, _ in found)
             read = {leaf for leaf, _ in self.reads}
             leaves = [leaf for leaf in leaves if leaf in read]
-            if not ranks or not leaves:
+            if not leaves:
                 continue
             most = max((min(t.get(x, 0) for x in leaves) for t in turning.values()), default=0)
             if max(fixed.values()) >= rows or (rows > 2 and most >= rows):

@@ -65,6 +65,16 @@ def test_evaluation_and_requests_are_programs_too(records):
             assert found["memory"]["needed"] > 0
 
 
+@pytest.mark.usefixtures("quick_compile")
+def test_a_request_for_a_translation_is_one_too():
+    """Beam search reads nothing of the encoder, whose stack of layers it need not loop over."""
+    sections = {"model": {"encoder_layers": 3, "decoder_layers": 3}}
+    parsed = settings_lib.parse(tiny_run.tiny_config(pathlib.Path("unread"), **sections))
+    record = command.compile_program(parsed, what="request")
+    assert list(record["programs"]) == ["prompt", "answer"]
+    assert record["problems"] == []
+
+
 def test_a_table_says_what_the_record_does(records):
     said = compiled_table(records["train"])
     for part in ("temporaries", "fits", "executed", "compile", "needed", "GiB"):
