@@ -21,7 +21,7 @@ from flax import nnx
 from benchmarks.measuring import listed, machine, table, typed, write
 from layerdrop_jax.core.pruning import RULES
 from layerdrop_jax.depth.prune import cut
-from layerdrop_jax.models.params import decoding_graph, decoding_params
+from layerdrop_jax.models.params import decoding_network
 from layerdrop_jax.progress import progress
 from layerdrop_jax.reports.style import STYLE, add_legend, look, panels
 from layerdrop_jax.runs import settings as settings_lib
@@ -80,9 +80,9 @@ def of_run(folder, arguments) -> list[dict]:
     task, settings, model = task_of(run.settings), run.settings, run.settings.model
     if not task.left_early:
         raise ValueError(f"{folder}: a run of {task.name} says nothing that could leave early")
-    stack, how = model.cut_stack, {"quantize": settings.decode.quantize}
-    graph = decoding_graph(model, **how)
-    params = jax.device_put(decoding_params(model, run.params, **how))
+    stack, quantize = model.cut_stack, settings.decode.quantize
+    graph, params = decoding_network(model, run.params, quantize)
+    params = jax.device_put(params)
     ways, abouts = [], []
 
     def add(answer, **about):
@@ -90,9 +90,7 @@ def of_run(folder, arguments) -> list[dict]:
         abouts.append(about)
 
     def whole_of(run):
-        model = run.settings.model
-        graph = decoding_graph(model, **how)
-        params = decoding_params(model, run.params, **how)
+        graph, params = decoding_network(run.settings.model, run.params, quantize)
 
         @jax.jit
         def answer(params, ids_BxP):

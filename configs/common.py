@@ -6,6 +6,9 @@ import ml_collections
 # run's config.json; see layerdrop_jax/training/fitting.py.
 FROM_TEXT = -1
 
+# How to decode with fewer layers or bits: docs/decoding.md. Nothing is done by default.
+FASTER_DECODING = {"draft": "", "draft_tokens": 4, "exit": "", "exit_depths": "", "quantize": ""}
+
 
 def choose(variant, variants):
     """Builds the config of ``variant``; an unknown one is an error that lists the known ones.
@@ -143,12 +146,8 @@ def translation(dataset, source, target, architecture):
             "unknown_penalty": 0.0,
             "normalize": True,
             "batch_tokens": 65536,
-            "draft": "",
-            "draft_tokens": 4,
-            "exit": "",
-            "exit_depths": "",
-            "quantize": "",
         }
+        | FASTER_DECODING
     )
     return config
 
@@ -233,12 +232,8 @@ def language_modelling(dataset, architecture):
             "stop_at_eos": False,
             "seed": 1,
             "batch_rows": 16,
-            "draft": "",
-            "draft_tokens": 4,
-            "exit": "",
-            "exit_depths": "",
-            "quantize": "",
         }
+        | FASTER_DECODING
     )
     return config
 
@@ -347,12 +342,8 @@ def summarisation(dataset, architecture):
             "unknown_penalty": 0.0,
             "normalize": True,
             "batch_tokens": 65536,
-            "draft": "",
-            "draft_tokens": 4,
-            "exit": "",
-            "exit_depths": "",
-            "quantize": "",
         }
+        | FASTER_DECODING
     )
     return config
 

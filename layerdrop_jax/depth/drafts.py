@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from layerdrop_jax.models.cut import masks
-from layerdrop_jax.models.params import decoding_graph, decoding_params
+from layerdrop_jax.models.params import decoding_network
 from layerdrop_jax.progress import progress
 from layerdrop_jax.runs.run import Run
 from layerdrop_jax.tasks.task import task_of
@@ -41,15 +41,14 @@ def add_drafts(run: Run, depths, prompts=None) -> str | None:
     drafts = [depth for depth in depths if _can_draft(model, depth["kept_layers"])]
     if not task.drafted or not drafts or run.settings.prune.new_tokens < 2:
         return None
-    how = {"quantize": run.settings.decode.quantize}
-    graph, stack = decoding_graph(model, **how), model.cut_stack
+    graph, params = decoding_network(model, run.params, run.settings.decode.quantize)
+    params, stack = jax.device_put(params), model.cut_stack
 
     @jax.jit
     def answer(params, ids_BxP, draft_N=None):
         return task.drafted(run.settings, nnx.merge(graph, params), ids_BxP, draft_N)
 
     masks_ = [masks(model, depth["kept_layers"])[stack] for depth in drafts]
-    params = jax.device_put(decoding_params(model, run.params, **how))
     ratios = [[] for _ in drafts]
     counts = [np.zeros(4, int) for _ in drafts]
     prompts = task.prompts(run, PROMPTS) if prompts is None else prompts

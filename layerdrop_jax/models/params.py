@@ -56,12 +56,12 @@ def _graph(config, few_rows, quantize=""):
     if not few_rows and not quantize:
         return graph
 
-    def make():
-        model = nnx.merge(graph, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), state))
+    def make(state):
+        model = nnx.merge(graph, state)
         _make_decoding(model, few_rows, quantize)
         return model
 
-    return nnx.graphdef(nnx.eval_shape(make))
+    return nnx.graphdef(nnx.eval_shape(make, state))
 
 
 def _make_decoding(model, few_rows, quantize):
@@ -107,6 +107,14 @@ def decoding_params(
     model = nnx.merge(model_graph(config), params)
     _make_decoding(model, few_rows, quantize)
     return nnx.to_pure_dict(nnx.state(model))
+
+
+def decoding_network(config: "BlockConfig", params: dict, quantize: str = "") -> tuple:
+    """Gives ``(decoding_graph, decoding_params)`` for JAX's default devices."""
+    return (
+        decoding_graph(config, quantize=quantize),
+        decoding_params(config, params, quantize=quantize),
+    )
 
 
 def _on_cpu(platform):

@@ -213,9 +213,7 @@ def _check_encoder_decoder(settings, longest):
                 "the model has positions for"
             )
     _check_depths(settings)
-    _check_draft(settings)
-    _check_exit(settings)
-    check_quantize(settings.decode.quantize)
+    _check_decode(settings)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -259,9 +257,7 @@ class LanguageModelSettings:
             )
         _check_block(self.model, "length", self.data.length)
         _check_depths(self)
-        _check_draft(self)
-        _check_exit(self)
-        check_quantize(self.decode.quantize)
+        _check_decode(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -326,6 +322,13 @@ def _check_depths(settings):
     settings.drop.rates(settings.model)
     settings.drop.subnetworks(settings.model)
     settings.prune.check(settings.model, settings.drop)
+
+
+def _check_decode(settings):
+    """Raises a ValueError where the network cannot decode as the section says."""
+    _check_draft(settings)
+    _check_exit(settings)
+    check_quantize(settings.decode.quantize)
 
 
 def quantize_of(settings) -> str:

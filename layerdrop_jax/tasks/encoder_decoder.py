@@ -25,7 +25,7 @@ from layerdrop_jax.decoding.beam import beam_search, greedy_search, search_optio
 from layerdrop_jax.decoding.drafts import decode_with_draft
 from layerdrop_jax.decoding.exits import decode_with_exits
 from layerdrop_jax.models.cut import masks
-from layerdrop_jax.models.params import decoding_graph, decoding_params
+from layerdrop_jax.models.params import decoding_network
 from layerdrop_jax.progress import progress
 from layerdrop_jax.runs.depth_settings import exit_depths
 from layerdrop_jax.runs.folder import is_fresh, make_tokenizer
@@ -124,8 +124,7 @@ def make_search(run: Run, *, max_source: int):
     `Hypothesis` has their depths.
     """
     settings, model = run.settings, run.settings.model
-    how = {"quantize": settings.decode.quantize}
-    graph, params = decoding_graph(model, **how), decoding_params(model, run.params, **how)
+    graph, params = decoding_network(model, run.params, settings.decode.quantize)
     draft_N = draft_mask(run)
 
     def decode(params, shared, rows, buffer_length):

@@ -18,7 +18,7 @@ from layerdrop_jax.decoding.sampling import (
     continue_with_exits,
 )
 from layerdrop_jax.models.cut import masks
-from layerdrop_jax.models.params import decoding_graph, decoding_params, model_graph
+from layerdrop_jax.models.params import decoding_network, model_graph
 from layerdrop_jax.progress import progress
 from layerdrop_jax.runs.metrics import check_scored, perplexity
 from layerdrop_jax.runs.run import Run
@@ -271,8 +271,7 @@ def make_continuer(run: Run):
     """
     config, model = run.settings.decode, run.settings.model
     everything = masks(model, {})
-    graph = decoding_graph(model, quantize=config.quantize)
-    params = decoding_params(model, run.params, quantize=config.quantize)
+    graph, params = decoding_network(model, run.params, config.quantize)
     draft_N = draft_mask(run)
     room = model.max_length - config.max_tokens + 1  # the last token is never read
 
