@@ -3,8 +3,13 @@
 Sentences are sorted by length, longest first, and cut into batches whose width is a power of two
 (or the limit), so that a compiled decoder is compiled once per width. A batch may reach down into
 the next width to fill its rows; only the last one can be partly empty, and then it has fewer rows.
+
+A decoder's caches are as long as the longest answer that it may give, and a limit is often many
+times what answers need. A batch is therefore tried with room for short answers first; sentences
+that run out of it are decoded again, with room up to their limit.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +17,9 @@ import numpy as np
 from layerdrop_jax.symbols import EOS, PAD
 
 SHORTEST_WIDTH = 16
+# An answer is short if it has at most so many tokens for each place of its batch's sources.
+SHORT = 2
+LENGTHS = 3  # the place of a batch's lengths in what a decoder gives
 
 
 class Hypothesis(NamedTuple):
@@ -56,12 +64,12 @@ def decode_sentences(
     decode_batch(source_BxS, max_length_B, buffer_length) -> Hypotheses: jitted, `buffer_length` a
         static argument; it may give the depth of each token as a fifth array, int32 as the tokens.
         source: int32, each row tokens, `</s>`, then `<pad>`; rows that only fill
-        the batch hold a single `</s>` and have max_length 0. Shapes and buffer_length depend on the
-        width alone, but for the number of rows of the last batch.
+        the batch hold a single `</s>` and have max_length 0. A width has two shapes at most, with
+        room for short answers and up to the limit, but for the number of rows of the last batch.
     config: the `BeamConfig` of the search.
     max_source: most source tokens the model takes, `</s>` included; longer sentences are cut to it.
     max_positions: positions the decoder has.
-    advance: called after each batch with the number of sentences that it had.
+    advance: called after each batch with the number of sentences that it has done.
 
     The result for a sentence does not depend on the others. ValueError is raised where max_source
     or max_positions is below 2.
@@ -74,22 +82,35 @@ def decode_sentences(
     ]
     cut = [i for i, sentence in enumerate(sentences) if len(sentence) > max_source - 1]
     hypotheses = [[] for _ in sources]
-    for rows, width, buffer_length, indices in _batches(
-        sources, config=config, max_source=max_source, max_positions=max_positions
-    ):
-        source_BxS = np.full((rows, width), PAD, np.int32)
-        source_BxS[:, 0] = EOS
-        max_length_B = np.zeros(rows, np.int32)
-        for row, index in enumerate(indices):
-            source = sources[index]
-            source_BxS[row, : len(source)] = source
-            max_length_B[row] = length_limit(
-                len(source), config=config, max_positions=max_positions
+    waiting = sorted(range(len(sources)), key=lambda i: -len(sources[i]))
+    of_length = functools.partial(length_limit, config=config, max_positions=max_positions)
+    for short in (True, False):
+        tried, ran_out = 0, []
+        while waiting:
+            width = padded_width(len(sources[waiting[0]]), max_source)
+            limit = longest = of_length(width)
+            # Where most run out, as long answers to short questions do, it is not tried further.
+            if short and 2 * len(ran_out) <= tried:
+                limit = _short_limit(width, limit, config)
+            rows = max(1, config.batch_tokens // (config.beam * max(width, limit + 1)))
+            indices, waiting = waiting[:rows], waiting[rows:]
+            if len(indices) < rows:
+                # Few sentences should not pay for a full batch; powers of two keep the shapes few.
+                rows = min(rows, 1 << (len(indices) - 1).bit_length())
+            source_BxS, max_length_B = _padded(
+                [sources[i] for i in indices], rows, width, of_length
             )
-        found = decode_batch(source_BxS, max_length_B, buffer_length)
-        for index, *lists in zip(indices, *map(np.asarray, found), strict=False):
-            hypotheses[index] = _unpadded(*lists)
-        advance(len(indices))
+            found = decode_batch(source_BxS, np.minimum(max_length_B, limit), limit + 1)
+            before = len(ran_out)
+            each = zip(indices, max_length_B, *map(np.asarray, found), strict=False)
+            for index, own_limit, *lists in each:
+                if own_limit > limit and _has_run_out(lists[LENGTHS], limit):
+                    ran_out.append(index)
+                else:
+                    hypotheses[index] = _unpadded(*lists)
+            tried += len(indices) if limit < longest else 0
+            advance(len(indices) - (len(ran_out) - before))
+        waiting = ran_out
     return Decoded(hypotheses, cut)
 
 
@@ -104,18 +125,26 @@ def padded_width(length: int, limit: int) -> int:
     return min(width, limit)
 
 
-def _batches(sources, *, config, max_source, max_positions):
-    """Yields (rows, width, buffer length, indices), longest sentences first."""
-    order = sorted(range(len(sources)), key=lambda i: -len(sources[i]))
-    while order:
-        width = padded_width(len(sources[order[0]]), max_source)
-        buffer_length = length_limit(width, config=config, max_positions=max_positions) + 1
-        rows = max(1, config.batch_tokens // (config.beam * max(width, buffer_length)))
-        indices, order = order[:rows], order[rows:]
-        if len(indices) < rows:
-            # Few sentences should not pay for a full batch; powers of two keep the shapes few.
-            rows = min(rows, 1 << (len(indices) - 1).bit_length())
-        yield rows, width, buffer_length, indices
+def _padded(sources, rows: int, width: int, limit) -> tuple[np.ndarray, np.ndarray]:
+    """Makes a batch: sources int32 [B, S], and their limits [B] by ``limit(length)``."""
+    source_BxS = np.full((rows, width), PAD, np.int32)
+    source_BxS[:, 0] = EOS
+    max_length_B = np.zeros(rows, np.int32)
+    for row, source in enumerate(sources):
+        source_BxS[row, : len(source)] = source
+        max_length_B[row] = limit(len(source))
+    return source_BxS, max_length_B
+
+
+def _short_limit(width: int, limit: int, config) -> int:
+    """Gives the limit to try first: that of a short answer, or all where it saves too little."""
+    short = SHORT * width
+    return short if 2 * short <= limit and config.min_length < short else limit
+
+
+def _has_run_out(lengths_M, limit: int) -> bool:
+    """Tells whether a sentence was made to end: no hypothesis, or one with ``limit`` tokens."""
+    return min(lengths_M) == 0 or max(lengths_M) > limit
 
 
 def _unpadded(tokens_MxT, scores_M, token_scores_MxT, lengths_M, depths_MxT=None):

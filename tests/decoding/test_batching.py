@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -5,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from layerdrop_jax.decoding import batching
 from layerdrop_jax.decoding.batching import decode_sentences, length_limit
 from layerdrop_jax.decoding.beam import BeamConfig, beam_search, search_options
 
@@ -77,6 +79,65 @@ def test_long_sentences_are_cut_and_counted():
     )
     assert decoded.cut == [1, 3]
     assert [best[0].tokens for best in decoded.hypotheses] == [s[:22] for s in sentences]
+
+
+def counter(config):
+    """A decoder that answers a source with as many tokens as its first token is; and its shapes."""
+    shapes = []
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def decode_batch(source_BxS, max_length_B, buffer_length):
+        shapes.append((*source_BxS.shape, buffer_length))
+
+        def step_fn(cache, parents_BxM, tokens_BxM, step):
+            next_B = jnp.where(step < source_BxS[:, 0], 5, EOS)
+            logits_BxV = 9.0 * jax.nn.one_hot(next_B, VOCABULARY)
+            return jnp.repeat(logits_BxV[:, None], config.beam, axis=1), cache
+
+        return beam_search(
+            step_fn, (), max_length_B, buffer_length=buffer_length, **search_options(config)
+        )
+
+    return decode_batch, shapes
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+def test_answers_that_are_long_are_decoded_again_and_come_out_the_same(monkeypatch, beam):
+    config = BeamConfig(beam=beam, max_length_a=0.0, max_length_b=150, batch_tokens=400 * beam)
+    long = [[140], [31], [32], [33], [200]]  # 32 tokens are just the end of what is tried first
+    sentences = [[n] for n in range(4, 30)] + long
+    (decode_batch, shapes), done = counter(config), []
+    limits = {"config": config, "max_source": 64, "max_positions": 999}
+    decoded = decode_sentences(sentences, decode_batch, advance=done.append, **limits)
+    assert sum(done) == len(sentences)
+    lengths = [len(best[0].tokens) for best in decoded.hypotheses]
+    assert lengths == [*range(4, 30), 140, 31, 32, 33, 150]
+    # Twelve rows where answers are short, two at the limit: as many as the budget has room for.
+    assert {shape for shape in shapes if shape[0] > 2} <= {(12, 16, 33), (8, 16, 33), (4, 16, 33)}
+    assert (2, 16, 151) in shapes
+    monkeypatch.setattr(batching, "SHORT", 1000)
+    whole, shapes = counter(config)
+    assert decode_sentences(sentences, whole, **limits) == decoded
+    assert {buffer_length for *_, buffer_length in shapes} == {151}
+
+
+def test_where_most_answers_are_long_short_ones_are_not_tried_again():
+    config = BeamConfig(beam=1, max_length_a=0.0, max_length_b=150, batch_tokens=400)
+    decode_batch, _ = counter(config)
+    buffers = []
+
+    def noted(source_BxS, max_length_B, buffer_length):
+        buffers.append(buffer_length)
+        return decode_batch(source_BxS, max_length_B, buffer_length)
+
+    limits = {"config": config, "max_source": 64, "max_positions": 999}
+    decode_sentences([[100]] * 30, noted, **limits)
+    assert buffers.count(33) == 1
+    # A least length that short answers do not reach: they are not tried at all.
+    buffers.clear()
+    longer = dataclasses.replace(config, min_length=32)
+    decode_sentences([[100]] * 30, noted, **limits | {"config": longer})
+    assert set(buffers) == {151}
 
 
 def test_no_sentences_is_no_work():
