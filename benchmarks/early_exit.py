@@ -132,6 +132,7 @@ def of_run(folder, arguments) -> list[dict]:
 
     about = {"run": folder.name, "layers": model.depth(stack), "exit_depths": list(depths)}
     about |= {"new_tokens": settings.prune.new_tokens, "score": task.score.label}
+    about |= {"quantize": quantize}
     found = []
     for way, (own, of_way, answers) in enumerate(zip(abouts, seconds, said, strict=True)):
         tokens_RxT = np.concatenate([tokens for tokens, _ in answers])
@@ -210,7 +211,8 @@ def report(results) -> str:
         lines += [f"## {name}", ""]
         lines += [
             f"{len(one['seconds'])} requests of at most {one['new_tokens']} tokens, "
-            f"{one['layers']} layers, exits at {', '.join(map(str, one['exit_depths']))}.",
+            f"{one['layers']} layers, exits at {', '.join(map(str, one['exit_depths']))}."
+            + (f" Weights are {one['quantize']}, the judge's too." if one.get("quantize") else ""),
             "",
         ]
         head = ["rule", "mean depth", "ms a request", "speed", "log p", "agreement"]

@@ -48,6 +48,18 @@ def nested(variant):
     return networks.language_model(variant, 0.0, name="lm_nested", overrides=NESTED_LM)
 
 
+def nested_for_three(variant):
+    """Makes the language model that learns whole and at two depths, a half and a quarter.
+
+    Each micro-batch has both sub-networks.
+    """
+    layers = networks.LM_LAYERS[variant]
+    depths = {"drop.decoder_depths": f"{layers // 4},{layers // 2}", "drop.draws": 1}
+    return networks.language_model(
+        variant, 0.0, name="lm_nested_three", overrides=NESTED_LM | depths
+    )
+
+
 def nested_translation(variant):
     """Makes the translation network that learns at every depth of its decoder."""
     return networks.translation(variant, 0.0, name="mt_nested", overrides=NESTED_TRANSLATION)
@@ -82,6 +94,7 @@ def parts(variant):
 def runs(variant):
     return [
         nested(variant),
+        nested_for_three(variant),
         *(networks.language_model(variant, rate) for rate in RATES),
         *(scratch("lm", variant, depth) for depth in SCRATCH["lm"][variant]),
         *parts(variant).values(),

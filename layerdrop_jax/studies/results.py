@@ -142,6 +142,12 @@ def on_split(split: str) -> Callable:
     return score
 
 
+def lowest_valid(result: Result) -> float | None:
+    """Finds the lowest loss on valid, of the task's kind; None where no loss is known."""
+    losses = (r["loss"] for r in result.records if r["kind"] == "valid")
+    return min((loss for loss in losses if loss is not None), default=None)
+
+
 def depths(result: Result) -> dict[int, float]:
     """Finds the scores of the network cut to every depth by rule, as evaluation takes them.
 
