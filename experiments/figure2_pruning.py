@@ -10,6 +10,7 @@ from experiments import networks
 from experiments.networks import DEPTH, NAMES, NETWORK, TASKS, scratch
 from layerdrop_jax.runs.settings import find_task
 from layerdrop_jax.studies import study
+from layerdrop_jax.studies.cells import NOISE
 from layerdrop_jax.studies.results import (
     by_depth,
     claim,
@@ -83,8 +84,9 @@ def judge(task, half, cut, own, better):
         for depth, values in own.items()
         if values
     ]
-    verdicts = {one["agrees"] for one in each}
-    all_of = False if False in verdicts else None if None in verdicts or not each else True
+    verdicts = [one["agrees"] for one in each]
+    # All must hold: the first verdict of these that one of them has is that of all.
+    all_of = next((of for of in (False, None, NOISE, True) if of in verdicts), None)
     small = claim(
         f"{name}: cut out of a network with LayerDrop 0.2, a small one is better than trained from "
         "scratch",

@@ -17,6 +17,7 @@ import math
 from experiments import networks
 from experiments.any_depth import NESTED_LM
 from layerdrop_jax.studies import study
+from layerdrop_jax.studies.cells import NOISE
 from layerdrop_jax.studies.jobs import StudyRun
 from layerdrop_jax.studies.results import (
     claim,
@@ -88,8 +89,9 @@ def run(variant, arm, passes, setting) -> StudyRun:
         config=config,
         overrides=overrides
         | arms(steps)[arm]
+        | {"data.max_blocks": blocks}
         | SETTINGS[setting]
-        | {"data.max_blocks": blocks, "train.steps": steps}
+        | {"train.steps": steps}
         | {"train.eval_every": every, "checkpoint.every": every}
         | {"optimizer.period_updates": steps - networks.warmup(config)},
     )
@@ -188,10 +190,11 @@ def gain(ours, theirs) -> list[float]:
 
 
 def predicted(text, values, sign) -> dict:
-    """Judges a prediction about the sign of a gain: all seeds, or it cannot be said."""
-    agrees = {sign * value > 0 for value in values}
+    """Judges a prediction about the sign of a gain; seeds that differ in it are noise."""
+    signs = {sign * value > 0 for value in values}
+    agrees = NOISE if len(signs) > 1 else signs.pop() if signs else None
     said = ", ".join(f"{value:+.3f}" for value in values)
-    return claim(text, f"{said} nats" if said else "-", agrees.pop() if len(agrees) == 1 else None)
+    return claim(text, f"{said} nats" if said else "-", agrees)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from layerdrop_jax.reports.run_plots import mean_and_range
 from layerdrop_jax.reports.run_report import spread_text
 from layerdrop_jax.studies import pictures
 
-VERDICTS = {True: "yes", False: "no", None: "cannot be said"}
+NOISE = "noise"  # the verdict where the seeds of two sides overlap
+VERDICTS = {True: "yes", False: "no", NOISE: "within noise", None: "cannot be said"}
 
 
 class Wording(typing.NamedTuple):
@@ -158,9 +159,10 @@ def claim_cells(record) -> tuple[list[str], list[list[str]]]:
 def count_text(claims) -> str:
     """Counts the claims that hold, of those that can be judged; "" without claims."""
     verdicts = [claim["agrees"] for claim in claims]
-    unknown = verdicts.count(None)
-    more = f" ({unknown} cannot be said)" if unknown else ""
-    return f"{verdicts.count(True)} of {len(claims) - unknown}{more}" if claims else ""
+    open_ = {VERDICTS[of]: verdicts.count(of) for of in (NOISE, None) if of in verdicts}
+    more = f" ({', '.join(f'{count} {of}' for of, count in open_.items())})" if open_ else ""
+    judged = len(claims) - sum(open_.values())
+    return f"{verdicts.count(True)} of {judged}{more}" if claims else ""
 
 
 def ours_column(header) -> int | None:

@@ -4,7 +4,7 @@ All are drawn from one record, a dict of JSON:
 
     {"name", "title", "variant", "command", "setting": texts,
      "versions": {package: version},
-     "claims": [{"paper": text, "ours": text, "agrees": true, false or null,
+     "claims": [{"paper": text, "ours": text, "agrees": true, false, "noise" or null,
                  "figure": name of the figure it is about, optional}],
      "of_paper": whether the claims are the paper's; older records have none, theirs are,
      "tables": [{"title", "score": what the values are, "better": "higher" or "lower",

@@ -12,6 +12,7 @@ from layerdrop_jax.reports.run_report import spread_text
 from layerdrop_jax.runs.folder import read_config
 from layerdrop_jax.runs.metrics import read_metrics
 from layerdrop_jax.runs.settings import find_task
+from layerdrop_jax.studies.cells import NOISE
 from layerdrop_jax.studies.jobs import typed
 from layerdrop_jax.tasks.task import Score
 
@@ -297,13 +298,13 @@ def record(setting: str, *, tables=(), figures=(), claims=(), of_paper: bool = T
     }
 
 
-def claim(paper: str, ours: str, agrees: bool | None, figure: str = "") -> dict:
+def claim(paper: str, ours: str, agrees: bool | str | None, figure: str = "") -> dict:
     """Builds a claim: what is said, what came out, and whether that is the same.
 
     Args:
       paper: what the paper says, or the study itself; see ``of_paper`` of `record`.
       ours: what came out.
-      agrees: None where it cannot be said.
+      agrees: `NOISE` where the seeds do not tell, None where it cannot be said.
       figure: the name of the one it is about, where there are several.
     """
     return {"paper": paper, "ours": ours, "agrees": agrees, "figure": figure}
@@ -312,7 +313,7 @@ def claim(paper: str, ours: str, agrees: bool | None, figure: str = "") -> dict:
 def compare(paper: str, ours: dict, better: str, figure: str = "") -> dict:
     """Claims that the first of two scores is the better one, in the mean over seeds.
 
-    Where the seeds of the two overlap it cannot be said.
+    Where the seeds of the two overlap it is `NOISE`; where one has none it cannot be said.
 
     Args:
       paper: as in `claim`.
@@ -330,4 +331,4 @@ def compare(paper: str, ours: dict, better: str, figure: str = "") -> dict:
         texts.append("one seed")
     elif not apart:
         texts.append("within the range of the seeds")
-    return claim(paper, ", ".join(texts), wins if apart else None, figure)
+    return claim(paper, ", ".join(texts), wins if apart else NOISE, figure)

@@ -10,12 +10,13 @@ import sys
 
 import pytest
 
-from experiments import networks, sweep
+from experiments import divergence, networks, sweep
 from layerdrop_jax.studies import report
 from layerdrop_jax.studies.jobs import check, plan, typed
 from layerdrop_jax.studies.results import Result
 from tests import studies_list
 
+POST_NORM_RATES = divergence.RATES["demo"]
 LM, MT, SUM = "language_modelling", "translation", "summarisation"
 # Perplexity of the language models, by layers left.
 CURVES = {
@@ -25,6 +26,7 @@ CURVES = {
     "lm_data_driven_0.5": lambda left: 22 + (12 - left) ** 2 / 8,
     "lm_data_driven_any": lambda left: 22 + (12 - left) ** 2 / 8,
     "lm_nested": lambda left: 10 + 12 - left,
+    "lm_nested_three": lambda left: 9 + 12 - left,
     "lm_depth_9": lambda left: 50 + 9 - left,
     "lm_depth_4": lambda left: 80 + 4 - left,
     "lm_depth_6": lambda left: 60 + 6 - left,
@@ -60,6 +62,9 @@ BLEU = {
     "demo_nested": {6: 31.5, 3: 30.0},
     "mt_decoder_4": {4: 27.0},
     "mt_decoder_2": {2: 20.0},
+    **{f"post_norm_12_drop_0_rate_{rate:g}": {6: 0.4} for rate in POST_NORM_RATES},
+    **{f"post_norm_12_drop_0.2_rate_{rate:g}": {6: 20.0} for rate in POST_NORM_RATES},
+    **{f"post_norm_6_drop_0_rate_{rate:g}": {6: 18.0} for rate in POST_NORM_RATES},
     "iwslt_rate_0": {6: 34.4},
     "iwslt_rate_0.2": {6: 35.5},
 }
@@ -141,6 +146,7 @@ def made_up(run, seed, folder, agrees):
         return Result(run.name, seed, config, records, folder, ("python launch.py",))
     if run.name in BLEU | ROUGE:
         higher = (BLEU | ROUGE)[run.name]
+        records.append({"kind": "valid", "step": 3, "loss": 2.0})
         scores = {n: score if agrees else 50 - score for n, score in higher.items()}
         task, key = (MT, "bleu") if run.name in BLEU else (SUM, "rouge_l")
         test = max(scores)

@@ -13,6 +13,7 @@ RECORD = {
         {"paper": "higher rates win when small", "ours": "51 against 90", "agrees": True},
         {"paper": "it helps when whole", "ours": "it costs 6", "agrees": False},
         {"paper": "search beats rules", "ours": "one seed", "agrees": None},
+        {"paper": "deeper is better", "ours": "the seeds overlap", "agrees": "noise"},
     ],
     "tables": [
         {

@@ -96,11 +96,12 @@ def test_short_numbers_are_means_where_every_curve_has_one():
 
 def test_claims_have_verdicts_and_a_count(tmp_path):
     text = markdown(record(), tmp_path)
-    assert "## Agreement with the paper: 1 of 2 (1 cannot be said)\n" in text
+    assert "## Agreement with the paper: 1 of 2 (1 within noise, 1 cannot be said)\n" in text
     assert rows_of(text, "the paper says")[1:] == [
         ["higher rates win when small", "51 against 90", "yes"],
         ["it helps when whole", "it costs 6", "no"],
         ["search beats rules", "one seed", "cannot be said"],
+        ["deeper is better", "the seeds overlap", "within noise"],
     ]
 
 
@@ -108,16 +109,16 @@ def test_claims_that_are_not_the_papers_are_worded_otherwise(tmp_path):
     report.write(record(of_paper=False), tmp_path / "own")
     report.write_index(tmp_path)
     text = (tmp_path / "own" / "report.md").read_text(encoding="utf-8")
-    assert "## Claims that hold: 1 of 2 (1 cannot be said)\n" in text
+    assert "## Claims that hold: 1 of 2 (1 within noise, 1 cannot be said)\n" in text
     assert rows_of(text, "the claim")[:2] == [
         ["the claim", "here", "holds"],
         ["higher rates win when small", "51 against 90", "yes"],
     ]
     page = Page((tmp_path / "own" / "report.html").read_text(encoding="utf-8"))
     index = Page((tmp_path / "index.html").read_text(encoding="utf-8"))
-    for said in ("✓ holds", "✗ does not hold", "? cannot be said", "the claim"):
+    for said in ("✓ holds", "✗ does not hold", "≈ within noise", "? cannot be said", "the claim"):
         assert said in page.text
-    for said in ("✓ hold: 1", "✗ do not: 1", "? cannot be said: 1"):
+    for said in ("✓ hold: 1", "✗ do not: 1", "≈ within noise: 1", "? cannot be said: 1"):
         assert said in index.text
     for said in (text, page.text, index.text):
         assert "agree" not in said
@@ -195,7 +196,8 @@ def test_the_page_stands_alone(tmp_path):
     assert [address[:22] for address in page.addresses] == ["data:image/png;base64,"]
     assert not {"script", "link", "iframe"} & set(page.tags)
     for text in ("agrees with the paper", "does not agree", "cannot be said",
-                 "agree: 1 of 2 (1 cannot be said)", "it costs 6", "1,030.00 to 1,031.00",
+                 "agree: 1 of 2 (1 within noise, 1 cannot be said)", "it costs 6",
+                 "within noise", "1,030.00 to 1,031.00",
                  "450.00", "python launch.py --c", "--workdir=RUNS", "jax 0.10.2"):  # fmt: skip
         assert text in page.text
 
@@ -222,7 +224,7 @@ def test_everything_in_a_page_is_escaped(tmp_path):
             return {k: poisoned(v, k) for k, v in value.items()}
         if isinstance(value, list):
             return [poisoned(entry, key) for entry in value]
-        kept = key in ("kind", "better", "format") or not isinstance(value, str)
+        kept = key in ("kind", "better", "format", "agrees") or not isinstance(value, str)
         return value if kept else f"{value} {evil}"
 
     one = poisoned(record(failed=[{"run": "a", "why": "b"}]))
@@ -252,7 +254,8 @@ def test_the_index_links_to_every_study(tmp_path):
     linked = [(tmp_path / urllib.parse.unquote(address)) for address in page.addresses]
     assert linked == [tmp_path / name / "report.html" for name in ("a study", "other")]
     assert all(path.is_file() for path in linked)
-    for text in ("✓ agree: 1", "✗ do not: 1", "? cannot be said: 1", "Other", "1 missing"):
+    for text in ("✓ agree: 1", "✗ do not: 1", "≈ within noise: 1", "? cannot be said: 1",
+                 "Other", "1 missing"):  # fmt: skip
         assert page.text.count(text) == 1
 
 

@@ -152,18 +152,18 @@ def test_a_curve_over_depth_has_the_depths_that_all_seeds_have():
         ([4.0, 4.5], [3.0, 3.5], "lower", False),
         ([3.0, 4.0], [4.5], "higher", False),
         ([4.5], [4.0, 3.0], "higher", True),
-        ([3.0, 4.0], [3.5, 5.0], "lower", None),  # the seeds overlap
-        ([3.0], [3.0], "lower", None),
+        ([3.0, 4.0], [3.5, 5.0], "lower", "noise"),  # the seeds overlap
+        ([3.0], [3.0], "lower", "noise"),
         ([], [3.0], "higher", None),
         ([3.0], [], "lower", None),
     ],
 )
 def test_a_claim_is_that_the_first_score_is_better_in_all_seeds(first, second, better, agrees):
     claim = results.compare("it helps", {"with": first, "without": second}, better, figure="f")
-    assert claim["agrees"] is agrees
+    assert claim["agrees"] == agrees
     assert (claim["paper"], claim["figure"]) == ("it helps", "f")
     assert claim["ours"].startswith("with: " if first else "with: -, without: 3.00")
-    assert ("within the range" in claim["ours"]) == (first == [3.0, 4.0] and agrees is None)
+    assert ("within the range" in claim["ours"]) == (first == [3.0, 4.0] and agrees == "noise")
 
 
 def test_a_mean_of_none_is_none():

@@ -67,14 +67,14 @@ def test_the_files_are_written_and_then_agree(copy, capsys):
     text = (copy / "README.md").read_text()
     overview = [cell.strip() for cell in text.split("\n")[5].split("|")[1:-1]]
     link = "[Figure 6: rates](experiments/results/rates/report.md)"
-    assert overview == [link, "demo", "1 of 2 (1 cannot be said)", "10"]
+    assert overview == [link, "demo", "1 of 2 (1 within noise, 1 cannot be said)", "10"]
     assert text.startswith("# Top\n\n<!-- results: studies -->\n| study ")
     assert text.endswith(WRITTEN)
     docs = (copy / "docs" / "studies.md").read_text()
     picture = "../experiments/results/rates/rates.png"
     assert f"![Rates]({picture})\n\n| layers kept | LayerDrop 0" in docs
     assert (copy / "docs" / picture).is_file()
-    assert "| it helps when whole         | it costs 6    | no " in docs
+    assert "| it helps when whole         | it costs 6        | no " in docs
 
 
 @pytest.mark.parametrize(
