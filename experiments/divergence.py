@@ -32,7 +32,7 @@ LEARNED = 1.0  # BLEU
 # Encoder layers and drop rate.
 NETWORKS = ((12, 0.0), (12, 0.2), (6, 0.0))
 RATES = {
-    "demo": (3e-4, 1e-3, 3e-3),
+    "demo": (3e-4, 1e-3, 3e-3, 1e-2),
     "small": (1e-3, 3e-3, 1e-2),
     "paper": (5e-4, 1e-3, 2e-3),
 }
