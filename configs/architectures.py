@@ -15,6 +15,7 @@ _OURS = {
     "saved": "dots",
     "share_layers": 1,
     "exit_maps": False,
+    "exit_place": "before_norm",
     "attention": "auto",
 }
 

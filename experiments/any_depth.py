@@ -36,7 +36,9 @@ FIGURES = {  # name, title, what is counted
 # A sub-network is the first layers, read through a map of its own.
 NESTED = {"drop.method": "nested", "drop.sets": "first", "drop.smallest": True}
 NESTED_LM = NESTED | {"drop.draws": 3, "model.exit_maps": True}
+# Behind the last norm, so that a cut network goes out to other libraries.
 NESTED_TRANSLATION = NESTED | {"drop.draws": 2, "model.exit_maps": True}
+NESTED_TRANSLATION |= {"model.exit_place": "after_norm"}
 NESTED_TRANSLATION |= {"drop.encoder_depths": "all", "drop.decoder_depths": "1-5"}
 
 

@@ -41,6 +41,7 @@ SETTINGS = {
     "dropout 0.2": {"model.dropout": 0.2},
     "dropout 0.4": {"model.dropout": 0.4},
     "dropout 0.2 decay 1": {"model.dropout": 0.2, "optimizer.weight_decay": 1.0},
+    "dropout 0.4 decay 1": {"model.dropout": 0.4, "optimizer.weight_decay": 1.0},
     "dropout 0.2 rate 0.0015": {"model.dropout": 0.2, "optimizer.rate": 1.5e-3},
 }
 ALONE = "dropout 0"

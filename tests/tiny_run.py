@@ -149,8 +149,8 @@ def own_text(folder) -> list[str]:
     return ["data.dataset=text", f"data.path={folder}", prepared, "data.batch_rows=2"]
 
 
-def write_untrained(folder, config):
-    """Writes the folder of a run as its first parameters are, without training it.
+def write_untrained(folder, config, turn=lambda params: params):
+    """Writes the folder of a run as its first parameters are, or ``turn`` makes of them.
 
     It is a language model's or a masked one's, on `write_lines`' folder, a classification's, on
     `write_labelled`'s, or an encoder-decoder's, on `write_text`'s.
@@ -178,7 +178,7 @@ def write_untrained(folder, config):
     trainers = {"language_modelling": train_text_bpe, "translation": train_tokenizer}
     train = (trainers | {"summarisation": train_tokenizer}).get(parsed.task, train_byte_bpe)
     train(texts, parsed.data.vocab_size, folder / "tokenizer.json")
-    write_params(folder / "checkpoints", 1, make_params(parsed.model, config["seed"]))
+    write_params(folder / "checkpoints", 1, turn(make_params(parsed.model, config["seed"])))
     write_config(folder, config)
     return folder
 
@@ -186,6 +186,17 @@ def write_untrained(folder, config):
 def tiny_masked_config(text, **sections):
     """Makes configs/roberta.py:demo small, as `tiny_config`, on `write_lines`' folder."""
     return _own_text(roberta.demo(), text, MASKED_SIZES, sections)
+
+
+def with_exit_maps(params):
+    """Draws the exit maps of every stack, which begin as nothing."""
+    draw = np.random.default_rng(1)
+
+    def drawn(path, a):
+        of_map = any(part.key == "exit_map" for part in path)
+        return draw.normal(0, 0.1, a.shape).astype(np.float32) if of_map else a
+
+    return jax.tree_util.tree_map_with_path(drawn, params)
 
 
 LABELS = ("high", "low", "middle")  # of `write_labelled`, in alphabetical order

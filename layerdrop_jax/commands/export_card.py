@@ -74,6 +74,7 @@ def write_card(folder, run, record, layers, use: Use, command: str) -> None:
         f"| text | data.dataset={run.config['data']['dataset']} |",
         f"| checkpoints, by step | {', '.join(map(str, run.steps))} |",
         f"| SHA-256 of the run's parameters | {hash_params(run.params)} |",
+        *([f"| exit maps | {record['exit_maps']} |"] if "exit_maps" in record else []),
         f"| compared | {record['compared']} |",
         "",
         use.how,

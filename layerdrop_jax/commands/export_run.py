@@ -18,6 +18,7 @@ from layerdrop_jax.depth.prune import cut
 from layerdrop_jax.files import write_json
 from layerdrop_jax.interop import ctranslate2, fairseq_files, folders, huggingface
 from layerdrop_jax.models.blocks import exact
+from layerdrop_jax.models.exits import fold_exits, without_exits
 from layerdrop_jax.models.params import count_params, model_graph
 from layerdrop_jax.runs import settings
 from layerdrop_jax.runs.folder import check_new, made_whole, original_layers
@@ -58,7 +59,8 @@ def export_run(
 
     Returns:
       ``output``, ``architecture``, ``parameters``, the layers by their numbers in the network that
-      was trained first, how they were chosen, and ``compared``: what was.
+      was trained first, how they were chosen, ``exit_maps``, where there were any: what became of
+      them, and ``compared``: what was.
 
     Raises:
       ValueError: the network has what the layout cannot hold, or a library that is needed is not
@@ -78,10 +80,11 @@ def export_run(
     output = check_new(output or f"{str(workdir).rstrip('/')}-{library}")
     run = load_run(workdir, changes)
     wanted = strategies.wanted(run, flags or {})
-    run.settings.model.export_config(library)  # refused before layers are looked for
+    # refused before layers are looked for
+    without_exits(run.settings.model).export_config(library)
     layers, chosen = strategies.choose(run, wanted)
     config, params = cut(run, layers)
-    params = jax.device_get(params)
+    config, params, folded = _without_exits(config, jax.device_get(params))
     small = run._replace(config=config, settings=settings.parse(config), params=params)
     record = {
         "output": str(output),
@@ -91,6 +94,7 @@ def export_run(
             for stack, kept in layers.items()
         },
         "chosen": chosen,
+        **folded,
     }
     with made_whole(output) as partial:
         if library == "ctranslate2":
@@ -102,6 +106,35 @@ def export_run(
         record |= found
         write_card(partial, run, record, layers, use, command)
     return record
+
+
+def _without_exits(config, params) -> tuple[dict, dict, dict]:
+    """Folds exit maps, where there are any, and checks that the network says what it said.
+
+    Args:
+      config: a run's, nested.
+      params: the network's, on the host.
+
+    Returns:
+      (config, params, what a record says of it).
+
+    Raises:
+      ValueError: as `fold_exits`; or a logit differs by more than TOLERANCE of the largest one.
+    """
+    model = settings.parse(config).model
+    plain, folded = fold_exits(model, params)
+    if plain is model:
+        return config, params, {}
+    drawn = _draw(model)
+    difference = _difference(plain, folded, drawn, _logits(model, params, drawn))
+    if not difference <= TOLERANCE:
+        raise ValueError(
+            f"without its exit maps the network's logits differ by {difference:.1e} of the largest "
+            "one: nothing was written"
+        )
+    config = config | {"model": {name: getattr(plain, name) for name in config["model"]}}
+    said = f"went into the weights behind them; logits differ by {difference:.1e} of the largest"
+    return config, folded, {"exit_maps": said}
 
 
 def _write_huggingface(folder, run):
@@ -173,8 +206,14 @@ def _draw(model):
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def _difference(model, params, drawn, theirs, headless) -> float:
+def _difference(model, params, drawn, theirs, headless=False) -> float:
     """Finds the largest difference of outputs, as a share of the largest of them."""
+    ours = _logits(model, params, drawn, headless)
+    return float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
+
+
+def _logits(model, params, drawn, headless=False) -> np.ndarray:
+    """Computes the logits of what `_draw` gives, or hidden states, in float32."""
     graph = model_graph(exact(model))
 
     @jax.jit
@@ -187,8 +226,7 @@ def _difference(model, params, drawn, theirs, headless) -> float:
         return head(x_BxTxD)
 
     with jax.default_matmul_precision("highest"):
-        ours = np.asarray(run(params, jax.tree.map(lambda a: jnp.asarray(a, jnp.int32), drawn)))
-    return float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
+        return np.asarray(run(params, jax.tree.map(lambda a: jnp.asarray(a, jnp.int32), drawn)))
 
 
 def _symbols(run) -> dict:

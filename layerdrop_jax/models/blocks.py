@@ -27,6 +27,7 @@ from layerdrop_jax.models.params import abstract_params, first_difference
 NORMS = ("post", "pre")
 DTYPES = ("float32", "bfloat16")
 ROWS = ("all", "kept")
+EXIT_PLACES = ("before_norm", "after_norm")
 
 # What a layer keeps for its backward pass, besides its input; the rest is computed again.
 # benchmarks/step_cost.py measures all three: docs/performance.md has the figures.
@@ -80,6 +81,8 @@ class BlockConfig:
         that runs: x + W x + b is then read in the place of x, with W and b zero at the start. A
         network that is left at several depths (nested training) need not make its layers give at
         each of them what the output layer reads. The tuned lens: Belrose et al. 2023, 2303.08112.
+      exit_place: where that map lies: ``before_norm``, the stack's last norm; or ``after_norm``,
+        where other weights can take it up once a network has been cut, see `fold_exits`.
       dtype: type of the computation, ``float32`` or ``bfloat16``; parameters are float32.
     """
 
@@ -101,6 +104,7 @@ class BlockConfig:
     saved: str
     share_layers: int
     exit_maps: bool
+    exit_place: str
 
     # What `LMConfig` makes fields of, and of one `EncoderConfig`; the reference's other networks
     # have these values. (No annotation: they are no fields here, and the defaults of the fields
@@ -117,6 +121,7 @@ class BlockConfig:
     def __post_init__(self):
         choices = {"norm": NORMS, "activation": self.activations, "dtype": DTYPES}
         choices["attention"] = (*CHOICES, *dict.fromkeys(KERNELS.values()))
+        choices["exit_place"] = EXIT_PLACES
         for name, known in (choices | {"drop_path_rows": ROWS, "saved": tuple(SAVED)}).items():
             check_choice("model", name, getattr(self, name), known)
         sizes = ("embed_dim", "ffn_dim", "attention_heads", "drop_block_size", "share_layers")
@@ -494,7 +499,7 @@ def run_layers(model, stack: str, x, layer_call, how: How):
       how: which layers run, and how.
 
     Returns:
-      What leaves the last layer.
+      What is read of the stack, see `leave`.
     """
 
     def step(layer, x, key, groups):
@@ -513,27 +518,32 @@ def run_layers(model, stack: str, x, layer_call, how: How):
     )
     if how.watch:
         how.watch.seen[stack] = seen
-    return leave(layers, x, keep_N)
+    return leave(model, stack, x, keep_N)
 
 
-def leave(layers, x, keep_N):
-    """Maps what a stack's last layer that runs gives to what is read of the stack.
+def leave(model, stack: str, x, keep_N):
+    """Turns what a stack's last layer that runs gives into what is read of the stack.
 
     Args:
-      layers: a stack from `make_stack`.
+      model: the network, with the stack under its name, and its last norm, where it has one, under
+        ``STACK_norm``.
+      stack: the stack's name.
       x: [..., D], what leaves the layer.
-      keep_N: bool[N], the layers that run.
-
-    Returns:
-      x, where the layers have no exit maps or none of them runs.
+      keep_N: bool[N], the layers that run; where none does, no exit map is read.
     """
+    layers, norm = getattr(model, stack), getattr(model, f"{stack}_norm", lambda x: x)
     if not (layers.config.exit_maps and keep_N.shape[0]):
-        return x
+        return norm(x)
     last = jnp.max(jnp.where(keep_N, jnp.arange(keep_N.shape[0]), -1))
     graphdef, params = nnx.split(layers.exit_map)
     row = jnp.maximum(last, 0) // layers.config.share_layers
     exit_map = nnx.merge(graphdef, jax.tree.map(lambda a: a[row], params))
-    return jnp.where(last >= 0, x + exit_map(x), x)
+
+    def mapped(x):
+        return jnp.where(last >= 0, x + exit_map(x), x)
+
+    after = layers.config.exit_place == "after_norm"
+    return mapped(norm(x)) if after else norm(mapped(x))
 
 
 def run_stack(layers, x, keep_N, step, *, key=None, mode="skip", extra=None, look=None):

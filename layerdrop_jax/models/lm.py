@@ -238,7 +238,7 @@ class LM(nnx.Module):
             return layer(x_BxTxD, mask_BxTxT, key, groups, how.mode, turned_1xT)
 
         x_BxTxD = self._embed(ids_BxT, position_1xT, how.key)
-        return self.finish(run_layers(self, "decoder", x_BxTxD, layer_call, how))
+        return run_layers(self, "decoder", x_BxTxD, layer_call, how)
 
     def nll(self, x_BxTxD, target_BxT, weight_BxT, key=None):
         """Computes -log p of each target, float32 [B, T], in nats; 0 where the weight is 0.
@@ -412,7 +412,7 @@ class LM(nnx.Module):
           x_BxTxD: what leaves the last layer.
           keep_N: the layers that have run, bool[N].
         """
-        return self.log_probs(self.finish(leave(self.decoder, x_BxTxD, keep_N)))
+        return self.log_probs(leave(self, "decoder", x_BxTxD, keep_N))
 
     # -- parts ----------------------------------------------------------------------------------
 
@@ -428,10 +428,6 @@ class LM(nnx.Module):
             x = x + self.positions(positions)
         x = x.astype(self.config.dtype)
         return dropout(x, self.config.dropout, None if key is None else named_key(key, "embedding"))
-
-    def finish(self, x):
-        """Turns what the last layer gives into what the output layer reads."""
-        return self.decoder_norm(x) if self.config.final_norm else x
 
     def _following(self, cache, step, length):
         """Counts the positions of tokens that follow from place ``step`` on, [B, T]."""

@@ -183,8 +183,7 @@ class Seq2Seq(nnx.Module):
         def layer_call(layer, x_BxSxD, key, groups):
             return layer(x_BxSxD, mask_BxSxS, key, groups, how.mode)
 
-        x_BxSxD = run_layers(self, "encoder", x_BxSxD, layer_call, how)
-        return self.encoder_norm(x_BxSxD) if self.config.norm == "pre" else x_BxSxD
+        return run_layers(self, "encoder", x_BxSxD, layer_call, how)
 
     def decode(
         self,
@@ -204,11 +203,7 @@ class Seq2Seq(nnx.Module):
             masks = (mask_BxTxT, memory_mask_BxTxS)
             return layer(x_BxTxD, memory_BxSxD, *masks, key, groups, how.mode)
 
-        return self.finish(run_layers(self, "decoder", x_BxTxD, layer_call, how))
-
-    def finish(self, x_BxTxD):
-        """Turns what the decoder's last layer gives into what the output layer reads."""
-        return self.decoder_norm(x_BxTxD) if self.config.norm == "pre" else x_BxTxD
+        return run_layers(self, "decoder", x_BxTxD, layer_call, how)
 
     def logits(self, x_BxTxD):
         """Computes logits, float32 [B, T, V], of decoder outputs."""
@@ -332,7 +327,7 @@ class Seq2Seq(nnx.Module):
           x_BxTxD: what leaves the last decoder layer.
           keep_N: the decoder layers that have run, bool[N].
         """
-        return self.logits(self.finish(leave(self.decoder, x_BxTxD, keep_N)))
+        return self.logits(leave(self, "decoder", x_BxTxD, keep_N))
 
     def _read(self, cache, x_BxMxD, past_mask_BxMxS, used, keep_N, following=False, left_B=None):
         """Runs decoder layers over a cache of which ``used`` entries are filled.

@@ -48,6 +48,7 @@ def exported_table(record) -> str:
     """Says what ``--mode=export`` wrote, or ``--mode=import``."""
     rows = [("folder", record["output"]), ("architecture", record["architecture"])]
     rows.append(("parameters", f"{record['parameters']:,}"))
+    rows += [("exit maps", record["exit_maps"])] if "exit_maps" in record else []
     rows.append(("compared", record["compared"]))
     return columns(rows)
 

@@ -89,10 +89,15 @@ def _to_version_13(config):
         config["decode"]["quantize"] = ""
 
 
+def _to_version_14(config):
+    """Adds where exit maps lie: in front of the last norm."""
+    config["model"]["exit_place"] = "before_norm"
+
+
 STEPS = (
     *(_to_version_2, _to_version_3, _to_version_4, _to_version_5),
     *(_to_version_6, _to_version_7, _to_version_8, _to_version_9, _to_version_10),
-    *(_to_version_11, _to_version_12, _to_version_13),
+    *(_to_version_11, _to_version_12, _to_version_13, _to_version_14),
 )
 VERSION = len(STEPS) + 1
 

@@ -38,8 +38,8 @@ class Loss:
       read: ``read(model, batch, *, key=None, noise=True, **how)``: what the output layer reads, a
         pytree of arrays [B, ...]. ``noise=False`` drops nothing; ``key`` still says which tokens
         are hidden.
-      leave: ``leave(model, x_BxTxD, batch, *, key=None)``: the same, from what any layer of the
-        last stack gives: as if the network ended there.
+      leave: ``leave(model, x_BxTxD, batch, *, key=None)``: the same, from what `blocks.leave` gives
+        of any layer of the last stack: as if the network ended there.
       score: ``score(model, states, batch, *, smoothing, theirs=None, teacher=None, key=None)``:
         the result of `__call__`, from what ``read`` gave for the network and for its teacher.
       log_probs: ``log_probs(model, states)``: log p of every choice at each place that is asked
@@ -84,8 +84,8 @@ def _read_seq2seq(model, batch, *, key=None, noise=True, **how):
     return model.states(batch, key=key if noise else None, **how)
 
 
-def _finish(model, x_BxTxD, batch, *, key=None):
-    return model.finish(x_BxTxD)
+def _all_places(model, x_BxTxD, batch, *, key=None):
+    return x_BxTxD
 
 
 def _score_seq2seq(model, x_BxTxD, batch, *, smoothing, theirs=None, teacher=None, key=None):
@@ -179,10 +179,10 @@ def _classes(model, logits_BxC):
 
 
 # Of an encoder-decoder over packed rows, see `layerdrop_jax.data.packing`.
-seq2seq_loss = Loss(_read_seq2seq, _finish, _score_seq2seq, _log_softmax)
+seq2seq_loss = Loss(_read_seq2seq, _all_places, _score_seq2seq, _log_softmax)
 # Of a language model over blocks of tokens. Smoothing needs the logits of all words, and so a model
 # without adaptive softmax.
-lm_loss = Loss(_read_lm, _finish, _score_lm, lambda model, x: model.log_probs(x))
+lm_loss = Loss(_read_lm, _all_places, _score_lm, lambda model, x: model.log_probs(x))
 # Of a masked language model; a teacher reads what the network reads. `settings` refuses smoothing.
 masked_lm_loss = Loss(_read_masked_lm, _leave_masked_lm, _score_masked_lm, _log_softmax)
 # Of a classifier, over examples. With one output the labels are numbers, the loss a squared error.

@@ -197,7 +197,7 @@ def train_step(
             # What enters the first layer above; where none runs, the whole network left there too.
             above_N = keep_N & (layer_N >= depth)
             x_BxTxD = watch.seen[stack][jnp.argmax(above_N)]
-            x_BxTxD = leave(getattr(model, stack), x_BxTxD, keep_N & (layer_N < depth))
+            x_BxTxD = leave(model, stack, x_BxTxD, keep_N & (layer_N < depth))
             mine = loss.leave(model, x_BxTxD, micro, key=key)
             mine = jax.tree.map(functools.partial(jnp.where, jnp.any(above_N)), mine, states)
             how = {"theirs": guide and guide.states, "teacher": guide, "key": key}

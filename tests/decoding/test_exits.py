@@ -158,8 +158,8 @@ def plain_parts():
     @jax.jit
     def output(x_D, depth):
         model = nnx.merge(graph, params)
-        x = leave(model.decoder, x_D[None, None], jnp.arange(LAYERS) < depth)
-        return model.log_probs(model.finish(x))[0, 0]
+        x = leave(model, "decoder", x_D[None, None], jnp.arange(LAYERS) < depth)
+        return model.log_probs(x)[0, 0]
 
     return embed, run_layer, output
 

@@ -158,6 +158,19 @@ def test_the_library_computes_the_logits(name, library, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_library_answers_as_a_nested_run_does(text, library, tmp_path, compile_cache):
+    model = {"norm": "pre", "exit_maps": True, "exit_place": "after_norm"}
+    config = tiny_run.tiny_config(text, model=model)
+    run = tiny_run.write_untrained(tmp_path / "run", config, tiny_run.with_exit_maps)
+    with tiny_run.quick_compile(compile_cache):
+        flags = {"decoder": "explicit:0,1"}
+        record = export_run(run, tmp_path / "out", library="ctranslate2", flags=flags)
+    assert record["exit_maps"].startswith("went into the weights behind them; logits differ by ")
+    assert record["agreement"]["largest"] < 1e-5
+    assert record["agreement"]["beam_1"] == [11, 11]
+
+
+@pytest.mark.slow
 def test_the_library_answers_as_the_run_does(untrained, library, tmp_path, compile_cache):
     with tiny_run.quick_compile(compile_cache):
         record = export_run(

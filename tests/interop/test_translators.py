@@ -150,6 +150,23 @@ def test_a_translation_run_goes_out(text, tmp_path):
     assert "from 4 to 2 decoder layers" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_a_nested_run_goes_out_without_its_exit_maps(text, tmp_path):
+    model = {"norm": "post", "exit_maps": True, "exit_place": "after_norm"}
+    config = tiny_run.tiny_config(text, model=model)
+    run = tiny_run.write_untrained(tmp_path / "run", config, tiny_run.with_exit_maps)
+    record = export_run(run, tmp_path / "out", flags={"decoder": "explicit:0,1"})
+    assert record["exit_maps"].startswith("went into the weights behind them; logits differ by ")
+    fields = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert fields["decoder_layers"] == 2
+    assert not fields["tie_word_embeddings"]  # the output layer has taken up the decoder's map
+    assert "| exit maps | went into" in (tmp_path / "out" / "README.md").read_text()
+    config["model"]["exit_place"] = "before_norm"
+    run = tiny_run.write_untrained(tmp_path / "before", config, tiny_run.with_exit_maps)
+    with pytest.raises(ValueError, match="exit_place=before_norm has no place in any library"):
+        export_run(run, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 def import_changes(text):
     return [
         "data.dataset=text",

@@ -47,6 +47,7 @@ def small_config(**changes) -> Seq2SeqConfig:
         "saved": "dots",
         "share_layers": 1,
         "exit_maps": False,
+        "exit_place": "before_norm",
         "attention": "auto",
         "dtype": "float32",
         "source_vocab_size": 17,

@@ -54,6 +54,7 @@ PLAIN = {
 def translation(norm, share, **changes):
     depths = {"encoder_layers": ENCODER, "decoder_layers": DECODER}
     kind = {"norm": norm, "share_layers": share, "exit_maps": norm == "pre"}
+    kind["exit_place"] = "after_norm" if share > 1 else "before_norm"
     return small_config(**(depths | kind | changes))
 
 

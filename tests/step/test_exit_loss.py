@@ -108,7 +108,7 @@ def test_the_gradient_is_that_of_every_exit_of_the_one_run(task, drop):
                 x = before[np.flatnonzero(keep[stack])[0]]
             if len(ran) or np.any(keep[stack]):
                 below = keep[stack] & (np.arange(num_layers) < depth)
-                x = leave(getattr(model, stack), x, jnp.asarray(below))
+                x = leave(model, stack, x, jnp.asarray(below))
                 mine = loss.leave(model, x, batch, key=key)
             else:
                 mine = states
