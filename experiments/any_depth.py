@@ -10,13 +10,16 @@ from experiments.networks import DEPTH, NAMES, NETWORK, TASKS, scratch
 from layerdrop_jax.runs import settings
 from layerdrop_jax.runs.settings import find_task
 from layerdrop_jax.studies import study
+from layerdrop_jax.studies.cells import NOISE
 from layerdrop_jax.studies.jobs import load_config
 from layerdrop_jax.studies.results import (
     by_depth,
+    claim,
     compare,
     curve,
     cut_to,
     figure,
+    mean,
     record,
     results_of,
     scores,
@@ -33,6 +36,8 @@ FIGURES = {  # name, title, what is counted
     "lm": ("any_depth", "One language model cut to every depth", "layers kept"),
     "mt": ("translation", "One translation network cut to every depth", "decoder layers kept"),
 }
+# How much more perplexity than networks of one depth is near: whole, and cut.
+NEAR_WHOLE, NEAR = 0.03, 0.05
 # A sub-network is the first layers, read through a map of its own.
 NESTED = {"drop.method": "nested", "drop.sets": "first", "drop.smallest": True}
 NESTED_LM = NESTED | {"drop.draws": 3, "model.exit_maps": True}
@@ -50,13 +55,19 @@ def nested(variant):
     return networks.language_model(variant, 0.0, name="lm_nested", overrides=NESTED_LM)
 
 
+def three_depths(variant) -> tuple[int, int]:
+    """Lists the depths of `nested_for_three` besides the whole one."""
+    layers = networks.LM_LAYERS[variant]
+    return layers // 4, layers // 2
+
+
 def nested_for_three(variant):
     """Makes the language model that learns whole and at two depths, a half and a quarter.
 
     Each micro-batch has both sub-networks.
     """
-    layers = networks.LM_LAYERS[variant]
-    depths = {"drop.decoder_depths": f"{layers // 4},{layers // 2}", "drop.draws": 1}
+    both = ",".join(map(str, three_depths(variant)))
+    depths = {"drop.decoder_depths": both, "drop.draws": 1}
     return networks.language_model(
         variant, 0.0, name="lm_nested_three", overrides=NESTED_LM | depths
     )
@@ -125,6 +136,10 @@ def report(found, variant):
         own[DEPTH[task][variant]] = scores(cuts[0.0], cut_to(DEPTH[task][variant]))
         figures.append(drawn(task, results, cuts, own, shared if task == "lm" else {}))
         claims += judge(task, results, cuts, own)
+    if "lm" in shown or not shown:
+        more, judged = for_three(found, variant, ours["lm"], cuts_of["lm"][0.0])
+        figures += more
+        claims += judged
     claims += [
         compare(
             f"Language modelling: at {depth} layers it is better than one of {len(shared)} "
@@ -159,6 +174,68 @@ def drawn(task, results, cuts, own, shared):
         # A network that is cut without being trained for it has any perplexity.
         top=5 * max(map(max, filter(None, own.values())), default=1) if of.log else None,
     )
+
+
+def for_three(found, variant, every, plain):
+    """Draws and judges the language model for three depths, beside that for every depth.
+
+    Args:
+      found: run name -> `Result`s.
+      variant: demo, small or paper.
+      every: the results of `nested`.
+      plain: those of the network that is not nested.
+
+    Returns:
+      (figures, claims).
+    """
+    three, whole = results_of(found, nested_for_three(variant)), networks.LM_LAYERS[variant]
+    own = {
+        depth: scores(results_of(found, scratch("lm", variant, depth)), cut_to(depth))
+        for depth in three_depths(variant)
+    }
+    own[whole] = scores(plain, cut_to(whole))
+    claims = [
+        near(name, depth, results, own[depth], whole)
+        for name, results in (("for every depth", every), ("for three depths", three))
+        if results or not (every or three)
+        for depth in own
+    ]
+    return ([drawn_for_three(three, every, own)] if three else []), claims
+
+
+def drawn_for_three(three, every, own):
+    """Draws the language model that is nested for three depths, beside that for every depth."""
+
+    def points(results):
+        return {depth: scores(results, cut_to(depth)) for depth in own}
+
+    return figure(
+        *("three", "One language model for three depths", "layers kept"),
+        find_task(TASKS["lm"]).score.of_depths,
+        [
+            curve("nested for these three", points(three)),
+            curve("nested for every depth", points(every)),
+            curve("trained at this depth", own, joined=False),
+        ],
+        log=True,
+    )
+
+
+def near(name, depth, results, alone, whole) -> dict:
+    """Claims that a language model's perplexity is near that of one trained at a depth alone."""
+    share, ours = NEAR_WHOLE if depth == whole else NEAR, scores(results, cut_to(depth))
+    at = "whole" if depth == whole else f"at {depth} layers"
+    text = f"Language modelling, nested {name}: {at} within {share:.0%} of one of that depth alone"
+    figure = "three" if name == "for three depths" else FIGURES["lm"][0]
+    if not (ours and alone):
+        return claim(text, "-", None, figure)
+    behind = [
+        a / b - 1
+        for a, b in ((min(ours), max(alone)), (mean(ours), mean(alone)), (max(ours), min(alone)))
+    ]
+    said = f"{behind[1]:+.1%} ({behind[0]:+.1%} to {behind[2]:+.1%})"
+    verdicts = {value <= share for value in (behind[0], behind[2])}
+    return claim(text, said, verdicts.pop() if len(verdicts) == 1 else NOISE, figure)
 
 
 def judge(task, results, cuts, own):

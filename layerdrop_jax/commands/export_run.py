@@ -80,8 +80,7 @@ def export_run(
     output = check_new(output or f"{str(workdir).rstrip('/')}-{library}")
     run = load_run(workdir, changes)
     wanted = strategies.wanted(run, flags or {})
-    # refused before layers are looked for
-    without_exits(run.settings.model).export_config(library)
+    _check(run.settings.model, library)  # refused before layers are looked for
     layers, chosen = strategies.choose(run, wanted)
     config, params = cut(run, layers)
     config, params, folded = _without_exits(config, jax.device_get(params))
@@ -106,6 +105,17 @@ def export_run(
         record |= found
         write_card(partial, run, record, layers, use, command)
     return record
+
+
+def _check(model, library) -> None:
+    """Raises a ValueError where a library's layout does not hold a network."""
+    plain = without_exits(model)
+    try:
+        plain.export_config(library)
+    except ValueError as error:
+        if plain is model:
+            raise
+        raise ValueError(f"{error} (without its exit maps the output layer is its own)") from error
 
 
 def _without_exits(config, params) -> tuple[dict, dict, dict]:

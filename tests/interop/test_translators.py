@@ -164,6 +164,10 @@ def test_a_nested_run_goes_out_without_its_exit_maps(text, tmp_path):
     run = tiny_run.write_untrained(tmp_path / "before", config, tiny_run.with_exit_maps)
     with pytest.raises(ValueError, match="exit_place=before_norm has no place in any library"):
         export_run(run, tmp_path / "none")
+    config["model"] |= {"norm": "pre", "exit_place": "after_norm"}
+    run = tiny_run.write_untrained(tmp_path / "pre", config)
+    with pytest.raises(ValueError, match="share_embeddings='none'.*its exit maps the output layer"):
+        export_run(run, tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
