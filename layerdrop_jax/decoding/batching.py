@@ -1,8 +1,8 @@
 """From sentences of any length to batches of few shapes, through a decoder, and back in order.
 
 Sentences are sorted by length, longest first, and cut into batches whose width is a power of two
-(or the limit), so that a compiled decoder is compiled once per width. A batch may reach down into
-the next width to fill its rows; only the last one can be partly empty, and then it has fewer rows.
+(or the limit), so that a decoder is compiled for few shapes. A batch may reach down into the next
+width to fill its rows; only the last one can be partly empty, and then it has fewer rows.
 
 A decoder's caches are as long as the longest answer that it may give, and a limit is often many
 times what answers need. A batch is therefore tried with room for short answers first; sentences
@@ -94,8 +94,9 @@ def decode_sentences(
                 limit = _short_limit(width, limit, config)
             rows = max(1, config.batch_tokens // (config.beam * max(width, limit + 1)))
             indices, waiting = waiting[:rows], waiting[rows:]
-            if len(indices) < rows:
+            if len(indices) < rows and (short or len(indices) == 1):
                 # Few sentences should not pay for a full batch; powers of two keep the shapes few.
+                # How many run out differs from network to network, and would be new shapes.
                 rows = min(rows, 1 << (len(indices) - 1).bit_length())
             source_BxS, max_length_B = _padded(
                 [sources[i] for i in indices], rows, width, of_length

@@ -22,12 +22,6 @@ def without_exits(config: BlockConfig) -> BlockConfig:
     """
     if not config.exit_maps:
         return config
-    if config.exit_place != "after_norm":
-        raise ValueError(
-            "model.exit_maps=True with model.exit_place=before_norm has no place in any library's "
-            "layout: train with --config.model.exit_place=after_norm, whose maps go into the "
-            "weights behind them"
-        )
     if getattr(config, "adaptive_cutoffs", ""):
         raise ValueError(
             f"model.adaptive_cutoffs={config.adaptive_cutoffs!r}: exit maps go into no adaptive "
@@ -41,6 +35,12 @@ def without_exits(config: BlockConfig) -> BlockConfig:
                 f"is not there: model.norm={config.norm}, model.norm_type={config.norm_type}, "
                 f"model.share_layers={config.share_layers}"
             )
+    if config.exit_place == "before_norm" and config.norm == "pre" and _has_last_norm(config):
+        raise ValueError(
+            "model.exit_maps=True with model.exit_place=before_norm has no place in any library's "
+            "layout: train with --config.model.exit_place=after_norm, whose maps go into the "
+            "weights behind them"
+        )
     own = {"share_embeddings": "none", "tie_embeddings": False}
     names = {field.name for field in dataclasses.fields(config)}
     changed = {name: value for name, value in own.items() if name in names}

@@ -119,7 +119,7 @@ def make_search(run: Run, *, max_source: int):
     """Makes ``search(sentences, keep=None, description=None)``, which gives a `Decoded`.
 
     A sentence is a list of ids, without eos. ``keep`` is as in `Seq2Seq.__call__`; it is data, so
-    one executable serves every depth. The draft of ``decode.draft`` proposes tokens where there is
+    an executable serves every depth. The draft of ``decode.draft`` proposes tokens where there is
     one, and changes no answer but at near ties. Where ``decode.exit`` lets tokens leave early, a
     `Hypothesis` has their depths.
     """
@@ -201,7 +201,7 @@ def evaluate(run: Run, answer_texts, score) -> tuple[list[dict], list[dict]]:
 
     score_texts = _make_scorer(run, answer_texts, score)
 
-    # The whole network goes first: it compiles what all depths then share.
+    # The whole network goes first: it compiles nearly all that depths then share.
     found, answers, cut = score_texts(sources, references, description="decoding the test split")
     about = {"sentences": len(sources), "cut": len(cut), "averaged": list(run.steps)}
     results = [record | about for record in found]

@@ -17,7 +17,7 @@ from layerdrop_jax.symbols import EOS, PAD
 from layerdrop_jax.tasks.drafting import drafting, with_draft
 from tests.decoding.test_models import padded, random_model
 from tests.models.test_llama import llama_config, recorded
-from tests.models.test_lm import MIXED, lm_config, make, tokens
+from tests.models.test_lm import AFTER_NORM, MIXED, lm_config, make, tokens
 
 MASKS = {  # of six layers
     "first": [1, 1, 1, 0, 0, 0],
@@ -84,7 +84,7 @@ def assert_same_but_for_ties(graph, params, ids_BxP, length_B, keep_N, wanted_Bx
     "changes",
     [
         pytest.param({}, id="adaptive", marks=pytest.mark.slow),
-        pytest.param(MIXED | {"exit_maps": True}, id="rotary"),
+        pytest.param(MIXED | AFTER_NORM, id="rotary"),
     ],
 )
 def test_greedy_tokens_are_those_of_the_whole_network(changes):

@@ -13,12 +13,11 @@ from layerdrop_jax.decoding.beam import BeamConfig, beam_search, greedy_search
 from layerdrop_jax.decoding.exits import decode_with_exits, judge, parse_exit, start_judging
 from layerdrop_jax.decoding.sampling import SampleConfig, continue_sequences, continue_with_exits
 from layerdrop_jax.models.attention import causal_mask
-from layerdrop_jax.models.blocks import leave
 from layerdrop_jax.models.params import abstract_params, model_graph
 from layerdrop_jax.symbols import EOS, PAD
 from layerdrop_jax.tasks.leaving import leaving_step
 from tests.decoding.test_models import padded, random_model
-from tests.models.test_lm import LAYERS, MIXED, lm_config, tokens
+from tests.models.test_lm import AFTER_NORM, LAYERS, MIXED, lm_config, tokens
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -44,7 +43,7 @@ class Settings:
 @functools.cache
 def network(**changes):
     """(config, graph, parameters), drawn by numpy: nothing is compiled for it."""
-    config = lm_config(**(MIXED | {"exit_maps": True} | changes))
+    config = lm_config(**(MIXED | AFTER_NORM | changes))
     draw = np.random.default_rng(3)
 
     def leaf(path, a):
@@ -158,7 +157,8 @@ def plain_parts():
     @jax.jit
     def output(x_D, depth):
         model = nnx.merge(graph, params)
-        x = leave(model, "decoder", x_D[None, None], jnp.arange(LAYERS) < depth)
+        x = model.decoder_norm(x_D[None, None])
+        x += x @ params["decoder"]["exit_map"]["kernel"][depth - 1]
         return model.log_probs(x)[0, 0]
 
     return embed, run_layer, output

@@ -160,11 +160,11 @@ def test_a_nested_run_goes_out_without_its_exit_maps(text, tmp_path):
     assert fields["decoder_layers"] == 2
     assert not fields["tie_word_embeddings"]  # the output layer has taken up the decoder's map
     assert "| exit maps | went into" in (tmp_path / "out" / "README.md").read_text()
-    config["model"]["exit_place"] = "before_norm"
+    config["model"] |= {"norm": "pre", "exit_place": "before_norm"}
     run = tiny_run.write_untrained(tmp_path / "before", config, tiny_run.with_exit_maps)
     with pytest.raises(ValueError, match="exit_place=before_norm has no place in any library"):
         export_run(run, tmp_path / "none")
-    config["model"] |= {"norm": "pre", "exit_place": "after_norm"}
+    config["model"]["exit_place"] = "after_norm"
     run = tiny_run.write_untrained(tmp_path / "pre", config)
     with pytest.raises(ValueError, match="share_embeddings='none'.*its exit maps the output layer"):
         export_run(run, tmp_path / "none")

@@ -28,6 +28,9 @@ NETWORKS = {
         norm="pre", encoder_layers=4, share_layers=2, **AFTER
     ),
     "post": lambda: small_config(norm="post", **AFTER),
+    # Without a norm behind the stack both places are one.
+    "post, before": lambda: small_config(norm="post", exit_maps=True),
+    "classes, before": lambda: config_of("classifier", exit_maps=True),
     "no decoder layer": lambda: small_config(norm="pre", decoder_layers=0, **AFTER),
     "llama, tied": lambda: llama_config("llama_tied", **AFTER),
     "llama": lambda: llama_config("llama", **AFTER),
@@ -105,6 +108,11 @@ def test_a_cut_network_has_the_map_of_its_last_layer():
         (lambda: llama_config(**GPT | {"norm_type": "rms"}, **AFTER), "model.norm_type=rms"),
         (lambda: llama_config(**GPT, final_norm=False, **AFTER), "the decoder's last norm, which"),
         (lambda: llama_config(adaptive_cutoffs="20", **AFTER), "model.adaptive_cutoffs='20'"),
+        # Training again with maps behind the norm would not help.
+        (
+            lambda: llama_config(adaptive_cutoffs="20", exit_maps=True),
+            "model.adaptive_cutoffs='20'",
+        ),
     ],
 )
 def test_maps_that_nothing_can_take_up_are_refused(config, message):

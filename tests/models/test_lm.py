@@ -42,6 +42,7 @@ def lm_config(**changes) -> LMConfig:
 
 
 PLAIN = {"adaptive_cutoffs": "", "final_norm": True, "positions": "learned"}
+AFTER_NORM = {"exit_maps": True, "exit_place": "after_norm", "final_norm": True}
 # Parts of today's decoder, and an adaptive softmax behind them.
 MIXED = {"norm_type": "rms", "activation": "swiglu", "positions": "rotary", "biases": "qkv"}
 MIXED |= {"kv_heads": 1, "head_dim": 6, "qk_norm": True, "scale_embeddings": False}

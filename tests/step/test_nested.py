@@ -47,6 +47,8 @@ def settings_of(task, **drop):
     rates = {"translation": ("encoder", "decoder"), "language_modelling": ("decoder",)}
     rates = dict.fromkeys(rates.get(task, ("encoder",)), 0.0)
     model = {"exit_maps": drop.get("sets") == "first"}
+    if task == "translation":
+        model["exit_place"] = "after_norm"
     return settings_lib.parse(CONFIGS[task](no_folder, drop=rates | NESTED | drop, model=model))
 
 
