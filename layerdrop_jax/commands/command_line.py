@@ -42,11 +42,22 @@ def _sigterm_raises():
     def handle(number, frame):
         raise Terminated
 
-    before = signal.signal(signal.SIGTERM, handle)
+    def handle_unraisable(unraisable):
+        # What is raised in a callback of the garbage collector, which JAX has, goes no further:
+        # the signal has to come again, once that callback has returned.
+        if unraisable.exc_type is Terminated:
+            main = threading.main_thread().ident
+            threading.Timer(0.01, signal.pthread_kill, (main, signal.SIGTERM)).start()
+        else:
+            hook(unraisable)
+
+    before, hook = signal.signal(signal.SIGTERM, handle), sys.unraisablehook
+    sys.unraisablehook = handle_unraisable
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = hook
 
 
 def check_flags(mode: str, given: Mapping, modes: Mapping) -> None:

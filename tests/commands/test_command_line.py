@@ -1,6 +1,9 @@
 """What the command line is checked for, and how errors are said."""
 
+import gc
 import pathlib
+import signal
+import time
 
 import ml_collections
 import pytest
@@ -207,3 +210,28 @@ def test_an_error_inside_a_config_file_is_one_line(tmp_path, text, said, capsys)
     assert line.startswith(f"launch.py: --config={file}")
     for part in said:
         assert part in line
+
+
+def test_a_sigterm_in_a_callback_of_the_garbage_collector_is_not_lost():
+    """Python ignores what is raised there, and JAX has such a callback."""
+    sent = []
+
+    def callback(phase, info):
+        if not sent:
+            sent.append(phase)
+            signal.raise_signal(signal.SIGTERM)
+
+    def wait(argv):
+        gc.collect()
+        time.sleep(20)
+
+    gc.callbacks.append(callback)
+    begun = time.monotonic()
+    try:
+        with pytest.raises(SystemExit) as raised:
+            in_one_line(wait)(["launch.py"])
+    finally:
+        gc.callbacks.remove(callback)
+    assert sent
+    assert time.monotonic() - begun < 15  # and not when what it was doing has ended
+    assert raised.value.code == EXIT_LATER
