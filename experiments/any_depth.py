@@ -10,7 +10,6 @@ from experiments.networks import DEPTH, NAMES, NETWORK, TASKS, scratch
 from layerdrop_jax.runs import settings
 from layerdrop_jax.runs.settings import find_task
 from layerdrop_jax.studies import study
-from layerdrop_jax.studies.cells import NOISE
 from layerdrop_jax.studies.jobs import load_config
 from layerdrop_jax.studies.results import (
     by_depth,
@@ -23,6 +22,7 @@ from layerdrop_jax.studies.results import (
     record,
     results_of,
     scores,
+    unanimous,
 )
 
 TITLE = "Any depth: nested training beside LayerDrop and networks of each depth"
@@ -126,18 +126,19 @@ def report(found, variant):
     ours["mt"] = results_of(found, nested_translation(variant))
     cuts_of = {task: networks.by_rate(found, variant, RATES, NETWORK[task]) for task in NETWORK}
     shown = [task for task in NETWORK if ours[task] or any(cuts_of[task].values())]
-    figures, claims = [], []
+    figures, claims, own_of = [], [], {}
     for task in shown or NETWORK:
         results, cuts = ours[task], cuts_of[task]
-        own = {
+        own = own_of[task] = {
             depth: scores(results_of(found, scratch(task, variant, depth)), cut_to(depth))
             for depth in SCRATCH[task][variant]
         }
         own[DEPTH[task][variant]] = scores(cuts[0.0], cut_to(DEPTH[task][variant]))
         figures.append(drawn(task, results, cuts, own, shared if task == "lm" else {}))
         claims += judge(task, results, cuts, own)
-    if "lm" in shown or not shown:
-        more, judged = for_three(found, variant, ours["lm"], cuts_of["lm"][0.0])
+    if "lm" in own_of:
+        three = results_of(found, nested_for_three(variant))
+        more, judged = for_three(variant, three, ours["lm"], own_of["lm"])
         figures += more
         claims += judged
     claims += [
@@ -148,7 +149,7 @@ def report(found, variant):
             "lower",
             figure=FIGURES["lm"][0],
         )
-        for depth, values in (shared.items() if "lm" in shown or not shown else ())
+        for depth, values in (shared.items() if "lm" in own_of else ())
     ]
     about = {"lm": networks.LM_SETTING[variant], "mt": networks.MT_SETTING[variant]}
     setting = "; ".join(about[task] for task in shown or NETWORK)
@@ -176,24 +177,19 @@ def drawn(task, results, cuts, own, shared):
     )
 
 
-def for_three(found, variant, every, plain):
+def for_three(variant, three, every, own):
     """Draws and judges the language model for three depths, beside that for every depth.
 
     Args:
-      found: run name -> `Result`s.
       variant: demo, small or paper.
-      every: the results of `nested`.
-      plain: those of the network that is not nested.
+      three, every: the results of `nested_for_three` and of `nested`.
+      own: for each depth the scores of networks that were trained at it alone.
 
     Returns:
       (figures, claims).
     """
-    three, whole = results_of(found, nested_for_three(variant)), networks.LM_LAYERS[variant]
-    own = {
-        depth: scores(results_of(found, scratch("lm", variant, depth)), cut_to(depth))
-        for depth in three_depths(variant)
-    }
-    own[whole] = scores(plain, cut_to(whole))
+    whole = networks.LM_LAYERS[variant]
+    own = {depth: own[depth] for depth in (*three_depths(variant), whole)}
     claims = [
         near(name, depth, results, own[depth], whole)
         for name, results in (("for every depth", every), ("for three depths", three))
@@ -226,16 +222,15 @@ def near(name, depth, results, alone, whole) -> dict:
     share, ours = NEAR_WHOLE if depth == whole else NEAR, scores(results, cut_to(depth))
     at = "whole" if depth == whole else f"at {depth} layers"
     text = f"Language modelling, nested {name}: {at} within {share:.0%} of one of that depth alone"
-    figure = "three" if name == "for three depths" else FIGURES["lm"][0]
+    drawn_in = "three" if name == "for three depths" else FIGURES["lm"][0]
     if not (ours and alone):
-        return claim(text, "-", None, figure)
+        return claim(text, "-", None, drawn_in)
     behind = [
         a / b - 1
         for a, b in ((min(ours), max(alone)), (mean(ours), mean(alone)), (max(ours), min(alone)))
     ]
     said = f"{behind[1]:+.1%} ({behind[0]:+.1%} to {behind[2]:+.1%})"
-    verdicts = {value <= share for value in (behind[0], behind[2])}
-    return claim(text, said, verdicts.pop() if len(verdicts) == 1 else NOISE, figure)
+    return claim(text, said, unanimous(value <= share for value in behind), drawn_in)
 
 
 def judge(task, results, cuts, own):

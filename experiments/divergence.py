@@ -11,6 +11,7 @@ which the network of 12 + 6 layers learns with LayerDrop alone.
 """
 
 from experiments import networks
+from experiments.table1_wmt import COLLAPSED
 from layerdrop_jax.studies import study
 from layerdrop_jax.studies.cells import NOISE
 from layerdrop_jax.studies.jobs import StudyRun
@@ -30,7 +31,6 @@ from layerdrop_jax.studies.results import (
 )
 
 TITLE = "Do deep post-norm networks diverge without LayerDrop?"
-LEARNED = 1.0  # BLEU
 # Encoder layers and drop rate.
 NETWORKS = ((12, 0.0), (12, 0.2), (6, 0.0))
 RATES = {
@@ -122,9 +122,11 @@ def judge(variant, bleu) -> dict:
     pairs = {rate: (bleu[12, 0.2, rate], bleu[12, 0.0, rate]) for rate in RATES[variant]}
     known = {rate: pair for rate, pair in pairs.items() if all(pair)}
     saved = [
-        rate for rate, (dropped, without) in known.items() if min(dropped) >= LEARNED > max(without)
+        rate
+        for rate, (dropped, without) in known.items()
+        if min(dropped) >= COLLAPSED > max(without)
     ]
-    open_ = any(max(dropped) >= LEARNED > min(without) for dropped, without in known.values())
+    open_ = any(max(dropped) >= COLLAPSED > min(without) for dropped, without in known.values())
     said = "; ".join(
         f"rate {rate:g}: with {mean(dropped):.2f}, without {mean(without):.2f} BLEU"
         for rate, (dropped, without) in known.items()

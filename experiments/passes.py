@@ -17,7 +17,6 @@ import math
 from experiments import networks
 from experiments.any_depth import NESTED_LM
 from layerdrop_jax.studies import study
-from layerdrop_jax.studies.cells import NOISE
 from layerdrop_jax.studies.jobs import StudyRun
 from layerdrop_jax.studies.results import (
     claim,
@@ -30,6 +29,7 @@ from layerdrop_jax.studies.results import (
     row,
     scores,
     table,
+    unanimous,
     whole,
 )
 
@@ -203,9 +203,8 @@ def gain(ours, theirs) -> list[float]:
 
 def predicted(text, values, sign) -> dict:
     """Judges a prediction about the sign of a gain; seeds that differ in it are noise."""
-    signs = {sign * value > 0 for value in values}
-    agrees = NOISE if len(signs) > 1 else signs.pop() if signs else None
     said = ", ".join(f"{value:+.3f}" for value in values)
+    agrees = unanimous(sign * value > 0 for value in values)
     return claim(text, f"{said} nats" if said else "-", agrees)
 
 

@@ -19,7 +19,6 @@ from layerdrop_jax.symbols import EOS, PAD
 SHORTEST_WIDTH = 16
 # An answer is short if it has at most so many tokens for each place of its batch's sources.
 SHORT = 2
-LENGTHS = 3  # the place of a batch's lengths in what a decoder gives
 
 
 class Hypothesis(NamedTuple):
@@ -102,15 +101,15 @@ def decode_sentences(
                 [sources[i] for i in indices], rows, width, of_length
             )
             found = decode_batch(source_BxS, np.minimum(max_length_B, limit), limit + 1)
-            before = len(ran_out)
+            again = []
             each = zip(indices, max_length_B, *map(np.asarray, found), strict=False)
             for index, own_limit, *lists in each:
-                if own_limit > limit and _has_run_out(lists[LENGTHS], limit):
-                    ran_out.append(index)
-                else:
-                    hypotheses[index] = _unpadded(*lists)
+                hypotheses[index] = _unpadded(*lists)
+                if own_limit > limit and _has_run_out(hypotheses[index], limit, config.beam):
+                    again.append(index)
+            ran_out += again
             tried += len(indices) if limit < longest else 0
-            advance(len(indices) - (len(ran_out) - before))
+            advance(len(indices) - len(again))
         waiting = ran_out
     return Decoded(hypotheses, cut)
 
@@ -143,9 +142,9 @@ def _short_limit(width: int, limit: int, config) -> int:
     return short if 2 * short <= limit and config.min_length < short else limit
 
 
-def _has_run_out(lengths_M, limit: int) -> bool:
-    """Tells whether a sentence was made to end: no hypothesis, or one with ``limit`` tokens."""
-    return min(lengths_M) == 0 or max(lengths_M) > limit
+def _has_run_out(hypotheses, limit: int, beam: int) -> bool:
+    """Tells whether a sentence was made to end: too few hypotheses, or one as long as the limit."""
+    return len(hypotheses) < beam or max(len(best.tokens) for best in hypotheses) >= limit
 
 
 def _unpadded(tokens_MxT, scores_M, token_scores_MxT, lengths_M, depths_MxT=None):

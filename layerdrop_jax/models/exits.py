@@ -77,14 +77,14 @@ def fold_exits(config: BlockConfig, params: dict) -> tuple[BlockConfig, dict]:
     for stack in config.stacks:
         exit_map = params[stack].pop("exit_map")
         if config.depth(stack):
-            of_last = {name: a[-1].astype(np.float64) for name, a in exit_map.items()}
-            _fold(config, params, stack, np.eye(config.embed_dim) + of_last["kernel"], of_last)
+            last = {name: a[-1].astype(np.float64) for name, a in exit_map.items()}
+            through_DxD = np.eye(config.embed_dim) + last["kernel"]
+            _fold(config, params, stack, through_DxD, last.get("bias"))
     return plain, params
 
 
-def _fold(config, params, stack, through_DxD, of_last) -> None:
+def _fold(config, params, stack, through_DxD, bias_D) -> None:
     """Puts ``x @ through + bias``, which a stack's last exit map computes, into other weights."""
-    bias_D = of_last.get("bias")
     if stack == "decoder":
         output = params["output"]
         output["table"] = (output["table"] @ through_DxD.T).astype(np.float32)

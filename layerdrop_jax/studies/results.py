@@ -310,6 +310,12 @@ def claim(paper: str, ours: str, agrees: bool | str | None, figure: str = "") ->
     return {"paper": paper, "ours": ours, "agrees": agrees, "figure": figure}
 
 
+def unanimous(verdicts) -> bool | str | None:
+    """Gives the verdict of all seeds: `NOISE` where they differ, None where there is none."""
+    found = set(verdicts)
+    return NOISE if len(found) > 1 else next(iter(found), None)
+
+
 def compare(paper: str, ours: dict, better: str, figure: str = "") -> dict:
     """Claims that the first of two scores is the better one, in the mean over seeds.
 

@@ -9,7 +9,7 @@ from layerdrop_jax.models.cut import cut_model, take_rows
 from layerdrop_jax.models.exits import fold_exits, without_exits
 from layerdrop_jax.models.params import abstract_params, model_graph
 from tests.interop.test_huggingface import config_of
-from tests.models.networks import packed_batch, small_config
+from tests.models.networks import packed_batch, random_params, small_config
 from tests.models.test_llama import llama_config
 
 AFTER = {"exit_maps": True, "exit_place": "after_norm"}
@@ -41,13 +41,6 @@ NETWORKS = {
 }
 
 
-def drawn(config):
-    """Draws parameters, the exit maps far from nothing."""
-    draw = np.random.default_rng(1)
-    shapes = abstract_params(config)
-    return jax.tree.map(lambda a: draw.normal(0, 0.3, a.shape).astype(np.float32), shapes)
-
-
 def logits(config, params):
     graph = model_graph(config)
 
@@ -66,7 +59,7 @@ def logits(config, params):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_without_its_maps_computes_the_same(name):
     config = NETWORKS[name]()
-    params = drawn(config)
+    params = random_params(config)
     before = jax.tree.map(np.copy, params)
     plain, folded = fold_exits(config, params)
     assert plain == without_exits(config)
@@ -82,7 +75,7 @@ def test_a_network_without_its_maps_computes_the_same(name):
 
 def test_a_cut_network_has_the_map_of_its_last_layer():
     config = small_config(norm="pre", encoder_layers=3, decoder_layers=3, **AFTER)
-    params, kept = drawn(config), {"encoder": (0, 2), "decoder": (0, 1)}
+    params, kept = random_params(config), {"encoder": (0, 2), "decoder": (0, 1)}
     small, rows = cut_model(config, kept)
     whole = model_graph(config)
 
@@ -122,5 +115,5 @@ def test_maps_that_nothing_can_take_up_are_refused(config, message):
 
 def test_a_network_without_maps_stays_as_it_is():
     config = small_config()
-    params = drawn(config)
+    params = random_params(config)
     assert fold_exits(config, params) == (config, params)
